@@ -1,0 +1,1 @@
+"""From NIfTI cases to batches. The modules are imported one by one; this package costs nothing."""

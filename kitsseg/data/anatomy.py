@@ -1,0 +1,255 @@
+"""A patient's body as a phantom: the HU of everything around given kidneys and tumors.
+
+All positions are millimeters in the patient: z runs to inferior, y to posterior, x to the patient's left, from a point
+between the two kidneys. Shapes are given by their approximate signed distance, so that they blend over a voxel's width
+as a scanner would average them, whatever the voxel size.
+
+Sizes and HU are those of an adult in the late arterial (corticomedullary) phase, as textbooks give them; where the
+organs lie is ours. The liver, spleen, vessels and bowel overlap the kidneys and tumors in HU on purpose.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kitsseg.errors import InputError
+
+__all__ = ["Canvas", "Patient", "ellipsoid_distance", "paint_body", "place_patient"]
+
+FAT, MUSCLE = -100, 58
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Where a patient lies in a volume.
+
+    Attributes:
+        origin_mm: (z, y, x) of the point between the kidneys, from the center of the first voxel.
+        half_width: of the body, along x.
+        front, back: y of the skin.
+        fat: thickness under the skin.
+        kidneys: (z, y, x) center of each kidney, at most one to a side.
+    """
+
+    origin_mm: tuple[float, float, float]
+    half_width: float
+    front: float
+    back: float
+    fat: float
+    kidneys: tuple[tuple[float, float, float], ...]
+
+    def skin(self, y, x):
+        """Approximate signed distance to the skin, mm, negative inside."""
+        depth = (self.back - self.front) / 2
+        y = np.abs(y - (self.front + self.back) / 2) / depth
+        radius = (y**2.4 + np.abs(x / self.half_width) ** 2.4) ** (1 / 2.4)
+        return (radius - 1) * depth
+
+    def wall(self, y, x):
+        """Approximate signed distance to the muscular wall under the subcutaneous fat, mm."""
+        return self.skin(y, x) + self.fat * (1 + 0.3 * np.cos(y / 60))
+
+    def cavity(self, y, x):
+        """Approximate signed distance to the inside of the wall, mm."""
+        return self.wall(y, x) + 13
+
+
+class Canvas:
+    """An HU volume on a grid of ``step_mm``, and the coordinates to paint shapes into it.
+
+    The shapes are bent by a few millimeters, differently for each patient.
+    """
+
+    def __init__(self, shape, step_mm, origin_mm, rng):
+        self.hu = np.full(shape, -1000, np.float32)
+        self.axes = [np.arange(n, dtype=np.float32) * s - o for n, s, o in zip(shape, step_mm, origin_mm)]
+        self.edge_mm = max(2.0, step_mm[1], step_mm[2])
+        self.phase = rng.uniform(0, 2 * np.pi, 4)
+
+    def box(self, low, high):
+        """Slices of the grid that hold the box from ``low`` to ``high``, with a margin for bending and edges."""
+        margin = 8 + self.edge_mm
+        return tuple(slice(*np.searchsorted(a, (lo - margin, hi + margin))) for a, lo, hi in zip(self.axes, low, high))
+
+    def points(self, box, bend=1.0):
+        """Bent coordinates z (n, 1, 1), y and x (n, rows, columns) of the voxels in a box."""
+        z, y, x = np.ix_(*(axis[part] for axis, part in zip(self.axes, box)))
+        a, b, c, d = self.phase
+        bent_y = y + bend * (3 * np.sin(x / 23 + z / 41 + a) + 2 * np.sin(x / 11 - z / 17 + b))
+        bent_x = x + bend * (3 * np.sin(y / 19 - z / 37 + c) + 2 * np.sin(y / 9 + z / 23 + d))
+        return z, bent_y, bent_x
+
+    def blend(self, box, distance, value):
+        """Paint ``value`` (HU) where the signed distance is negative."""
+        part = self.hu[box]
+        part += np.clip(0.5 - distance / self.edge_mm, 0, 1) * (value - part)
+
+    def ellipsoid(self, center, radii, value, within=None, bend=1.0):
+        """Paint an ellipsoid; ``within(y, x)`` is a signed distance that bounds it."""
+        center, radii = np.asarray(center, float), np.asarray(radii, float)
+        box = self.box(center - radii, center + radii)
+        z, y, x = self.points(box, bend)
+        distance = ellipsoid_distance((z - center[0], y - center[1], x - center[2]), radii)
+        if within is not None:
+            distance = np.maximum(distance, within(y, x))
+        self.blend(box, distance, value(z, y, x) if callable(value) else value)
+
+    def tube(self, start, end, radius, value, within=None):
+        """Paint a tube with round ends; ``within`` as for ``ellipsoid``."""
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        box = self.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
+        way = end - start
+        z, y, x = self.points(box)
+        steps = (z - start[0], y - start[1], x - start[2])
+        along = np.clip(sum(p * w for p, w in zip(steps, way)) / max(way @ way, 1e-6), 0, 1)
+        distance = np.sqrt(sum((p - along * w) ** 2 for p, w in zip(steps, way))) - radius
+        if within is not None:
+            distance = np.maximum(distance, within(y, x))
+        self.blend(box, distance, value)
+
+
+def ellipsoid_distance(offset, radii):
+    """Approximate signed distance, mm, to an ellipsoid; ``offset`` are the coordinates from its center."""
+    return (np.sqrt(sum((o / r) ** 2 for o, r in zip(offset, radii))) - 1) * min(radii)
+
+
+def place_patient(labels, step_mm, rng):
+    """Place a body around the kidneys and tumors of a label map.
+
+    Args:
+        labels: (slices, rows, columns) integers, possibly thinned out.
+        step_mm: distance of its voxels.
+
+    Returns: ``Patient``, with all labels at least a hand's breadth inside the skin.
+    Raises: InputError if no voxel is labeled.
+    """
+    index = np.argwhere(labels)
+    if not len(index):
+        raise InputError("expected kidneys (1) or tumors (2) in the label map, found only background.")
+    points = index * np.asarray(step_mm)
+    kidney = labels[tuple(index.T)] == 1
+    kidney = points[kidney] if kidney.any() else points
+    middle = (np.array(labels.shape) - 1) * step_mm / 2
+    half = (points[:, 2].min() + points[:, 2].max()) / 2
+    sides = [kidney[kidney[:, 2] < half], kidney[kidney[:, 2] >= half]]
+    centers = [side.mean(axis=0) for side in sides if len(side) > 0.1 * len(kidney)]
+    # a single kidney says nothing about the midline: then, and at most 30 mm from it, the image's middle
+    apart = len(centers) == 2 and centers[1][2] - centers[0][2] > 60
+    midline = np.clip((centers[0][2] + centers[1][2]) / 2 if apart else middle[2], middle[2] - 30, middle[2] + 30)
+    origin = np.array([kidney[:, 0].mean(), kidney[:, 1].mean(), midline])
+    points = points - origin
+    back = max(np.percentile(points[:, 1], 98) + rng.uniform(32, 44), 66)
+    front = min(back - rng.uniform(215, 260), points[:, 1].min() - 25)
+    half_width = max(rng.uniform(148, 170), np.abs(points[:, 2]).max() + 28)
+    kidneys = tuple(tuple(c - origin) for c in centers)
+    patient = Patient(tuple(origin), half_width, front, back, rng.uniform(8, 20), kidneys)
+    # large tumors push the flanks and the belly out
+    while patient.skin(points[:, 1], points[:, 2]).max() > -12:
+        half_width, front, back = patient.half_width + 3, patient.front - 2, patient.back + 2
+        patient = replace(patient, half_width=half_width, front=front, back=back)
+    return patient
+
+
+def paint_body(canvas, patient, rng):
+    """Paint everything but kidneys and tumors.
+
+    Returns: HU of the aorta, for the vessels that leave it.
+    """
+    whole = tuple(slice(None) for _ in canvas.axes)
+    z, y, x = canvas.points(whole, bend=0.6)
+    if rng.random() < 0.6:
+        table = patient.back + 16 - 0.0012 * x**2 - y
+        canvas.blend(whole, np.abs(table) - 2, -40)
+    skin, wall = patient.skin(y, x), patient.wall(y, x)
+    canvas.blend(whole, skin, 10)
+    canvas.blend(whole, skin + 2, FAT)
+    canvas.blend(whole, wall, MUSCLE)
+    canvas.blend(whole, patient.cavity(y, x), FAT - 5)
+    rib = np.maximum(np.abs(wall + 7) - 3.5, np.abs((z + 0.5 * y) % 27 - 13.5) - 5)
+    canvas.blend(whole, np.maximum(rib, z - 45), 330)
+    del z, y, x, skin, wall, rib  # each as large as the volume
+    paint_bowel(canvas, patient, rng)
+    paint_organs(canvas, patient, rng)
+    paint_muscles_and_spine(canvas, patient, rng)
+    top, bottom = canvas.axes[0][[0, -1]]
+    aorta = rng.uniform(250, 340)
+    canvas.tube((top, -33, -19), (bottom, -31, -19), 10.5, rng.uniform(95, 150))  # inferior vena cava
+    canvas.tube((top, -34, 8), (min(bottom, 110), -34, 8), 9.5, aorta)
+    return aorta
+
+
+def paint_organs(canvas, patient, rng):
+    """Paint liver, spleen, pancreas and stomach, and what a long scan shows above them."""
+    half = patient.half_width
+
+    def lung(y, x):
+        return np.maximum(patient.cavity(y, x), 22 - np.abs(x))
+
+    def mottled(z, y, x):  # early filling of the red pulp
+        return spleen + 22 * np.sin(x / 3.5 + 2 * np.sin(z / 7)) * np.sin(y / 4 + 2 * np.sin(x / 9))
+
+    liver, spleen = rng.uniform(70, 90), rng.uniform(110, 140)
+    shift = rng.uniform(-15, 10)
+    for side in (-1, 1):
+        canvas.ellipsoid((-265, -30, 78 * side), (140, 95, 70), -840, lung)
+    canvas.ellipsoid((-185, -75, 25), (48, 52, 58), rng.uniform(130, 170), patient.cavity)
+    front = patient.front
+    canvas.ellipsoid((shift - 82, front * 0.72, 0), (46, 34, 62), liver, patient.cavity)
+    canvas.ellipsoid((shift - 65, front * 0.3, 24 - half / 1.7), (88, 84, half / 2.1), liver, patient.cavity)
+    for _ in range(9):
+        start = (shift - 75 + rng.normal(0, 15), front * 0.4, -45)
+        end = start + rng.normal((0, 0, -35), (40, 35, 18))
+        canvas.tube(start, end, rng.uniform(2, 4), liver + rng.choice((-12, 35)))
+    canvas.ellipsoid((shift - 68, -2, half / 1.55), (50, 44, half / 4.8), mottled, patient.cavity)
+    stomach = (shift - 72, front * 0.5, half / 2.6)
+    level = stomach[1] - rng.uniform(0, 20)
+    canvas.ellipsoid(stomach, (48, 42, 40), rng.uniform(70, 95), patient.cavity)
+    canvas.ellipsoid(stomach, (44, 38, 36), lambda z, y, x: np.where(y < level, -900, 22), patient.cavity)
+    pancreas = rng.uniform(80, 110)
+    canvas.tube((-22, -62, -38), (-42, -50, 22), 10, pancreas)
+    canvas.tube((-42, -50, 22), (-58, -28, half / 2), 8, pancreas)
+
+
+def paint_bowel(canvas, patient, rng):
+    """Paint loops of small bowel and the colon, with fluid, feces or gas in them."""
+    half, front = patient.half_width, patient.front
+    bottom = min(canvas.axes[0][-1], 260)
+    loops = []
+    for z in np.arange(-20, bottom + 20, 3.0):
+        center = np.array((z, rng.uniform(front + 40, -48), rng.uniform(-0.6, 0.6) * half))
+        loops.append((center, rng.normal(size=3) * (10, 14, 20), rng.uniform(8, 14)))
+    for z in np.arange(-10, min(bottom + 20, 170), 24):
+        for side in (-1, 1):  # ascending and descending colon
+            center = np.array((z, rng.uniform(-25, -5), side * (half - 62)))
+            loops.append((center, np.array((14, 3, 3)), rng.uniform(14, 20)))
+    for center, way, radius in loops:
+        contents = (rng.uniform(5, 40), rng.uniform(-60, 60), rng.uniform(100, 220), -850)
+        lumen = rng.choice(contents, p=(0.5, 0.2, 0.1, 0.2))
+        canvas.tube(center - way, center + way, radius, rng.uniform(60, 120), patient.cavity)
+        canvas.tube(center - way, center + way, radius - 2.5, lumen, lambda y, x: patient.cavity(y, x) + 2.5)
+
+
+def paint_muscles_and_spine(canvas, patient, rng):
+    """Paint psoas and back muscles, vertebrae with discs, and the wings of the ilium far below."""
+    top, bottom = canvas.axes[0][[0, -1]]
+    back = patient.back
+    for side in (-1, 1):
+        canvas.tube((-25, -2, 27 * side), (65, 0, 38 * side), 11, MUSCLE + 4)
+        canvas.tube((30, 0, 34 * side), (max(bottom, 31), -18, 50 * side), 18, MUSCLE + 4)
+        canvas.tube((top, back - 32, 33 * side), (bottom, back - 32, 33 * side), 23, MUSCLE, patient.wall)
+        canvas.ellipsoid((205, 22, 98 * side), (65, 58, 14), 320)
+    marrow = rng.uniform(150, 230)
+    box = canvas.box((top, -30, -50), (bottom, back, 50))
+    z, y, x = canvas.points(box, bend=0.4)
+    offset = np.abs((z + rng.uniform(0, 34)) % 34 - 17)  # 17 in the middle of a disc, 0 in that of a vertebra
+    body = np.maximum(np.sqrt((y + 2) ** 2 * 1.6 + x**2) - 23, -30 - y)
+    canvas.blend(box, body, 85)  # discs
+    vertebra = np.maximum(body, offset - 13.5)
+    canvas.blend(box, vertebra, rng.uniform(450, 650))
+    canvas.blend(box, vertebra + 2.5, marrow)
+    arch = np.sqrt((y - 26) ** 2 + x**2 / 1.4)
+    process = np.maximum(np.abs(x) - 3.5, np.abs(y - (back + 20) / 2) - (back - 44) / 2)
+    wings = np.maximum(np.maximum(np.abs(x) - 42, np.abs(y - 24 - 0.1 * np.abs(x)) - 4), offset - 6)
+    bone = np.minimum(np.minimum(np.maximum(arch - 16, offset - 14), np.maximum(process, offset - 9)), wings)
+    canvas.blend(box, bone, 420)
+    canvas.blend(box, arch - 9.5, 30)  # canal

@@ -1,0 +1,78 @@
+"""Linear and nearest resampling of volumes, slice by slice, on grids with half-pixel centers.
+
+Output index i lies at input position (i + 0.5) * n_in / n_out - 0.5; edges are clamped. This is the geometry of
+``scipy.ndimage.zoom(grid_mode=True, mode="nearest")`` and of ``tf.image.resize``. Two input slices are in memory
+at a time beside the volume itself.
+"""
+
+import numpy as np
+
+__all__ = ["blend", "linear_taps", "nearest_index", "resample_slices", "resampled_shape"]
+
+
+def resampled_shape(shape, spacing_mm, target_mm):
+    """Shape after resampling from ``spacing_mm`` to ``target_mm``; None in the target keeps that axis."""
+    return tuple(
+        n if new is None else max(1, round(n * old / new))
+        for n, old, new in zip(shape, spacing_mm, target_mm, strict=True)
+    )
+
+
+def linear_taps(n_in, n_out, start=0, stop=None):
+    """Where outputs ``start..stop`` of ``n_out`` read an axis of length ``n_in``.
+
+    Returns: (low, high, weight): value = (1 - weight) * x[low] + weight * x[high]; weight is float32.
+    """
+    position = (np.arange(start, n_out if stop is None else stop) + 0.5) * (n_in / n_out) - 0.5
+    position = np.clip(position, 0, n_in - 1)
+    low = position.astype(np.intp)
+    return low, np.minimum(low + 1, n_in - 1), (position - low).astype(np.float32)
+
+
+def nearest_index(n_in, n_out, start=0, stop=None):
+    """Input index of the voxel that holds the center of each output ``start..stop``."""
+    index = np.floor((np.arange(start, n_out if stop is None else stop) + 0.5) * (n_in / n_out)).astype(
+        np.intp
+    )
+    return np.clip(index, 0, n_in - 1)
+
+
+def blend(low, high, weight):
+    """(1 - weight) * low + weight * high; an array that needs no second one is passed on untouched."""
+    if np.ndim(weight) == 0 and weight == 0:
+        return low
+    return low + (high - low) * weight
+
+
+def resample_slices(volume, grid_shape, start, stop, linear):
+    """Yield the slices of the box ``start..stop`` of a volume resampled to ``grid_shape``.
+
+    Args:
+        volume: (slices, rows, columns), any numeric type, memory-mapped or not.
+        grid_shape: shape of the whole resampled volume.
+        start, stop: (slice, row, column) bounds of the part that is wanted.
+        linear: trilinear, as float32; otherwise nearest, in the volume's own type.
+    """
+    shape = volume.shape
+    if not linear:
+        z, y, x = (
+            nearest_index(n, m, a, b) for n, m, a, b in zip(shape, grid_shape, start, stop, strict=True)
+        )
+        for k in z:
+            yield volume[k][y[:, None], x]
+        return
+    (z0, z1, wz), (y0, y1, wy), (x0, x1, wx) = (
+        linear_taps(n, m, a, b) for n, m, a, b in zip(shape, grid_shape, start, stop, strict=True)
+    )
+    rows, columns = slice(y0[0], y1[-1] + 1), slice(x0[0], x1[-1] + 1)
+    y0, y1, x0, x1 = y0 - rows.start, y1 - rows.start, x0 - columns.start, x1 - columns.start
+    wy = wy[:, None]
+    identity = not wy.any() and not wx.any() and len(y0) == y0[-1] + 1 and len(x0) == x0[-1] + 1
+    for low, high, weight in zip(z0, z1, wz, strict=True):
+        plane = volume[low, rows, columns].astype(np.float32)
+        if weight:
+            plane = blend(plane, volume[high, rows, columns].astype(np.float32), weight)
+        if not identity:
+            plane = blend(plane.take(y0, 0), plane.take(y1, 0), wy)
+            plane = blend(plane.take(x0, 1), plane.take(x1, 1), wx)
+        yield plane

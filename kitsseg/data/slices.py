@@ -1,0 +1,190 @@
+"""Batches of axial slices with an exact number of positive ones, for tf.data and for plain NumPy.
+
+A batch is a pure function of (seed, index): the same in every process, on every machine, and after resuming.
+"""
+
+import numpy as np
+
+from kitsseg.data.augment import center_crop, cut, cut_batchgenerators, draw_crop, pad_to
+from kitsseg.data.cache import normalize
+from kitsseg.data.splits import CaseSplit
+from kitsseg.errors import InputError
+
+__all__ = ["SliceBatches", "ValidationSlices", "slice_dataset"]
+
+
+class SliceBatches:
+    """Random training batches of slices.
+
+    Each case is used once before any is used again, and a batch holds different cases (unless there are fewer cases
+    than slices in a batch). The first ``positive`` of them give a slice with kidney or tumor, the others any slice.
+    The order within a batch is shuffled.
+
+    Args:
+        cases: dict from name to CachedCase (``open_cache``).
+        split: CaseSplit; only the cases of ``part`` are drawn.
+        part: "train", "validation" or "test".
+        sampler: SliceSampler. augmentation: Augmentation. spec: PreprocessSpec of the cache.
+        seed: of everything random here.
+        path: "fast", or "batchgenerators" for the authors' own augmentation library (cubic, slower).
+
+    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases or a case without a positive slice.
+    """
+
+    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0, path="fast"):
+        if path not in ("fast", "batchgenerators"):
+            raise ValueError(f'SliceBatches: path is "fast" or "batchgenerators", found "{path}".')
+        if path == "batchgenerators" and augmentation.flip_probability not in (0, 0.5):
+            raise ValueError("SliceBatches: batchgenerators flips with probability 0.5; use the fast path.")
+        self.cases = _cases_of(cases, split, part)
+        self.sampler, self.augmentation, self.spec, self.seed, self.path = (
+            sampler,
+            augmentation,
+            spec,
+            seed,
+            path,
+        )
+        self.batch_size = sampler.batch_size
+        self._positive = []
+        for case in self.cases:
+            area = case.kidney_area + case.tumor_area
+            slices = np.flatnonzero(area)
+            if sampler.positive and not len(slices):
+                raise InputError(
+                    f"{case.folder}: no slice of {case.name} holds kidney or tumor; it cannot train."
+                )
+            weights = area[slices] / max(area.sum(), 1) if sampler.positive_weights == "area" else None
+            self._positive.append((slices, weights))
+
+    def draw(self, index):
+        """Which slices batch ``index`` holds: a list of (case number, slice number), order shuffled."""
+        rng = self._rng(index, 0)
+        wanted = []
+        for position, case in enumerate(self._cases_of_batch(index)):
+            slices, weights = self._positive[case]
+            if position < self.sampler.positive:
+                wanted.append((case, int(rng.choice(slices, p=weights))))
+            else:
+                wanted.append((case, int(rng.integers(self.cases[case].geometry.shape[0]))))
+        return [wanted[i] for i in rng.permutation(len(wanted))]
+
+    def batch(self, index):
+        """Batch ``index``: images (batch, rows, columns, 1) float32, labels (batch, rows, columns) int32."""
+        size = self.sampler.patch_size
+        images = np.empty((self.batch_size, *size, 1), np.float32)
+        labels = np.empty((self.batch_size, *size), np.int32)
+        for position, (case, k) in enumerate(self.draw(index)):
+            rng = self._rng(index, 1 + position)
+            image, truth = self._crop(self.cases[case], k, rng)
+            images[position, ..., 0] = normalize(image, self.spec)
+            labels[position] = truth
+        return images, labels
+
+    def _crop(self, case, k, rng):
+        size = self.sampler.patch_size
+        image, truth = _whole_or_lazy(case, k, size, self.spec)
+        if self.path == "batchgenerators":
+            truth = truth(slice(None), slice(None)) if callable(truth) else truth
+            return cut_batchgenerators(np.asarray(image), truth, size, self.augmentation, rng)
+        return cut(image, truth, draw_crop(rng, image.shape, size, self.augmentation))
+
+    def _cases_of_batch(self, index):
+        n, size = len(self.cases), self.batch_size
+        if n < size:
+            rng = self._rng(index, 2**31)
+            return np.concatenate([rng.permutation(n) for _ in range(-(-size // n))])[:size]
+        batches = n // size  # in one round through the cases
+        order = self._rng(index // batches, 2**32 - 1).permutation(n)
+        return order[index % batches * size :][:size]
+
+    def _rng(self, index, stream):
+        return np.random.Generator(np.random.Philox(key=[self.seed, (int(index) << 32) | stream]))
+
+
+class ValidationSlices:
+    """A fixed list of validation slices, center crops, in the same mixture as the training batches.
+
+    For each case ``sampler.positive`` slices spread evenly over those with kidney or tumor and the rest of
+    ``sampler.batch_size`` spread evenly over all, one batch a case.
+    """
+
+    def __init__(self, cases, split, part, sampler, spec):
+        self.cases, self.sampler, self.spec = _cases_of(cases, split, part), sampler, spec
+        self.batch_size = sampler.batch_size
+
+    def __len__(self):
+        return len(self.cases)
+
+    def draw(self, index):
+        """Slice numbers of case ``index``."""
+        case = self.cases[index]
+        positive = np.flatnonzero(case.kidney_area + case.tumor_area)
+        everything = np.arange(case.geometry.shape[0])
+        counts = (self.sampler.positive, self.sampler.batch_size - self.sampler.positive)
+        pools = (positive if len(positive) else everything, everything)
+        return [
+            int(pool[int((i + 0.5) * len(pool) / count)])
+            for pool, count in zip(pools, counts, strict=True)
+            for i in range(count)
+        ]
+
+    def batch(self, index):
+        """As ``SliceBatches.batch``."""
+        case, size = self.cases[index], self.sampler.patch_size
+        images = np.empty((self.batch_size, *size, 1), np.float32)
+        labels = np.empty((self.batch_size, *size), np.int32)
+        for position, k in enumerate(self.draw(index)):
+            image, truth = _whole_or_lazy(case, k, size, self.spec)
+            image, labels[position] = cut(image, truth, center_crop(image.shape, size))
+            images[position, ..., 0] = normalize(image, self.spec)
+        return images, labels
+
+
+def slice_dataset(batches, start, stop):
+    """Batches ``start`` to ``stop`` as a ``tf.data.Dataset`` of (images, labels).
+
+    Args:
+        batches: SliceBatches or ValidationSlices.
+    """
+    import tensorflow as tf
+
+    size, count = batches.sampler.patch_size, batches.batch_size
+
+    def load(index):
+        images, labels = tf.numpy_function(batches.batch, [index], (tf.float32, tf.int32))
+        images.set_shape((count, *size, 1))
+        labels.set_shape((count, *size))
+        return images, labels
+
+    # one call a batch; a second thread would wait for the interpreter lock
+    dataset = (
+        tf.data.Dataset.range(start, stop).map(load, num_parallel_calls=1, deterministic=True).prefetch(2)
+    )
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread holds every call of fit up at the end, up to twice the time
+    return dataset.with_options(options)
+
+
+def _cases_of(cases, split, part):
+    if not isinstance(split, CaseSplit):
+        raise TypeError(
+            f"a slice dataset is built from a CaseSplit, found {type(split).__name__}. See make_split."
+        )
+    names = getattr(split, part)
+    missing = [name for name in names if name not in cases]
+    if missing:
+        raise InputError(
+            f"split {split.name}: {len(missing)} of its {len(names)} {part} cases are not in the cache, for example "
+            f"{missing[0]}. Preprocess them, or use split.among(cases)."
+        )
+    if not names:
+        raise InputError(f"split {split.name}: its {part} part is empty.")
+    return [cases[name] for name in names]
+
+
+def _whole_or_lazy(case, k, size, spec):
+    """Slice ``k`` as (image, labels); labels is a function of a window where no padding is needed."""
+    image = case.image[k]
+    if all(n >= m for n, m in zip(image.shape, size, strict=True)):
+        return image, lambda rows, columns: case.labels(k, rows, columns)
+    return pad_to(image, case.labels(k), size, int(np.floor(spec.hu_window[0])))

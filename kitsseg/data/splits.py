@@ -1,0 +1,151 @@
+"""Splits by case. A dataset can be built from nothing else, so no patient is on both sides by accident."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from kitsseg.data.nifti import atomic_path
+from kitsseg.errors import InputError
+
+__all__ = ["CaseSplit", "load_split", "make_split", "save_split", "split_names"]
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class CaseSplit:
+    """Which cases train, validate and test. No case is in two parts: that is checked when it is made.
+
+    Attributes:
+        name: what to call it in reports.
+        train, validation, test: names of cases.
+        source: where the membership comes from.
+
+    Raises: InputError if a case is in two parts or twice in one.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    source: str = ""
+
+    def __post_init__(self):
+        seen = {}
+        for part in PARTS:
+            for case in getattr(self, part):
+                if case in seen:
+                    raise InputError(
+                        f"split {self.name}: {case} is in {seen[case]} and in {part}. One patient must be in one part "
+                        "only, once; otherwise the scores are those of patients the network has seen."
+                    )
+                seen[case] = part
+
+    @cached_property
+    def hash(self):
+        """Twelve hexadecimal digits of the membership; name and order of the cases do not matter."""
+        text = json.dumps({part: sorted(getattr(self, part)) for part in PARTS}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def as_dict(self):
+        return {"name": self.name, "source": self.source} | {
+            part: list(getattr(self, part)) for part in PARTS
+        }
+
+    def among(self, cases):
+        """The split of those cases that are at hand.
+
+        Args:
+            cases: names.
+
+        Returns: (CaseSplit, number of its cases that are missing).
+        Raises: InputError if nothing is left to train on or to validate with.
+        """
+        here = {part: tuple(case for case in getattr(self, part) if case in cases) for part in PARTS}
+        missing = sum(len(getattr(self, part)) - len(here[part]) for part in PARTS)
+        for part in PARTS[:2]:
+            if not here[part]:
+                raise InputError(
+                    f"split {self.name}: none of its {len(getattr(self, part))} {part} cases is among the "
+                    f"{len(cases)} cases at hand. Preprocess them, or leave --split out for a new 80/10/10 split."
+                )
+        return CaseSplit(self.name, **here, source=self.source), missing
+
+
+def make_split(cases, fractions=(0.8, 0.1, 0.1), seed=0, name=None):
+    """Draw a split by case.
+
+    Args:
+        cases: names; their order does not matter.
+        fractions: of train, validation and test. Each part with a fraction above 0 gets at least one case.
+        seed: of the drawing; the same names and seed give the same split on every machine.
+
+    Raises: InputError if there are fewer cases than parts.
+    """
+    cases = sorted(cases)
+    wanted = [f > 0 for f in fractions]
+    if len(cases) < sum(wanted):
+        raise InputError(
+            f"a split into {sum(wanted)} parts needs as many cases, found {len(cases)}: {cases}."
+        )
+    counts = [max(round(len(cases) * f), int(w)) for f, w in zip(fractions, wanted, strict=True)]
+    counts[0] = len(cases) - counts[1] - counts[2]
+    if counts[0] < 1:
+        raise InputError(f"a split needs a case to train on; {len(cases)} cases leave none. Add cases.")
+    order = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(cases))
+    shuffled = [cases[i] for i in order]
+    bounds = np.cumsum([0, *counts])
+    parts = {
+        part: tuple(sorted(shuffled[a:b])) for part, a, b in zip(PARTS, bounds, bounds[1:], strict=False)
+    }
+    label = "-".join(f"{100 * f:g}" for f in fractions)
+    return CaseSplit(name or f"{label} of {len(cases)}", **parts, source=f"drawn with seed {seed}")
+
+
+def split_names():
+    """Names of the splits of KiTS19 that come with the package."""
+    return sorted(
+        item.name.removesuffix(".json") for item in _shipped().iterdir() if item.name.endswith(".json")
+    )
+
+
+def load_split(name_or_path):
+    """Read a split that comes with the package, by name, or a JSON file with train, validation and test.
+
+    Raises: InputError for an unknown name, a file that is no split, or one whose parts overlap.
+    """
+    if (shipped := _shipped() / f"{name_or_path}.json").is_file():
+        return _from_text(shipped.read_text(), name_or_path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: expected a split file or one of {', '.join(split_names())}; found neither."
+        )
+    return _from_text(path.read_text(), path)
+
+
+def save_split(split, path):
+    """Write a split as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(split.as_dict(), indent=1) + "\n")
+
+
+def _from_text(text, origin):
+    try:
+        values = json.loads(text)
+        parts = {part: tuple(values[part]) for part in PARTS}
+        name = values.get("name", Path(origin).stem)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{origin}: expected JSON with the lists train, validation and test, found something else ({error!r})."
+        ) from error
+    return CaseSplit(name, **parts, source=values.get("source", ""))
+
+
+def _shipped():
+    return resources.files("kitsseg.data") / "splits"

@@ -1,0 +1,96 @@
+"""Multiply-accumulates of a Keras model: what an image costs, whatever a profiler says.
+
+A convolution multiplies each weight of its kernel once per output position, a transposed one once per input
+position. Biases, normalizations, activations, poolings and resizings are left out. FLOPs: twice the figure.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers
+
+__all__ = ["count_macs"]
+
+CONVOLUTIONS = (
+    *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
+    *(layers.SeparableConv1D, layers.SeparableConv2D),
+    *(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
+)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+
+def count_macs(model, input_shape=None, nonzero_only=False):
+    """Count the multiply-accumulates of the model's convolutions and dense layers for one image.
+
+    A layer used twice counts twice; nested models are entered. A layer of another class with a method
+    ``count_macs(input_shape, output_shape)`` (shapes without the batch axis) gives its own figure.
+
+    Args:
+        model: functional or sequential ``keras.Model`` with one input. It is not changed.
+        input_shape: of one image, without the batch axis; the model's own by default.
+        nonzero_only: scale each layer's figure by the share of its kernel weights that are not zero: the work
+            a pruned model would need if zeros were skipped (dense kernels do not skip them).
+
+    Returns:
+        int.
+
+    Raises:
+        ValueError: a size of the input is not known; a layer has a weight matrix but no known count.
+    """
+    shape = tuple(model.input_shape[1:] if input_shape is None else input_shape)
+    if any(size is None for size in shape):
+        raise ValueError(f"{model.name}: the cost depends on the size; got {shape}. Give input_shape.")
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs, model.outputs, name=model.name)  # the same layers, as a graph
+    total = 0
+
+    def count_call(layer, x, *args, **kwargs):
+        nonlocal total
+        y = layer(x, *args, **kwargs)
+        if isinstance(layer, keras.Model):
+            total += count_macs(model.get_layer(layer.name), x.shape[1:], nonzero_only)
+        elif isinstance(layer, keras.Layer):
+            macs = count_layer(layer, x, y)
+            share = nonzero_share(model.get_layer(layer.name)) if macs and nonzero_only else 1
+            total += round(macs * share)
+        return y
+
+    # A clone, because calling the model's own layers again would add to its graph.
+    keras.models.clone_model(model, input_tensors=keras.Input(shape), call_function=count_call)
+    return total
+
+
+def count_layer(layer, x, y):
+    """Multiply-accumulates of one call of a layer, from tensor ``x`` to tensor ``y``."""
+    if hasattr(layer, "count_macs"):
+        return int(layer.count_macs(tuple(x.shape[1:]), tuple(y.shape[1:])))
+    weights = sum(math.prod(kernel.shape) for kernel in kernels(layer))
+    if isinstance(layer, CONVOLUTIONS):
+        return positions(y, layer.data_format) * weights
+    if isinstance(layer, TRANSPOSED):
+        return positions(x, layer.data_format) * weights
+    if isinstance(layer, layers.Dense):
+        return positions(x, "channels_last") * weights
+    if weights and not isinstance(layer, layers.PReLU):
+        raise ValueError(
+            f"{layer.name}: no count for a {type(layer).__name__}, which has weight matrices. "
+            "Give its class a method count_macs(input_shape, output_shape)."
+        )
+    return 0
+
+
+def positions(tensor, data_format):
+    """How many places one image of the tensor has."""
+    return math.prod(tensor.shape[1:-1] if data_format == "channels_last" else tensor.shape[2:])
+
+
+def kernels(layer):
+    """The layer's weights that multiply: those with more than one axis (biases and scales have one)."""
+    return [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
+
+
+def nonzero_share(layer):
+    """Share of the layer's kernel weights that are not zero."""
+    values = [keras.ops.convert_to_numpy(kernel) for kernel in kernels(layer)]
+    return sum(np.count_nonzero(value) for value in values) / sum(value.size for value in values)

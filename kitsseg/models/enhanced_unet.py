@@ -1,0 +1,198 @@
+"""Attention U-Net with input pyramid and deep supervision of He, Leung and Wang (ASTRI; KiTS19 entry).
+
+The paper varies the network of Abraham and Khan, "A Novel Focal Tversky Loss Function with Improved Attention
+U-Net for Lesion Segmentation" (ISBI 2019), called the base network here, and trains it progressively.
+
+Stated: the base network with an attention gate on the top level too, so four gates; input pyramid of four
+    scales by 2x2 average pooling; a head on each of the four decoder levels. No filters are given.
+Code:   (the base network's authors) filters of the encoder 32-64-128-64, center 512, of the transposed
+    convolutions 32-64-32-32, all 3x3; gates of 128, 64 and 32 inner channels; gate 3 takes its gating signal
+    from ``up1``, one level too low (``gate3_from="up1"``); heads of two 3x3 convolutions, then a 1x1 one.
+Ours:   gate 3 from ``up2``, the decoder tensor directly below, like the others; the top gate has 16 inner
+    channels, continuing the halving, and its signal from ``up3``. ``widths="regular"``: encoder 32-64-128-256
+    and transposed convolutions 256-128-64-32, as the 64 and 32 above look like slips. Three classes.
+Check:  5,687,504 parameters, 5,680,016 of them trainable. The base network, from the switches in
+    ``build_enhanced_unet``, one class: 5,638,503 / 5,631,463, as its code.
+"""
+
+import keras
+from keras import layers
+
+from kitsseg.models.blocks import check_image_shape
+
+__all__ = ["build_enhanced_unet", "build_plain_unet", "keep_final_head"]
+
+# Filters of encoder levels 1-4 and of the transposed convolutions from the center up.
+WIDTHS = {
+    "reference": ((32, 64, 128, 64), (32, 64, 32, 32)),
+    "regular": ((32, 64, 128, 256), (256, 128, 64, 32)),
+}
+CENTER = 512
+PYRAMID = (64, 128, 256)  # of the input scales 2-4
+GATES = (128, 64, 32, 16)  # inner channels, from the lowest level up
+HEADS = (256, 128, 64, 32)  # from the lowest level up
+HEAD_NAMES = ("pred1", "pred2", "pred3", "final")
+
+
+def build_enhanced_unet(
+    input_shape=(256, 256, 1),
+    n_classes=3,
+    widths="reference",
+    gates=True,
+    top_gate=True,
+    gate3_from="up2",
+    multiscale=True,
+    deep_supervision=True,
+    base=1,
+    name="enhanced_unet",
+):
+    """Build the network.
+
+    Args:
+        input_shape: ``(rows, columns, channels)``; rows and columns may be ``None``.
+        n_classes: background included.
+        widths: ``"reference"``, the filters of the base network's code, or ``"regular"``.
+        gates: False leaves out every attention gate: plain skips.
+        top_gate: this paper's gate on the top level; False as in the base network.
+        gate3_from: ``"up2"`` or, as the base network's code, ``"up1"``.
+        multiscale: feed the pooled input to encoder levels 2-4.
+        deep_supervision: heads on all four decoder levels.
+        base: every width but ``n_classes`` is divided by it: 1, 2, 4, 8 or 16.
+
+    Returns:
+        ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**, a list from
+        bottom to top of the outputs ``pred1`` (batch, rows/8, columns/8, n_classes), ``pred2`` (/4),
+        ``pred3`` (/2) and ``final`` (batch, rows, columns, n_classes). Without ``deep_supervision``
+        only ``final``, not in a list.
+
+    Raises:
+        ValueError: rows or columns are known and not a multiple of 16; an unknown ``widths`` or
+            ``gate3_from``; a ``base`` that does not divide the widths.
+    """
+    check_image_shape(input_shape, 16, name)
+    if widths not in WIDTHS:
+        raise ValueError(f"{name}: widths must be one of {', '.join(WIDTHS)}; got {widths!r}.")
+    if gate3_from not in ("up1", "up2"):
+        raise ValueError(f"{name}: gate3_from must be 'up1' or 'up2'; got {gate3_from!r}.")
+    if base not in (1, 2, 4, 8, 16):
+        raise ValueError(f"{name}: base divides all widths and must be 1, 2, 4, 8 or 16; got {base!r}.")
+    encoder, decoder = WIDTHS[widths]
+    image = keras.Input(input_shape, name="image")
+
+    x, scale, skips = image, image, []
+    for i, filters in enumerate(encoder, start=1):
+        if i > 1:
+            x = layers.MaxPooling2D(name=f"pool{i - 1}")(x)
+        if i > 1 and multiscale:
+            scale = layers.AveragePooling2D(2, name=f"scale{i}")(scale)
+            seen = conv(scale, PYRAMID[i - 2] // base, 3, f"scale{i}_conv", activation="relu")
+            x = layers.Concatenate(name=f"scale{i}_concat")([seen, x])
+        x = conv_block(x, filters // base, f"conv{i}")
+        skips.append(x)
+    x = conv_block(layers.MaxPooling2D(name="pool4")(x), CENTER // base, "center")
+
+    below, outputs = [x], []  # the tensor each decoder level starts from: center, up1, up2, up3
+    for i, filters in enumerate(decoder, start=1):
+        skip = skips[-i]
+        if gates and (i < 4 or top_gate):
+            source, stride = (below[1], 2) if i == 3 and gate3_from == "up1" else (below[-1], 1)
+            signal = gating_signal(source, f"g{i}")
+            skip = attention_gate(skip, signal, GATES[i - 1] // base, stride, f"attn{i}")
+        x = layers.Conv2DTranspose(
+            filters // base,
+            3,
+            strides=2,
+            padding="same",
+            activation="relu",
+            kernel_initializer="glorot_normal",
+            name=f"up{i}_conv",
+        )(below[-1])
+        below.append(layers.Concatenate(name=f"up{i}")([x, skip]))
+    for i, (x, filters, head) in enumerate(zip(below[1:], HEADS, HEAD_NAMES), start=1):
+        if deep_supervision or head == "final":
+            x = conv_block(x, filters // base, f"head{i}")
+            # float32 also under mixed_float16: the loss takes a softmax of these
+            outputs.append(layers.Conv2D(n_classes, 1, dtype="float32", name=head)(x))
+    return keras.Model(image, outputs if deep_supervision else outputs[0], name=name)
+
+
+def keep_final_head(model):
+    """The inference model: same weights, only the full-resolution logits ``final``, without the other heads.
+
+    Args:
+        model: from ``build_enhanced_unet``, trained or not, with or without deep supervision.
+
+    Returns:
+        ``keras.Model`` from images (batch, rows, columns, channels) to float32 logits
+        (batch, rows, columns, n_classes); it shares its layers with ``model``.
+    """
+    return keras.Model(model.input, model.outputs[-1], name=model.name)
+
+
+def build_plain_unet(input_shape=(256, 256, 1), n_classes=1, name="plain_unet"):
+    """Build the plain U-Net beside which the base network's authors put theirs.
+
+    As in their code: batch normalization only in the encoder, 2x2 transposed convolutions without activation,
+    one convolution instead of two on the decoder level of 64 filters. Arguments, result and errors as
+    ``build_enhanced_unet``. Check: 7,726,433 parameters, 7,724,513 trainable, with one class.
+    """
+    check_image_shape(input_shape, 16, name)
+    x = image = keras.Input(input_shape, name="image")
+    skips = []
+    for i, filters in enumerate((32, 64, 128, 256), start=1):
+        x = conv_block(x, filters, f"conv{i}")
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"pool{i}")(x)
+    x = conv_block(x, CENTER, "center", norm=False)
+    for i, (filters, n_convs) in enumerate([(256, 2), (128, 2), (64, 1), (32, 2)], start=1):
+        x = layers.Conv2DTranspose(filters, 2, strides=2, name=f"up{i}_conv")(x)
+        x = layers.Concatenate(name=f"up{i}")([x, skips[-i]])
+        x = conv_block(x, filters, f"merge{i}", n_convs=n_convs, norm=False)
+    logits = layers.Conv2D(n_classes, 1, dtype="float32", name="final")(x)
+    return keras.Model(image, logits, name=name)
+
+
+def conv(x, filters, size, name, **options):
+    """Convolution with the initializer of the base network's code."""
+    options = {"padding": "same", "kernel_initializer": "glorot_normal", **options}
+    return layers.Conv2D(filters, size, name=name, **options)(x)
+
+
+def conv_block(x, filters, name, n_convs=2, norm=True):
+    """3x3 convolutions, each followed by batch normalization and ReLU."""
+    for i in range(1, n_convs + 1):
+        x = conv(x, filters, 3, f"{name}_{i}")
+        if norm:
+            x = layers.BatchNormalization(name=f"{name}_{i}_bn")(x)
+        x = layers.Activation("relu", name=f"{name}_{i}_act")(x)
+    return x
+
+
+def gating_signal(x, name):
+    """1x1 convolution to as many channels, batch normalization, ReLU."""
+    x = conv(x, x.shape[-1], 1, f"{name}_conv")
+    x = layers.BatchNormalization(name=f"{name}_bn")(x)
+    return layers.Activation("relu", name=f"{name}_act")(x)
+
+
+def attention_gate(skip, signal, inner, stride, name):
+    """Weight the skip's positions by what the coarser signal makes of them.
+
+    Args:
+        skip: (batch, rows, columns, channels).
+        signal: (batch, rows / (2 stride), columns / (2 stride), signal channels).
+        inner: channels in which both are added.
+        stride: upsampling that brings the signal to half the skip's size.
+
+    Returns: tensor of the skip's shape.
+    """
+    theta = layers.Conv2D(inner, 2, strides=2, padding="same", name=f"{name}_theta")(skip)
+    phi = layers.Conv2D(inner, 1, name=f"{name}_phi")(signal)
+    phi = layers.Conv2DTranspose(inner, 3, strides=stride, padding="same", name=f"{name}_phi_up")(phi)
+    both = layers.Add(name=f"{name}_add")([phi, theta])
+    both = layers.Activation("relu", name=f"{name}_act")(both)
+    psi = layers.Conv2D(1, 1, activation="sigmoid", name=f"{name}_psi")(both)
+    psi = layers.UpSampling2D(name=f"{name}_psi_up")(psi)
+    x = layers.Multiply(name=f"{name}_multiply")([psi, skip])
+    x = layers.Conv2D(skip.shape[-1], 1, name=f"{name}_conv")(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)

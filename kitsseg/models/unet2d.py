@@ -1,0 +1,99 @@
+"""2-D U-Net of Chen and Jin, "A 2D U-Net for Automated Kidney and Renal Tumor Segmentation" (KiTS19 entry).
+
+Stated: a recursive U-Net; six levels of 20 * 2**level filters; per level, sub-blocks whose last output is
+    the skip; the decoder upsamples bilinearly by 2, concatenates and applies two sub-blocks; five
+    upsamplings; a last 1x1 convolution; softmax inside the loss; 12M parameters. The authors advise
+    30 or more starting filters.
+Code:   (the authors' branch of the challenge's deadline) two sub-blocks on every level; a sub-block is a 3x3
+    convolution with bias, LeakyReLU of slope 0.3, then batch normalization; 2x2 max-pooling; the upsampled
+    tensor comes first in the concatenation. Its upsampling layer is the nearest one by default.
+Ours:   bilinear upsampling, as stated; it has no parameters either way.
+Check:  12,298,643 parameters, 12,291,123 of them trainable. Other readings: 1 or 3 sub-blocks 6,147,643 or
+    18,449,643, 2x2 transposed convolutions 12,162,863, convolutions without bias 12,294,883, six pools
+    49,181,843, 30 starting filters 27,657,663. Only two sub-blocks give 12M.
+"""
+
+import keras
+from keras import layers
+
+from kitsseg.models.blocks import UpsampleBilinear, check_image_shape
+
+__all__ = ["build_unet2d"]
+
+UPSAMPLINGS = ("bilinear", "nearest", "transposed")
+
+
+def build_unet2d(
+    input_shape=(224, 224, 1),
+    n_classes=3,
+    start_filters=20,
+    n_pools=5,
+    sub_blocks=2,
+    upsampling="bilinear",
+    use_bias=True,
+    norm_first=False,
+    name="unet2d",
+):
+    """Build the network.
+
+    Args:
+        input_shape: ``(rows, columns, channels)``; rows and columns may be ``None``.
+        n_classes: background included.
+        start_filters: filters of level 0; they double with each of the ``n_pools`` levels below.
+        n_pools: number of 2x2 poolings.
+        sub_blocks: sub-blocks per level, in the encoder, at the bottom and in the decoder.
+        upsampling: ``"bilinear"`` (paper), ``"nearest"`` (the layer's default in the authors' code) or
+            ``"transposed"``, a 2x2 transposed convolution of stride 2 to the filters of the level.
+        use_bias: whether the 3x3 convolutions have a bias; the last 1x1 convolution always has one.
+        norm_first: normalize before the activation; the authors' code does it after.
+
+    Returns:
+        ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**
+        (batch, rows, columns, n_classes).
+
+    Raises:
+        ValueError: rows or columns are known and not a multiple of ``2**n_pools``; an unknown ``upsampling``.
+    """
+    check_image_shape(input_shape, 2**n_pools, name)
+    if upsampling not in UPSAMPLINGS:
+        raise ValueError(f"{name}: upsampling must be one of {', '.join(UPSAMPLINGS)}; got {upsampling!r}.")
+
+    def level_block(x, level, prefix):
+        filters = start_filters * 2**level
+        for i in range(1, sub_blocks + 1):
+            x = sub_block(x, filters, use_bias, norm_first, f"{prefix}_{i}")
+        return x
+
+    inputs = keras.Input(input_shape, name="image")
+    x, skips = inputs, []
+    for level in range(n_pools):
+        x = level_block(x, level, f"down{level}")
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"pool{level}")(x)
+    x = level_block(x, n_pools, "bottom")
+    for level in reversed(range(n_pools)):
+        x = upsample(x, start_filters * 2**level, upsampling, f"up{level}")
+        x = layers.Concatenate(name=f"skip{level}")([x, skips[level]])
+        x = level_block(x, level, f"merge{level}")
+    # float32 also under mixed_float16: the loss takes a softmax of these
+    logits = layers.Conv2D(n_classes, 1, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name=name)
+
+
+def sub_block(x, filters, use_bias, norm_first, name):
+    """One 3x3 convolution, LeakyReLU and batch normalization, in the order asked for."""
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=use_bias, name=f"{name}_conv")(x)
+    if norm_first:
+        x = layers.BatchNormalization(name=f"{name}_bn")(x)
+        return layers.LeakyReLU(negative_slope=0.3, name=f"{name}_act")(x)
+    x = layers.LeakyReLU(negative_slope=0.3, name=f"{name}_act")(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def upsample(x, filters, upsampling, name):
+    """Double rows and columns."""
+    if upsampling == "transposed":
+        return layers.Conv2DTranspose(filters, 2, strides=2, name=name)(x)
+    if upsampling == "nearest":
+        return layers.UpSampling2D(name=name)(x)
+    return UpsampleBilinear(name=name)(x)

@@ -1,0 +1,129 @@
+"""WP-UNet and its two siblings: Rao, Chatterjee and Sharma, "WP-UNet: Weight Pruning U-Net with Depth-wise
+Separable Convolutions for Semantic Segmentation of Kidney Tumours".
+
+Stated: 256x256 slices; an ordinary first convolution, the others depth-wise separable; in a block
+    convolution, ReLU, batch normalization, max-pooling, in this order; the parameter counts of table 2.
+    The authors' first preprint adds: blocks 2-4 hold two separable convolutions and one normalization,
+    dropout, a mixture of ordinary and separable blocks in the decoder.
+Ours:   what the counts of table 2 select: filters 32-64-128-256-256, 3x3 transposed convolutions of stride 2
+    with bias, separable convolutions without bias, and the layouts in ``LAYOUTS``. Dropout 0.5 after block 4
+    (before its pooling; so on its skip too) and after block 5. He-normal kernels in front of a ReLU; a
+    depth-wise filter has kernel_size**2 inputs, which Keras would count once per channel. A head with
+    background, kidney and tumor.
+Check:  trainable parameters with one output channel, as in table 2: ``unet`` 5,680,353, ``dw_unet``
+    2,601,921, ``wp_unet`` 1,297,441; each output channel more adds 33. The first two fits are unique among
+    the layouts we searched; the third is plausible (it has no block 5, which the preprint mentions).
+"""
+
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from kitsseg.models.blocks import check_image_shape
+
+__all__ = ["build_wp_unet"]
+
+DROPOUT = 0.5
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one block holds: ordinary or separable convolutions, and whether a normalization ends it."""
+
+    convs: int
+    separable: bool
+    norm: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of one network: encoder block 1, blocks 2-4, block 5, and the decoder's up to the last."""
+
+    first: Block
+    encoder: Block
+    bottom: Block
+    decoder: Block
+    last: Block
+
+
+PLAIN = Block(convs=2, separable=False, norm=False)
+SEPARABLE = Block(convs=2, separable=True, norm=True)
+SEPARABLE_ONE = Block(convs=1, separable=True, norm=True)
+LAYOUTS = {
+    "unet": Layout(Block(2, separable=False, norm=True), PLAIN, PLAIN, PLAIN, PLAIN),
+    "dw_unet": Layout(Block(2, separable=False, norm=True), SEPARABLE, PLAIN, SEPARABLE, PLAIN),
+    "wp_unet": Layout(
+        first=Block(1, separable=False, norm=True),
+        encoder=SEPARABLE,
+        bottom=Block(0, separable=False, norm=False),
+        decoder=SEPARABLE_ONE,
+        last=SEPARABLE_ONE,
+    ),
+}
+
+
+def build_wp_unet(
+    input_shape=(256, 256, 1), n_classes=3, variant="wp_unet", filters=(32, 64, 128, 256, 256), name=None
+):
+    """Build one of the three networks of the paper's table 2.
+
+    Args:
+        input_shape: ``(rows, columns, channels)``; rows and columns may be ``None``.
+        n_classes: background included.
+        variant: ``"wp_unet"``, ``"dw_unet"`` (depth-wise U-Net) or ``"unet"``, the paper's own baseline.
+        filters: of blocks 1-5; ``wp_unet`` has no block 5 and leaves the last one unused.
+        name: of the model; the variant by default.
+
+    Returns:
+        ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**
+        (batch, rows, columns, n_classes). The paper's sigmoid or softmax belongs to loss and prediction.
+
+    Raises:
+        ValueError: rows or columns are known and not a multiple of 16; an unknown ``variant``; not five
+            ``filters``.
+    """
+    if variant not in LAYOUTS:
+        raise ValueError(f"build_wp_unet: variant must be one of {', '.join(LAYOUTS)}; got {variant!r}.")
+    name = name or variant
+    if len(filters) != 5:
+        raise ValueError(f"{name}: filters must name the five blocks; got {filters}.")
+    check_image_shape(input_shape, 16, name)
+    layout = LAYOUTS[variant]
+    inputs = keras.Input(input_shape, name="image")
+    x, skips = inputs, []
+    for level in range(4):
+        x = add_block(x, layout.encoder if level else layout.first, filters[level], f"enc{level}")
+        if level == 3:
+            x = layers.Dropout(DROPOUT, name="enc3_dropout")(x)
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"pool{level}")(x)
+    if layout.bottom.convs:
+        x = add_block(x, layout.bottom, filters[4], "enc4")
+        x = layers.Dropout(DROPOUT, name="enc4_dropout")(x)
+    for level in reversed(range(4)):
+        x = layers.Conv2DTranspose(filters[level], 3, strides=2, padding="same", name=f"up{level}")(x)
+        x = layers.Concatenate(name=f"skip{level}")([skips[level], x])
+        x = add_block(x, layout.decoder if level else layout.last, filters[level], f"dec{level}")
+    # float32 also under mixed_float16: the loss takes a softmax of these
+    logits = layers.Conv2D(n_classes, 1, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name=name)
+
+
+def add_block(x, block, filters, name):
+    """The block's 3x3 convolutions, each with its ReLU, then its normalization."""
+    for i in range(1, block.convs + 1):
+        shared = {"padding": "same", "activation": "relu", "name": f"{name}_conv{i}"}
+        if block.separable:
+            conv = layers.SeparableConv2D(
+                filters,
+                3,
+                use_bias=False,
+                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / 3),
+                pointwise_initializer="he_normal",
+                **shared,
+            )
+        else:
+            conv = layers.Conv2D(filters, 3, kernel_initializer="he_normal", **shared)
+        x = conv(x)
+    return layers.BatchNormalization(name=f"{name}_bn")(x) if block.norm else x

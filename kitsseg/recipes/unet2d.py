@@ -1,0 +1,150 @@
+"""Chen and Jin: A 2D U-Net for automated kidney and renal tumor segmentation (KiTS19 entry).
+
+Evidence: "paper" is stated in the text; "code" was read in the authors' own tf.keras code of the challenge's
+deadline (jchen42703/kits19-cnn); "ours" is a choice, with its reason.
+"""
+
+from dataclasses import replace
+
+from kitsseg.recipe import Augmentation, InferenceSpec, Phase, Plateau, PreprocessSpec, Recipe, SliceSampler
+
+__all__ = ["PAPER", "PRACTICAL", "TINY"]
+
+
+def build_model(**options):
+    from kitsseg.models import build_unet2d
+
+    return build_unet2d(**options)
+
+
+def build_loss(**options):
+    from kitsseg.losses import CrossEntropySoftDice
+
+    return CrossEntropySoftDice(**options)
+
+
+def build_optimizer(learning_rate):
+    import keras
+
+    return keras.optimizers.Adam(learning_rate)
+
+
+PAPER = Recipe(
+    name="unet2d",
+    paper='Chen and Jin, "A 2D U-Net for Automated Kidney and Renal Tumor Segmentation", KiTS19 challenge, 2019',
+    claim="A plain recursive 2D U-Net of 12M parameters, trained on Colab, reaches 0.858 kidney and 0.224 tumor Dice "
+    "on the challenge's leaderboard.",
+    reported={
+        "leaderboard TK Dice": 0.858,
+        "leaderboard TU Dice": 0.224,
+        "own test (21 cases) TK Dice": 0.91,
+        "own test (21 cases) TU Dice": 0.25,
+    },
+    preprocess=PreprocessSpec(
+        spacing_mm=(3.0, 0.78162497, 0.78162497),
+        crop_to_body=True,
+        hu_window=(-79.0, 304.0),
+        hu_mean=101.0,
+        hu_std=76.9,
+    ),
+    model={"input_shape": (None, None, 1), "n_classes": 3, "start_filters": 20, "n_pools": 5},
+    loss={"smooth": 1e-5, "include_background": True},
+    phases=(
+        Phase(
+            name="train",
+            sampler=SliceSampler(batch_size=7, positive=5, positive_weights="area", patch_size=(224, 224)),
+            augmentation=Augmentation(scale_range=(0.6, 1.25), scale_probability=0.1, flip_probability=0.5),
+            epochs=80,
+            steps_per_epoch=24,
+            learning_rate=1e-4,
+            plateau=Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6),
+        ),
+    ),
+    inference=InferenceSpec(tile=(224, 224), overlap=0.5, gaussian=False, mirror_axes=(0, 1), multiple=32),
+    evidence={
+        "preprocess.spacing_mm": "paper: the challenge's interpolated data; its README gives the numbers",
+        "preprocess.crop_to_body": "code: crops to the voxels above the lower clip",
+        "preprocess.hu_window": "ours: foreground percentiles 0.5 and 99.5 as in nnU-Net. The code's [-75.76, 349.49] "
+        "come from image times label, so tumor voxels count with doubled HU",
+        "preprocess.hu_mean": "ours: nnU-Net's foreground mean of KiTS19; the code normalizes each crop in training only",
+        "preprocess.hu_std": "ours: nnU-Net's foreground standard deviation of KiTS19",
+        "model.input_shape": "paper: 224 x 224 crops of one channel; fully convolutional, so any multiple of 32 fits",
+        "model.n_classes": "paper: background, kidney, tumor",
+        "model.start_filters": "paper: 20",
+        "model.n_pools": "paper: five upsamplings; with two sub-blocks a level the stated 12M parameters come out",
+        "loss.smooth": "code: 1e-5",
+        "loss.include_background": "code: Dice over all three classes; batch and pixels summed together as in nnU-Net "
+        "(the code's sum over the batch alone is a per-pixel Dice)",
+        "phases.train.sampler.batch_size": "paper: 7",
+        "phases.train.sampler.positive": "paper: 5 of 7 slices contain foreground",
+        "phases.train.sampler.positive_weights": "code: the slice of a random foreground pixel",
+        "phases.train.sampler.patch_size": "paper: 224 x 224",
+        "phases.train.augmentation.scale_range": "paper: (0.6, 1.25)",
+        "phases.train.augmentation.scale_probability": "paper: 0.1",
+        "phases.train.augmentation.flip_probability": "paper: horizontal and vertical, half the time each",
+        "phases.train.epochs": "inferred: 1920 iterations (paper) of 24 steps",
+        "phases.train.steps_per_epoch": "inferred: 168 training cases (paper) in batches of 7",
+        "phases.train.learning_rate": "paper: Adam, 1e-4",
+        "phases.train.plateau.factor": "paper: 0.8",
+        "phases.train.plateau.patience": "paper: 30 epochs",
+        "phases.train.plateau.min_delta": "paper: 0.005",
+        "phases.train.plateau.min_learning_rate": "paper: 1e-6",
+        "inference.tile": "paper: overlapping 224 x 224 tiles",
+        "inference.overlap": "code: half a tile",
+        "inference.gaussian": 'code: off; the paper\'s "no Gaussian noising" is this flag, a Gaussian weight map',
+        "inference.mirror_axes": "paper: test-time mirroring; code: both axes",
+        "inference.multiple": "architecture: five poolings",
+    },
+    build_model=build_model,
+    build_loss=build_loss,
+    build_optimizer=build_optimizer,
+)
+
+_LONGER = "ours: 1920 iterations see each slice less than once"
+PRACTICAL = replace(
+    PAPER,
+    name="unet2d:practical",
+    model={**PAPER.model, "start_filters": 32},
+    phases=(replace(PAPER.phases[0], epochs=250, steps_per_epoch=100),),
+    inference=replace(PAPER.inference, tile=None),
+    evidence=PAPER.evidence
+    | {
+        "model.start_filters": "paper: the authors advise 30 or more; 32 suits the hardware",
+        "phases.train.epochs": _LONGER,
+        "phases.train.steps_per_epoch": _LONGER,
+        "inference.tile": "ours: whole slices, a third of the work of overlapping tiles",
+    },
+)
+
+_TINY = "ours: small enough for the demo on two CPU cores"
+TINY = replace(
+    PAPER,
+    name="unet2d:tiny",
+    preprocess=replace(PAPER.preprocess, spacing_mm=(None, 3.0, 3.0)),
+    model={**PAPER.model, "start_filters": 8, "n_pools": 4},
+    phases=(
+        replace(
+            PAPER.phases[0],
+            sampler=replace(PAPER.phases[0].sampler, patch_size=(96, 96)),
+            epochs=10,
+            steps_per_epoch=40,
+            learning_rate=2e-3,
+            plateau=replace(PAPER.phases[0].plateau, patience=3),
+        ),
+    ),
+    inference=replace(PAPER.inference, tile=None, mirror_axes=(), multiple=16),
+    evidence=PAPER.evidence
+    | {
+        "preprocess.spacing_mm": _TINY,
+        "model.start_filters": _TINY,
+        "model.n_pools": _TINY,
+        "phases.train.sampler.patch_size": _TINY,
+        "phases.train.epochs": _TINY,
+        "phases.train.steps_per_epoch": _TINY,
+        "phases.train.learning_rate": _TINY,
+        "phases.train.plateau.patience": _TINY,
+        "inference.tile": _TINY,
+        "inference.mirror_axes": _TINY,
+        "inference.multiple": "architecture: four poolings",
+    },
+)

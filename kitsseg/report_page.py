@@ -1,0 +1,209 @@
+"""The HTML of the report: tables, text and style. Nothing is loaded from elsewhere."""
+
+from datetime import date
+from html import escape
+
+from kitsseg import __version__
+from kitsseg.report_chart import training_chart
+from kitsseg.report_style import SORT_SCRIPT, STYLE
+
+__all__ = ["build_page"]
+
+PHANTOM = (
+    "Phantom results: the patients are synthetic. The numbers show that the software runs from end to end; "
+    "they say nothing about how well it finds kidneys and tumors in CT scans."
+)
+PHANTOM_TRAINING = "The network was trained on synthetic patients only; the scans scored here are others."
+NOT_MEDICAL = (
+    "Research software, not a medical device: not for diagnosis, treatment or any other clinical use."
+)
+GROUPS = (
+    (
+        "Dice",
+        {"composite": "composite", "tk_dice": "TK", "tu_dice": "TU", "kidney_label_dice": "kidney label"},
+    ),
+    ("kidney label", {"kidney_precision": "precision", "kidney_recall": "recall"}),
+    ("kidney ml", {"truth_kidney_ml": "truth", "predicted_kidney_ml": "predicted"}),
+    ("tumor label", {"tumor_precision": "precision", "tumor_recall": "recall"}),
+    ("tumor ml", {"truth_tumor_ml": "truth", "predicted_tumor_ml": "predicted"}),
+)
+COLUMNS = {key: name for _, columns in GROUPS for key, name in columns.items()}
+BESIDE = (
+    ("tk_dice", "TK Dice"),
+    ("tu_dice", "TU Dice"),
+    ("composite", "composite"),
+    ("pixel_accuracy", "pixel accuracy"),
+    ("pooled_dice_with_background", "pooled Dice with background"),
+    ("macro_dice_with_background", "macro Dice with background"),
+)
+
+
+def build_page(rows, summary, run, history, pictures, notes):
+    """The whole page.
+
+    Args:
+        rows: of scores.csv, in the order in which cases are shown; empty if there are no scores.
+        summary: of scores.json, or empty.
+        run: run.json, or empty.
+        history: rows of history.csv.
+        pictures: case -> HTML of its picture.
+        notes: sentences about what is missing.
+
+    Returns: HTML.
+    """
+    known = {**run, **{key: value for key, value in summary.items() if value is not None}}
+    recipe = known.get("recipe", "predictions")
+    body = [f"<header><p class='kicker'>kitsseg report</p><h1>{_text(recipe)}</h1>"]
+    if known.get("paper"):
+        body.append(f"<p class='paper'>After the paper: {_text(known['paper'])}</p>")
+    if summary.get("phantom", run.get("phantom")):
+        body.append(f"<p class='banner phantom'>{PHANTOM}</p>")
+    elif run.get("phantom"):
+        body.append(f"<p class='banner phantom'>{PHANTOM_TRAINING}</p>")
+    body.append(f"<p class='banner'>{NOT_MEDICAL}</p>")
+    body += [f"<p class='banner'>{_text(note)}</p>" for note in notes]
+    body.append("</header><main>")
+    if rows:
+        body += _scores(summary)
+    body += _reported(known.get("reported"), bool(rows))
+    if run:
+        body += ["<section><h2>Training</h2>", training_chart(history), "</section>"]
+    if rows:
+        body += _case_table(rows) + _pictures(rows, pictures)
+    body += _facts(run, summary)
+    body.append(f"</main><footer>Written by kitsseg {__version__} on {date.today().isoformat()}.</footer>")
+    return (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta name='color-scheme' content='light dark'><link rel='icon' href='data:,'>"
+        f"<title>kitsseg report: {_text(recipe)}</title><style>{STYLE}</style></head>\n<body>"
+        + "\n".join(body)
+        + f"<script>{SORT_SCRIPT}</script></body></html>\n"
+    )
+
+
+def _text(value):
+    return escape(str(value))
+
+
+def _scores(summary):
+    scores, (low, high) = summary["scores"], summary["composite_interval_95"]
+    tiles = [
+        ("TK Dice", "kidney with tumor", scores["tk_dice"], None),
+        ("TU Dice", "tumor", scores["tu_dice"], None),
+        ("Composite", "mean of both", scores["composite"], f"95 % interval {low:.3f} to {high:.3f}"),
+    ]
+    parts = ["<section><h2>Scores</h2><div class='tiles'>"]
+    for name, what, values, interval in tiles:
+        spread = "" if values["sd"] is None else f", sd {values['sd']:.3f}"
+        more = interval or f"median {values['median']:.3f}{spread}"
+        parts.append(
+            f"<div class='tile'><p>{name} <small>{what}</small></p><b>{values['mean']:.3f}</b><p>{more}</p></div>"
+        )
+    n, empty, missing = summary["n_cases"], summary["empty_cases"], summary["truth_without_prediction"]
+    sentence = f"Mean over {n} case{'s' * (n != 1)} on the grid of the original scans."
+    if empty:
+        sentence += f" {empty} with an empty mask ({summary['empty_rule']})."
+    if missing:
+        sentence += f" {len(missing)} with truth but no prediction, not scored: {', '.join(missing)}."
+    parts.append(f"</div><p>{_text(sentence)}</p>")
+    beside = summary["beside_all_background"]
+    heads = "".join(f"<th scope='col'>{name}</th>" for _, name in BESIDE)
+    parts.append(f"<div class='scroll'><table><thead><tr><th scope='col'></th>{heads}</tr></thead><tbody>")
+    for key, name in (("prediction", "these predictions"), ("all_background", "predicting nothing at all")):
+        cells = "".join(f"<td>{beside[key][score]:.4f}</td>" for score, _ in BESIDE)
+        parts.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
+    accuracy = beside["all_background"]["pixel_accuracy"]
+    parts.append(
+        "</tbody></table></div><p class='aside'>The second row is an empty label map scored on the same cases. It "
+        f"reaches a pixel accuracy of {accuracy:.4f}: figures that count background do not tell whether a kidney "
+        "or a tumor was found. The KiTS19 scores are TK, TU and the composite.</p></section>"
+    )
+    return parts
+
+
+def _reported(reported, scored):
+    if not reported:
+        return []
+    lines = "".join(
+        f"<tr><th scope='row'>{_text(name)}</th><td>{_text(value)}</td></tr>"
+        for name, value in reported.items()
+    )
+    beside = " Compare with the scores above only where metric and cases agree." if scored else ""
+    return [
+        "<section><h2>What the paper reports</h2><div class='scroll'><table class='narrow'><thead><tr>"
+        "<th scope='col'>the paper's metric</th><th scope='col'>value</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+        f"<p class='aside'>Printed as given, in the paper's own terms and on its own cases.{beside}</p></section>"
+    ]
+
+
+def _case_table(rows):
+    groups = "".join(f"<th scope='colgroup' colspan='{len(columns)}'>{name}</th>" for name, columns in GROUPS)
+    heads = "".join(
+        f"<th scope='col'><button type='button'>{name}</button></th>" for name in ("case", *COLUMNS.values())
+    )
+    lines = []
+    for row in rows:
+        cells = []
+        for key in COLUMNS:
+            digits = 1 if key.endswith("_ml") else 3
+            bar = f" class='bar' style='--v:{row[key]:.3f}'" if key == "composite" else ""
+            cells.append(f"<td data-v='{row[key]:.9g}'{bar}>{row[key]:.{digits}f}</td>")
+        name = _text(row["case"])
+        empty = f"<small>empty: {_text(row['empty'])}</small>" if row["empty"] else ""
+        lines.append(f"<tr><th scope='row' data-v='{name}'>{name}{empty}</th>{''.join(cells)}</tr>")
+    return [
+        "<section><h2>Cases</h2><p class='aside'>Worst composite first; a click on a heading sorts. "
+        "TK is kidney with tumor, the kidney label is kidney without.</p>"
+        "<div class='scroll'><table class='sortable'>"
+        f"<thead><tr class='groups'><th></th>{groups}</tr><tr>{heads}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div></section>"
+    ]
+
+
+def _pictures(rows, pictures):
+    legend = "".join(
+        f"<span><svg viewBox='0 0 34 8' class='key'><path class='{whose} {name}' d='M1 4H33'/></svg>"
+        f"{whose}, {'kidney with tumor' if name == 'kidney' else name}</span>"
+        for whose in ("truth", "prediction")
+        for name in ("kidney", "tumor")
+    )
+    figures = [
+        f"<figure><figcaption><b>{_text(row['case'])}</b> <span>composite {row['composite']:.3f}</span> "
+        f"<span>TK {row['tk_dice']:.3f}</span> <span>TU {row['tu_dice']:.3f}</span></figcaption>"
+        f"{pictures[row['case']]}</figure>"
+        for row in rows
+    ]
+    return [
+        "<section class='pictures'><h2>Pictures</h2><p class='aside'>For each case, worst composite first, the slice "
+        "with the largest true tumor. Window -160 to 240 HU; the patient's left is on the right.</p>"
+        f"<p class='legend'>{legend}</p><div class='figures'>{''.join(figures)}</div></section>"
+    ]
+
+
+def _facts(run, summary):
+    split = {**run.get("split", {}), **(summary.get("split") or {})}
+    cases = split.get("cases") or {}
+    versions = run.get("versions") or {}
+    facts = {
+        "recipe": summary.get("recipe") or run.get("recipe"),
+        "run folder": summary.get("run"),
+        "status": run.get("status"),
+        "training time": f"{run['seconds'] / 60:.1f} min" if run.get("seconds") else None,
+        "seed": run.get("seed"),
+        "split": split.get("name"),
+        "hash of the split": split.get("hash"),
+        "part that was predicted": split.get("part"),
+        "cases of the split": ", ".join(f"{len(names)} {part}" for part, names in cases.items()) or None,
+        "trained with": ", ".join(f"{name} {version}" for name, version in versions.items()) or None,
+        "kitsseg that trained": run.get("kitsseg"),
+        "kitsseg that evaluated": summary.get("kitsseg"),
+        "interval": f"{summary['resamples']:,} resamples of the cases, seed {summary['bootstrap_seed']}"
+        if summary
+        else None,
+    }
+    lines = "".join(
+        f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value is not None
+    )
+    return [f"<section><h2>How this was made</h2><dl>{lines}</dl></section>"]

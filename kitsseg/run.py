@@ -1,0 +1,151 @@
+"""The run folder: what training leaves behind, and everything that prediction and the report read.
+
+    RUN/run.json       recipe and its settings, split and its hash, seed, versions, data, status, times
+    RUN/split.json     the split, readable by ``--split``
+    RUN/history.csv    one row an epoch: phase, epoch, learning rate, losses, batch metrics
+    RUN/model.keras    the best weights; appears when training has finished
+    RUN/checkpoint/    where an unfinished run goes on
+
+Each file is replaced as a whole, never written in place.
+"""
+
+import csv
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from kitsseg import __version__
+from kitsseg.data.nifti import atomic_path
+from kitsseg.data.splits import save_split
+from kitsseg.errors import InputError
+from kitsseg.recipe import InferenceSpec, PreprocessSpec
+
+__all__ = [
+    "create_run",
+    "finished_run",
+    "read_history",
+    "read_run",
+    "update_run",
+    "versions",
+    "write_history",
+]
+
+
+def create_run(folder, recipe, split, seed, details):
+    """Start a run folder.
+
+    Args:
+        folder: must not exist, or be empty.
+        details: further entries of ``run.json``.
+
+    Raises: InputError if the folder is in use.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder}: expected a new or empty folder for the run, found one in use. Choose another."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_split(split, folder / "split.json")
+    record = {
+        "kitsseg": __version__,
+        "recipe": recipe.name,
+        "paper": recipe.paper,
+        "reported": dict(recipe.reported),
+        "settings": recipe.as_dict(),
+        "seed": seed,
+        "versions": versions(),
+        "split": {"name": split.name, "hash": split.hash, "source": split.source}
+        | {"cases": {part: list(getattr(split, part)) for part in ("train", "validation", "test")}},
+        "status": "training",
+        **details,
+    }
+    update_run(folder, record)
+    return folder
+
+
+def update_run(folder, record):
+    """Replace ``run.json``."""
+    with atomic_path(Path(folder) / "run.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_run(folder):
+    """The record of a run folder, finished or not.
+
+    Raises: InputError if ``folder`` is no run folder.
+    """
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: expected the folder of a run, found no run.json in it. Run kitsseg train first."
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: damaged ({error}). Train again.") from error
+
+
+def finished_run(folder):
+    """What prediction needs of a run.
+
+    Returns: (record, path of the weights, PreprocessSpec, InferenceSpec).
+    Raises: InputError if training has not finished, or the weights are gone.
+    """
+    record = read_run(folder)
+    weights = Path(folder) / "model.keras"
+    if not weights.is_file():
+        raise InputError(
+            f"{weights}: missing; the run's status is {record.get('status')!r}. "
+            f"Finish it with: kitsseg train {record.get('recipe')} CACHE {folder} --resume"
+        )
+    try:
+        values = record["settings"]
+        specs = PreprocessSpec(**_tuples(values["preprocess"])), InferenceSpec(**_tuples(values["inference"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}/run.json: expected the settings of kitsseg {__version__}, found others ({error}). "
+            f"It was written by kitsseg {record.get('kitsseg')}; use that version."
+        ) from error
+    return record, weights, *specs
+
+
+def write_history(folder, rows):
+    """Replace ``history.csv``; ``rows`` are dicts with the same keys within a phase."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_path(Path(folder) / "history.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_history(folder):
+    """Rows of ``history.csv`` with numbers as numbers; empty if there is none."""
+    path = Path(folder) / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {
+                key: value if key == "phase" else int(value) if key == "epoch" else float(value)
+                for key, value in row.items()
+                if value
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def versions():
+    """Versions of Python and of the packages that decide about results; needs no import of them."""
+    found = {"python": platform.python_version(), "kitsseg": __version__}
+    for name in ("tensorflow", "keras", "numpy", "nibabel", "jax"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _tuples(values):
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,63 @@
+"""Tiny synthetic cases, and the real KiTS19 label maps where they are at hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitsseg.data.nifti import write_image
+from kitsseg.recipe import PreprocessSpec
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of real label maps and a real CT; they are not part of the package."""
+    if not REAL.is_dir():
+        pytest.skip("the real KiTS19 label maps and the real CT are not beside this checkout")
+    return REAL
+
+
+@pytest.fixture
+def spec():
+    """A specification without resampling: what is cached can be compared voxel by voxel."""
+    return PreprocessSpec(
+        spacing_mm=(None, None, None), crop_to_body=False, hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9
+    )
+
+
+def make_case(folder, shape=(8, 40, 48), spacing_mm=(3.0, 0.8, 0.8), seed=0, tumor=True, positive=(2, 6)):
+    """Write one case whose labels can be read off its HU: kidney is 100 and up, tumor 200 and up, the rest below 60."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.uint8)
+    labels[positive[0] : positive[1], 10:25, 8:20] = 1
+    if tumor:
+        labels[positive[0] + 1 : positive[1] - 1, 14:20, 12:17] = 2
+    image = (rng.integers(-60, 60, shape) + 160 * (labels == 1) + 300 * (labels == 2)).astype(np.int16)
+    write_image(folder / "imaging.nii.gz", image, spacing_mm)
+    write_image(folder / "segmentation.nii.gz", labels, spacing_mm)
+    return image, labels
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of nine tiny cases, all different."""
+    for i in range(9):
+        make_case(tmp_path / "data" / f"case_{i:05d}", seed=i, positive=(1 + i % 3, 5 + i % 4))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cached(data, spec, tmp_path):
+    """The nine cases, preprocessed and opened."""
+    from kitsseg.data.cache import open_cache
+    from kitsseg.data.preprocess import preprocess_cases
+
+    preprocess_cases(data, tmp_path / "cache", spec)
+    return open_cache(tmp_path / "cache", spec)
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())

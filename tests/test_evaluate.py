@@ -1,0 +1,328 @@
+"""Folders of label maps -> scores.csv and scores.json."""
+
+import csv
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kitsseg.data.nifti import write_image
+from kitsseg.errors import InputError
+from kitsseg.evaluate import COLUMNS, evaluate_folders, format_table
+from kitsseg.evaluate_pairs import count_files, find_pairs
+from kitsseg.scores import SCORES, count_labels, score_case
+
+MM = (3.0, 0.8, 0.8)
+SHAPE = (6, 9, 8)
+
+
+def make_truth(folder, n=3):
+    """Cases in KiTS layout; returns the arrays."""
+    arrays = {}
+    for i in range(n):
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[1:5, 2:7, 1:6] = 1
+        labels[2:4, 3 : 5 + i, 2:4] = 2
+        name = f"case_{i:05d}"
+        (folder / name).mkdir(parents=True)
+        write_image(folder / name / "segmentation.nii.gz", labels, MM)
+        arrays[name] = labels
+    image = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    write_image(folder / "case_00000" / "imaging.nii.gz", image, MM)
+    return arrays
+
+
+def make_predictions(folder, arrays):
+    """Every case shifted by one row, in KiTS19 names."""
+    folder.mkdir()
+    shifted = {name: np.roll(labels, 1, axis=1) for name, labels in arrays.items()}
+    for name, labels in shifted.items():
+        write_image(folder / f"prediction_{name[-5:]}.nii.gz", labels, MM)
+    return shifted
+
+
+@pytest.fixture
+def folders(tmp_path):
+    truth = make_truth(tmp_path / "truth")
+    predicted = make_predictions(tmp_path / "predictions", truth)
+    return tmp_path, truth, predicted
+
+
+def test_scores_of_a_folder(folders):
+    tmp, truth, predicted = folders
+    seen = []
+    found = evaluate_folders(
+        tmp / "predictions", tmp / "truth", tmp / "out" / "scores.csv", lambda *step: seen.append(step)
+    )
+    assert seen == [("score", i, 3) for i in range(4)]
+    with (tmp / "out" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["case"] for row in rows] == sorted(truth)
+    for row, returned in zip(rows, found.rows):
+        expected = score_case(predicted[row["case"]], truth[row["case"]], MM)
+        assert {name: float(row[name]) for name in SCORES} == {name: expected[name] for name in SCORES}
+        # float32 in the header: 0.8 mm is not exact
+        volumes = {name: value for name, value in expected.items() if name.endswith("_ml")}
+        assert {name: float(row[name]) for name in volumes} == pytest.approx(volumes, rel=1e-6)
+        assert {name: returned[name] for name in SCORES} == {name: expected[name] for name in SCORES}
+    summary = json.loads((tmp / "out" / "scores.json").read_text())
+    assert summary == json.loads(json.dumps(found.summary))
+    assert summary["scores"]["tk_dice"]["mean"] == pytest.approx(
+        sum(float(row["tk_dice"]) for row in rows) / 3
+    )
+    assert summary["truth_without_prediction"] == []
+    assert summary["cases"]["case_00000"] == {
+        "prediction": str(tmp / "predictions" / "prediction_00000.nii.gz"),
+        "truth": str(tmp / "truth" / "case_00000" / "segmentation.nii.gz"),
+        "image": str(tmp / "truth" / "case_00000" / "imaging.nii.gz"),
+    }
+    assert summary["cases"]["case_00001"]["image"] is None
+    assert sorted(path.name for path in (tmp / "out").iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_line7_composite_identity_in_the_files(folders):
+    tmp, _, _ = folders
+    evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    with (tmp / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    mean = {name: sum(float(row[name]) for row in rows) / len(rows) for name in SCORES}
+    summary = json.loads((tmp / "scores.json").read_text())
+    assert abs(mean["composite"] - (mean["tk_dice"] + mean["tu_dice"]) / 2) < 1e-12
+    assert abs(mean["composite"] - summary["composite_identity"]["mean_of_composites"]) < 1e-12
+    assert abs(summary["composite_identity"]["difference"]) < 1e-12
+
+
+def test_line9_truth_against_itself_is_one_everywhere(folders):
+    tmp, _, _ = folders
+    found = evaluate_folders(tmp / "truth", tmp / "truth", tmp / "scores.csv")
+    assert all(row[name] == 1.0 for row in found.rows for name in SCORES)
+    assert found.summary["composite_interval_95"] == [1.0, 1.0]
+    assert found.summary["beside_all_background"]["prediction"]["pixel_accuracy"] == 1.0
+
+
+def test_all_background_baseline(folders):
+    tmp, truth, _ = folders
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    nothing = found.summary["beside_all_background"]["all_background"]
+    background = sum(int((labels == 0).sum()) for labels in truth.values())
+    assert (nothing["tk_dice"], nothing["tu_dice"], nothing["composite"]) == (0.0, 0.0, 0.0)
+    assert nothing["pixel_accuracy"] == pytest.approx(background / (3 * np.prod(SHAPE)), abs=1e-12)
+    assert nothing["pooled_dice_with_background"] == pytest.approx(nothing["pixel_accuracy"], abs=1e-12)
+    # writing real empty predictions and scoring them gives the same
+    (tmp / "empty").mkdir()
+    for name, labels in truth.items():
+        write_image(tmp / "empty" / f"{name}.nii.gz", np.zeros_like(labels), MM)
+    beside = evaluate_folders(tmp / "empty", tmp / "truth", tmp / "empty.csv").summary[
+        "beside_all_background"
+    ]
+    assert beside["prediction"] == beside["all_background"] == nothing
+
+
+def test_empty_masks_are_named_and_counted(folders):
+    tmp, _, predicted = folders
+    without = np.where(predicted["case_00001"] == 2, 1, predicted["case_00001"]).astype(np.uint8)
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", without, MM)
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert found.rows[1]["empty"] == ["predicted_tumor"]
+    assert found.summary["empty_cases"] == 1
+    with (tmp / "scores.csv").open() as file:
+        assert [row["empty"] for row in csv.DictReader(file)] == ["", "predicted_tumor", ""]
+    assert "1 case with an empty mask" in format_table(found.rows, found.summary)
+
+
+def test_three_ways_to_name_predictions(folders):
+    tmp, _, _ = folders
+    files = tmp / "predictions"
+    (files / "prediction_00001.nii.gz").rename(files / "case_00001.nii.gz")
+    (files / "case_00002").mkdir()
+    (files / "prediction_00002.nii.gz").rename(files / "case_00002" / "segmentation.nii.gz")
+    (files / "notes.txt").write_text("not a prediction")
+    pairs, missing = find_pairs(files, tmp / "truth")
+    assert [(pair.case, pair.prediction.name, pair.truth.parent.name) for pair in pairs] == [
+        ("case_00000", "prediction_00000.nii.gz", "case_00000"),
+        ("case_00001", "case_00001.nii.gz", "case_00001"),
+        ("case_00002", "segmentation.nii.gz", "case_00002"),
+    ]
+    assert missing == []
+
+
+def test_one_prediction_file(folders):
+    tmp, truth, predicted = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    found = evaluate_folders(file, tmp / "truth", tmp / "scores.csv")
+    assert [row["case"] for row in found.rows] == ["case_00001"]
+    assert found.summary["truth_without_prediction"] == ["case_00000", "case_00002"]
+    assert "2 truth cases have no prediction and are not scored: case_00000, case_00002" in format_table(
+        found.rows, found.summary
+    )
+    directly = evaluate_folders(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz", tmp / "one.csv")
+    assert directly.rows == found.rows
+    assert (
+        directly.rows[0]["tk_dice"] == score_case(predicted["case_00001"], truth["case_00001"], MM)["tk_dice"]
+    )
+
+
+def test_predictions_json_is_carried_over(folders):
+    tmp, _, _ = folders
+    record = {
+        "kitsseg": "0.0.1",
+        "run": "runs/one",
+        "recipe": "unet2d:tiny",
+        "paper": "A paper",
+        "phantom": True,
+    }
+    record |= {"reported": {"kidney": 0.91}, "split": {"name": "80-10-10", "hash": "abc", "part": "test"}}
+    (tmp / "predictions" / "predictions.json").write_text(json.dumps(record | {"cases": {"case_00000": {}}}))
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    for key in ("run", "recipe", "paper", "reported", "split", "phantom"):
+        assert found.summary[key] == record[key]
+    assert set(found.summary["cases"]) == {"case_00000", "case_00001", "case_00002"}
+    assert "phantom" in format_table(found.rows, found.summary)
+    (tmp / "predictions" / "predictions.json").write_text("[")
+    with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+
+
+def test_table_shows_the_numbers(folders):
+    tmp, _, _ = folders
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    lines = format_table(found.rows, found.summary).splitlines()
+    assert lines[0].split()[:3] == ["TK", "TU", "composite"]
+    assert lines[2].split()[:2] == ["case_00001", f"{found.rows[1]['tk_dice']:.4f}"]
+    assert lines[4].split()[:2] == ["mean", f"{found.summary['scores']['tk_dice']['mean']:.4f}"]
+    assert lines[5].split() == ["empty", "prediction", "0.0000", "0.0000", "0.0000"]
+    assert len({len(line) for line in lines[:5]}) == 1  # columns are aligned
+
+
+def test_prediction_without_truth(folders):
+    tmp, _, _ = folders
+    shutil.rmtree(tmp / "truth" / "case_00001")
+    with pytest.raises(InputError, match=r"prediction_00001.*expected .*case_00001.segmentation\.nii\.gz"):
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert not (tmp / "scores.csv").exists()
+
+
+def test_two_predictions_of_one_case(folders):
+    tmp, _, _ = folders
+    shutil.copy(tmp / "predictions" / "prediction_00001.nii.gz", tmp / "predictions" / "case_00001.nii.gz")
+    with pytest.raises(InputError, match="second prediction of case_00001"):
+        find_pairs(tmp / "predictions", tmp / "truth")
+
+
+def test_bad_arguments(folders):
+    tmp, _, _ = folders
+    (tmp / "nothing").mkdir()
+    truth_file = tmp / "truth" / "case_00000" / "segmentation.nii.gz"
+    with pytest.raises(InputError, match=r"prediction_00000\.nii\.gz, found none"):
+        find_pairs(tmp / "nothing", tmp / "truth")
+    with pytest.raises(InputError, match=r"absent.*found nothing"):
+        find_pairs(tmp / "absent", tmp / "truth")
+    with pytest.raises(InputError, match="expected a folder in KiTS layout"):
+        find_pairs(tmp / "predictions", truth_file)
+    with pytest.raises(InputError, match=r"\.csv"):
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.txt")
+
+
+def test_other_shape_names_both_files(folders):
+    tmp, _, predicted = folders
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", predicted["case_00001"][:, :-1], MM)
+    with pytest.raises(InputError) as error:
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    for part in ("prediction_00001.nii.gz", "(6, 8, 8)", "segmentation.nii.gz", "(6, 9, 8)"):
+        assert part in str(error.value)
+
+
+def test_other_affine_names_both_files(folders):
+    tmp, _, predicted = folders
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", predicted["case_00001"], (3.0, 0.8, 0.9))
+    with pytest.raises(InputError) as error:
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    # seven steps of 0.1 mm between the first and the last of eight columns
+    for part in ("prediction_00001.nii.gz", "0.7 mm", "-0.9", "segmentation.nii.gz", "-0.8"):
+        assert part in str(error.value)
+
+
+def test_reordered_axes_and_floats_score_the_same(folders):
+    tmp, truth, predicted = folders
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    expected = count_labels(predicted["case_00001"], truth["case_00001"])
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    np.testing.assert_array_equal(count_files(file, truth_file)[0], expected)
+    as_closest = nib.as_closest_canonical(nib.load(file))
+    nib.save(as_closest, tmp / "canonical.nii.gz")
+    assert nib.load(tmp / "canonical.nii.gz").shape == SHAPE[::-1]
+    as_float = nib.Nifti1Image(np.asarray(as_closest.dataobj).astype(np.float32), as_closest.affine)
+    nib.save(as_float, tmp / "float.nii")
+    for other in ("canonical.nii.gz", "float.nii"):
+        counts, voxel_ml = count_files(tmp / other, truth_file)
+        np.testing.assert_array_equal(counts, expected)
+        assert voxel_ml == pytest.approx(3 * 0.8 * 0.8 / 1000)
+
+
+def test_a_flip_without_its_affine_is_refused(folders):
+    tmp, _, _ = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([0.8, 0.8, 3.0, 1])), file)
+    with pytest.raises(InputError, match=r"prediction_00001.*truth"):
+        count_files(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz")
+
+
+def test_other_labels_name_the_file(folders):
+    tmp, _, predicted = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    write_image(file, predicted["case_00001"] * 2, MM)
+    with pytest.raises(InputError, match=r"prediction_00001\.nii\.gz: labels must be .*found 4"):
+        count_files(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz")
+
+
+def test_damaged_files_are_named(folders):
+    tmp, _, _ = folders
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    whole = file.read_bytes()
+    bad_checksum = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for damaged in (whole[:-20], bad_checksum, b""):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"prediction_00001\.nii\.gz: damaged"):
+            count_files(file, truth_file)
+
+
+def test_peak_memory_of_large_files_stays_below_the_volumes(tmp_path):
+    """Counting two label maps of 96 MiB each grows the process by less than one of them."""
+    labels = np.zeros((384, 512, 512), np.uint8)
+    labels[100:200, 200:300, 100:200] = 1
+    write_image(tmp_path / "truth.nii.gz", labels, MM)
+    shutil.copy(tmp_path / "truth.nii.gz", tmp_path / "prediction.nii.gz")
+    code = (
+        "import resource, sys\n"
+        "from kitsseg.evaluate_pairs import count_files\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\n"
+        "counts, _ = count_files(*sys.argv[1:])\n"
+        "print(peak() - before, counts[1, 1])\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    files = [str(tmp_path / name) for name in ("prediction.nii.gz", "truth.nii.gz")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], capture_output=True, text=True, check=True, env=environment
+    )
+    growth, kidney = map(int, done.stdout.split())
+    assert kidney == 100 * 100 * 100
+    assert growth < 48
+
+
+def test_a_name_that_ends_in_gz_may_hold_plain_bytes(folders):
+    tmp, _, _ = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    file.write_bytes(gzip.decompress(file.read_bytes()))
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    assert count_files(file, truth_file)[0].sum() == np.prod(SHAPE)
