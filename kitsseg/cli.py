@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from kitsseg import __version__
@@ -149,7 +150,7 @@ def _preprocess(arguments):
 def _train(arguments):
     from kitsseg import commands, recipes
 
-    _quiet_tensorflow()
+    _start_keras()
     a = arguments
     commands.train(recipes.get(a.recipe), a.cache, a.run, a.split, a.seed, a.epochs, a.resume)
 
@@ -157,7 +158,7 @@ def _train(arguments):
 def _predict(arguments):
     from kitsseg import commands
 
-    _quiet_tensorflow()
+    _start_keras()
     a = arguments
     commands.predict(a.run, a.inputs, a.out, a.part, a.whole_slices, a.mirror)
 
@@ -177,13 +178,26 @@ def _report(arguments):
 def _demo(arguments):
     from kitsseg import commands, recipes
 
-    _quiet_tensorflow()
+    _start_keras()
     commands.demo(recipes.get(f"{arguments.recipe}:tiny"), arguments.out, arguments.cases, arguments.seed)
 
 
-def _quiet_tensorflow():
-    """Keep TensorFlow's start-up notices away from the progress bar; errors still come through."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def _start_keras():
+    """Import Keras and its backend without their start-up notices; if the import fails, they are shown."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as notices:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(notices.fileno(), 2)  # they come from C++, past sys.stderr
+        try:
+            import keras  # noqa: F401
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _at_least(smallest):

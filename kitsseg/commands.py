@@ -99,13 +99,16 @@ def preprocess(recipe, data, cache):
     _done(f"preprocessed {len(done)} cases into {folder}{there}", f"kitsseg train {recipe.name} {cache} RUN")
 
 
-def choose_split(cache, recipe, name, seed=0):
-    """The split of a training: a named one or a file, or 80/10/10 of the cases at hand."""
+def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
+    """The split of a training: a named one or a file, or one drawn from the cases at hand.
+
+    It never depends on the seed of the training, so that runs with other seeds stay comparable.
+    """
     from kitsseg.data.cache import open_cache
     from kitsseg.data.splits import load_split, make_split
 
     cases = open_cache(cache, recipe.preprocess)
-    split, missing = load_split(name).among(cases) if name else (make_split(cases, seed=seed), 0)
+    split, missing = load_split(name).among(cases) if name else (make_split(cases, fractions), 0)
     counts = "/".join(str(len(part)) for part in (split.train, split.validation, split.test))
     console.print(f"split {split.name}, {counts} cases to train, validate and test, hash {split.hash}")
     if missing:
@@ -116,12 +119,13 @@ def choose_split(cache, recipe, name, seed=0):
 
 
 def train(recipe, cache, run, split, seed, epochs, resume):
-    # the split is made from the cases, not from the seed of the training: runs with other seeds stay comparable
-    split = choose_split(cache, recipe, split)
-    with _progress() as progress:
-        progress("start TensorFlow", 0, 1)
-        from kitsseg.train import train_recipe
+    _train_on(choose_split(cache, recipe, split), recipe, cache, run, seed, epochs, resume)
 
+
+def _train_on(split, recipe, cache, run, seed, epochs=None, resume=False):
+    from kitsseg.train import train_recipe
+
+    with _progress() as progress:
         train_recipe(recipe, cache, split, run, seed, epochs, resume, progress)
     part = " --part test" if split.test else " --part validation"
     _done(f"trained {recipe.name}: {run}", f"kitsseg predict {run} DATA --out PREDICTIONS{part}")
@@ -170,7 +174,9 @@ def demo(recipe, out, n_cases, seed):
         )
     synthesize(out / "data", n_cases, (40, 128, 128), seed, None)
     preprocess(recipe, out / "data", out / "cache")
-    train(recipe, out / "cache", out / "run", None, seed, None, False)
+    # a quarter for the test: with few patients a single one would say little
+    split = choose_split(out / "cache", recipe, None, (0.6, 0.15, 0.25))
+    _train_on(split, recipe, out / "cache", out / "run", seed)
     predict(out / "run", [out / "data"], out / "predictions", "test", False, None)
     evaluate(out / "predictions", out / "data", out / "scores.csv")
     report(out / "scores.csv", out / "report.html")

@@ -5,11 +5,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from kitsseg import __version__
 from kitsseg.data.cases import IMAGE_NAMES
-from kitsseg.data.nifti import atomic_path
+from kitsseg.data.nifti import atomic_path, is_phantom
 from kitsseg.errors import InputError
 from kitsseg.evaluate_pairs import count_files, find_pairs
 from kitsseg.scores import SCORES, background_inclusive_scores, score_counts, summarize_scores
@@ -62,6 +65,8 @@ def evaluate_folders(prediction, truth, out, progress=None):
     summary |= _beside_background(tables, summary["scores"])
     summary |= _recorded_by_predict(prediction if prediction.is_dir() else prediction.parent)
     summary["cases"] = {pair.case: _paths(pair) for pair in pairs}
+    images = [files["image"] for files in summary["cases"].values() if files["image"]]
+    summary["phantom"] = bool(summary.get("phantom")) or any(map(_synthetic, images))
     _write(out, rows, summary)
     return Evaluation(rows, summary)
 
@@ -91,6 +96,13 @@ def _recorded_by_predict(folder):
         raise InputError(
             f"{file}: expected the record of kitsseg predict ({error}). Predict again or remove it."
         ) from error
+
+
+def _synthetic(image):
+    try:
+        return is_phantom(nib.load(image).header)
+    except (OSError, EOFError, ImageFileError, HeaderDataError):
+        return False  # scoring needs no image; the report names a damaged one
 
 
 def _paths(pair):

@@ -42,7 +42,7 @@ def count_macs(model, input_shape=None, nonzero_only=False):
     if any(size is None for size in shape):
         raise ValueError(f"{model.name}: the cost depends on the size; got {shape}. Give input_shape.")
     if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs, model.outputs, name=model.name)  # the same layers, as a graph
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # the same layers, as a graph
     total = 0
 
     def count_call(layer, x, *args, **kwargs):

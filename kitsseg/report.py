@@ -39,8 +39,9 @@ def write_report(source, out, progress=None):
             rows, summary = read_scores(scores)
         else:
             notes.append(
-                f"No scores yet: there is no {scores}. To get them: kitsseg predict {source} CASES PREDICTIONS, "
-                f"then kitsseg evaluate PREDICTIONS CASES --out {scores}."
+                f"No scores yet: there is no {scores}. To get them: "
+                f"kitsseg predict {source} CASES PREDICTIONS, then "
+                f"kitsseg evaluate PREDICTIONS CASES --out {scores}."
             )
     else:
         rows, summary = read_scores(source)

@@ -103,14 +103,14 @@ def _marks(history, x):
     """Vertical lines where a phase begins and where the learning rate drops."""
     parts, drops = [], []
     for i, (before, row) in enumerate(zip([None, *history], history), 1):
-        if before is None or row.get("phase") != before.get("phase"):
+        if before is None or row["phase"] != before["phase"]:
             if before is not None:
                 parts.append(f'<path class="phase" d="M{x(i - 0.5):.1f} {TOP - 12}V{HEIGHT - BOTTOM}"/>')
-            name = escape(str(row.get("phase", "")))
+            name = escape(f"{row['phase']}, lr {row['learning_rate']:.2g}")
             parts.append(
                 f'<text x="{x(i - 0.5 * (before is not None)) + 4:.1f}" y="{TOP - 26}">{name}</text>'
             )
-        elif row.get("learning_rate", 0) < before.get("learning_rate", 0):
+        elif row["learning_rate"] < before["learning_rate"]:
             drops.append((i, row["learning_rate"]))
     if len(drops) > MAX_MARKS:  # a schedule that falls in every epoch
         first, last = history[0]["learning_rate"], history[-1]["learning_rate"]

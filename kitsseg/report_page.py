@@ -98,7 +98,8 @@ def _scores(summary):
         spread = "" if values["sd"] is None else f", sd {values['sd']:.3f}"
         more = interval or f"median {values['median']:.3f}{spread}"
         parts.append(
-            f"<div class='tile'><p>{name} <small>{what}</small></p><b>{values['mean']:.3f}</b><p>{more}</p></div>"
+            f"<div class='tile'><p>{name} <small>{what}</small></p>"
+            f"<b>{values['mean']:.3f}</b><p>{more}</p></div>"
         )
     n, empty, missing = summary["n_cases"], summary["empty_cases"], summary["truth_without_prediction"]
     sentence = f"Mean over {n} case{'s' * (n != 1)} on the grid of the original scans."
@@ -115,9 +116,9 @@ def _scores(summary):
         parts.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
     accuracy = beside["all_background"]["pixel_accuracy"]
     parts.append(
-        "</tbody></table></div><p class='aside'>The second row is an empty label map scored on the same cases. It "
-        f"reaches a pixel accuracy of {accuracy:.4f}: figures that count background do not tell whether a kidney "
-        "or a tumor was found. The KiTS19 scores are TK, TU and the composite.</p></section>"
+        "</tbody></table></div><p class='aside'>The second row is an empty label map on the same cases. "
+        f"It reaches a pixel accuracy of {accuracy:.4f}: figures that count background do not tell whether a "
+        "kidney or a tumor was found. The KiTS19 scores are TK, TU and the composite.</p></section>"
     )
     return parts
 
@@ -134,7 +135,8 @@ def _reported(reported, scored):
         "<section><h2>What the paper reports</h2><div class='scroll'><table class='narrow'><thead><tr>"
         "<th scope='col'>the paper's metric</th><th scope='col'>value</th></tr></thead>"
         f"<tbody>{lines}</tbody></table></div>"
-        f"<p class='aside'>Printed as given, in the paper's own terms and on its own cases.{beside}</p></section>"
+        "<p class='aside'>Printed as given, in the paper's own terms and on its own cases."
+        f"{beside}</p></section>"
     ]
 
 
@@ -176,8 +178,8 @@ def _pictures(rows, pictures):
         for row in rows
     ]
     return [
-        "<section class='pictures'><h2>Pictures</h2><p class='aside'>For each case, worst composite first, the slice "
-        "with the largest true tumor. Window -160 to 240 HU; the patient's left is on the right.</p>"
+        "<section class='pictures'><h2>Pictures</h2><p class='aside'>For each case, worst first, the slice "
+        "with the largest true tumor. Window -160 to 240 HU; left in the picture is the patient's right.</p>"
         f"<p class='legend'>{legend}</p><div class='figures'>{''.join(figures)}</div></section>"
     ]
 
@@ -195,6 +197,8 @@ def _facts(run, summary):
         "split": split.get("name"),
         "hash of the split": split.get("hash"),
         "part that was predicted": split.get("part"),
+        "inference": ", ".join(f"{key} {value}" for key, value in (summary.get("inference") or {}).items())
+        or None,
         "cases of the split": ", ".join(f"{len(names)} {part}" for part, names in cases.items()) or None,
         "trained with": ", ".join(f"{name} {version}" for name, version in versions.items()) or None,
         "kitsseg that trained": run.get("kitsseg"),

@@ -101,7 +101,7 @@ def show_slice(image, truth, prediction, spacing_mm):
 
 
 def _crop(labels, spacing_mm):
-    """The part of a slice around the labels of all slices, so that both kidneys' places are in the picture."""
+    """The part of a slice around the labels of all slices: the place of both kidneys is in the picture."""
     mask, box = labels.any(axis=0), []
     for axis, smallest in ((0, SMALLEST_MM * 3 / 5), (1, SMALLEST_MM)):
         size, spacing = mask.shape[axis], spacing_mm[1 + axis]

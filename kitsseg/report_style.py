@@ -2,15 +2,17 @@
 
 __all__ = ["SORT_SCRIPT", "STYLE"]
 
-# Truth is blue and solid, prediction orange and dashed, kidney the deeper and tumor the lighter tone: the pairs
-# stay apart for color-blind readers and in gray print.
+# Truth is blue and solid, prediction orange and dashed, kidney the deeper and tumor the lighter tone: the
+# pairs stay apart for color-blind readers and in gray print.
 STYLE = """
 :root{--page:#f6f7f9;--card:#fff;--ink:#1b2430;--soft:#5b6675;--line:#dde2e8;--a:#1f6feb;--b:#c2570c;
 --warn:#fff3d6;--warn-ink:#6b4700;--bar:#dbe8fd;color-scheme:light dark}
-@media (prefers-color-scheme:dark){:root{--page:#11151b;--card:#1a2029;--ink:#e6eaf0;--soft:#9aa6b5;--line:#303946;
+@media (prefers-color-scheme:dark){:root{--page:#11151b;--card:#1a2029;--ink:#e6eaf0;--soft:#9aa6b5;
+--line:#303946;
 --a:#6ea8ff;--b:#ff9d4d;--warn:#3a2e12;--warn-ink:#ffdc8a;--bar:#22385c}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 header,main,footer{max-width:1120px;margin:0 auto;padding:0 24px}
 header{padding-top:32px}
 footer{padding-top:8px;padding-bottom:40px;color:var(--soft);font-size:13px}
@@ -20,10 +22,12 @@ p{margin:0 0 10px}
 small{color:var(--soft);font-size:13px;font-weight:400}
 .kicker{color:var(--soft);margin:0}
 .paper{color:var(--soft);margin-bottom:16px}
-.banner{border:1px solid var(--line);border-radius:8px;padding:8px 14px;margin:0 0 8px;background:var(--card);
+.banner{border:1px solid var(--line);border-radius:8px;padding:8px 14px;margin:0 0 8px;
+background:var(--card);
 overflow-wrap:anywhere}
 .banner.phantom{background:var(--warn);color:var(--warn-ink);border-color:transparent;font-weight:600}
-section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px 24px;margin:16px 0}
+section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px 24px;
+margin:16px 0}
 .aside{color:var(--soft);font-size:14px;max-width:105ch}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin-bottom:14px}
 .tile{border:1px solid var(--line);border-radius:10px;padding:12px 16px}
@@ -73,11 +77,16 @@ border-radius:6px;padding:6px 12px;print-color-adjust:exact;-webkit-print-color-
 .truth,.prediction{fill:none;stroke-width:1.8;stroke-linejoin:round;vector-effect:non-scaling-stroke}
 .truth.kidney{stroke:#3f8cff}.truth.tumor{stroke:#a5dcff}
 .prediction{stroke-dasharray:5 3}.prediction.kidney{stroke:#ff7d1a}.prediction.tumor{stroke:#ffd97a}
-@media print{:root{--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--a:#1f6feb;--b:#c2570c;--warn:#fff;
+@media print{:root{--page:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--a:#1f6feb;--b:#c2570c;
+--warn:#fff;
 --warn-ink:#000;--bar:#e8e8e8}
 body{font-size:11px}section{border:0;padding:0;margin:0 0 18px}header,main,footer{padding:0;max-width:none}
-h2,figcaption{break-after:avoid}tr{break-inside:avoid}.banner.phantom{border-color:#000}.scroll{overflow:visible}
-table{font-size:9px}th,td{padding:3px 5px}.figures{grid-template-columns:repeat(2,1fr)}
+h2,figcaption{break-after:avoid}tr{break-inside:avoid}.banner.phantom{border-color:#000}.scroll{
+overflow:visible}
+table,table.narrow{font-size:11px}
+table.sortable,thead th,small{font-size:9px}
+.aside,dl,figcaption,.legend,.where{font-size:11px}
+th,td,.sortable th,.sortable td{padding:3px 4px}.figures{grid-template-columns:repeat(2,1fr)}
 .slice image,td.bar{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 

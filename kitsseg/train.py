@@ -4,6 +4,7 @@ Nothing but weights and optimizer is stored to resume: learning rate, best epoch
 all follow from ``history.csv``, so they cannot disagree with it.
 """
 
+import json
 import math
 import time
 from dataclasses import replace
@@ -186,9 +187,14 @@ def _model(recipe, phase, checkpoints, rows, previous):
     model = recipe.build_model(**recipe.model)
     if previous is not None:
         model.set_weights(keras.models.load_model(previous, compile=False).get_weights())
-    # no XLA on a CPU: it slows separable networks down 13 times
-    model.compile(recipe.build_optimizer(phase.learning_rate), recipe.build_loss(**recipe.loss))
+    _compile(model, recipe.build_optimizer(phase.learning_rate), recipe.build_loss(**recipe.loss))
     return model
+
+
+def _compile(model, optimizer, loss):
+    # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
+    on_cpu = keras.config.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
+    model.compile(optimizer, loss, jit_compile=False if on_cpu else "auto")
 
 
 def _checkpoint(folder, phase, epoch):
@@ -206,7 +212,7 @@ def _unfinished(run, recipe, split, seed):
     if record["status"] == "finished":
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     for key, expected, found in (
-        ("recipe", record["settings"], recipe.as_dict()),
+        ("recipe", record["settings"], json.loads(json.dumps(recipe.as_dict()))),
         ("split", record["split"]["hash"], split.hash),
         ("seed", record["seed"], seed),
     ):

@@ -122,14 +122,17 @@ def torch_network(name):
             network.forward = network.features.forward
         else:
             network.forward = nn.Sequential(*list(network.children())[:-2]).forward
-    state = {key: torch.from_numpy(seeded_tensor(key, tuple(tensor.shape)))
-             for key, tensor in network.state_dict().items() if not key.endswith("num_batches_tracked")}  # fmt: skip
+    state = {
+        key: torch.from_numpy(seeded_tensor(key, tuple(tensor.shape)))
+        for key, tensor in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     network.load_state_dict(state, strict=False)
     return network.eval()
 
 
 def features_of(network, size):
-    """The features (rows, columns, channels) of the seeded image (rows, columns, 3) of ``size``, and the image."""
+    """What ``network`` makes of the seeded image of ``size``, and the image, channels last."""
     import torch
 
     image = seeded_tensor("image", (*size, 3))

@@ -1,6 +1,7 @@
 """Tiny synthetic cases, and the real KiTS19 label maps where they are at hand."""
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,20 @@ def real_data():
     return REAL
 
 
+def spec_of_tests():
+    return PreprocessSpec(
+        spacing_mm=(None, None, None),
+        crop_to_body=False,
+        hu_window=(-79.0, 304.0),
+        hu_mean=101.0,
+        hu_std=76.9,
+    )
+
+
 @pytest.fixture
 def spec():
     """A specification without resampling: what is cached can be compared voxel by voxel."""
-    return PreprocessSpec(
-        spacing_mm=(None, None, None), crop_to_body=False, hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9
-    )
+    return spec_of_tests()
 
 
 def make_case(folder, shape=(8, 40, 48), spacing_mm=(3.0, 0.8, 0.8), seed=0, tumor=True, positive=(2, 6)):
@@ -61,3 +70,62 @@ def cached(data, spec, tmp_path):
 
 def read_json(path):
     return json.loads(Path(path).read_text())
+
+
+@pytest.fixture
+def micro_recipe(spec):
+    """unet2d so small that a phase trains in seconds on the nine tiny cases."""
+    return micro_recipe_of_tests(spec)
+
+
+def micro_recipe_of_tests(spec):
+    from kitsseg import recipes
+
+    tiny = recipes.get("unet2d:tiny")
+    phase = replace(
+        tiny.phases[0],
+        sampler=replace(tiny.phases[0].sampler, patch_size=(32, 32)),
+        epochs=3,
+        steps_per_epoch=6,
+        learning_rate=3e-3,
+        plateau=replace(tiny.phases[0].plateau, patience=1, min_delta=10.0),
+    )
+    return replace(
+        tiny,
+        name="unet2d:micro",
+        preprocess=spec,
+        model={**tiny.model, "start_filters": 4, "n_pools": 2},
+        phases=(phase,),
+        inference=replace(tiny.inference, multiple=4),
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One finished micro run that tests read and never change."""
+
+    recipe: object
+    data: Path
+    cache: Path
+    split: object
+    run: Path
+    calls: list
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of three epochs on nine tiny cases."""
+    from kitsseg.data.preprocess import preprocess_cases
+    from kitsseg.data.splits import make_split
+    from kitsseg.train import train_recipe
+
+    folder, calls = tmp_path_factory.mktemp("trained"), []
+    for i in range(9):
+        make_case(folder / "data" / f"case_{i:05d}", seed=i, positive=(1 + i % 3, 5 + i % 4))
+    recipe = micro_recipe_of_tests(spec_of_tests())
+    preprocess_cases(folder / "data", folder / "cache", recipe.preprocess)
+    split = make_split([f"case_{i:05d}" for i in range(9)])
+    run = train_recipe(
+        recipe, folder / "cache", split, folder / "run", seed=5, progress=lambda *call: calls.append(call)
+    )
+    return Trained(recipe, folder / "data", folder / "cache", split, run, calls)

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kitsseg.data.nifti import write_image
+from kitsseg.data.nifti import PHANTOM, write_image
 from kitsseg.errors import InputError
 from kitsseg.evaluate import COLUMNS, evaluate_folders, format_table
 from kitsseg.evaluate_pairs import count_files, find_pairs
@@ -190,6 +190,20 @@ def test_predictions_json_is_carried_over(folders):
         evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
 
 
+def test_phantoms_are_known_by_their_images(folders):
+    tmp, _, _ = folders
+    assert (
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is False
+    )
+    file = tmp / "truth" / "case_00000" / "imaging.nii.gz"
+    write_image(file, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE), MM, PHANTOM)
+    assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is True
+    file.write_bytes(b"damaged")
+    assert (
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is False
+    )
+
+
 def test_table_shows_the_numbers(folders):
     tmp, _, _ = folders
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
@@ -308,6 +322,7 @@ def test_peak_memory_of_large_files_stays_below_the_volumes(tmp_path):
         "before = peak()\n"
         "counts, _ = count_files(*sys.argv[1:])\n"
         "print(peak() - before, counts[1, 1])\n"
+        "import kitsseg.evaluate, kitsseg.report\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
     )
     files = [str(tmp_path / name) for name in ("prediction.nii.gz", "truth.nii.gz")]

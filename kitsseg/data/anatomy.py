@@ -1,20 +1,18 @@
 """A patient's body as a phantom: the HU of everything around given kidneys and tumors.
 
-All positions are millimeters in the patient: z runs to inferior, y to posterior, x to the patient's left, from a point
-between the two kidneys. Shapes are given by their approximate signed distance, so that they blend over a voxel's width
-as a scanner would average them, whatever the voxel size.
+All positions are millimeters in the patient: z runs to inferior, y to posterior, x to the patient's left,
+from a point between the two kidneys. Shapes are given by their approximate signed distance, so that they
+blend over a voxel's width as a scanner would average them, whatever the voxel size.
 
-Sizes and HU are those of an adult in the late arterial (corticomedullary) phase, as textbooks give them; where the
-organs lie is ours. The liver, spleen, vessels and bowel overlap the kidneys and tumors in HU on purpose.
+Sizes and HU are those of an adult in the late arterial (corticomedullary) phase, as textbooks give them;
+where the organs lie is ours. Liver, spleen, vessels and bowel overlap the kidneys and tumors in HU.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from kitsseg.errors import InputError
-
-__all__ = ["Canvas", "Patient", "ellipsoid_distance", "paint_body", "place_patient"]
+__all__ = ["Canvas", "Patient", "ellipsoid_distance", "paint_body"]
 
 FAT, MUSCLE = -100, 58
 
@@ -54,6 +52,10 @@ class Patient:
         return self.wall(y, x) + 13
 
 
+def anywhere(y, x):
+    return -np.inf
+
+
 class Canvas:
     """An HU volume on a grid of ``step_mm``, and the coordinates to paint shapes into it.
 
@@ -62,14 +64,14 @@ class Canvas:
 
     def __init__(self, shape, step_mm, origin_mm, rng):
         self.hu = np.full(shape, -1000, np.float32)
-        self.axes = [np.arange(n, dtype=np.float32) * s - o for n, s, o in zip(shape, step_mm, origin_mm)]
-        self.edge_mm = max(2.0, step_mm[1], step_mm[2])
-        self.phase = rng.uniform(0, 2 * np.pi, 4)
+        self.axes = [np.float32(np.arange(n) * s - o) for n, s, o in zip(shape, step_mm, origin_mm)]
+        self.edge_mm = float(max(2.0, step_mm[1], step_mm[2]))
+        self.phase = rng.uniform(0, 2 * np.pi, 4).tolist()
 
     def box(self, low, high):
-        """Slices of the grid that hold the box from ``low`` to ``high``, with a margin for bending and edges."""
-        margin = 8 + self.edge_mm
-        return tuple(slice(*np.searchsorted(a, (lo - margin, hi + margin))) for a, lo, hi in zip(self.axes, low, high))
+        """Slices of the grid that hold the box from ``low`` to ``high`` and a margin to bend and blend in."""
+        low, high = np.array(low) - 8 - self.edge_mm, np.array(high) + 8 + self.edge_mm
+        return tuple(slice(*np.searchsorted(axis, ends)) for axis, *ends in zip(self.axes, low, high))
 
     def points(self, box, bend=1.0):
         """Bent coordinates z (n, 1, 1), y and x (n, rows, columns) of the voxels in a box."""
@@ -84,70 +86,30 @@ class Canvas:
         part = self.hu[box]
         part += np.clip(0.5 - distance / self.edge_mm, 0, 1) * (value - part)
 
-    def ellipsoid(self, center, radii, value, within=None, bend=1.0):
+    def ellipsoid(self, center, radii, value, within=anywhere):
         """Paint an ellipsoid; ``within(y, x)`` is a signed distance that bounds it."""
-        center, radii = np.asarray(center, float), np.asarray(radii, float)
-        box = self.box(center - radii, center + radii)
-        z, y, x = self.points(box, bend)
+        # Python's floats, not NumPy's: those would make float64 volumes of float32 coordinates
+        center, radii = [float(c) for c in center], [float(r) for r in radii]
+        box = self.box(np.subtract(center, radii), np.add(center, radii))
+        z, y, x = self.points(box)
         distance = ellipsoid_distance((z - center[0], y - center[1], x - center[2]), radii)
-        if within is not None:
-            distance = np.maximum(distance, within(y, x))
-        self.blend(box, distance, value(z, y, x) if callable(value) else value)
+        self.blend(box, np.maximum(distance, within(y, x)), value(z, y, x) if callable(value) else value)
 
-    def tube(self, start, end, radius, value, within=None):
+    def tube(self, start, end, radius, value, within=anywhere):
         """Paint a tube with round ends; ``within`` as for ``ellipsoid``."""
-        start, end = np.asarray(start, float), np.asarray(end, float)
+        start, way = [float(p) for p in start], [float(q - p) for p, q in zip(start, end)]
         box = self.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
-        way = end - start
         z, y, x = self.points(box)
         steps = (z - start[0], y - start[1], x - start[2])
-        along = np.clip(sum(p * w for p, w in zip(steps, way)) / max(way @ way, 1e-6), 0, 1)
-        distance = np.sqrt(sum((p - along * w) ** 2 for p, w in zip(steps, way))) - radius
-        if within is not None:
-            distance = np.maximum(distance, within(y, x))
-        self.blend(box, distance, value)
+        squared = max(sum(w * w for w in way), 1e-6)
+        along = np.clip(sum(p * w for p, w in zip(steps, way)) / squared, 0, 1)
+        distance = np.sqrt(sum((p - along * w) ** 2 for p, w in zip(steps, way))) - float(radius)
+        self.blend(box, np.maximum(distance, within(y, x)), float(value))
 
 
 def ellipsoid_distance(offset, radii):
     """Approximate signed distance, mm, to an ellipsoid; ``offset`` are the coordinates from its center."""
     return (np.sqrt(sum((o / r) ** 2 for o, r in zip(offset, radii))) - 1) * min(radii)
-
-
-def place_patient(labels, step_mm, rng):
-    """Place a body around the kidneys and tumors of a label map.
-
-    Args:
-        labels: (slices, rows, columns) integers, possibly thinned out.
-        step_mm: distance of its voxels.
-
-    Returns: ``Patient``, with all labels at least a hand's breadth inside the skin.
-    Raises: InputError if no voxel is labeled.
-    """
-    index = np.argwhere(labels)
-    if not len(index):
-        raise InputError("expected kidneys (1) or tumors (2) in the label map, found only background.")
-    points = index * np.asarray(step_mm)
-    kidney = labels[tuple(index.T)] == 1
-    kidney = points[kidney] if kidney.any() else points
-    middle = (np.array(labels.shape) - 1) * step_mm / 2
-    half = (points[:, 2].min() + points[:, 2].max()) / 2
-    sides = [kidney[kidney[:, 2] < half], kidney[kidney[:, 2] >= half]]
-    centers = [side.mean(axis=0) for side in sides if len(side) > 0.1 * len(kidney)]
-    # a single kidney says nothing about the midline: then, and at most 30 mm from it, the image's middle
-    apart = len(centers) == 2 and centers[1][2] - centers[0][2] > 60
-    midline = np.clip((centers[0][2] + centers[1][2]) / 2 if apart else middle[2], middle[2] - 30, middle[2] + 30)
-    origin = np.array([kidney[:, 0].mean(), kidney[:, 1].mean(), midline])
-    points = points - origin
-    back = max(np.percentile(points[:, 1], 98) + rng.uniform(32, 44), 66)
-    front = min(back - rng.uniform(215, 260), points[:, 1].min() - 25)
-    half_width = max(rng.uniform(148, 170), np.abs(points[:, 2]).max() + 28)
-    kidneys = tuple(tuple(c - origin) for c in centers)
-    patient = Patient(tuple(origin), half_width, front, back, rng.uniform(8, 20), kidneys)
-    # large tumors push the flanks and the belly out
-    while patient.skin(points[:, 1], points[:, 2]).max() > -12:
-        half_width, front, back = patient.half_width + 3, patient.front - 2, patient.back + 2
-        patient = replace(patient, half_width=half_width, front=front, back=back)
-    return patient
 
 
 def paint_body(canvas, patient, rng):
@@ -166,7 +128,7 @@ def paint_body(canvas, patient, rng):
     canvas.blend(whole, wall, MUSCLE)
     canvas.blend(whole, patient.cavity(y, x), FAT - 5)
     rib = np.maximum(np.abs(wall + 7) - 3.5, np.abs((z + 0.5 * y) % 27 - 13.5) - 5)
-    canvas.blend(whole, np.maximum(rib, z - 45), 330)
+    canvas.blend(whole, np.maximum(rib, z - 30 - 0.5 * y), 330)  # the costal arch rises to the front
     del z, y, x, skin, wall, rib  # each as large as the volume
     paint_bowel(canvas, patient, rng)
     paint_organs(canvas, patient, rng)
@@ -204,7 +166,7 @@ def paint_organs(canvas, patient, rng):
     stomach = (shift - 72, front * 0.5, half / 2.6)
     level = stomach[1] - rng.uniform(0, 20)
     canvas.ellipsoid(stomach, (48, 42, 40), rng.uniform(70, 95), patient.cavity)
-    canvas.ellipsoid(stomach, (44, 38, 36), lambda z, y, x: np.where(y < level, -900, 22), patient.cavity)
+    canvas.ellipsoid(stomach, (44, 38, 36), lambda z, y, x: 22 - 922 * np.float32(y < level), patient.cavity)
     pancreas = rng.uniform(80, 110)
     canvas.tube((-22, -62, -38), (-42, -50, 22), 10, pancreas)
     canvas.tube((-42, -50, 22), (-58, -28, half / 2), 8, pancreas)
@@ -231,8 +193,7 @@ def paint_bowel(canvas, patient, rng):
 
 def paint_muscles_and_spine(canvas, patient, rng):
     """Paint psoas and back muscles, vertebrae with discs, and the wings of the ilium far below."""
-    top, bottom = canvas.axes[0][[0, -1]]
-    back = patient.back
+    (top, bottom), back = canvas.axes[0][[0, -1]], patient.back
     for side in (-1, 1):
         canvas.tube((-25, -2, 27 * side), (65, 0, 38 * side), 11, MUSCLE + 4)
         canvas.tube((30, 0, 34 * side), (max(bottom, 31), -18, 50 * side), 18, MUSCLE + 4)

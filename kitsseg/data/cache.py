@@ -68,8 +68,8 @@ class CachedCase:
 
 def normalize(hu, spec):
     """HU, int16 or float, to what the network sees: clipped and scaled float32 (see PreprocessSpec)."""
-    low, high = spec.hu_window
-    out = np.clip(hu, low, high).astype(np.float32)
+    out = np.array(hu, np.float32)  # first: clipping int16 to float bounds would go through float64
+    np.clip(out, *spec.hu_window, out=out)
     out -= spec.hu_mean
     out /= spec.hu_std
     return out

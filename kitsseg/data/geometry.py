@@ -141,6 +141,8 @@ def _paint(labels, low, high, weight, region, taps):
     (y0, y1, wy), (x0, x1, wx) = taps
     rows = np.flatnonzero((y1 >= top) & (y0 <= bottom))
     columns = np.flatnonzero((x1 >= left) & (x0 <= right))
+    if not len(rows) or not len(columns):
+        return  # the scan is less than half as fine as the grid: its pixels step over the region
     rows, columns = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     y0, y1, wy, x0, x1, wx = y0[rows], y1[rows], wy[rows], x0[columns], x1[columns], wx[columns]
     span = (y0[0], y1[-1] + 1, x0[0], x1[-1] + 1)

@@ -1,18 +1,19 @@
-"""CT intensities for a label map: a phantom of the patient around it, kidneys, tumors, partial volume and noise.
+"""CT intensities for a label map: a phantom of the patient around it, tissues, partial volume and noise.
 
-Everything smooth is computed on a thinned grid of about 2 mm and interpolated slice by slice; the labels' borders keep
-the full resolution. HU are those of the late arterial phase (textbook values): cortex 150-220, medulla 60-100, tumors
-bright and mixed (clear cell, with necrosis 15-35) or gray and even (papillary). The noise is correlated over about a
-millimeter, as after reconstruction with a soft kernel, and grows as slices get thinner.
+Everything smooth is computed on a thinned grid of about 2 mm and interpolated slice by slice; the labels'
+borders keep the full resolution. HU are those of the late arterial phase (textbook values): cortex 150-220,
+medulla 60-100, tumors bright and mixed (clear cell, with necrosis 15-35) or gray and even (papillary). Noise
+is correlated over about a millimeter, as with a soft kernel, and grows as slices get thinner.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from scipy import ndimage
 
-from kitsseg.data.anatomy import FAT, Canvas, paint_body, place_patient
+from kitsseg.data.anatomy import FAT, Canvas, Patient, paint_body
+from kitsseg.errors import InputError
 
 __all__ = ["render_ct"]
 
@@ -29,8 +30,8 @@ def render_ct(labels, spacing_mm, rng):
         spacing_mm: voxel size in the same order.
         rng: ``numpy.random.Generator``; the result is a function of the labels, the spacing and its state.
 
-    Returns: int16 HU (slices, rows, columns), -1024 to 3071. Memory beyond labels and result: about one float32
-        volume at 2 mm for each of a few steps, and some slices.
+    Returns: int16 HU (slices, rows, columns), -1024 to 3071. Memory beyond labels and result: some float32
+        volumes at about 2 mm, and some slices.
     Raises: InputError if no voxel is labeled.
     """
     steps = [max(1, round(THIN_MM / s)) for s in spacing_mm]
@@ -51,6 +52,49 @@ def render_ct(labels, spacing_mm, rng):
             np.rint(plane, out=plane)
             image[number] = np.clip(plane, -1024, 3071, out=plane)
     return image
+
+
+def place_patient(labels, step_mm, rng):
+    """Place a body around the kidneys and tumors of a label map.
+
+    Args:
+        labels: (slices, rows, columns) integers, possibly thinned out.
+        step_mm: distance of its voxels.
+
+    Returns: ``Patient``, with all labels inside the skin.
+    Raises: InputError if no voxel is labeled.
+    """
+    index = np.argwhere(labels)
+    if not len(index):
+        raise InputError("expected kidneys (1) or tumors (2) in the label map, found only background.")
+    points = index * np.asarray(step_mm)
+    kidney = labels[tuple(index.T)] == 1
+    kidney = points[kidney] if kidney.any() else points
+    middle = (labels.shape[2] - 1) * step_mm[2] / 2
+    half = (points[:, 2].min() + points[:, 2].max()) / 2
+    sides = [kidney[kidney[:, 2] < half], kidney[kidney[:, 2] >= half]]
+    centers = [side.mean(axis=0) for side in sides if len(side) > 0.1 * len(kidney)]
+    # a single kidney says nothing about the midline; the image's middle is never far from it
+    apart = len(centers) == 2 and centers[1][2] - centers[0][2] > 60
+    midline = (centers[0][2] + centers[1][2]) / 2 if apart else middle
+    midline = np.clip(midline, middle - 30, middle + 30)
+    row = kidney[:, 1].mean()
+    if (
+        near := np.abs(points[:, 2] - midline) < 20
+    ).any():  # the spine lies behind a horseshoe kidney's bridge
+        row = max(row, np.percentile(points[near, 1], 98) + 22)
+    origin = np.array([kidney[:, 0].mean(), row, midline])
+    points = points - origin
+    back = max(float(np.percentile(points[:, 1], 98)) + rng.uniform(32, 44), 66.0)
+    front = min(back - rng.uniform(215, 260), float(points[:, 1].min()) - 25)
+    half_width = max(rng.uniform(148, 170), float(np.abs(points[:, 2]).max()) + 28)
+    kidneys = tuple(tuple((center - origin).tolist()) for center in centers)
+    patient = Patient(tuple(origin.tolist()), half_width, front, back, rng.uniform(8, 20), kidneys)
+    # large tumors push the flanks and the belly out
+    while patient.skin(points[:, 1], points[:, 2]).max() > -12:
+        half_width, front, back = patient.half_width + 3, patient.front - 2, patient.back + 2
+        patient = replace(patient, half_width=half_width, front=front, back=back)
+    return patient
 
 
 @dataclass(frozen=True)
@@ -89,11 +133,13 @@ def paint_kidneys(canvas, patient, thin, step_mm, aorta, rng):
         offset = [(i - a) * s for i, a, s in zip(np.ogrid[tuple(map(slice, labels.shape))], at, step_mm)]
         distance = np.sqrt(sum(o**2 for o in offset)) - rng.uniform(4, 11)
         kidney += np.clip(0.5 - distance / 2, 0, 1) * (rng.uniform(3, 15) - kidney)
-    return Tissues(box, canvas.hu[box].copy(), kidney.astype(np.float32), tumor_texture(labels, step_mm, noise, rng))
+    return Tissues(
+        box, canvas.hu[box].copy(), kidney.astype(np.float32), tumor_texture(labels, step_mm, noise, rng)
+    )
 
 
 def tumor_texture(labels, step_mm, noise, rng):
-    """HU of tumor tissue in a box: three in four are mixed and bright as clear-cell tumors, the others gray."""
+    """HU of tumor tissue in a box: three in four are mixed and bright (clear cell), the others gray."""
     if rng.random() > 0.75:
         return rng.uniform(42, 75) + 6 * noise(6)
     core = ndimage.distance_transform_edt(labels == 2, step_mm).astype(np.float32)
@@ -127,8 +173,10 @@ def insert_kidneys(slab, numbers, labels, spacing_mm, tissues, steps):
     part = labels[low:high, rows, columns] if low < high else None
     if part is None or not part.any():
         return
-    hu = [upsample(t, range(low - start[0], high - start[0]), part.shape[1:], steps)
-          for t in (tissues.around, tissues.kidney, tissues.tumor)]
+    hu = [
+        upsample(t, range(low - start[0], high - start[0]), part.shape[1:], steps)
+        for t in (tissues.around, tissues.kidney, tissues.tumor)
+    ]
     hu = np.where(part == 1, hu[1], np.where(part == 2, hu[2], hu[0]))
     sigma = (0.35, 0.7 / spacing_mm[1], 0.7 / spacing_mm[2])
     hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=2)
@@ -139,7 +187,9 @@ def insert_kidneys(slab, numbers, labels, spacing_mm, tissues, steps):
 def upsample(field, numbers, shape, steps):
     """Interpolate slices ``numbers`` of (rows, columns) ``shape`` from a field thinned by ``steps``."""
     result = np.empty((len(numbers), *shape), np.float32)
-    rows, columns = (neighbors(np.arange(n), step, m) for n, step, m in zip(shape, steps[1:], field.shape[1:]))
+    rows, columns = (
+        neighbors(np.arange(n), step, m) for n, step, m in zip(shape, steps[1:], field.shape[1:])
+    )
     for plane, low, high, weight in zip(result, *neighbors(np.array(numbers), steps[0], len(field))):
         thin = field[low] + weight * (field[high] - field[low])
         low, high, weight = columns
@@ -154,7 +204,7 @@ def upsample(field, numbers, shape, steps):
 
 
 def neighbors(index, step, count):
-    """The thinned grid's neighbors of fine indices: ``(low, high, weight of high)``; the last value goes on."""
+    """Neighbors of fine indices in the thinned grid: low, high and weight of high; its last value goes on."""
     low = np.minimum(index // step, count - 1)
     weight = np.minimum(index / step - low, 1).astype(np.float32)
     return low, np.minimum(low + 1, count - 1), weight
@@ -173,14 +223,15 @@ def noise_maker(shape, spacing_mm, rng):
     y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     amount = (deviation * (0.6 + 0.5 * np.exp(-2 * (y**2 + x**2)))).astype(np.float32)
 
-    def crop():
+    def crop(plane):
         row, column = rng.integers(0, 65, 2)
-        return bank[rng.integers(len(bank)), row : row + shape[0], column : column + shape[1]]
+        return plane[row : row + shape[0], column : column + shape[1]]
 
     def noise():
         angle = rng.uniform(0, 2 * np.pi)
-        plane = crop() * np.float32(np.cos(angle))
-        plane += crop() * np.float32(np.sin(angle))
+        first, second = rng.permutation(len(bank))[:2]  # one plane shifted against itself would show stripes
+        plane = crop(bank[first]) * np.float32(np.cos(angle))
+        plane += crop(bank[second]) * np.float32(np.sin(angle))
         plane *= amount
         return plane
 

@@ -3,6 +3,8 @@
 A batch is a pure function of (seed, index): the same in every process, on every machine, and after resuming.
 """
 
+import math
+
 import numpy as np
 
 from kitsseg.data.augment import center_crop, cut, cut_batchgenerators, draw_crop, pad_to
@@ -90,12 +92,11 @@ class SliceBatches:
 
     def _cases_of_batch(self, index):
         n, size = len(self.cases), self.batch_size
-        if n < size:
-            rng = self._rng(index, 2**31)
-            return np.concatenate([rng.permutation(n) for _ in range(-(-size // n))])[:size]
-        batches = n // size  # in one round through the cases
+        # a shuffled order is gone through in a circle until a batch ends where the circle does: a new order in
+        # the middle of a batch could repeat a case in it
+        batches = n // math.gcd(n, size)
         order = self._rng(index // batches, 2**32 - 1).permutation(n)
-        return order[index % batches * size :][:size]
+        return order[(index % batches * size + np.arange(size)) % n]
 
     def _rng(self, index, stream):
         return np.random.Generator(np.random.Philox(key=[self.seed, (int(index) << 32) | stream]))

@@ -1,6 +1,6 @@
 """Synthetic patients on disk in KiTS19 layout: what everything else can be tried on without the dataset.
 
-A case is a function of the seed and its number or name alone, so that asking for more cases changes none of them.
+A case is a function of the seed and its number or name alone: asking for more cases changes none of them.
 """
 
 import shutil
@@ -27,20 +27,22 @@ def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None
     Args:
         out: folder of the cases; made if missing.
         n_cases: how many.
-        size: (slices, rows, columns). The field of view is a patient's, about 170-190 mm times 370-400 mm across the
-            columns, whatever the size: fewer voxels are larger voxels. It varies from case to case.
+        size: (slices, rows, columns). The field of view is a patient's, 170-190 mm along the slices and
+            370-400 mm along the columns, whatever the size: fewer voxels are larger voxels.
         seed: an integer from 0; the same seed gives the same cases.
         progress: called as ``progress(description, done, total)`` after each case.
 
     Returns: folders of the cases.
-    Raises: InputError if an argument is out of range, or if a case's folder is there already and holds anything:
-        nothing is written then.
+    Raises: InputError if an argument is out of range, or if a case's folder is there already and holds
+        anything: nothing is written then.
     """
     check_seed(seed)
     if n_cases < 1:
         raise InputError(f"expected at least one case, got {n_cases}.")
     if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST)):
-        raise InputError(f"expected a size of slices, rows and columns of at least {SMALLEST}, got {tuple(size)}.")
+        raise InputError(
+            f"expected a size of slices, rows and columns of at least {SMALLEST}, got {tuple(size)}."
+        )
     folders = [Path(out) / f"case_{number:05d}" for number in range(n_cases)]
     check_empty(folders)
     for number, folder in enumerate(folders):
@@ -66,8 +68,9 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
         progress: called as ``progress(description, done, total)`` after each case.
 
     Returns: folders of the cases.
-    Raises: InputError for a label map that cannot be read, has other axes than KiTS19's or is empty, for unknown
-        case names, and if a case's folder is there already and holds anything: nothing is written then.
+    Raises: InputError for a label map that cannot be read, has other axes than KiTS19's or is empty; for
+        unknown case names, and if a case's folder is there already and holds anything: nothing is written
+        then.
     """
     check_seed(seed)
     found = {case.name: case for case in find_cases(labels_dir, need_image=False)}
@@ -83,7 +86,8 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
         grid = volume.grid
         if grid.axes != (0, 1, 2) or any(grid.flipped):
             raise InputError(
-                f"{source}: expected the axes of KiTS19, {KITS_AXES}, found others. Take its label maps as released."
+                f"{source}: expected the axes of KiTS19, {KITS_AXES}, found others. "
+                "Take the label maps as KiTS19 released them."
             )
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
         try:
@@ -107,7 +111,9 @@ def check_empty(folders):
     """Nothing is ever overwritten: it might be the only copy of a real case."""
     for folder in folders:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: expected no such case yet, found it. Choose another folder or remove it.")
+            raise InputError(
+                f"{folder}: expected no such case yet, found it. Choose another folder or remove it."
+            )
 
 
 def draw_labels(shape, spacing_mm, rng):
@@ -118,8 +124,8 @@ def draw_labels(shape, spacing_mm, rng):
         spacing_mm: voxel size in the same order.
         rng: ``numpy.random.Generator``.
 
-    Returns: uint8 labels (slices, rows, columns): two kidneys of about 130-280 ml (one patient in 20 has only one) and
-        a tumor of 1-450 ml, median 30, that grows out of one of them. All three labels occur at any voxel size.
+    Returns: uint8 labels (slices, rows, columns): two kidneys of about 90-190 ml (one patient in 20 has only
+        one) and a tumor of 1-450 ml, median 30, that grows out of one of them. All labels occur at any size.
     """
     labels = np.zeros(shape, np.uint8)
     extent = np.array(shape) * spacing_mm
@@ -155,12 +161,16 @@ def draw_labels(shape, spacing_mm, rng):
 
 
 def draw_tumor(labels, coordinates, volume, spacing_mm, rng):
-    """Set the voxels nearest to a bumpy ellipsoid's center to 2 until they make up ``volume`` ml, at least four."""
+    """Set a bumpy ellipsoid of ``volume`` ml to 2: the voxels nearest to its center, at least four."""
     z, y, x = np.ix_(*coordinates)
     a, b, c = rng.uniform(0, 2 * np.pi, 3)
     radius = (volume * 750 / np.pi) ** (1 / 3)
     z, y, x = (p * s for p, s in zip((z, y, x), rng.uniform(0.88, 1.12, 3)))
-    bumps = 0.12 * radius * (np.sin(2.5 * y / radius + a) + np.sin(2.5 * x / radius + b) + np.sin(2.5 * z / radius + c))
+    bumps = (
+        0.12
+        * radius
+        * (np.sin(2.5 * y / radius + a) + np.sin(2.5 * x / radius + b) + np.sin(2.5 * z / radius + c))
+    )
     distance = (np.sqrt(z**2 + y**2 + x**2) + bumps).ravel()
     count = min(max(4, round(volume * 1000 / np.prod(spacing_mm))), labels.size // 8)
     labels.reshape(-1)[np.argpartition(distance, count)[:count]] = 2

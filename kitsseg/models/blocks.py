@@ -13,7 +13,7 @@ class UpsampleBilinear(layers.Layer):
     """Double rows and columns: bilinear, half-pixel centers, edges clamped.
 
     The values of ``UpSampling2D(interpolation="bilinear")``, which TensorFlow refuses inside ``fit`` and
-    ``predict`` when a size is unknown. Compiled by XLA, as Keras does by default, it is also about five times as
+    ``predict`` when a size is unknown. Compiled by XLA, Keras' default, this one is also about five times as
     fast on a CPU, forward and backward; not compiled it is about ten times slower.
 
     Shapes: (batch, rows, columns, channels), sizes may be unknown, to (batch, 2 rows, 2 columns, channels).

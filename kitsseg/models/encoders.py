@@ -7,9 +7,10 @@ Ours:   SqueezeNet 1.1 rather than 1.0 (as accurate, 2.4 times fewer operations)
         fits the paper's times per epoch; ``keras.applications`` has no smaller ResNet than 50.
 Check:  722,496 parameters (SqueezeNet 1.1); 21,284,672 trainable ones (ResNet-34).
 
-Each encoder takes a Keras tensor (batch, rows, columns, channels) and returns ``(features, skips)``, the skips
-from the largest map to the smallest. Layers are called ``encoder_`` and torchvision's name with ``_`` for ``.``:
-``encoder_layer2_0_conv1`` holds ``layer2.0.conv1``. That is all that :mod:`kitsseg.models.torch_weights` needs.
+Each encoder takes a Keras tensor (batch, rows, columns, channels) and returns ``(features, skips)``, the
+skips from the largest map to the smallest. Layers are called ``encoder_`` and torchvision's name with ``_``
+for ``.``: ``encoder_layer2_0_conv1`` holds ``layer2.0.conv1``. That is all that
+:mod:`kitsseg.models.torch_weights` needs.
 """
 
 import keras
@@ -33,7 +34,7 @@ def encoder_layers(model):
 
 
 def squeezenet1_1(image):
-    """SqueezeNet 1.1 without its classifier: 512 channels at about 1/16 of the size; skips of 64, 128, 256."""
+    """SqueezeNet 1.1 without its classifier: 512 channels at 1/16 of the size; skips of 64, 128, 256."""
     x = _squeezenet_conv(image, 64, 3, "features_0", strides=2, padding="valid")
     skips = []
     for index in range(2, 13):
@@ -110,7 +111,7 @@ def _resnet_norm(x, name):
 
 
 def resnet50(image):
-    """``keras.applications.ResNet50``: 2048 channels at 1/32 of the size; skips of 64, 256, 512, 1024 channels.
+    """``keras.applications.ResNet50``: 2048 channels at 1/32 of the size; skips of 64, 256, 512, 1024.
 
     Not torchvision's: the stride sits in another convolution and convolutions have biases, so only
     :func:`load_resnet50_imagenet` fills it.
@@ -141,8 +142,8 @@ def load_resnet50_imagenet(model, pretrained=None):
             pretrained = keras.applications.ResNet50(include_top=False, weights="imagenet")
         except Exception as error:  # Keras raises a bare Exception when a download fails
             raise InputError(
-                f"ImageNet weights of ResNet-50: {error}. Connect to the internet once (Keras keeps the file), "
-                "or pass weights=None."
+                f"ImageNet weights of ResNet-50: {error}. Connect to the internet once (Keras keeps the "
+                "file), or pass weights=None."
             ) from error
     for source in pretrained.layers:
         values = source.get_weights()

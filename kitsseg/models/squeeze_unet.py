@@ -1,15 +1,16 @@
 """U-Net on a pretrained SqueezeNet or ResNet encoder of Ashlin Deepa et al., "A Novel Deep-Learning Based
 Segmentation Of Kidney Tumor".
 
-Stated: a SqueezeNet encoder in "the u-net learner", ImageNet weights, "18 layers"; ResNet for comparison; Dice
-        0.9758 and 0.9906. No loss, optimizer, image size, class list or depth.
-Code:   none published; "u-net learner" and ``dice_multi`` are fastai's, so the decoder is its ``DynamicUnet``.
+Stated: a SqueezeNet encoder in "the u-net learner", ImageNet weights, "18 layers"; ResNet for comparison;
+        Dice 0.9758 and 0.9906. No loss, optimizer, image size, class list or depth.
+Code:   none published; "u-net learner" and ``dice_multi`` are fastai's, hence its ``DynamicUnet`` as decoder.
 Ours:   ``skips=True`` as the default. ``unet_learner`` cuts torchvision's SqueezeNet to a single child, finds
-        no change of size inside and attaches **no skip connection at all**: that is ``skips=False``. Given the
-        flat ``features`` the same code attaches three, what the paper describes, at 6.6 times fewer operations.
-        ``decoder="lite"`` is ours altogether: fastai's decoder costs 130 times its SqueezeNet encoder.
-Check:  trainable / all parameters for (256, 256, 3) and 3 classes: SqueezeNet 19,702,260 / 19,704,180, without
-        skips 15,989,492 / 15,990,516; ResNet-34 41,221,268 / 41,240,340; ResNet-18 31,113,108 trainable.
+        no change of size inside and attaches **no skip connection at all**: that is ``skips=False``. Given
+        the flat ``features`` the same code attaches three, what the paper describes, at 6.6 times fewer
+        operations. ``decoder="lite"`` is ours altogether: fastai's costs 130 times its SqueezeNet encoder.
+Check:  trainable / all parameters for (256, 256, 3) and 3 classes: SqueezeNet 19,702,260 / 19,704,180,
+        without skips 15,989,492 / 15,990,516; ResNet-34 41,221,268 / 41,240,340; ResNet-18 31,113,108
+        trainable; ResNet-18, ResNet-34 and SqueezeNet compute what fastai 2.8 does with the same weights.
 """
 
 from functools import partial
@@ -46,12 +47,14 @@ def build_squeeze_unet(input_shape=(256, 256, 3), n_classes=3, encoder="squeezen
         encoder: ``"squeezenet1_1"``, ``"resnet18"``, ``"resnet34"`` or ``"resnet50"``. The last has 339
             million parameters with fastai's decoder.
         skips: False leaves out the skip connections: for SqueezeNet what ``unet_learner`` really builds.
-        decoder: ``"fastai"``, or ``"lite"``: (256, 128, 64, ...) filters, bilinear upsampling, no residual block
-            at full size.
-        weights: of the encoder. ``None``: random. A path: torchvision's ``.pth`` file. ``"imagenet"``: the file
-            is downloaded once and cached. With one input channel the first kernel is summed over its three.
-        normalize: True for images in 0..1 with three channels (red, green, blue): ImageNet's mean and standard
-            deviation are applied first, and the decoder too sees the result. False: the caller has done that.
+        decoder: ``"fastai"``, or ``"lite"``: (256, 128, 64, ...) filters, bilinear upsampling, no residual
+            block at full size.
+        weights: of the encoder. ``None``: random. A path: torchvision's ``.pth`` file. ``"imagenet"``: that
+            file is downloaded once and cached. With one input channel the first kernel is summed over its
+            three.
+        normalize: True for images in 0..1 with three channels (red, green, blue): ImageNet's mean and
+            standard deviation are applied first, and the decoder too sees the result. False: the caller has
+            done that.
 
     Returns: ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**
         (batch, rows, columns, n_classes).
@@ -92,14 +95,20 @@ def _check(input_shape, encoder, skips, decoder, weights, normalize, name):
         raise ValueError(f"{name}: the lite decoder grows along the skip connections; pass skips=True.")
     least = 32 if encoder == "resnet50" else MIN_SIZE
     if any(size is not None and size < least for size in input_shape[:2]):
-        raise ValueError(f"{name}: {encoder} needs at least {least} rows and columns; got {tuple(input_shape)}. "
-                         "Pad the slices or make them larger (PreprocessSpec.slice_size).")  # fmt: skip
+        raise ValueError(
+            f"{name}: {encoder} needs at least {least} rows and columns; got {tuple(input_shape)}. "
+            "Pad the slices or make them larger (PreprocessSpec.slice_size)."
+        )
     if normalize and input_shape[2] != 3:
-        raise ValueError(f"{name}: ImageNet's mean and deviation are of three channels, red, green, blue; got "
-                         f"{input_shape[2]}. Pass normalize=False and normalize the slices yourself.")  # fmt: skip
+        raise ValueError(
+            f"{name}: ImageNet's mean and deviation are of three channels, red, green, blue; got "
+            f"{input_shape[2]}. Pass normalize=False and normalize the slices yourself."
+        )
     if encoder == "resnet50" and weights not in (None, "imagenet"):
-        raise ValueError(f"{name}: the ResNet-50 is keras.applications' and a torchvision file does not fit it; "
-                         f"weights must be None or 'imagenet', got {weights!r}.")  # fmt: skip
+        raise ValueError(
+            f"{name}: the ResNet-50 is keras.applications' and a torchvision file does not fit it; "
+            f"weights must be None or 'imagenet', got {weights!r}."
+        )
 
 
 def _fastai_decoder(x, skips, image):
@@ -151,8 +160,8 @@ def _fit(x, reference, name):
 
 
 def _conv(x, filters, name, activation="relu"):
-    return layers.Conv2D(filters, 3, padding="same", activation=activation, kernel_initializer=kaiming_normal(),
-                         name=name)(x)  # fmt: skip
+    return layers.Conv2D(filters, 3, padding="same", activation=activation,
+                         kernel_initializer=kaiming_normal(), name=name)(x)  # fmt: skip
 
 
 def _norm(x, name):

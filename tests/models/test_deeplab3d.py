@@ -120,7 +120,7 @@ def test_decoder_on_every_stage_joins_stages_3_2_and_1():
 def test_multiply_accumulates_of_one_patch(switches, patch, gmac):
     macs = count_macs(build_deeplab3d((patch, patch, patch, 1), **switches))
     if not switches:
-        # the known figure is that of the output convolution (48 to 3 maps) on the full size; ours runs on the half
+        # the known figure has the output convolution (48 to 3 maps) on the full size; ours runs on the half
         macs += (patch**3 - (patch // 2) ** 3) * 48 * 3
     assert macs / 1e9 == pytest.approx(gmac, abs=0.005)
 
@@ -298,14 +298,16 @@ def spheres(n, size, seed=0):
     return (labels + 0.5 * rng.normal(size=labels.shape)).astype("float32")[..., None], labels
 
 
-def compiled(model):
+def compiled(model, **options):
     # without XLA: its grouped convolutions on a CPU are slow to compile and to run
-    model.compile(keras.optimizers.Adam(1e-3), TverskyFocal(focal_weight=0.5), jit_compile=False)
+    loss = TverskyFocal(focal_weight=0.5)
+    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False, **options)
     return model
 
 
 def test_tiny_network_takes_a_step():
-    model = compiled(build_deeplab3d((8, 8, 8, 1), width_divisor=8))
+    # eagerly: building the graph takes longer than the step
+    model = compiled(build_deeplab3d((8, 8, 8, 1), width_divisor=8), run_eagerly=True)
     before = model.get_layer("s1b1_sep1_depthwise").get_weights()[0]
     history = model.fit(*spheres(2, 8), batch_size=2, epochs=1, verbose=0)
     assert np.isfinite(history.history["loss"][0])

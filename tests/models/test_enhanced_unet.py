@@ -1,4 +1,4 @@
-"""Enhanced attention U-Net: parameter counts of every variant, output sizes, the attention gate, ablations."""
+"""Enhanced attention U-Net: parameter counts of every variant, output sizes, attention gate, ablations."""
 
 import math
 
@@ -156,5 +156,5 @@ def test_wrong_arguments_are_refused():
         build_enhanced_unet(widths="wide")
     with pytest.raises(ValueError, match="gate3_from must be 'up1' or 'up2'; got 'up3'"):
         build_enhanced_unet(gate3_from="up3")
-    with pytest.raises(ValueError, match="base divides all widths .* got 3"):
+    with pytest.raises(ValueError, match=r"base divides all widths .* got 3"):
         build_enhanced_unet(base=3)

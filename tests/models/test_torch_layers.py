@@ -36,7 +36,7 @@ def test_pixel_shuffle_refuses_channels_that_do_not_divide():
 def test_nearest_indices_section_7_line_4():
     # 30 -> 31: 0, 0, 1, 2, ..., 29, as floor(i * 30 / 31) = i - 1 for i = 1..30
     np.testing.assert_array_equal(nearest_indices(30, 31), [0, *range(30)])
-    # 254 -> 256: s = 127/128, so floor(i s) falls one behind at i = 1 and two behind at i = 129: 0 and 127 twice
+    # 254 -> 256: s = 127/128; floor(i s) falls one behind at i = 1, two behind at i = 129: 0 and 127 twice
     doubled = sorted([*range(254), 0, 127])
     np.testing.assert_array_equal(nearest_indices(254, 256), doubled)
 
@@ -54,7 +54,7 @@ def test_nearest_resize_picks_those_pixels_with_known_and_unknown_sizes(static, 
     x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype("float32")
     reference = np.zeros((2, *target, 1), "float32")
     inputs = [
-        keras.Input(((*a.shape[1:3], a.shape[3]) if static else (None, None, a.shape[3])))
+        keras.Input((*a.shape[1:3], a.shape[3]) if static else (None, None, a.shape[3]))
         for a in (x, reference)
     ]
     model = keras.Model(inputs, NearestResize(name="resize")(*inputs))

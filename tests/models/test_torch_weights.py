@@ -1,7 +1,8 @@
 """Reading torch's files without torch, and putting them into an encoder.
 
-``fixtures/tiny_zip.pth`` and ``tiny_legacy.pth`` were written by torch 2.13 (``scripts/export_torchvision_features.py
---fixture``); the values they must hold are made again here by that script's ``seeded_tensor``.
+``fixtures/tiny_zip.pth`` and ``tiny_legacy.pth`` were written by torch 2.13 with
+``scripts/export_torchvision_features.py --fixture``; the values they must hold are made again here by that
+script's ``seeded_tensor``.
 """
 
 import collections
@@ -20,13 +21,12 @@ from keras import layers
 
 from kitsseg.errors import InputError
 from kitsseg.models import torch_weights
+from kitsseg.models.torch_files import LEGACY_MAGIC, read_state_dict
 from kitsseg.models.torch_weights import (
-    LEGACY_MAGIC,
     TORCHVISION_URLS,
     assign_state_dict,
     download_weights,
     load_torchvision_weights,
-    read_state_dict,
 )
 
 HERE = Path(__file__).parent

@@ -112,5 +112,5 @@ def test_wrong_size_is_refused(shape):
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"must be \(rows, columns, channels\); got \(224, 224\)"):
         build_unet2d((224, 224))
-    with pytest.raises(ValueError, match="upsampling must be one of .*; got 'cubic'"):
+    with pytest.raises(ValueError, match=r"upsampling must be one of .*; got 'cubic'"):
         build_unet2d(upsampling="cubic")

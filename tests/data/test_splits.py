@@ -1,0 +1,113 @@
+"""Splits by case: no patient on two sides, the same split everywhere."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kitsseg.data.splits import CaseSplit, load_split, make_split, save_split, split_names
+from kitsseg.errors import InputError
+
+KITS = [f"case_{i:05d}" for i in range(210)]
+
+
+def test_an_overlap_is_an_error():
+    with pytest.raises(InputError, match="case_b is in train and in test"):
+        CaseSplit("mine", ("case_a", "case_b"), ("case_c",), ("case_b",))
+    with pytest.raises(InputError, match="case_a is in train and in train"):
+        CaseSplit("mine", ("case_a", "case_a"), ("case_c",), ())
+
+
+def test_any_overlap_is_found():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        parts = [list(rng.choice(KITS, rng.integers(1, 20), replace=False)) for _ in range(3)]
+        everything = [case for part in parts for case in part]
+        if len(set(everything)) < len(everything):
+            with pytest.raises(InputError, match="One patient must be in one part only"):
+                CaseSplit("drawn", *map(tuple, parts))
+        else:
+            CaseSplit("drawn", *map(tuple, parts))
+
+
+def test_made_splits_cover_every_case_once_and_repeat():
+    for n in (3, 5, 12, 24, 210):
+        split = make_split(KITS[:n], seed=3)
+        assert sorted(split.train + split.validation + split.test) == KITS[:n]
+        assert min(map(len, (split.train, split.validation, split.test))) >= 1
+        assert split == make_split(list(reversed(KITS[:n])), seed=3)
+    assert make_split(KITS, seed=1).hash != make_split(KITS, seed=2).hash
+    assert not make_split(KITS, (0.8, 0.2, 0)).test
+
+
+def test_too_few_cases():
+    with pytest.raises(InputError, match="needs as many cases, found 2"):
+        make_split(KITS[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("80-10-10", (168, 21, 21)),  # Chen and Jin
+        ("deeplab3d", (147, 63, 0)),  # Daza et al.
+        ("wp_unet", (158, 52, 0)),
+        ("squeeze_unet", (168, 42, 0)),
+        ("mlperf42", (151, 17, 42)),
+        *((f"5-fold-{i}", (168, 42, 0)) for i in range(5)),
+    ],
+)
+def test_named_splits(name, sizes):
+    split = load_split(name)
+    assert split.name == name
+    assert tuple(map(len, (split.train, split.validation, split.test))) == sizes
+    assert sorted(split.train + split.validation + split.test) == KITS
+    assert split.source
+
+
+def test_the_named_80_10_10_is_the_one_drawn_from_the_210():
+    assert load_split("80-10-10").hash == make_split(KITS).hash
+
+
+def test_folds_validate_every_case_once():
+    folds = [load_split(f"5-fold-{i}").validation for i in range(5)]
+    assert sorted(case for fold in folds for case in fold) == KITS
+
+
+def test_every_file_is_named_here():
+    assert set(split_names()) == {"80-10-10", "deeplab3d", "wp_unet", "squeeze_unet", "mlperf42"} | {
+        f"5-fold-{i}" for i in range(5)
+    }
+
+
+def test_the_papers_slices(real_data):
+    """158 and 52 cases hold 35,826 and 9,598 slices (wp_unet)."""
+    import csv
+
+    with (real_data / "kits19_label_stats.csv").open() as file:
+        slices = {row["case_id"]: int(row["nz"]) for row in csv.DictReader(file)}
+    split = load_split("wp_unet")
+    assert (sum(map(slices.get, split.train)), sum(map(slices.get, split.validation))) == (35826, 9598)
+
+
+def test_files(tmp_path):
+    split = make_split(KITS[:10])
+    save_split(split, tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json") == split
+    values = json.loads((tmp_path / "split.json").read_text())
+    values["test"].append(values["train"][0])
+    (tmp_path / "split.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="is in train and in test"):
+        load_split(tmp_path / "split.json")
+    (tmp_path / "split.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match="expected JSON with the lists train, validation and test"):
+        load_split(tmp_path / "split.json")
+    with pytest.raises(InputError, match="expected a split file or one of 5-fold-0"):
+        load_split("60-40")
+
+
+def test_only_the_cases_at_hand():
+    split = CaseSplit("s", ("a", "b"), ("c",), ("d",))
+    here, missing = split.among({"a", "c", "d"})
+    assert (here.train, here.validation, here.test, missing) == (("a",), ("c",), ("d",), 1)
+    with pytest.raises(InputError, match="none of its 1 validation cases"):
+        split.among({"a", "b"})
