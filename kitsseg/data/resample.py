@@ -21,12 +21,14 @@ def resampled_shape(shape, spacing_mm, target_mm):
 def linear_taps(n_in, n_out, start=0, stop=None):
     """Where outputs ``start..stop`` of ``n_out`` read an axis of length ``n_in``.
 
-    Returns: (low, high, weight): value = (1 - weight) * x[low] + weight * x[high]; weight is float32.
+    Returns: (low, high, weight): value = (1 - weight) * x[low] + weight * x[high]; weight is float32. Where it is 0,
+        high is low: nothing is read that is not needed.
     """
     position = (np.arange(start, n_out if stop is None else stop) + 0.5) * (n_in / n_out) - 0.5
     position = np.clip(position, 0, n_in - 1)
     low = position.astype(np.intp)
-    return low, np.minimum(low + 1, n_in - 1), (position - low).astype(np.float32)
+    weight = (position - low).astype(np.float32)
+    return low, low + (weight > 0), weight
 
 
 def nearest_index(n_in, n_out, start=0, stop=None):

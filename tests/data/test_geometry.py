@@ -104,7 +104,7 @@ def test_line_9_resampled_back_equals_brute_force(scan_shape, spacing, target, s
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("scan_shape", "spacing", "target"), RESAMPLED)
 def test_line_9_a_few_certain_voxels_come_back_where_they_were(scan_shape, spacing, target, seed):
-    """One-hot probabilities with one to five foreground voxels: most slices and pixels are left out, none wrongly."""
+    """One-hot, one to five foreground voxels: most slices and pixels are left out, none wrongly."""
     rng = np.random.default_rng(100 + seed)
     geometry = geometry_of(scan_shape, spacing, target, rng)
     labels = np.zeros(geometry.shape, np.uint8)
@@ -130,7 +130,7 @@ def test_a_region_between_the_pixels_of_a_coarse_scan():
 
 
 def test_probabilities_are_interpolated_and_not_labels():
-    """Two grid voxels, kidney 0.9 and 0.2, on four scan voxels: 0.9, 0.725, 0.375, 0.2. Half is crossed in between.
+    """Two grid voxels, kidney 0.9 and 0.2, on four scan voxels: 0.9, 0.725, 0.375, 0.2; half is crossed between.
 
     With 0.9 and 0.3 it is 0.9, 0.75, 0.45, 0.3, and with 0.9 and 0.4: 0.9, 0.775, 0.525, 0.4: one voxel more.
     """
@@ -163,7 +163,7 @@ def test_slices_are_asked_for_one_by_one_and_progress_is_told():
 
 
 def test_the_box_of_the_body_by_hand():
-    """Body at slices 2..4, rows 3..7, columns 4..9 of 10 x 12 x 14; a voxel at -79 HU exactly is not above it."""
+    """Body at slices 2..4, rows 3..7, columns 4..9 of 10 x 12 x 14; a voxel at -79 HU exactly is not body."""
     image = np.full((10, 12, 14), -1000, np.int16)
     image[2, 3, 5] = image[4, 7, 4] = image[3, 5, 9] = -78
     image[9, 11, 13] = -79
@@ -175,7 +175,7 @@ def test_the_box_of_the_body_by_hand():
     geometry = plan_geometry(image, (3.0, 0.8, 0.8), spec_of((1.5, 0.4, 0.4)))
     assert geometry.grid_shape == (20, 24, 28)
     assert (geometry.start, geometry.stop) == ((4, 6, 8), (10, 16, 20))
-    assert geometry.spacing_mm == (1.5, 0.4, 0.4)
+    assert geometry.spacing_mm == pytest.approx((1.5, 0.4, 0.4))
     # at 6 and 1.6 mm: slices 2..5 of 10 become floor(1.0)..ceil(2.5), rows 1.5..4 1..4, columns 2..5
     geometry = plan_geometry(image, (3.0, 0.8, 0.8), spec_of((6.0, 1.6, 1.6)))
     assert (geometry.start, geometry.stop) == ((1, 1, 2), (3, 4, 5))
@@ -193,7 +193,9 @@ def test_a_scan_of_air_or_without_cropping_is_kept_whole():
 def test_the_spacing_is_that_of_the_whole_number_of_voxels():
     """109 slices of 5 mm on 182: 545 / 182 mm, not 3; 512 rows of 0.8 mm on 524: 409.6 / 524."""
     geometry = plan_geometry(
-        np.broadcast_to(np.int16(0), (109, 512, 512)), (5.0, 0.8, 0.8), spec_of((3.0, 0.78125, 0.78125), False)
+        np.broadcast_to(np.int16(0), (109, 512, 512)),
+        (5.0, 0.8, 0.8),
+        spec_of((3.0, 0.78125, 0.78125), False),
     )
     assert geometry.shape == (182, 524, 524)
     assert geometry.spacing_mm == pytest.approx((545 / 182, 409.6 / 524, 409.6 / 524))

@@ -74,7 +74,9 @@ def test_line_5_positive_share_of_1000_batches(tmp_path, spec):
     positives = [1, 2, 3, 4, 5, 6, 7, 8, 9]  # of 10 slices
     cases = cases_of_areas(tmp_path, *([20] * p + [0] * (10 - p) for p in positives))
     batches = batches_of(cases, spec)
-    share = np.mean([batches.cases[case].kidney_area[k] > 0 for i in range(1000) for case, k in batches.draw(i)])
+    share = np.mean(
+        [batches.cases[case].kidney_area[k] > 0 for i in range(1000) for case, k in batches.draw(i)]
+    )
     f = np.array(positives) / 10
     # the 5,000 positive draws are certain; the 2,000 others are spread evenly over the cases
     sigma = np.sqrt(2000 * np.mean(f * (1 - f))) / 7000
@@ -285,7 +287,9 @@ def test_a_split_object_is_demanded(cached, spec, wrong):
 
 def test_missing_cases_and_empty_parts(cached, spec):
     split = CaseSplit("s", ("case_00000", "case_00400", "case_00401"), (), ())
-    with pytest.raises(InputError, match=r"2 of its 3 train cases are not in the cache.* case_00400\. Preproc"):
+    with pytest.raises(
+        InputError, match=r"2 of its 3 train cases are not in the cache.* case_00400\. Preproc"
+    ):
         SliceBatches(cached, split, "train", SAMPLER, PLAIN, spec)
     with pytest.raises(InputError, match="split s: its validation part is empty"):
         ValidationSlices(cached, split, "validation", SAMPLER, spec)
