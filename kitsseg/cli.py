@@ -14,6 +14,19 @@ from kitsseg.errors import InputError
 
 __all__ = ["main"]
 
+SPACE = "Free some space, or choose another folder."
+PERMISSION = "Check its permissions, or choose another folder."
+HINTS = {
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose another disk.",
+    errno.EACCES: PERMISSION,
+    errno.EPERM: PERMISSION,
+    errno.EROFS: PERMISSION,
+    errno.ENOTDIR: "A part of this path is a file: choose another folder.",
+    errno.ENOENT: "Check the path.",
+}
+
 
 def main(argv=None):
     """Run one command; returns the exit code: 0 done, 1 bad input or a full disk, 130 interrupted."""
@@ -30,13 +43,11 @@ def main(argv=None):
         return _complain(str(error), 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = {
-            errno.ENOSPC: " Free some space, or choose another folder.",
-            errno.EACCES: " Choose a folder that you may write to.",
-            errno.EROFS: " Choose a folder that you may write to.",
-            errno.ENOENT: " Check the path.",
-        }.get(error.errno, "")
-        return _complain(f"{where}{(error.strerror or str(error)).lower()}.{hint}", 1)
+        text = error.strerror or str(error)
+        hint = HINTS.get(error.errno, "Check the path, the disk and its permissions.")
+        return _complain(f"{where}{text[:1].lower()}{text[1:]}. {hint}", 1)
+    except MemoryError as error:
+        return _complain(f"not enough memory ({error}). Close other programs, or use a larger machine.", 1)
     except KeyboardInterrupt:
         return _complain("interrupted; what was finished is kept, nothing half-written stays.", 130)
     return 0
@@ -51,8 +62,15 @@ def _complain(message, code):
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as all other errors do, instead of printing the usage first."""
+
+    def error(self, message):
+        sys.exit(_complain(f"{message}. Try: {self.prog} --help", 2))
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kitsseg",
         description="Kidney and kidney tumor segmentation in CT: five KiTS19 papers, from NIfTI to scores. "
         "Research software, not a medical device.",
@@ -73,7 +91,7 @@ def _parser():
     sub.add_argument("--recipe", default="unet2d", help="NAME; its tiny variant is used (default: unet2d)")
     sub.add_argument("--out", default="demo", type=Path, help="new folder for everything (default: demo)")
     sub.add_argument("--cases", default=12, type=_at_least(5), help="number of patients (default: 12)")
-    sub.add_argument("--seed", default=0, type=int)
+    sub.add_argument("--seed", default=0, type=_at_least(0))
 
     sub = command("synthesize", _synthesize, "make synthetic patients in KiTS19 layout")
     sub.add_argument("out", type=Path, help="folder for the cases")
@@ -81,7 +99,7 @@ def _parser():
     sub.add_argument(
         "--size", default=(40, 128, 128), type=_size, help="slices,rows,columns (default: 40,128,128)"
     )
-    sub.add_argument("--seed", default=0, type=int)
+    sub.add_argument("--seed", default=0, type=_at_least(0))
     sub.add_argument("--labels", type=Path, help="folder of real label maps: render a CT for each instead")
 
     sub = command("preprocess", _preprocess, "resample cases and cache them for training")
@@ -93,9 +111,9 @@ def _parser():
     sub.add_argument("recipe", help="NAME, NAME:practical or NAME:tiny")
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
     sub.add_argument("run", type=Path, help="new folder for the run")
-    sub.add_argument("--epochs", type=int, help="epochs of every phase, instead of the recipe's")
+    sub.add_argument("--epochs", type=_at_least(1), help="epochs of every phase, instead of the recipe's")
     sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
-    sub.add_argument("--seed", default=0, type=int)
+    sub.add_argument("--seed", default=0, type=_at_least(0))
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished run")
 
     sub = command("predict", _predict, "segment scans with a trained run")
@@ -191,7 +209,7 @@ def _start_keras():
         os.dup2(notices.fileno(), 2)  # they come from C++, past sys.stderr
         try:
             import keras  # noqa: F401
-        except BaseException:
+        except Exception:
             notices.seek(0)
             os.write(stderr, notices.read())
             raise
@@ -202,9 +220,12 @@ def _start_keras():
 
 def _at_least(smallest):
     def convert(text):
-        value = int(text)
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"expected at least {smallest}, found {value}")
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < smallest:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {smallest}, found {text}")
         return value
 
     return convert
@@ -215,6 +236,6 @@ def _size(text):
         size = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         size = ()
-    if len(size) != 3 or min(size) < 16:
-        raise argparse.ArgumentTypeError(f"expected slices,rows,columns of at least 16 each, found {text}")
+    if len(size) != 3:
+        raise argparse.ArgumentTypeError(f"expected slices,rows,columns such as 40,128,128, found {text}")
     return size

@@ -39,7 +39,8 @@ def _progress():
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    watched = console.is_terminal or console.is_jupyter  # elsewhere a bar is only an empty line
+    with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
         task = bar.add_task("start", total=None)
         yield lambda description, done, total: bar.update(
             task, description=escape(description), completed=done, total=total

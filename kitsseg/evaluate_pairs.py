@@ -67,8 +67,9 @@ def _prediction_files(prediction):
         file for file in prediction.iterdir() if file.name.endswith((".nii", ".nii.gz")) and file.is_file()
     ]
     files = [file for file in files if not file.name.startswith(".") and file.name not in IMAGE_NAMES]
-    for folder in filter(Path.is_dir, prediction.iterdir()):
-        files += [folder / name for name in LABEL_NAMES if (folder / name).exists()]
+    for folder in prediction.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            files += [folder / name for name in LABEL_NAMES if (folder / name).exists()]
     if not files:
         raise InputError(
             f"{prediction}: expected predictions such as {prediction_name('case_00000')}, found none. "

@@ -27,10 +27,21 @@ from kitsseg.components import (
     single_voxels,
 )
 from kitsseg.distances import distance_mm, nearest
+from kitsseg.recipe import RemoveFar
 
-__all__ = ["reassign_small_components", "remove_far_components"]
+__all__ = ["reassign_small_components", "refine", "remove_far_components"]
 
 MIN_MM3 = MappingProxyType({0: 100.0, 1: 500.0, 2: 200.0})
+
+
+def refine(labels, spacing_mm, spec):
+    """What a recipe does to predicted labels: RemoveFar, ReassignSmall, or nothing (None)."""
+    if spec is None:
+        return labels
+    if isinstance(spec, RemoveFar):
+        return remove_far_components(labels, spacing_mm, spec.max_distance_mm, spec.min_ratio, spec.n_main)
+    smallest = {0: spec.background_mm3, 1: spec.kidney_mm3, 2: spec.tumor_mm3}
+    return reassign_small_components(labels, spacing_mm, smallest)
 
 
 def remove_far_components(labels, spacing_mm, max_distance_mm=10.0, min_ratio=0.05, n_main=2):

@@ -2,25 +2,29 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from kitsseg import __version__
-from kitsseg.data.cache import normalize
 from kitsseg.data.cases import IMAGE_NAMES, find_cases, prediction_name
 from kitsseg.data.geometry import labels_on_scan, plan_geometry
 from kitsseg.data.nifti import atomic_path, is_phantom, read_image, write_labels
-from kitsseg.data.resample import resample_slices
+from kitsseg.data.planes import network_planes, normalize
 from kitsseg.errors import InputError
+from kitsseg.postprocess import refine
 from kitsseg.run import finished_run
+from kitsseg.scores import score_case
 from kitsseg.sliding_window import slice_probabilities
+from kitsseg.volume_tiles import volume_probabilities
 
-__all__ = ["find_scans", "load_network", "predict_cases", "predict_labels"]
+__all__ = ["find_scans", "load_network", "predict_cases", "predict_labels", "probabilities_of"]
 
 
-def predict_cases(run, inputs, out, part=None, whole_slices=False, mirror=None, progress=None):
+def predict_cases(
+    run, inputs, out, part=None, whole_slices=False, mirror=None, refine_labels=True, progress=None
+):
     """Segment scans and write one label map each.
 
     Args:
@@ -31,16 +35,23 @@ def predict_cases(run, inputs, out, part=None, whole_slices=False, mirror=None, 
         whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
             faster, slightly different at the tiles' borders.
         mirror: True or False overrides the recipe's test-time mirroring.
+        refine_labels: False leaves the recipe's post-processing out.
         progress: called as progress(description, done, total).
 
     Returns: paths written, in order.
     Raises: InputError for an unfinished run or a bad scan; label maps written before it stay.
     """
     scans = find_scans(inputs)
-    record, weights, spec, inference = finished_run(run)
+    record, weights, spec, inference, postprocess = finished_run(run)
+    if not refine_labels:
+        postprocess = None
     if part is not None:
         scans = _only_part(scans, record["split"], part)
     if whole_slices:
+        if inference.margin is not None:
+            raise InputError(
+                f"--whole-slices: {record['recipe']} is a 3D network; it predicts tiles of volumes only."
+            )
         inference = replace(inference, tile=None)
     if mirror is not None:
         inference = replace(inference, mirror_axes=(0, 1) if mirror else ())
@@ -54,6 +65,7 @@ def predict_cases(run, inputs, out, part=None, whole_slices=False, mirror=None, 
         "kitsseg": __version__,
         "run": str(Path(run).resolve()),
         "inference": {"tile": inference.tile, "mirror_axes": inference.mirror_axes},
+        "postprocess": asdict(postprocess) if postprocess else None,
         **{key: record.get(key) for key in ("recipe", "paper", "reported")},
         "split": split,
         "phantom": False,
@@ -68,7 +80,9 @@ def predict_cases(run, inputs, out, part=None, whole_slices=False, mirror=None, 
             if progress:
                 progress(f"predict {name}", index + done / total, len(scans))
 
-        labels = predict_labels(image.array, image.grid.spacing_mm, predict, spec, inference, within)
+        labels = predict_labels(
+            image.array, image.grid.spacing_mm, predict, spec, inference, postprocess, within
+        )
         target = out / prediction_name(name)
         write_labels(target, labels, image.grid)
         written.append(target)
@@ -83,25 +97,43 @@ def predict_cases(run, inputs, out, part=None, whole_slices=False, mirror=None, 
     return written
 
 
-def predict_labels(image, spacing_mm, predict, spec, inference, progress=None):
+def predict_labels(image, spacing_mm, predict, spec, inference, postprocess=None, progress=None):
     """Segment one scan in memory; one slice of probabilities exists at a time.
 
     Args:
         image: (slices, rows, columns) int16 HU in KiTS axes. spacing_mm: of its voxels.
         predict: from (batch, rows, columns, channels) to class probabilities of the same size.
-        spec, inference: PreprocessSpec and InferenceSpec of the recipe.
+        spec, inference, postprocess: of the recipe.
         progress: called as progress(done, total) in slices.
 
     Returns: uint8 labels of the shape of ``image``.
     """
     geometry = plan_geometry(image, spacing_mm, spec)
-    planes = resample_slices(image, geometry.grid_shape, geometry.start, geometry.stop, linear=True)
-    # rounded to whole HU as in the cache the network was trained on
-    probabilities = (
-        slice_probabilities(normalize(np.rint(plane), spec)[..., None], predict, inference)
-        for plane in planes
+    planes = network_planes(image, geometry, spec)
+    labels = labels_on_scan(
+        probabilities_of(planes, geometry.shape, predict, spec, inference), geometry, progress
     )
-    return labels_on_scan(probabilities, geometry, progress)
+    return refine(labels, spacing_mm, postprocess)
+
+
+def probabilities_of(planes, shape, predict, spec, inference):
+    """Yield the class probabilities (rows, columns, classes) of each slice.
+
+    Args:
+        planes: the slices in order, as ``network_planes`` yields them or the cache holds them.
+        shape: (slices, rows, columns) of them together.
+        predict, spec, inference: as in ``predict_labels``.
+    """
+    if inference.margin is None:
+        for plane in planes:
+            yield slice_probabilities(normalize(plane, spec), predict, inference)
+        return
+    volume = np.empty(shape, np.int16)
+    for k, plane in enumerate(planes):
+        volume[k] = plane
+    yield from volume_probabilities(
+        volume, lambda hu: normalize(hu, spec), predict, inference.tile, inference.margin, spec.hu_window[0]
+    )
 
 
 def load_network(weights):
@@ -118,9 +150,36 @@ def load_network(weights):
         raise InputError(
             f"{weights}: not a network that this version can read ({error}). Train again."
         ) from error
+    return as_probabilities(network)
+
+
+def as_probabilities(network):
+    """A Keras network as a function from a batch of inputs to the softmax of its last output (NumPy, float32)."""
+    import keras
+
     logits = network.outputs[-1]  # with deep supervision the last output is the full-size one
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(network.inputs, probabilities).predict_on_batch
+
+
+def score_cached_cases(cases, predict, spec, inference, postprocess):
+    """Mean TK and TU Dice and composite over whole cached cases, on the grid of the cache.
+
+    Args:
+        cases: CachedCase of each. The other arguments: as in ``predict_labels``.
+
+    Returns: {"tk", "tu", "composite"}; figures to compare epochs or rounds by, not official scores.
+    """
+    scores = []
+    for case in cases:
+        shape, spacing = case.geometry.shape, case.geometry.spacing_mm
+        labels = np.empty(shape, np.uint8)
+        for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
+            labels[k] = plane.argmax(axis=-1)
+        truth = np.stack([case.labels(k) for k in range(shape[0])])
+        score = score_case(refine(labels, spacing, postprocess), truth, spacing)
+        scores.append((score["tk_dice"], score["tu_dice"], score["composite"]))
+    return dict(zip(("tk", "tu", "composite"), np.mean(scores, axis=0).tolist(), strict=True))
 
 
 def _only_part(scans, split, part):

@@ -12,10 +12,15 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 __all__ = [
     "Augmentation",
     "InferenceSpec",
+    "OneCycle",
+    "PatchSampler",
     "Phase",
     "Plateau",
     "PreprocessSpec",
+    "Progressive",
+    "ReassignSmall",
     "Recipe",
+    "RemoveFar",
     "SliceSampler",
     "settings",
 ]
@@ -25,18 +30,53 @@ __all__ = [
 class PreprocessSpec:
     """From a CT in HU to the numbers a network sees. Training and inference use this one description.
 
+    The network sees either one channel, (HU clipped to ``hu_window`` - ``hu_mean``) / ``hu_std``, or, with
+    ``windows``, one 8-bit channel for each of them and a histogram-scaled one.
+
     Attributes:
         spacing_mm: (slices, rows, columns) voxel spacing the case is resampled to; None keeps an axis as it is.
+        in_plane_factor: rows and columns are scaled by this (0.5: half the size), linearly.
+        slice_size: (rows, columns) every slice is resized to, by area averaging.
         crop_to_body: keep only the box of voxels above the lower end of ``hu_window``.
-        hu_window: HU are clipped to this (low, high).
-        hu_mean, hu_std: the network sees (clipped HU - hu_mean) / hu_std.
+        longest_scan: for training, a scan of more slices is cut to about that many; all foreground is kept.
+        cut_margin: slices kept on either side of the foreground by that cut.
+        hu_window, hu_mean, hu_std: of the one channel.
+        windows: (width, level) in HU of the first channels.
+        channel_mean, channel_std: of the channels in 0..1.
     """
 
-    spacing_mm: tuple[float | None, float | None, float | None]
-    crop_to_body: bool
-    hu_window: tuple[float, float]
-    hu_mean: float
-    hu_std: float
+    spacing_mm: tuple[float | None, float | None, float | None] = (None, None, None)
+    in_plane_factor: float | None = None
+    slice_size: tuple[int, int] | None = None
+    crop_to_body: bool = False
+    longest_scan: int | None = None
+    cut_margin: int | None = None
+    hu_window: tuple[float, float] | None = None
+    hu_mean: float | None = None
+    hu_std: float | None = None
+    windows: tuple[tuple[float, float], ...] | None = None
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        one, several = (
+            (self.hu_window, self.hu_mean, self.hu_std),
+            (self.windows, self.channel_mean, self.channel_std),
+        )
+        if (None in one) == (None in several) or (one != (None,) * 3 and several != (None,) * 3):
+            raise ValueError(
+                "PreprocessSpec: give hu_window, hu_mean and hu_std, or windows, channel_mean and channel_std; "
+                f"found {one} and {several}."
+            )
+        if self.crop_to_body and self.hu_window is None:
+            raise ValueError(
+                "PreprocessSpec: crop_to_body needs hu_window, whose lower end is its threshold."
+            )
+
+    @property
+    def channels(self):
+        """Number of channels the network sees."""
+        return 1 if self.windows is None else len(self.windows) + 1
 
     def digest(self):
         """Twelve hexadecimal digits that name this specification, and the cache made by it."""
@@ -62,72 +102,155 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSampler:
-    """Batches of axial slices with a fixed number of positive ones.
+    """Batches of axial slices.
 
     Attributes:
-        batch_size: slices in a batch, from that many different cases where there are enough.
+        batch_size: slices in a batch.
         positive: how many of them hold kidney or tumor, exactly; the others are drawn from all slices.
         positive_weights: "uniform" over the positive slices of a case, or by "area" of their foreground.
-        patch_size: (rows, columns) of the random crop.
+        patch_size: (rows, columns) of the random crop; smaller slices are padded.
+        unit: "case" draws different cases for a batch, then a slice of each; "slice" goes through all slices of
+            all cases in random order (``positive`` must be 0).
     """
 
     batch_size: int
-    positive: int
-    positive_weights: str
+    positive: int = 0
+    positive_weights: str = "uniform"
     patch_size: tuple[int, int]
+    unit: str = "case"
 
     def __post_init__(self):
         if not 0 <= self.positive <= self.batch_size:
             raise ValueError(
                 f"SliceSampler: positive must lie in 0..{self.batch_size}, found {self.positive}."
             )
-        if self.positive_weights not in ("uniform", "area"):
-            raise ValueError(
-                f'SliceSampler: positive_weights is "uniform" or "area", found "{self.positive_weights}".'
-            )
+        _check("SliceSampler", "positive_weights", self.positive_weights, ("uniform", "area"))
+        _check("SliceSampler", "unit", self.unit, ("case", "slice"))
+        if self.unit == "slice" and self.positive:
+            raise ValueError('SliceSampler: unit "slice" draws every slice alike; positive must be 0.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSampler:
+    """Batches of 3D patches, an equal number or an equal chance for each class of the center voxel.
+
+    Attributes:
+        cases_per_batch: different cases in a batch; each gives three patches.
+        patch_size: (slices, rows, columns).
+        mode: "stratified": one patch of a case for each class; "random": a class with probability 1/3.
+    """
+
+    cases_per_batch: int
+    patch_size: tuple[int, int, int]
+    mode: str = "stratified"
+
+    def __post_init__(self):
+        _check("PatchSampler", "mode", self.mode, ("stratified", "random"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
     """Multiply the learning rate by ``factor`` when the validation loss has not dropped by ``min_delta`` for
-    ``patience`` epochs, down to ``min_learning_rate``."""
+    ``patience`` epochs, down to ``min_learning_rate``; end the phase when it falls below ``stop_below``."""
 
     factor: float
     patience: int
+    min_delta: float = 0.0
+    min_learning_rate: float = 0.0
+    stop_below: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """fastai's one-cycle policy, by step: the rate rises from learning_rate / ``start_divisor`` along a cosine for
+    ``rise`` of the phase, then falls to learning_rate / ``end_divisor``; Adam's beta_1 does the opposite between
+    ``momentum``'s two values."""
+
+    rise: float
+    start_divisor: float
+    end_divisor: float
+    momentum: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive:
+    """He et al.'s progressive training: rounds on random subsets, each from the best weights so far.
+
+    Attributes:
+        rounds: at most so many.
+        subset: share of the training cases of a round, drawn anew.
+        round_decay: the learning rate of a round is this times that of the round before.
+        min_delta: by how much the validation score must rise to count.
+        patience: stop after so many rounds without that.
+    """
+
+    rounds: int
+    subset: float
+    round_decay: float
     min_delta: float
-    min_learning_rate: float
+    patience: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One stretch of training. A recipe's phases run in order and hand their best weights on."""
+    """One stretch of training. A recipe's phases run in order and hand their best weights on.
+
+    Attributes:
+        epochs, steps_per_epoch: of the phase, or of each round of a progressive one.
+        rate_factors: factor on the learning rate for the layers whose names start so; 0 freezes them (batch
+            normalization goes on learning, as in fastai). The first prefix that fits counts.
+    """
 
     name: str
-    sampler: SliceSampler
-    augmentation: Augmentation
+    sampler: SliceSampler | PatchSampler
+    augmentation: Augmentation = Augmentation()
     epochs: int
     steps_per_epoch: int
     learning_rate: float
-    plateau: Plateau | None = None
+    schedule: Plateau | OneCycle | None = None
+    progressive: Progressive | None = None
+    rate_factors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSpec:
-    """How a slice becomes class probabilities.
+    """How a scan becomes class probabilities.
 
     Attributes:
-        tile: (rows, columns) of overlapping windows; None takes the whole slice in one piece.
-        overlap: share of a tile that its neighbor covers too.
-        gaussian: weight a tile by a Gaussian around its center instead of evenly.
+        tile: (rows, columns) of overlapping windows, or (slices, rows, columns) for a 3D network; None takes
+            whole slices in one piece.
+        overlap: share of a 2D tile that its neighbor covers too.
+        gaussian: weight a 2D tile by a Gaussian around its center instead of evenly.
+        margin: voxels at each border of a 3D tile that are discarded; the cores lie side by side.
         mirror_axes: average over mirrored copies along these axes of the slice (0 rows, 1 columns).
         multiple: whole slices are padded to a multiple of this, the network's total stride.
     """
 
-    tile: tuple[int, int] | None
+    tile: tuple[int, ...] | None
     overlap: float = 0.5
     gaussian: bool = False
+    margin: int | None = None
     mirror_axes: tuple[int, ...] = ()
     multiple: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveFar:
+    """Remove what lies farther than ``max_distance_mm`` from the two kidneys (postprocess.remove_far_components)."""
+
+    max_distance_mm: float
+    min_ratio: float
+    n_main: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReassignSmall:
+    """Give components smaller than this, in mm3, to their nearest neighbor class
+    (postprocess.reassign_small_components)."""
+
+    background_mm3: float
+    kidney_mm3: float
+    tumor_mm3: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +263,12 @@ class Recipe:
         claim: what the paper says it reached, in one sentence.
         reported: the paper's figures, under the paper's own names; printed beside ours.
         model, loss: keyword arguments of ``build_model`` and ``build_loss``.
+        postprocess: what is done to the predicted labels, or None.
         evidence: for every setting, by its dotted name, where its value comes from.
-        build_model, build_loss: ``keras.Model`` and ``keras.losses.Loss`` from these arguments.
-        build_optimizer: ``keras.optimizers.Optimizer`` from a learning rate.
+        build_model: ``keras.Model`` from its arguments.
+        build_loss: ``keras.losses.Loss``, or for a network with several outputs (losses, weights), in their order.
+        build_optimizer: ``keras.optimizers.Optimizer`` from a Phase.
+        build_targets: labels of a batch to the targets of the outputs, where they are not the labels themselves.
     """
 
     name: str
@@ -154,10 +280,12 @@ class Recipe:
     loss: Mapping[str, object]
     phases: tuple[Phase, ...]
     inference: InferenceSpec
+    postprocess: RemoveFar | ReassignSmall | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
     build_model: Callable = field(repr=False)
     build_loss: Callable = field(repr=False)
     build_optimizer: Callable = field(repr=False)
+    build_targets: Callable | None = field(default=None, repr=False)
 
     def as_dict(self):
         """The recipe's values as JSON takes them; the functions are left out."""
@@ -175,6 +303,7 @@ def settings(recipe):
             (k, v) for k, v in _leaves(f"phases.{phase.name}", phase) if k != f"phases.{phase.name}.name"
         )
     yield from _leaves("inference", recipe.inference)
+    yield from _leaves("postprocess", recipe.postprocess)
 
 
 def _leaves(prefix, value):
@@ -188,9 +317,14 @@ def _leaves(prefix, value):
         yield prefix, value
 
 
+def _check(owner, name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{owner}: {name} is one of {', '.join(allowed)}; found {value!r}.")
+
+
 def _plain(value):
     if is_dataclass(value):
-        return asdict(value)
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

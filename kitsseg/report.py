@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kitsseg.data.nifti import atomic_path
 from kitsseg.errors import InputError
-from kitsseg.report_page import build_page
+from kitsseg.report_page import COLUMNS, build_page
 from kitsseg.report_pictures import case_picture
 from kitsseg.run import read_history, read_run
 from kitsseg.scores import SCORES
@@ -84,7 +84,9 @@ def read_scores(path):
         summary = json.loads(beside.read_text(encoding="utf-8"))
         expected, found = sorted(summary["cases"]), sorted(row["case"] for row in rows)
         means = {name: summary["scores"][name]["mean"] for name in SCORES}
-    except (KeyError, TypeError, ValueError) as error:
+        for row in rows:
+            _ = [row[name] for name in ("empty", *COLUMNS)]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path}: expected the scores of kitsseg evaluate, found others ({error!r}). {again}"
         ) from error

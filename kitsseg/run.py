@@ -12,6 +12,7 @@ Each file is replaced as a whole, never written in place.
 import csv
 import json
 import platform
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from kitsseg import __version__
 from kitsseg.data.nifti import atomic_path
 from kitsseg.data.splits import save_split
 from kitsseg.errors import InputError
-from kitsseg.recipe import InferenceSpec, PreprocessSpec
+from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 
 __all__ = [
     "create_run",
@@ -47,7 +48,6 @@ def create_run(folder, recipe, split, seed, details):
             f"{folder}: expected a new or empty folder for the run, found one in use. Choose another."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    save_split(split, folder / "split.json")
     record = {
         "kitsseg": __version__,
         "recipe": recipe.name,
@@ -61,7 +61,12 @@ def create_run(folder, recipe, split, seed, details):
         "status": "training",
         **details,
     }
-    update_run(folder, record)
+    try:
+        save_split(split, folder / "split.json")
+        update_run(folder, record)
+    except BaseException:  # half of this could neither be resumed nor be started again
+        (folder / "split.json").unlink(missing_ok=True)
+        raise
     return folder
 
 
@@ -82,15 +87,18 @@ def read_run(folder):
             f"{folder}: expected the folder of a run, found no run.json in it. Run kitsseg train first."
         )
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    except ValueError as error:
         raise InputError(f"{path}: damaged ({error}). Train again.") from error
+    return record
 
 
 def finished_run(folder):
     """What prediction needs of a run.
 
-    Returns: (record, path of the weights, PreprocessSpec, InferenceSpec).
+    Returns: (record, path of the weights, PreprocessSpec, InferenceSpec, RemoveFar or ReassignSmall or None).
     Raises: InputError if training has not finished, or the weights are gone.
     """
     record = read_run(folder)
@@ -102,7 +110,11 @@ def finished_run(folder):
         )
     try:
         values = record["settings"]
-        specs = PreprocessSpec(**_tuples(values["preprocess"])), InferenceSpec(**_tuples(values["inference"]))
+        specs = (
+            PreprocessSpec(**_tuples(values["preprocess"])),
+            InferenceSpec(**_tuples(values["inference"])),
+            _postprocess(values["postprocess"]),
+        )
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{folder}/run.json: expected the settings of kitsseg {__version__}, found others ({error}). "
@@ -121,19 +133,25 @@ def write_history(folder, rows):
 
 
 def read_history(folder):
-    """Rows of ``history.csv`` with numbers as numbers; empty if there is none."""
+    """Rows of ``history.csv`` with numbers as numbers; empty if there is none.
+
+    Raises: InputError if it is damaged.
+    """
     path = Path(folder) / "history.csv"
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [
-            {
-                key: value if key == "phase" else int(value) if key == "epoch" else float(value)
-                for key, value in row.items()
-                if value
-            }
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="") as file:
+            return [
+                {
+                    key: value if key == "phase" else int(value) if key == "epoch" else float(value)
+                    for key, value in row.items()
+                    if value
+                }
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: damaged ({error}). Train again.") from error
 
 
 def versions():
@@ -147,5 +165,19 @@ def versions():
     return found
 
 
-def _tuples(values):
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _postprocess(values):
+    kinds = [
+        kind
+        for kind in (RemoveFar, ReassignSmall)
+        if values and {f.name for f in fields(kind)} == set(values)
+    ]
+    if values and not kinds:
+        raise TypeError(f"no post-processing takes {sorted(values)}")
+    return kinds[0](**values) if kinds else None
+
+
+def _tuples(value):
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -10,7 +10,8 @@ __all__ = ["gaussian_weights", "mirrorings", "pad_to_multiple", "slice_probabili
 def tile_starts(n, tile, overlap=0.5):
     """First pixels of tiles that cover ``n`` pixels, evenly spread, neighbors sharing at least ``overlap``.
 
-    With overlap 0.5 and n > tile: ceil((n - tile) / (tile / 2)) + 1 tiles, start i = round(i * (n - tile) / (count - 1)).
+    With overlap 0.5 and n > tile: count = ceil((n - tile) / (tile / 2)) + 1 and start i =
+    round(i * (n - tile) / (count - 1)).
     """
     if n <= tile:
         return [0]

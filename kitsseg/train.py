@@ -1,24 +1,54 @@
 """One training loop for every recipe: its phases in order, the best weights handed on, resumable after each epoch.
 
-Nothing but weights and optimizer is stored to resume: learning rate, best epoch and the position of the sampler
-all follow from ``history.csv``, so they cannot disagree with it.
+Nothing but weights and optimizer is stored to resume: learning rate, best epoch, round and the position of the
+sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
 """
 
 import json
-import math
+import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 
 from kitsseg.data.cache import open_cache
 from kitsseg.data.nifti import atomic_path
+from kitsseg.data.patches import PatchBatches, ValidationPatches
 from kitsseg.data.slices import SliceBatches, ValidationSlices, slice_dataset
+from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished
 from kitsseg.errors import InputError
-from kitsseg.run import create_run, read_history, read_run, update_run, versions, write_history
+from kitsseg.optimizers import freeze
+from kitsseg.predict import as_probabilities, score_cached_cases
+from kitsseg.progressive import run_rounds
+from kitsseg.recipe import PatchSampler
+from kitsseg.run import create_run, read_history, read_run, update_run, versions
 
-__all__ = ["best_epoch", "plateau_learning_rate", "train_recipe"]
+__all__ = ["train_recipe"]
+
+
+@dataclass
+class Training:
+    """What all phases of one run share."""
+
+    recipe: object
+    cases: dict
+    split: object
+    run: Path
+    seed: int
+    record: dict
+    history: list
+    started: float
+    progress: object
+    done_steps: int = 0
+
+    @property
+    def checkpoints(self):
+        return self.run / "checkpoint"
+
+    @property
+    def total_steps(self):
+        return sum(_steps(phase) for phase in self.recipe.phases)
 
 
 def train_recipe(recipe, cache, split, run, seed=0, epochs=None, resume=False, progress=None):
@@ -52,158 +82,137 @@ def train_recipe(recipe, cache, split, run, seed=0, epochs=None, resume=False, p
         )
         record, history = read_run(run), []
     keras.utils.set_random_seed(seed)
-    checkpoints = run / "checkpoint"
-    checkpoints.mkdir(exist_ok=True)
     started = time.monotonic() - record["seconds"]
+    training = Training(recipe, cases, split, run, seed, record, history, started, progress)
+    training.checkpoints.mkdir(exist_ok=True)
 
-    previous = None
+    weights = None
     for number, phase in enumerate(recipe.phases):
-        rows = [row for row in history if row["phase"] == phase.name]
-        if len(rows) < phase.epochs:
-            model = _model(recipe, phase, checkpoints, rows, previous)
-            training = SliceBatches(
-                cases,
-                split,
-                "train",
-                phase.sampler,
-                phase.augmentation,
-                recipe.preprocess,
-                seed=seed + 1000 * number,
-            )
-            validation = ValidationSlices(cases, split, "validation", phase.sampler, recipe.preprocess)
-            log = _EpochLog(run, phase, history, record, started, _steps_of(recipe, number), progress)
-            model.fit(
-                slice_dataset(
-                    training, len(rows) * phase.steps_per_epoch, phase.epochs * phase.steps_per_epoch
-                ),
-                validation_data=slice_dataset(validation, 0, len(validation)),
-                initial_epoch=len(rows),
-                epochs=phase.epochs,
-                steps_per_epoch=phase.steps_per_epoch,
-                shuffle=False,
-                verbose=0,
-                callbacks=[log],
-            )
-        previous = _checkpoint(
-            checkpoints, phase, best_epoch([r for r in history if r["phase"] == phase.name])
-        )
+        train = _train_progressively if phase.progressive else _train_phase
+        weights = train(training, phase, split, seed + 1000 * number, weights)
+        training.done_steps += _steps(phase)
 
     model = recipe.build_model(**recipe.model)
-    model.set_weights(keras.models.load_model(previous, compile=False).get_weights())
+    model.set_weights(_load(weights).get_weights())
     with atomic_path(run / "model.keras") as temporary:
         model.save(temporary)
     update_run(run, record | {"status": "finished", "seconds": round(time.monotonic() - started, 1)})
-    for path in checkpoints.glob("*.keras"):
-        path.unlink()
-    checkpoints.rmdir()
+    shutil.rmtree(training.checkpoints)
     return run
 
 
-def plateau_learning_rate(learning_rate, losses, plateau):
-    """Learning rate of the epoch that follows these validation losses.
+def _train_phase(training, phase, split, seed, weights):
+    """Train one phase, or what is left of it; returns the path of its best weights."""
+    rows = [row for row in training.history if row["phase"] == phase.name]
+    if not phase_finished(phase, rows):
+        recipe = training.recipe
+        model = _compiled(training, phase, rows, weights)
+        batches, validation = _batches(training, phase, split, seed)
+        log = EpochLog(training, phase, rows)
+        model.fit(
+            slice_dataset(
+                batches,
+                len(rows) * phase.steps_per_epoch,
+                phase.epochs * phase.steps_per_epoch,
+                recipe.build_targets,
+            ),
+            validation_data=slice_dataset(validation, 0, len(validation), recipe.build_targets),
+            initial_epoch=len(rows),
+            epochs=phase.epochs,
+            steps_per_epoch=phase.steps_per_epoch,
+            shuffle=False,
+            verbose=0,
+            callbacks=[log],
+        )
+    return checkpoint(training, phase, best_epoch(rows))
 
-    The same as ``keras.callbacks.ReduceLROnPlateau`` would have set, but a function of the history alone.
 
-    Args:
-        learning_rate: of the first epoch. losses: validation loss of each epoch so far. plateau: Plateau or None.
+def _train_progressively(training, phase, split, seed, weights):
+    """Train in rounds (see Progressive); returns the path of the best weights.
+
+    The score of a round is the mean of (TK + TU Dice) / 2 over whole validation cases, on the grid of the cache and
+    with the recipe's post-processing: a stopping rule, not the official score, which is that of the scan's own grid.
     """
-    if plateau is None:
-        return learning_rate
-    best, waited = math.inf, 0
-    for loss in losses:
-        if loss < best - plateau.min_delta:
-            best, waited = loss, 0
-            continue
-        waited += 1
-        if waited >= plateau.patience:
-            learning_rate, waited = max(learning_rate * plateau.factor, plateau.min_learning_rate), 0
-    return learning_rate
+    best = training.checkpoints / f"best-of-{phase.name}.keras"
+    last = None
+
+    def of_round(number):
+        rate = phase.learning_rate * phase.progressive.round_decay**number
+        return replace(phase, name=f"{phase.name}-{number}", learning_rate=rate, progressive=None)
+
+    def train_round(number, subset):
+        nonlocal last
+        part, offset = of_round(number), number * phase.epochs * phase.steps_per_epoch
+        training.done_steps += offset
+        _train_phase(
+            training, part, replace(split, train=subset), seed + number, best if best.exists() else weights
+        )
+        training.done_steps -= offset
+        last = checkpoint(training, part, phase.epochs)
+        row = next(row for row in reversed(training.history) if row["phase"] == part.name)
+        return {"learning_rate": part.learning_rate, "loss": row["loss"]}
+
+    def score_round():
+        cases = [training.cases[name] for name in split.validation]
+        recipe = training.recipe
+        return score_cached_cases(
+            cases, as_probabilities(_load(last)), recipe.preprocess, recipe.inference, recipe.postprocess
+        )
+
+    def keep_round(number):
+        with atomic_path(best) as temporary:
+            shutil.copyfile(last, temporary)
+
+    run_rounds(phase.progressive, training.run, split.train, seed, train_round, score_round, keep_round)
+    return best
 
 
-def best_epoch(rows):
-    """Number of the epoch with the lowest validation loss; the first of equals."""
-    return min(rows, key=lambda row: row["val_loss"])["epoch"]
+def _batches(training, phase, split, seed):
+    spec = training.recipe.preprocess
+    kinds = (
+        (PatchBatches, ValidationPatches)
+        if isinstance(phase.sampler, PatchSampler)
+        else (SliceBatches, ValidationSlices)
+    )
+    return (
+        kinds[0](training.cases, split, "train", phase.sampler, phase.augmentation, spec, seed=seed),
+        kinds[1](training.cases, split, "validation", phase.sampler, spec),
+    )
 
 
-class _EpochLog(keras.callbacks.Callback):
-    """Progress, learning rate, history and checkpoints of one phase."""
-
-    def __init__(self, run, phase, history, record, started, steps, progress):
-        super().__init__()
-        self.run, self.phase, self.history, self.record, self.started = run, phase, history, record, started
-        self.before, self.total = steps
-        self.progress, self.epoch = progress, 0
-
-    @property
-    def rows(self):
-        return [row for row in self.history if row["phase"] == self.phase.name]
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-        losses = [row["val_loss"] for row in self.rows]
-        rate = plateau_learning_rate(self.phase.learning_rate, losses, self.phase.plateau)
-        self.model.optimizer.learning_rate.assign(rate)
-        self.rate = rate
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.progress:
-            done = self.before + self.epoch * self.phase.steps_per_epoch + batch + 1
-            text = (
-                f"{self.phase.name}, epoch {self.epoch + 1} of {self.phase.epochs}, loss {logs['loss']:.3f}"
-            )
-            self.progress(text, done, self.total)
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs = {key: float(value) for key, value in logs.items()}
-        for key in ("loss", "val_loss"):
-            if not math.isfinite(logs[key]):
-                raise InputError(
-                    f"{self.run}: {key} is {logs[key]} in epoch {epoch + 1} of phase {self.phase.name}. "
-                    "Start again with a lower learning rate or another seed."
-                )
-        path = _checkpoint(self.run / "checkpoint", self.phase, epoch + 1)
-        with atomic_path(path) as temporary:
-            self.model.save(temporary)
-        self.history.append({"phase": self.phase.name, "epoch": epoch + 1, "learning_rate": self.rate} | logs)
-        write_history(self.run, self.history)  # from here on, this epoch has happened
-        self.record["seconds"] = round(time.monotonic() - self.started, 1)
-        update_run(self.run, self.record)
-        keep = {path, _checkpoint(path.parent, self.phase, best_epoch(self.rows))}
-        for old in path.parent.glob(f"{self.phase.name}-*.keras"):
-            if old not in keep:
-                old.unlink()
-
-
-def _model(recipe, phase, checkpoints, rows, previous):
-    """The compiled network: as the last checkpoint left it, or with the best weights of the phase before."""
+def _compiled(training, phase, rows, weights):
+    """The network: as the last checkpoint left it, or with the weights of the phase before."""
+    recipe = training.recipe
     if rows:
-        path = _checkpoint(checkpoints, phase, rows[-1]["epoch"])
-        try:
-            return keras.models.load_model(path)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: missing or damaged checkpoint ({error}). Start the run again."
-            ) from error
+        return _load(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
     model = recipe.build_model(**recipe.model)
-    if previous is not None:
-        model.set_weights(keras.models.load_model(previous, compile=False).get_weights())
-    _compile(model, recipe.build_optimizer(phase.learning_rate), recipe.build_loss(**recipe.loss))
+    if weights is not None:
+        model.set_weights(_load(weights).get_weights())
+    freeze(model, phase.rate_factors)
+    loss, loss_weights = recipe.build_loss(**recipe.loss), None
+    if isinstance(loss, tuple):
+        loss, loss_weights = loss
+    # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
+    on_cpu = keras.config.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
+    model.compile(
+        recipe.build_optimizer(phase),
+        loss,
+        loss_weights=loss_weights,
+        jit_compile=False if on_cpu else "auto",
+    )
     return model
 
 
-def _compile(model, optimizer, loss):
-    # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
-    on_cpu = keras.config.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
-    model.compile(optimizer, loss, jit_compile=False if on_cpu else "auto")
+def _load(path, compile=False):
+    try:
+        return keras.models.load_model(path, compile=compile)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: missing or damaged checkpoint ({error}). Start the run again.") from error
 
 
-def _checkpoint(folder, phase, epoch):
-    return folder / f"{phase.name}-{epoch:05d}.keras"
-
-
-def _steps_of(recipe, number):
-    steps = [phase.epochs * phase.steps_per_epoch for phase in recipe.phases]
-    return sum(steps[:number]), sum(steps)
+def _steps(phase):
+    rounds = phase.progressive.rounds if phase.progressive else 1
+    return rounds * phase.epochs * phase.steps_per_epoch
 
 
 def _unfinished(run, recipe, split, seed):

@@ -88,7 +88,7 @@ def micro_recipe_of_tests(spec):
         epochs=3,
         steps_per_epoch=6,
         learning_rate=3e-3,
-        plateau=replace(tiny.phases[0].plateau, patience=1, min_delta=10.0),
+        schedule=replace(tiny.phases[0].schedule, patience=1, min_delta=10.0),
     )
     return replace(
         tiny,

@@ -1,5 +1,7 @@
 """Tiles, their weights and mirrored copies (2D U-Net, inference)."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,13 +60,13 @@ def test_line_7_tiles_cover_everything_and_overlap_by_half():
     for n in range(224, 1000):
         starts = tile_starts(n, 224)
         assert (starts[0], starts[-1] + 224) == (0, n)
-        assert all(0 < b - a <= 112 for a, b in zip(starts, starts[1:]))
+        assert all(0 < b - a <= 112 for a, b in itertools.pairwise(starts))
     # overlap 0.25: steps of at most 168. ceil(288 / 168) + 1 = 3
     assert tile_starts(512, 224, 0.25) == [0, 144, 288]
 
 
 def test_line_7_coverage_of_512_is_1_to_9_with_mean_3_0625():
-    """(4 * 224 / 512)^2 = 1.75^2 = 3.0625; read from the weights by counting the tiles that see each pixel."""
+    """(4 * 224 / 512)^2 = 1.75^2 = 3.0625, found by counting the tiles that see each pixel."""
     marks = np.arange(512 * 512, dtype=np.float32).reshape(512, 512, 1)
     coverage = np.zeros(512 * 512, int)
 
@@ -99,7 +101,7 @@ def test_line_7_mirroring_changes_nothing_for_a_flip_equivariant_model(tile, axe
 
 
 def test_mirroring_is_the_mean_of_the_copies_by_hand():
-    """Row (x0, x1, x2, x3), probability 0.5 + (pixel - left) / 4; mirrored: 0.5 + (pixel - right) / 4; mean of both.
+    """Probability 0.5 + (pixel - left) / 4; mirrored 0.5 + (pixel - right) / 4; the mean of both.
 
     Pixel 1 of (0, 1, 0, 0): (0.75 + 0.75) / 2; pixel 2: (0.25 + 0.5) / 2; pixel 0: (0.5 + 0.25) / 2.
     """
@@ -172,7 +174,7 @@ def test_padding_repeats_the_edge_at_the_end():
 
 
 def test_tiles_are_weighted_by_the_gaussian_by_hand():
-    """Ten columns and tiles of 8: starts 0 and 2; tile i gives (1 - i, i, 0). Column c sees weights w[c], w[c - 2]."""
+    """Ten columns, tiles of 8 at 0 and 2; tile i gives (1 - i, i, 0). Column c has weights w[c], w[c - 2]."""
 
     def which_tile(batch):
         tile = float(batch[0, 0, 0, 0] > 0)
@@ -189,7 +191,7 @@ def test_tiles_are_weighted_by_the_gaussian_by_hand():
 
 
 def test_line_8_gaussian_weights_of_a_tile_of_224():
-    """sigma 28: 1 in the center, exp(-1/2) = 0.606531 at 28 px, exp(-8) at the edge, exp(-16) in the corner."""
+    """sigma 28: 1 in the center, exp(-1/2) = 0.606531 at 28 px, exp(-8) at the edge, exp(-16) in a corner."""
     weights = gaussian_weights((224, 224))
     assert weights.dtype == np.float32
     assert weights[112, 112] == weights.max() == 1

@@ -12,12 +12,14 @@ from conftest import read_json
 from kitsseg.data.cache import open_cache
 from kitsseg.data.slices import SliceBatches, ValidationSlices
 from kitsseg.data.splits import make_split
+from kitsseg.epoch_log import best_epoch
 from kitsseg.errors import InputError
 from kitsseg.losses import CrossEntropySoftDice
 from kitsseg.models import build_unet2d
 from kitsseg.recipe import Plateau
 from kitsseg.run import read_history
-from kitsseg.train import best_epoch, plateau_learning_rate, train_recipe
+from kitsseg.schedules import plateau_learning_rate
+from kitsseg.train import train_recipe
 
 NAMES = [f"case_{i:05d}" for i in range(9)]
 
@@ -99,7 +101,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(trained, t
 
 def test_phases_hand_their_best_weights_on(trained, tmp_path):
     """A second phase that cannot learn ends with the best weights of the first."""
-    second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=0.0, plateau=None)
+    second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=0.0, schedule=None)
     recipe = replace(trained.recipe, phases=(trained.recipe.phases[0], second))
     run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run", seed=5)
     history = read_history(run)

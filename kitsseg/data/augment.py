@@ -85,7 +85,7 @@ def _scaled(image, labels, crop):
         (np.arange(m) - (m - 1) / 2) * crop.scale + c for m, c in zip(crop.size, crop.center, strict=True)
     ]
     taps, nearest = [], []
-    for position, n in zip(positions, image.shape, strict=True):
+    for position, n in zip(positions, image.shape):
         inside = np.clip(position, 0, n - 1)
         low = inside.astype(np.intp)
         taps.append((low, np.minimum(low + 1, n - 1), (inside - low).astype(np.float32)))
@@ -93,26 +93,29 @@ def _scaled(image, labels, crop):
     (y0, y1, wy), (x0, x1, wx) = taps
     rows, columns = slice(y0[0], y1[-1] + 1), slice(x0[0], x1[-1] + 1)
     plane = image[rows, columns].astype(np.float32)
-    plane = blend(plane.take(y0 - rows.start, 0), plane.take(y1 - rows.start, 0), wy[:, None])
+    extra = (1,) * (image.ndim - 2)  # an axis of channels
+    wy, wx = wy.reshape(-1, 1, *extra), wx.reshape(-1, *extra)
+    plane = blend(plane.take(y0 - rows.start, 0), plane.take(y1 - rows.start, 0), wy)
     plane = blend(plane.take(x0 - columns.start, 1), plane.take(x1 - columns.start, 1), wx)
     truth = labels(rows, columns) if callable(labels) else labels[rows, columns]
+    outside = []
+    for axis, (i, n, window) in enumerate(zip(nearest, image.shape, (rows, columns))):
+        truth = truth.take(np.clip(i - window.start, 0, window.stop - window.start - 1), axis)
+        outside.append((i < 0) | (i >= n))
     # beyond the border there is no kidney: background, although the image repeats its edge
-    inside = [(0 <= i) & (i < n) for i, n in zip(nearest, image.shape, strict=True)]
-    index = [
-        np.clip(i - s.start, 0, s.stop - s.start - 1) for i, s in zip(nearest, (rows, columns), strict=True)
-    ]
-    return plane, np.where(inside[0][:, None] & inside[1], truth[index[0][:, None], index[1]], 0).astype(
-        np.uint8
-    )
+    truth[outside[0]] = 0
+    truth[:, outside[1]] = 0
+    return plane, truth
 
 
 def pad_to(image, labels, size, value):
     """Pad a slice that is smaller than ``size`` evenly, the image with ``value``, the labels with background."""
-    missing = [max(m - n, 0) for n, m in zip(image.shape, size, strict=True)]
+    missing = [max(m - n, 0) for n, m in zip(image.shape, size)]
     if not any(missing):
         return image, labels
     widths = [(m // 2, m - m // 2) for m in missing]
-    return np.pad(image, widths, constant_values=value), np.pad(labels, widths)
+    channels = [(0, 0)] * (image.ndim - 2)
+    return np.pad(image, widths + channels, constant_values=value), np.pad(labels, widths)
 
 
 def cut_batchgenerators(image, labels, size, augmentation, rng):

@@ -1,7 +1,8 @@
 """Preprocessed cases on disk: arrays that are memory-mapped, and what is needed to sample and to undo.
 
     CACHE/preprocess-<digest>/spec.json                the specification, whose digest names the folder
-    CACHE/preprocess-<digest>/case_00000/image.npy     int16 HU, (slices, rows, columns), C order
+    CACHE/preprocess-<digest>/case_00000/image.npy     int16 HU, (slices, rows, columns), C order; or, for
+                                                       recipes of several channels, uint8 with a last axis
                                          labels.npy    uint8, only the box that holds kidney or tumor
                                          case.json     geometry, label box, foreground area of each slice, sources
 
@@ -18,7 +19,7 @@ import numpy as np
 from kitsseg.data.geometry import Geometry
 from kitsseg.errors import InputError
 
-__all__ = ["CACHE_VERSION", "CachedCase", "cache_folder", "normalize", "open_cache"]
+__all__ = ["CACHE_VERSION", "CachedCase", "cache_folder", "open_cache"]
 
 CACHE_VERSION = 1
 
@@ -39,11 +40,14 @@ class CachedCase:
     kidney_area: np.ndarray
     tumor_area: np.ndarray
     phantom: bool
+    channels: int
 
     @cached_property
     def image(self):
-        """int16 HU, memory-mapped."""
-        return _load(self.folder / "image.npy", np.int16, self.geometry.shape)
+        """int16 HU (slices, rows, columns), or uint8 with a last axis of channels; memory-mapped."""
+        if self.channels == 1:
+            return _load(self.folder / "image.npy", np.int16, self.geometry.shape)
+        return _load(self.folder / "image.npy", np.uint8, (*self.geometry.shape, self.channels))
 
     @cached_property
     def boxed_labels(self):
@@ -64,15 +68,6 @@ class CachedCase:
             if a < b and c < d:
                 window[a - y0 : b - y0, c - x0 : d - x0] = box[k - z, a - top : b - top, c - left : d - left]
         return window
-
-
-def normalize(hu, spec):
-    """HU, int16 or float, to what the network sees: clipped and scaled float32 (see PreprocessSpec)."""
-    out = np.array(hu, np.float32)  # first: clipping int16 to float bounds would go through float64
-    np.clip(out, *spec.hu_window, out=out)
-    out -= spec.hu_mean
-    out /= spec.hu_std
-    return out
 
 
 def cache_folder(cache, spec):
@@ -102,7 +97,12 @@ def open_cache(cache, spec):
         raise InputError(
             f"{cache}: expected the cache {folder.name}, found {found}. Run kitsseg preprocess first."
         )
-    made_by = json.loads((folder / "spec.json").read_text())
+    try:
+        made_by = json.loads((folder / "spec.json").read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{folder / 'spec.json'}: damaged ({error}). Remove the folder and run kitsseg preprocess again."
+        ) from error
     if made_by != spec_record(spec):
         raise InputError(
             f"{folder}: expected a cache of version {CACHE_VERSION} made by {asdict(spec)}, found {made_by}. "
@@ -130,8 +130,9 @@ def _open_case(folder):
             np.array(record["kidney_area"], np.int64),
             np.array(record["tumor_area"], np.int64),
             bool(record["phantom"]),
+            int(record["channels"]),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / 'case.json'}: damaged ({error!r}). Remove the folder and run kitsseg preprocess again."
         ) from error

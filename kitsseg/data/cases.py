@@ -40,7 +40,9 @@ def find_cases(folder, need_labels=True, need_image=True):
         folders = [folder.resolve()]
     else:
         folders = sorted(
-            sub for sub in folder.iterdir() if sub.is_dir() and any((sub / n).exists() for n in names)
+            sub
+            for sub in folder.iterdir()
+            if not sub.name.startswith(".") and any((sub / n).exists() for n in names)
         )
     if not folders:
         raise InputError(

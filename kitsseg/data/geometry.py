@@ -56,6 +56,10 @@ def plan_geometry(image, spacing_mm, spec):
     Returns: Geometry. A scan without a voxel above the lower end of the HU window is kept whole.
     """
     grid_shape = resampled_shape(image.shape, spacing_mm, spec.spacing_mm)
+    if spec.in_plane_factor is not None:
+        grid_shape = grid_shape[0], *(max(1, round(n * spec.in_plane_factor)) for n in grid_shape[1:])
+    if spec.slice_size is not None:
+        grid_shape = grid_shape[0], *spec.slice_size
     start, stop = (0, 0, 0), grid_shape
     if spec.crop_to_body and (box := _body_box(image, spec.hu_window[0])):
         ratio = [m / n for n, m in zip(image.shape, grid_shape, strict=True)]

@@ -9,6 +9,7 @@ import gzip
 import io
 import math
 import os
+import shutil
 import tempfile
 import zlib
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ __all__ = [
     "PHANTOM",
     "Grid",
     "Volume",
+    "atomic_folder",
     "atomic_path",
     "is_phantom",
     "read_image",
@@ -166,6 +168,10 @@ def _read(path, dtype, convert):
                 pass
     except _DAMAGE as error:
         raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: too large for the memory ({error}). Check its header, or use a larger machine."
+        ) from error
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or error.errno:
             raise
@@ -268,18 +274,51 @@ def _read_exactly(stream, size):
 def atomic_path(path):
     """A temporary path beside ``path`` that becomes ``path`` if the block ends well, and vanishes if not."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.name.split('.')[0]}-", suffix="".join(path.suffixes[-2:]), dir=path.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o644)
+    with _errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=_hidden(path), suffix="".join(path.suffixes[-2:]), dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            temporary.chmod(0o644)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path):
+    """As ``atomic_path``, for a folder: ``path`` must not exist yet, or be an empty folder."""
+    path = Path(path)
+    with _errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            temporary.rename(path)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+
+
+def _hidden(path):
+    """How the name of what is not finished begins; what begins with a dot is never taken for a case."""
+    return f".{path.name.split('.')[0]}-"
+
+
+@contextmanager
+def _errors_naming(path):
+    """Make errors of the block name ``path``: those of a write name no file, others the temporary one."""
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or _hidden(path) in str(error.filename):
+            error.filename = str(path)
+        raise
 
 
 def write_labels(path, labels, grid):

@@ -3,19 +3,19 @@
 A real KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
 """
 
-import contextlib
 import json
-import shutil
-import tempfile
-from pathlib import Path
+import math
+from dataclasses import replace
 
 import numpy as np
 
 from kitsseg.data.cache import CACHE_VERSION, cache_folder, spec_record
 from kitsseg.data.cases import find_cases
 from kitsseg.data.geometry import plan_geometry
-from kitsseg.data.nifti import atomic_path, is_phantom, read_image, read_labels
-from kitsseg.data.resample import resample_slices
+from kitsseg.data.nifti import atomic_folder, atomic_path, is_phantom, read_image, read_labels
+from kitsseg.data.planes import network_planes
+from kitsseg.data.resample import nearest_index
+from kitsseg.data.zcut import cut_range
 from kitsseg.errors import InputError
 
 __all__ = ["check_pair", "preprocess_cases"]
@@ -48,7 +48,7 @@ def preprocess_cases(data, cache, spec, progress=None):
             _check_sources(case, target)
             kept.append(case.name)
             continue
-        with _atomic_folder(target) as temporary:
+        with atomic_folder(target) as temporary:
             _write_case(case, temporary, spec)
         done.append(case.name)
     if progress:
@@ -79,18 +79,22 @@ def check_pair(image, labels):
 
 
 def _write_case(case, folder, spec):
-    image, labels = read_image(case.image), read_labels(case.labels)
+    # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
+    labels = read_labels(case.labels)
+    first, boxed, labels = *_foreground_box(labels.array), replace(labels, array=None)
+    image = read_image(case.image)
     check_pair(image, labels)
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
-    box = geometry.grid_shape, geometry.start, geometry.stop
+    geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
 
     area = np.zeros((3, geometry.shape[0]), np.int64)
-    planes = list(_foreground_planes(resample_slices(labels.array, *box, linear=False), area))
-    del labels
-    label_start = _write_boxed_labels(folder / "labels.npy", planes)
+    label_start = _write_boxed_labels(folder / "labels.npy", _foreground_planes(boxed, first, geometry, area))
 
-    slices = resample_slices(image.array, *box, linear=True)
-    _write_stream(folder / "image.npy", np.int16, geometry.shape, (np.rint(plane) for plane in slices))
+    planes = network_planes(image.array, geometry, spec)
+    dtype, shape = (
+        (np.int16, geometry.shape) if spec.channels == 1 else (np.uint8, (*geometry.shape, spec.channels))
+    )
+    _write_stream(folder / "image.npy", dtype, shape, planes)
     record = {
         "version": CACHE_VERSION,
         "sources": _sources(case),
@@ -99,23 +103,57 @@ def _write_case(case, folder, spec):
         "kidney_area": area[1].tolist(),
         "tumor_area": area[2].tolist(),
         "phantom": is_phantom(image.grid.header),
+        "channels": spec.channels,
     }
     (folder / "case.json").write_text(json.dumps(record))
 
 
-def _foreground_planes(planes, area):
-    """Yield (k, row offset, column offset, boxed labels) of the slices with foreground; count areas on the way."""
-    for k, plane in enumerate(planes):
+def _foreground_box(labels):
+    """Where the foreground starts, and a copy of the box that holds it."""
+    slices = np.flatnonzero([plane.any() for plane in labels])
+    if not len(slices):
+        return (0, 0, 0), np.zeros((0, 0, 0), np.uint8)
+    part = labels[slices[0] : slices[-1] + 1]
+    rows, columns = np.flatnonzero(part.any(axis=(0, 2))), np.flatnonzero(part.any(axis=(0, 1)))
+    box = part[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    return (int(slices[0]), int(rows[0]), int(columns[0])), box
+
+
+def _cut_long_scan(geometry, first, last, spec):
+    """Limit the slices of a long scan to a range that keeps all foreground; ``first`` and ``last`` of the scan."""
+    n, grid = geometry.scan_shape[0], geometry.grid_shape[0]
+    if spec.longest_scan is None or n <= spec.longest_scan or last < first:
+        return geometry
+    zmin, zmax = cut_range(first, last, n, spec.longest_scan, spec.cut_margin)
+    start, stop = math.floor(zmin * grid / n), math.ceil(zmax * grid / n)
+    return replace(geometry, start=(start, *geometry.start[1:]), stop=(stop, *geometry.stop[1:]))
+
+
+def _foreground_planes(boxed, first, geometry, area):
+    """Slices of the case with foreground: (k, row offset, column offset, boxed labels); counts areas on the way."""
+    z, y, x = (
+        nearest_index(n, m, a, b) - offset
+        for n, m, a, b, offset in zip(
+            geometry.scan_shape, geometry.grid_shape, geometry.start, geometry.stop, first, strict=True
+        )
+    )
+    rows, columns = (np.flatnonzero((i >= 0) & (i < n)) for i, n in zip((y, x), boxed.shape[1:], strict=True))
+    planes = []
+    for k, source in enumerate(z):
+        area[0, k] = len(y) * len(x)
+        if not (0 <= source < boxed.shape[0] and len(rows) and len(columns)):
+            continue
+        plane = boxed[source][y[rows][:, None], x[columns]]
         area[:, k] = np.bincount(plane.ravel(), minlength=3)
         if area[1:, k].any():
-            rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-            yield k, rows[0], columns[0], plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+            planes.append((k, int(rows[0]), int(columns[0]), plane))
+    return planes
 
 
 def _write_boxed_labels(path, planes):
     """Write the smallest box that holds all foreground; returns where it starts."""
     if not planes:
-        np.save(path, np.zeros((0, 0, 0), np.uint8))
+        _write_stream(path, np.uint8, (0, 0, 0), ())
         return [0, 0, 0]
     start = [planes[0][0], min(p[1] for p in planes), min(p[2] for p in planes)]
     stop = [
@@ -126,12 +164,15 @@ def _write_boxed_labels(path, planes):
     box = np.zeros([b - a for a, b in zip(start, stop, strict=True)], np.uint8)
     for k, y, x, plane in planes:
         box[k - start[0], y - start[1] :, x - start[2] :][: plane.shape[0], : plane.shape[1]] = plane
-    np.save(path, box)
+    _write_stream(path, np.uint8, box.shape, box)
     return [int(a) for a in start]
 
 
 def _write_stream(path, dtype, shape, planes):
-    """Write an ``.npy`` plane by plane; a memory map would count every written page as memory in use."""
+    """Write an ``.npy`` plane by plane; a memory map would count every written page as memory in use.
+
+    ``np.save`` would say of a full disk only how many items were written.
+    """
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -159,16 +200,3 @@ def _check_sources(case, folder):
             f"{folder}: made from other files than those in {case.image.parent} (size or time differ). "
             "Remove this folder to preprocess the case again, or use another cache folder."
         )
-
-
-@contextlib.contextmanager
-def _atomic_folder(path):
-    """A temporary folder beside ``path`` that becomes ``path`` if the block ends well, and vanishes if not."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)

@@ -7,7 +7,7 @@ at a time beside the volume itself.
 
 import numpy as np
 
-__all__ = ["blend", "linear_taps", "nearest_index", "resample_slices", "resampled_shape"]
+__all__ = ["area_resize", "blend", "linear_taps", "nearest_index", "resample_slices", "resampled_shape"]
 
 
 def resampled_shape(shape, spacing_mm, target_mm):
@@ -43,7 +43,10 @@ def blend(low, high, weight):
     """(1 - weight) * low + weight * high; an array that needs no second one is passed on untouched."""
     if np.ndim(weight) == 0 and weight == 0:
         return low
-    return low + (high - low) * weight
+    out = high - low
+    out *= weight
+    out += low
+    return out
 
 
 def resample_slices(volume, grid_shape, start, stop, linear):
@@ -78,3 +81,27 @@ def resample_slices(volume, grid_shape, start, stop, linear):
             plane = blend(plane.take(y0, 0), plane.take(y1, 0), wy)
             plane = blend(plane.take(x0, 1), plane.take(x1, 1), wx)
         yield plane
+
+
+def area_resize(plane, size):
+    """Resize a slice by averaging the area of each output pixel; from 512 to 256 the mean of 2 x 2.
+
+    Args:
+        plane: (rows, columns) or (rows, columns, channels).
+        size: (rows, columns); an axis that grows is interpolated by the same rule, in steps.
+
+    Returns: float32.
+    """
+    result = plane.astype(np.float64)
+    for axis, n_out in enumerate(size):
+        n_in = result.shape[axis]
+        if n_out == n_in:
+            continue
+        # the integral of the axis, read at the borders of the output pixels
+        integral = np.insert(result.cumsum(axis=axis), 0, 0, axis=axis)
+        border = np.arange(n_out + 1) * (n_in / n_out)
+        low = np.minimum(border.astype(np.intp), n_in - 1)
+        weight = (border - low).reshape([-1 if a == axis else 1 for a in range(plane.ndim)])
+        at_border = integral.take(low, axis) * (1 - weight) + integral.take(low + 1, axis) * weight
+        result = np.diff(at_border, axis=axis) * (n_out / n_in)
+    return result.astype(np.float32)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from kitsseg.data.augment import center_crop, cut, cut_batchgenerators, draw_crop, pad_to
-from kitsseg.data.cache import normalize
+from kitsseg.data.planes import normalize
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 
@@ -46,7 +46,9 @@ class SliceBatches:
             seed,
             path,
         )
-        self.batch_size = sampler.batch_size
+        self.batch_size, self.image_shape, self.label_shape = _shapes(sampler, spec)
+        self._ends = np.cumsum([case.geometry.shape[0] for case in self.cases])
+        self._last_order = None, None
         self._positive = []
         for case in self.cases:
             area = case.kidney_area + case.tumor_area
@@ -55,31 +57,31 @@ class SliceBatches:
                 raise InputError(
                     f"{case.folder}: no slice of {case.name} holds kidney or tumor; it cannot train."
                 )
-            weights = area[slices] / max(area.sum(), 1) if sampler.positive_weights == "area" else None
-            self._positive.append((slices, weights))
+            weights = area[slices] if sampler.positive_weights == "area" else np.ones(len(slices), np.int64)
+            self._positive.append((slices, np.cumsum(weights)))
 
     def draw(self, index):
         """Which slices batch ``index`` holds: a list of (case number, slice number), order shuffled."""
+        if self.sampler.unit == "slice":
+            return self._draw_slices(index)
         rng = self._rng(index, 0)
         wanted = []
         for position, case in enumerate(self._cases_of_batch(index)):
-            slices, weights = self._positive[case]
+            slices, cumulative = self._positive[case]
             if position < self.sampler.positive:
-                wanted.append((case, int(rng.choice(slices, p=weights))))
+                chosen = np.searchsorted(cumulative, rng.integers(cumulative[-1]), side="right")
+                wanted.append((case, int(slices[chosen])))
             else:
                 wanted.append((case, int(rng.integers(self.cases[case].geometry.shape[0]))))
         return [wanted[i] for i in rng.permutation(len(wanted))]
 
     def batch(self, index):
         """Batch ``index``: images (batch, rows, columns, 1) float32, labels (batch, rows, columns) int32."""
-        size = self.sampler.patch_size
-        images = np.empty((self.batch_size, *size, 1), np.float32)
-        labels = np.empty((self.batch_size, *size), np.int32)
+        images, labels = _empty_batch(self)
+        rng = self._rng(index, 1)
         for position, (case, k) in enumerate(self.draw(index)):
-            rng = self._rng(index, 1 + position)
-            image, truth = self._crop(self.cases[case], k, rng)
-            images[position, ..., 0] = normalize(image, self.spec)
-            labels[position] = truth
+            image, labels[position] = self._crop(self.cases[case], k, rng)
+            normalize(image, self.spec, out=images[position])
         return images, labels
 
     def _crop(self, case, k, rng):
@@ -87,15 +89,31 @@ class SliceBatches:
         image, truth = _whole_or_lazy(case, k, size, self.spec)
         if self.path == "batchgenerators":
             truth = truth(slice(None), slice(None)) if callable(truth) else truth
-            return cut_batchgenerators(np.asarray(image), truth, size, self.augmentation, rng)
-        return cut(image, truth, draw_crop(rng, image.shape, size, self.augmentation))
+            return cut_batchgenerators(image, truth, size, self.augmentation, rng)
+        return cut(image, truth, draw_crop(rng, image.shape[:2], size, self.augmentation))
+
+    def _draw_slices(self, index):
+        """The next slices of a random order of all slices, drawn anew each time it is used up."""
+        total, size, drawn = int(self._ends[-1]), self.batch_size, []
+        for position in range(index * size, (index + 1) * size):
+            order = self._order(position // total, total)
+            slice_number = int(order[position % total])
+            case = int(np.searchsorted(self._ends, slice_number, side="right"))
+            drawn.append((case, slice_number - (int(self._ends[case - 1]) if case else 0)))
+        return drawn
+
+    def _order(self, round_number, total):
+        last = self._last_order  # read once: tf.data calls from a thread of its own
+        if last[0] != round_number:
+            last = self._last_order = round_number, self._rng(round_number, 2**32 - 1).permutation(total)
+        return last[1]
 
     def _cases_of_batch(self, index):
         n, size = len(self.cases), self.batch_size
         # a shuffled order is gone through in a circle until a batch ends where the circle does: a new order in
         # the middle of a batch could repeat a case in it
         batches = n // math.gcd(n, size)
-        order = self._rng(index // batches, 2**32 - 1).permutation(n)
+        order = self._order(index // batches, n)
         return order[(index % batches * size + np.arange(size)) % n]
 
     def _rng(self, index, stream):
@@ -105,13 +123,13 @@ class SliceBatches:
 class ValidationSlices:
     """A fixed list of validation slices, center crops, in the same mixture as the training batches.
 
-    For each case ``sampler.positive`` slices spread evenly over those with kidney or tumor and the rest of
-    ``sampler.batch_size`` spread evenly over all, one batch a case.
+    For each case ``sampler.positive`` slices spread evenly over those with kidney or tumor (over all, in a case
+    without any) and the rest of ``sampler.batch_size`` spread evenly over all, one batch a case.
     """
 
     def __init__(self, cases, split, part, sampler, spec):
         self.cases, self.sampler, self.spec = _cases_of(cases, split, part), sampler, spec
-        self.batch_size = sampler.batch_size
+        self.batch_size, self.image_shape, self.label_shape = _shapes(sampler, spec)
 
     def __len__(self):
         return len(self.cases)
@@ -132,35 +150,31 @@ class ValidationSlices:
     def batch(self, index):
         """As ``SliceBatches.batch``."""
         case, size = self.cases[index], self.sampler.patch_size
-        images = np.empty((self.batch_size, *size, 1), np.float32)
-        labels = np.empty((self.batch_size, *size), np.int32)
+        images, labels = _empty_batch(self)
         for position, k in enumerate(self.draw(index)):
             image, truth = _whole_or_lazy(case, k, size, self.spec)
-            image, labels[position] = cut(image, truth, center_crop(image.shape, size))
-            images[position, ..., 0] = normalize(image, self.spec)
+            image, labels[position] = cut(image, truth, center_crop(image.shape[:2], size))
+            normalize(image, self.spec, out=images[position])
         return images, labels
 
 
-def slice_dataset(batches, start, stop):
+def slice_dataset(batches, start, stop, targets=None):
     """Batches ``start`` to ``stop`` as a ``tf.data.Dataset`` of (images, labels).
 
     Args:
-        batches: SliceBatches or ValidationSlices.
+        batches: SliceBatches, ValidationSlices, or the patches of ``kitsseg.data.patches``.
+        targets: applied to the labels; for networks whose outputs want different targets.
     """
     import tensorflow as tf
 
-    size, count = batches.sampler.patch_size, batches.batch_size
-
     def load(index):
         images, labels = tf.numpy_function(batches.batch, [index], (tf.float32, tf.int32))
-        images.set_shape((count, *size, 1))
-        labels.set_shape((count, *size))
-        return images, labels
+        images.set_shape((batches.batch_size, *batches.image_shape))
+        labels.set_shape((batches.batch_size, *batches.label_shape))
+        return images, labels if targets is None else targets(labels)
 
-    # one call a batch; a second thread would wait for the interpreter lock
-    dataset = (
-        tf.data.Dataset.range(start, stop).map(load, num_parallel_calls=1, deterministic=True).prefetch(2)
-    )
+    # one call a batch, in the thread of prefetch; a second one would wait for the interpreter lock
+    dataset = tf.data.Dataset.range(start, stop).map(load).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread holds every call of fit up at the end, up to twice the time
     return dataset.with_options(options)
@@ -185,7 +199,17 @@ def _cases_of(cases, split, part):
 
 def _whole_or_lazy(case, k, size, spec):
     """Slice ``k`` as (image, labels); labels is a function of a window where no padding is needed."""
-    image = case.image[k]
-    if all(n >= m for n, m in zip(image.shape, size, strict=True)):
+    image = np.asarray(case.image[k])  # still mapped; np.memmap is slow to index
+    if all(n >= m for n, m in zip(image.shape, size)):
         return image, lambda rows, columns: case.labels(k, rows, columns)
-    return pad_to(image, case.labels(k), size, int(np.floor(spec.hu_window[0])))
+    return pad_to(image, case.labels(k), size, int(np.floor(spec.hu_window[0])) if spec.hu_window else 0)
+
+
+def _shapes(sampler, spec):
+    """Slices in a batch, and the shape of one image and of its labels."""
+    return sampler.batch_size, (*sampler.patch_size, spec.channels), tuple(sampler.patch_size)
+
+
+def _empty_batch(batches):
+    images = np.empty((batches.batch_size, *batches.image_shape), np.float32)
+    return images, np.empty((batches.batch_size, *batches.label_shape), np.int32)

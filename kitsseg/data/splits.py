@@ -126,7 +126,11 @@ def load_split(name_or_path):
         raise InputError(
             f"{path}: expected a split file or one of {', '.join(split_names())}; found neither."
         )
-    return _from_text(path.read_text(), path)
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected a split file in JSON, found other bytes ({error}).") from error
+    return _from_text(text, path)
 
 
 def save_split(split, path):
@@ -138,7 +142,7 @@ def save_split(split, path):
 def _from_text(text, origin):
     try:
         values = json.loads(text)
-        parts = {part: tuple(values[part]) for part in PARTS}
+        parts = {part: tuple(str(case) for case in values[part]) for part in PARTS}
         name = values.get("name", Path(origin).stem)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

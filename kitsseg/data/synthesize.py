@@ -11,7 +11,7 @@ import numpy as np
 
 from kitsseg.data.anatomy import ellipsoid_distance
 from kitsseg.data.cases import find_cases
-from kitsseg.data.nifti import KITS_AXES, PHANTOM, atomic_path, read_labels, write_image
+from kitsseg.data.nifti import KITS_AXES, PHANTOM, atomic_folder, read_labels, write_image
 from kitsseg.data.render import render_ct
 from kitsseg.errors import InputError
 
@@ -50,8 +50,10 @@ def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None
         across = rng.uniform(370, 400) / size[2]
         spacing_mm = (round(rng.uniform(170, 190) / size[0], 3), round(across, 5), round(across, 5))
         labels = draw_labels(size, spacing_mm, rng)
-        write_image(folder / "segmentation.nii.gz", labels, spacing_mm)
-        write_image(folder / "imaging.nii.gz", render_ct(labels, spacing_mm, rng), spacing_mm, PHANTOM)
+        image = render_ct(labels, spacing_mm, rng)
+        with atomic_folder(folder) as temporary:
+            write_image(temporary / "segmentation.nii.gz", labels, spacing_mm)
+            write_image(temporary / "imaging.nii.gz", image, spacing_mm, PHANTOM)
         if progress:
             progress("synthesize", number + 1, n_cases)
     return folders
@@ -94,9 +96,9 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
             image = render_ct(volume.array, grid.spacing_mm, rng)
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
-        with atomic_path(folder / source.name) as temporary:
-            shutil.copyfile(source, temporary)
-        write_image(folder / "imaging.nii.gz", image, grid.spacing_mm, PHANTOM)
+        with atomic_folder(folder) as temporary:
+            shutil.copyfile(source, temporary / source.name)
+            write_image(temporary / "imaging.nii.gz", image, grid.spacing_mm, PHANTOM)
         if progress:
             progress("render", number + 1, len(names))
     return folders

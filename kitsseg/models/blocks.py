@@ -1,7 +1,7 @@
 """What the 2-D U-Nets of several papers share."""
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from kitsseg.models.layers3d import double
 
@@ -13,14 +13,19 @@ class UpsampleBilinear(layers.Layer):
     """Double rows and columns: bilinear, half-pixel centers, edges clamped.
 
     The values of ``UpSampling2D(interpolation="bilinear")``, which TensorFlow refuses inside ``fit`` and
-    ``predict`` when a size is unknown. Compiled by XLA, Keras' default, this one is also about five times as
-    fast on a CPU, forward and backward; not compiled it is about ten times slower.
+    ``predict`` when a size is unknown to the graph. Where sizes are known, as in training, the backend's own
+    resizing is used; on a CPU without XLA it is about ten times as fast as arithmetic on slices.
 
     Shapes: (batch, rows, columns, channels), sizes may be unknown, to (batch, 2 rows, 2 columns, channels).
     """
 
     def call(self, inputs):
-        return double(double(inputs, axis=1), axis=2)
+        rows, columns = inputs.shape[1:3]
+        if rows is None or columns is None:
+            return double(double(inputs, axis=1), axis=2)
+        return ops.image.resize(
+            inputs, (2 * rows, 2 * columns), interpolation="bilinear", data_format="channels_last"
+        )
 
     def compute_output_shape(self, input_shape):
         batch, *sizes, channels = input_shape

@@ -23,10 +23,10 @@ def build_loss(**options):
     return CrossEntropySoftDice(**options)
 
 
-def build_optimizer(learning_rate):
+def build_optimizer(phase):
     import keras
 
-    return keras.optimizers.Adam(learning_rate)
+    return keras.optimizers.Adam(phase.learning_rate)
 
 
 PAPER = Recipe(
@@ -57,7 +57,7 @@ PAPER = Recipe(
             epochs=80,
             steps_per_epoch=24,
             learning_rate=1e-4,
-            plateau=Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6),
+            schedule=Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6),
         ),
     ),
     inference=InferenceSpec(tile=(224, 224), overlap=0.5, gaussian=False, mirror_axes=(0, 1), multiple=32),
@@ -66,7 +66,7 @@ PAPER = Recipe(
         "preprocess.crop_to_body": "code: crops to the voxels above the lower clip",
         "preprocess.hu_window": "ours: foreground percentiles 0.5 and 99.5 as in nnU-Net. The code's [-75.76, 349.49] "
         "come from image times label, so tumor voxels count with doubled HU",
-        "preprocess.hu_mean": "ours: nnU-Net's foreground mean of KiTS19; the code normalizes each crop in training only",
+        "preprocess.hu_mean": "ours: nnU-Net's foreground mean of KiTS19; the code normalizes crops, in training only",
         "preprocess.hu_std": "ours: nnU-Net's foreground standard deviation of KiTS19",
         "model.input_shape": "paper: 224 x 224 crops of one channel; fully convolutional, so any multiple of 32 fits",
         "model.n_classes": "paper: background, kidney, tumor",
@@ -79,16 +79,17 @@ PAPER = Recipe(
         "phases.train.sampler.positive": "paper: 5 of 7 slices contain foreground",
         "phases.train.sampler.positive_weights": "code: the slice of a random foreground pixel",
         "phases.train.sampler.patch_size": "paper: 224 x 224",
+        "phases.train.sampler.unit": "paper: a batch from different cases of a shuffled list (code)",
         "phases.train.augmentation.scale_range": "paper: (0.6, 1.25)",
         "phases.train.augmentation.scale_probability": "paper: 0.1",
         "phases.train.augmentation.flip_probability": "paper: horizontal and vertical, half the time each",
         "phases.train.epochs": "inferred: 1920 iterations (paper) of 24 steps",
         "phases.train.steps_per_epoch": "inferred: 168 training cases (paper) in batches of 7",
         "phases.train.learning_rate": "paper: Adam, 1e-4",
-        "phases.train.plateau.factor": "paper: 0.8",
-        "phases.train.plateau.patience": "paper: 30 epochs",
-        "phases.train.plateau.min_delta": "paper: 0.005",
-        "phases.train.plateau.min_learning_rate": "paper: 1e-6",
+        "phases.train.schedule.factor": "paper: 0.8",
+        "phases.train.schedule.patience": "paper: 30 epochs",
+        "phases.train.schedule.min_delta": "paper: 0.005",
+        "phases.train.schedule.min_learning_rate": "paper: 1e-6",
         "inference.tile": "paper: overlapping 224 x 224 tiles",
         "inference.overlap": "code: half a tile",
         "inference.gaussian": 'code: off; the paper\'s "no Gaussian noising" is this flag, a Gaussian weight map',
@@ -129,7 +130,7 @@ TINY = replace(
             epochs=10,
             steps_per_epoch=40,
             learning_rate=2e-3,
-            plateau=replace(PAPER.phases[0].plateau, patience=3),
+            schedule=replace(PAPER.phases[0].schedule, patience=3),
         ),
     ),
     inference=replace(PAPER.inference, tile=None, mirror_axes=(), multiple=16),
@@ -142,7 +143,7 @@ TINY = replace(
         "phases.train.epochs": _TINY,
         "phases.train.steps_per_epoch": _TINY,
         "phases.train.learning_rate": _TINY,
-        "phases.train.plateau.patience": _TINY,
+        "phases.train.schedule.patience": _TINY,
         "inference.tile": _TINY,
         "inference.mirror_axes": _TINY,
         "inference.multiple": "architecture: four poolings",

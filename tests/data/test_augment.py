@@ -1,4 +1,4 @@
-"""Crops, scaling and flips: their distributions, that labels follow, and parity with batchgenerators (2D U-Net)."""
+"""Crops, scaling and flips: distributions, labels that follow, parity with batchgenerators (2D U-Net)."""
 
 import numpy as np
 import pytest
@@ -163,6 +163,19 @@ def test_labels_may_be_a_function_of_the_window():
         assert 0 <= columns.start < columns.stop <= SHAPE[1]
 
 
+@pytest.mark.parametrize("augmentation", [PAPER, ALWAYS])
+def test_channels_are_cut_alike(augmentation):
+    image = np.random.default_rng(5).integers(0, 256, (*SHAPE, 4)).astype(np.uint8)
+    labels = (ROWS % 3).astype(np.uint8)
+    for crop in crops(augmentation, 30):
+        window, truth = cut(image, labels, crop)
+        assert window.shape == (*SIZE, 4)
+        for channel in range(4):
+            alone, same_truth = cut(image[..., channel], labels, crop)
+            np.testing.assert_array_equal(window[..., channel], alone)
+            np.testing.assert_array_equal(truth, same_truth)
+
+
 def test_center_crop_and_padding_by_hand():
     """60 - 32 = 28 rows to share, 14 above; 52 - 24 = 28 columns, 14 left. 61 rows: 29, 14 above."""
     rows, columns = (cut(a, a.astype(np.uint8), center_crop(SHAPE, SIZE))[0] for a in (ROWS, COLUMNS))
@@ -209,7 +222,7 @@ def test_parity_of_share_flips_and_starts():
 
 
 def test_parity_of_scale_and_center():
-    """1,000 scaled crops each: factors and both coordinates of the center come from the same distributions."""
+    """1,000 scaled crops each: factors and both coordinates of the center have the same distributions."""
     ours, theirs = crops(ALWAYS, 1000), through_batchgenerators(ALWAYS, 1000)
     for value in (lambda c: c.scale, lambda c: c.center[0], lambda c: c.center[1]):
         assert ks_2samp([value(c) for c in ours], [value(c) for c in theirs]).pvalue > 0.001
@@ -219,7 +232,7 @@ def test_parity_of_scale_and_center():
 def test_parity_of_the_cut_itself():
     """The same crop of a smooth image: within the bound of linear interpolation, h^2 / 8 (|f_yy| + |f_xx|).
 
-    Cosines that are even about the border, so that repeating the edge leaves the image smooth for the cubic one.
+    Cosines that are even about the border: repeating the edge leaves the image smooth for the cubic one.
     """
     height, width = SHAPE
     y, x = (ROWS + 0.5) * np.pi / height, (COLUMNS + 0.5) * np.pi / width

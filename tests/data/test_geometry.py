@@ -1,4 +1,4 @@
-"""Grid and box of a case, and the way back to the scan's voxels, against a brute-force whole volume (2D U-Net)."""
+"""Grid and box of a case, and the way back to the scan's voxels, against brute force (2D U-Net)."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def random_probabilities(shape, rng, smooth, background=1.0):
 
 
 def brute_force(probabilities, geometry):
-    """Background 1 around the box, every class zoomed as a whole volume by scipy: probabilities on the scan."""
+    """Background 1 around the box, each class zoomed as a volume by scipy: probabilities on the scan."""
     grid = np.zeros((*geometry.grid_shape, 3))
     grid[..., 0] = 1
     grid[tuple(slice(a, b) for a, b in zip(geometry.start, geometry.stop, strict=True))] = probabilities
@@ -130,7 +130,7 @@ def test_a_region_between_the_pixels_of_a_coarse_scan():
 
 
 def test_probabilities_are_interpolated_and_not_labels():
-    """Two grid voxels, kidney 0.9 and 0.2, on four scan voxels: 0.9, 0.725, 0.375, 0.2; half is crossed between.
+    """Two grid voxels, kidney 0.9 and 0.2, on four scan voxels: 0.9, 0.725, 0.375, 0.2: half lies between.
 
     With 0.9 and 0.3 it is 0.9, 0.75, 0.45, 0.3, and with 0.9 and 0.4: 0.9, 0.775, 0.525, 0.4: one voxel more.
     """
@@ -142,7 +142,7 @@ def test_probabilities_are_interpolated_and_not_labels():
 
 
 def test_slices_are_asked_for_one_by_one_and_progress_is_told():
-    """Grid of 6 slices on a scan of 3: scan slice k lies at 2 k + 0.5 and reads grid slices 2 k and 2 k + 1."""
+    """A grid of 6 slices, a scan of 3: scan slice k lies at 2 k + 0.5 and reads grid slices 2 k, 2 k + 1."""
     geometry = Geometry((3, 4, 4), (2.0, 1.0, 1.0), (6, 4, 4), (0, 0, 0), (6, 4, 4))
     told = []
 
@@ -209,7 +209,7 @@ def test_a_geometry_survives_json():
 
 
 def test_a_real_label_map_survives_the_way_to_3_mm_and_back(real_data):
-    """Certain probabilities of a resampled label map: linear interpolation gives the labels back to Dice 0.9."""
+    """Certain probabilities of a resampled label map, interpolated linearly: Dice above 0.9."""
     import nibabel as nib
 
     volume = np.asanyarray(nib.load(real_data / "kits19" / "case_00160" / "segmentation.nii.gz").dataobj)

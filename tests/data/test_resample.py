@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
-from kitsseg.data.resample import linear_taps, nearest_index, resample_slices, resampled_shape
+from kitsseg.data.resample import area_resize, linear_taps, nearest_index, resample_slices, resampled_shape
 
 # (shape, grid shape): down, up, mixed, one slice, by an integer, unchanged
 GRIDS = [
@@ -140,3 +140,23 @@ def test_memory_mapped_input_is_read_slice_by_slice(tmp_path):
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
     np.testing.assert_array_equal(resampled(mapped, (4, 9, 7), True), resampled(volume, (4, 9, 7), True))
     assert next(resample_slices(mapped, (4, 9, 7), (0, 0, 0), (4, 9, 7), linear=True)).shape == (9, 7)
+
+
+def test_area_resize_by_hand():
+    """4 to 2: means of pairs. 3 to 2: (1 + 2 / 2) / 1.5 and (2 / 2 + 6) / 1.5. 2 to 4: each value twice."""
+    row = np.array([[1, 2, 6, 7]], np.int16)
+    np.testing.assert_allclose(area_resize(row, (1, 2)), [[1.5, 6.5]])
+    np.testing.assert_allclose(area_resize(row[:, :3], (1, 2)), [[2 / 1.5, 7 / 1.5]])
+    np.testing.assert_allclose(area_resize(row[:, :2], (1, 4)), [[1, 1, 2, 2]])
+    np.testing.assert_allclose(area_resize(row.T, (2, 1)), [[1.5], [6.5]])
+    assert area_resize(row, (1, 4)).dtype == np.float32
+
+
+def test_area_resize_averages_blocks_and_keeps_the_mean():
+    plane = hu((64, 48, 3))
+    halved = plane.reshape(32, 2, 24, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(area_resize(plane, (32, 24)), halved, atol=1e-3)
+    for size in ((37, 29), (100, 48), (64, 5)):
+        assert area_resize(plane, size).shape == (*size, 3)
+        np.testing.assert_allclose(area_resize(plane, size).mean((0, 1)), plane.mean((0, 1)), atol=1e-3)
+    np.testing.assert_allclose(area_resize(np.full((31, 17), -79, np.int16), (13, 40)), -79, atol=1e-3)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from kitsseg.data.cache import CachedCase, normalize
+from kitsseg.data.cache import CachedCase
 from kitsseg.data.geometry import Geometry
+from kitsseg.data.planes import normalize
 from kitsseg.data.slices import SliceBatches, ValidationSlices, slice_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
@@ -39,7 +40,9 @@ def case_of_areas(folder, areas, size=(40, 48)):
     np.save(folder / "labels.npy", labels)
     geometry = Geometry(image.shape, (1.0, 1.0, 1.0), image.shape, (0, 0, 0), image.shape)
     areas = np.array(areas, np.int64)
-    return CachedCase(folder.name, folder, geometry, (0, 0, 0), areas, np.zeros_like(areas), False)
+    return CachedCase(
+        folder.name, folder, geometry, (0, 0, 0), areas, np.zeros_like(areas), phantom=False, channels=1
+    )
 
 
 def cases_of_areas(folder, *areas):
@@ -70,7 +73,7 @@ def test_line_5_every_batch_holds_5_positive_slices_of_7_different_cases(cached,
 
 
 def test_line_5_positive_share_of_1000_batches(tmp_path, spec):
-    """(5 + 2 f) / 7 with f the mean share of positive slices of a case, here (0.1 + 0.2 ... + 0.9) / 9 = 0.5."""
+    """(5 + 2 f) / 7, f the mean share of positive slices of a case, here (0.1 + 0.2 ... + 0.9) / 9 = 0.5."""
     positives = [1, 2, 3, 4, 5, 6, 7, 8, 9]  # of 10 slices
     cases = cases_of_areas(tmp_path, *([20] * p + [0] * (10 - p) for p in positives))
     batches = batches_of(cases, spec)
@@ -142,6 +145,19 @@ def test_the_positive_places_are_shuffled(tmp_path, spec):
     places = np.array([[k == 0 for _, k in batches.draw(i)] for i in range(1000)])
     # binomial with 1,000 draws of 5/7: sigma = sqrt(1000 * 5/7 * 2/7) = 14.3
     assert np.abs(places.sum(axis=0) - 5000 / 7).max() < 4 * 14.3
+
+
+def test_the_unit_slice_goes_through_all_slices_before_any_comes_again(tmp_path, spec):
+    """Cases of 3, 5 and 2 slices: 10 slices, 7 a batch, so that batches span the rounds."""
+    sampler = SliceSampler(batch_size=7, unit="slice", patch_size=(32, 24))
+    batches = batches_of(cases_of_areas(tmp_path, [0] * 3, [0] * 5, [0] * 2), spec, sampler, seed=1)
+    drawn = [slice_of_case for index in range(20) for slice_of_case in batches.draw(index)]
+    everything = sorted([(0, k) for k in range(3)] + [(1, k) for k in range(5)] + [(2, k) for k in range(2)])
+    rounds = [drawn[i : i + 10] for i in range(0, 140, 10)]
+    assert all(sorted(one) == everything for one in rounds)
+    assert len({tuple(one) for one in rounds}) == 14
+    assert batches.draw(3) == drawn[21:28]  # also after later ones
+    assert batches.batch(0)[0].shape == (7, 32, 24, 1)
 
 
 # a batch is a pure function of (seed, index)
@@ -217,7 +233,7 @@ def test_slices_smaller_than_the_patch_are_padded_with_the_lower_bound(cached, s
     for (case, k), image, truth in zip(drawn, images, labels, strict=True):
         inner = slice(12, 52), slice(8, 56)
         np.testing.assert_allclose(
-            image[*inner, 0], normalize(batches.cases[case].image[k], spec), rtol=1e-6, atol=1e-6
+            image[inner], normalize(batches.cases[case].image[k], spec), rtol=1e-6, atol=1e-6
         )
         np.testing.assert_array_equal(truth[inner], batches.cases[case].labels(k))
         rim = np.ones((64, 64), bool)
@@ -253,12 +269,12 @@ def test_validation_slices_are_fixed_and_in_the_same_mixture(cached, spec):
         images, labels = one.batch(index)
         for k, image, truth in zip(slices, images, labels, strict=True):
             # the center 32 x 24 of 40 x 48
-            np.testing.assert_array_equal(image[..., 0], normalize(case.image[k, 4:36, 12:36], spec))
+            np.testing.assert_array_equal(image, normalize(case.image[k, 4:36, 12:36], spec))
             np.testing.assert_array_equal(truth, case.labels(k)[4:36, 12:36])
 
 
 def test_validation_slices_by_hand(tmp_path, spec):
-    """Positive slices 2..11 in fifths: places int((i + 0.5) * 2) = 1, 3, 5, 7, 9; 20 slices in halves: 5, 15."""
+    """Positive slices 2..11 in fifths: places int((i + 0.5) * 2) = 1, 3, 5, 7, 9; all 20 in halves: 5, 15."""
     cases = cases_of_areas(tmp_path, [0, 0] + [9] * 10 + [0] * 8)
     split = CaseSplit("s", (), ("case_0",), ())
     assert ValidationSlices(cases, split, "validation", SAMPLER, spec).draw(0) == [3, 5, 7, 9, 11, 5, 15]

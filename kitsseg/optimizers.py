@@ -1,0 +1,89 @@
+"""AdamW as fastai uses it: one rate per group of layers, and a beta_1 that can change from step to step."""
+
+import keras
+from keras import ops
+
+__all__ = ["GroupAdamW", "freeze"]
+
+
+@keras.saving.register_keras_serializable(package="kitsseg")
+class GroupAdamW(keras.optimizers.Optimizer):
+    """Adam with decoupled weight decay and discriminative learning rates.
+
+    With one group and a constant beta_1 this is ``keras.optimizers.AdamW``; Keras' own keeps beta_1 as a number
+    inside the compiled step, so that a schedule cannot reach it.
+
+    Args:
+        learning_rate: of layers without a factor.
+        rate_factors: pairs (start of a layer's name, factor on its rate); the first that fits counts.
+        beta_1, beta_2, epsilon: of Adam; fastai's defaults.
+        weight_decay: times the rate of the layer, not on biases and batch normalization.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        rate_factors=(),
+        beta_1=0.95,
+        beta_2=0.99,
+        epsilon=1e-5,
+        weight_decay=0.01,
+        name="group_adamw",
+        **kwargs,
+    ):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.rate_factors = tuple((prefix, float(factor)) for prefix, factor in rate_factors)
+        self.beta_2, self.epsilon, self.decay = beta_2, epsilon, weight_decay
+        self.initial_beta_1 = beta_1
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.beta_1 = self.add_variable(
+            (), initializer=keras.initializers.Constant(self.initial_beta_1), name="beta_1"
+        )
+        self._means = [self.add_variable_from_reference(v, name="mean") for v in variables]
+        self._squares = [self.add_variable_from_reference(v, name="square") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable; see ``keras.optimizers.Optimizer``."""
+        index = self._get_variable_index(variable)
+        mean, square = self._means[index], self._squares[index]
+        rate = ops.cast(learning_rate, variable.dtype) * self.factor_of(variable.path)
+        gradient = ops.cast(gradient, variable.dtype)
+        beta_1, step = ops.cast(self.beta_1, variable.dtype), ops.cast(self.iterations + 1, variable.dtype)
+        if variable.path.split("/")[-1] not in ("bias", "gamma", "beta"):
+            self.assign_sub(variable, variable * rate * self.decay)
+        self.assign(mean, mean * beta_1 + gradient * (1 - beta_1))
+        self.assign(square, square * self.beta_2 + ops.square(gradient) * (1 - self.beta_2))
+        unbiased_mean = mean / (1 - ops.power(beta_1, step))
+        unbiased_square = square / (1 - ops.power(ops.cast(self.beta_2, variable.dtype), step))
+        self.assign_sub(variable, rate * unbiased_mean / (ops.sqrt(unbiased_square) + self.epsilon))
+
+    def factor_of(self, path):
+        """Factor on the rate of the variable at ``path``, such as encoder_conv1/kernel."""
+        return factor_of(path.split("/")[-2], self.rate_factors)
+
+    def get_config(self):
+        return super().get_config() | {
+            "rate_factors": self.rate_factors,
+            "beta_1": self.initial_beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+            "weight_decay": self.decay,
+        }
+
+
+def factor_of(layer_name, rate_factors):
+    """The factor of the first prefix that fits a layer's name; 1 if none does."""
+    return next((factor for prefix, factor in rate_factors if layer_name.startswith(prefix)), 1.0)
+
+
+def freeze(model, rate_factors):
+    """Freeze the layers whose factor is 0, but not their batch normalization, which goes on learning as in fastai."""
+    for layer in model.layers:
+        if factor_of(layer.name, rate_factors) == 0 and not isinstance(
+            layer, keras.layers.BatchNormalization
+        ):
+            layer.trainable = False
