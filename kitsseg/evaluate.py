@@ -115,12 +115,12 @@ def _paths(pair):
 
 def _write(out, rows, summary):
     text = json.dumps(summary, indent=1, allow_nan=False)
-    with atomic_path(out) as table, atomic_path(out.with_suffix(".json")) as beside:  # both or neither
-        with table.open("w", newline="") as file:
+    with atomic_path(out.with_suffix(".json")) as beside:  # both files or neither
+        beside.write_text(text + "\n")
+        with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(row | {"empty": " ".join(row["empty"])} for row in rows)
-        beside.write_text(text + "\n")
 
 
 def format_table(rows, summary):

@@ -72,6 +72,9 @@ def train_recipe(recipe, cache, split, run, seed=0, epochs=None, resume=False, p
             raise InputError(f"--epochs: expected at least 1, found {epochs}.")
         recipe = replace(recipe, phases=tuple(replace(phase, epochs=epochs) for phase in recipe.phases))
     cases = open_cache(cache, recipe.preprocess)
+    for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
+        # a damaged file is found here: TensorFlow's threads would bury what is said of it
+        _ = case.image, case.boxed_labels
     run = Path(run)
     if resume:
         record, history = _unfinished(run, recipe, split, seed)

@@ -202,6 +202,12 @@ def _read_header(stream, path):
     header = kind.from_fileobj(io.BytesIO(block), check=False)
     if bytes(header["magic"])[:2] != b"n+":
         raise HeaderDataError("no single-file NIfTI header")
+    try:
+        header.get_data_dtype()
+    except KeyError as error:
+        raise HeaderDataError(f"there is no data type {error}") from error
+    if not abs(float(header["vox_offset"])) < 1 << 30:  # written so that NaN fails too
+        raise HeaderDataError(f"data start {header['vox_offset']} lies outside the file")
     offset = int(header["vox_offset"]) or size + 4
     if offset < size:
         raise HeaderDataError(f"data start {offset} lies inside the header")

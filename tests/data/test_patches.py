@@ -19,11 +19,10 @@ PLAIN = Augmentation()
 FLIPS = Augmentation(flip_probability=0.5)
 
 
-def write_case(folder, labels, image=None):
-    """A cached case of these labels, boxed; by default a voxel's HU is its number in C order plus 1000 per label."""
+def write_case(folder, labels):
+    """A cached case of these labels, boxed; its HU count through -79..220 in C order, so neighbors differ."""
     folder.mkdir(parents=True)
-    if image is None:
-        image = np.arange(labels.size).reshape(labels.shape) % 300 - 79
+    image = np.arange(labels.size).reshape(labels.shape) % 300 - 79
     found = np.argwhere(labels)
     start, stop = (found.min(axis=0), found.max(axis=0) + 1) if len(found) else (np.zeros(3, int),) * 2
     np.save(folder / "image.npy", image.astype(np.int16))

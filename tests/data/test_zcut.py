@@ -15,7 +15,7 @@ from kitsseg.data.zcut import cut_range
         # at the front the middle of 0..50 is 25: 25 - 100 < 0; at the back 250..300: 275 - 100 > 300 - 200
         (10, 19, (0, 200)),
         (280, 289, (100, 300)),
-        # 80..220 with 30 on either side: exactly 200 long, and one less: 81..280 has its middle at 180
+        # 80..219 with 30 on either side: 50..250, exactly 200 long; one less: 51 + 199 // 2 - 100 = 50
         (80, 219, (50, 250)),
         (81, 219, (50, 250)),
         (0, 299, (0, 300)),

@@ -1,0 +1,211 @@
+"""Ashlin Deepa et al.: U-Net on a SqueezeNet (and a ResNet) encoder, as fastai's ``unet_learner`` builds it.
+
+Evidence: "paper" is stated in the text; "code" was read in fastai, which the paper used, or in the public liver
+notebook whose steps it repeats; "ours" is a choice, with its reason.
+"""
+
+from dataclasses import replace
+
+from kitsseg.recipe import Augmentation, InferenceSpec, OneCycle, Phase, PreprocessSpec, Recipe, SliceSampler
+
+__all__ = ["PAPER", "PRACTICAL", "TINY"]
+
+
+def build_model(**options):
+    from kitsseg.models import build_squeeze_unet
+
+    return build_squeeze_unet(**options)
+
+
+def build_loss(**options):
+    import keras
+
+    return keras.losses.SparseCategoricalCrossentropy(**options)
+
+
+def build_optimizer(phase):
+    from kitsseg.optimizers import GroupAdamW
+
+    return GroupAdamW(phase.learning_rate, phase.rate_factors)
+
+
+PAPER = Recipe(
+    name="squeeze_unet",
+    paper='Ashlin Deepa et al., "A Novel Deep-Learning Based Segmentation Of Kidney Tumor"',
+    claim="A SqueezeNet encoder in fastai's U-Net reaches 97.58 % Dice, a ResNet 99.05 %. The figure is fastai's "
+    "DiceMulti, which counts background as a class, on what was very probably a random split of slices.",
+    reported={
+        "validation dice_multi, SqueezeNet": 0.975872,
+        "validation dice_multi, ResNet": 0.990568,
+        "seconds per epoch, SqueezeNet": 2670,
+        "seconds per epoch, ResNet": 380,
+    },
+    preprocess=PreprocessSpec(
+        slice_size=(128, 128),
+        windows=((150.0, 30.0), (200.0, 60.0)),
+        channel_mean=(0.485, 0.456, 0.406),
+        channel_std=(0.229, 0.224, 0.225),
+    ),
+    model={
+        "input_shape": (128, 128, 3),
+        "n_classes": 3,
+        "encoder": "squeezenet1_1",
+        "skips": True,
+        "decoder": "fastai",
+        "weights": "imagenet",
+    },
+    loss={"from_logits": True},
+    phases=(
+        Phase(
+            name="train",
+            sampler=SliceSampler(batch_size=16, unit="slice", patch_size=(128, 128)),
+            epochs=5,
+            steps_per_epoch=2271,
+            learning_rate=1e-3,
+            schedule=OneCycle(rise=0.25, start_divisor=25.0, end_divisor=1e5, momentum=(0.95, 0.85)),
+        ),
+    ),
+    inference=InferenceSpec(tile=None),
+    evidence={
+        "preprocess.spacing_mm": "paper: slices as they are",
+        "preprocess.crop_to_body": "paper: whole slices",
+        "preprocess.slice_size": "code: 128 x 128 in the notebook the paper repeats",
+        "preprocess.windows": "code: liver (150, 30) and custom (200, 60); the paper says a standard custom filter. "
+        "The third channel is the slice with its histogram scaled",
+        "preprocess.channel_mean": "code: ImageNet's",
+        "preprocess.channel_std": "code: ImageNet's",
+        "model.input_shape": "code: 128 x 128, three channels",
+        "model.n_classes": "paper: its figures show kidney and tumor",
+        "model.encoder": "paper: SqueezeNet; version 1.1 is ours, as accurate as 1.0 with fewer operations",
+        "model.skips": "paper: a U-Net. fastai's unet_learner in fact attaches no skip to SqueezeNet (False)",
+        "model.decoder": "code: fastai's DynamicUnet",
+        "model.weights": "paper: pretrained on ImageNet",
+        "loss.from_logits": "code: cross-entropy of all pixels on logits",
+        "phases.train.sampler.batch_size": "code: 16",
+        "phases.train.sampler.positive": "paper: none stated",
+        "phases.train.sampler.positive_weights": "paper: none stated",
+        "phases.train.sampler.patch_size": "code: whole slices",
+        "phases.train.sampler.unit": "code: all slices in random order",
+        "phases.train.augmentation.scale_range": "paper: none stated",
+        "phases.train.augmentation.scale_probability": "paper: none stated",
+        "phases.train.augmentation.flip_probability": "paper: none stated",
+        "phases.train.epochs": "paper: 5 for SqueezeNet, 20 for ResNet",
+        "phases.train.steps_per_epoch": "inferred: 80 % of the 45,424 slices in batches of 16",
+        "phases.train.learning_rate": "code: fastai's default, AdamW with weight decay 0.01",
+        "phases.train.schedule.rise": "code: fit_one_cycle",
+        "phases.train.schedule.start_divisor": "code: fit_one_cycle",
+        "phases.train.schedule.end_divisor": "code: fit_one_cycle",
+        "phases.train.schedule.momentum": "code: fit_one_cycle",
+        "inference.tile": "paper: whole slices",
+        "inference.overlap": "ours: unused without tiles",
+        "inference.gaussian": "ours: unused without tiles",
+        "inference.multiple": "architecture: any size",
+    },
+    build_model=build_model,
+    build_loss=build_loss,
+    build_optimizer=build_optimizer,
+)
+
+# fastai's fine_tune: one epoch with the encoder frozen, then all layers at rates spread from 1/100 over its groups
+# (features[0:5], features[5:], the rest)
+FROZEN = (("encoder_", 0.0),)
+SPREAD = (
+    ("encoder_features_0", 0.01),
+    ("encoder_features_3", 0.01),
+    ("encoder_features_4", 0.01),
+    ("encoder_", 0.1),
+)
+
+
+def _fine_tuning(phase, frozen_epochs, rate_factors):
+    """The two phases of fine_tune and their evidence."""
+    first = replace(
+        phase,
+        name="frozen",
+        epochs=frozen_epochs,
+        learning_rate=2e-3,
+        rate_factors=FROZEN,
+        schedule=replace(phase.schedule, rise=0.99),
+    )
+    second = replace(
+        phase,
+        name="unfrozen",
+        learning_rate=1e-3,
+        rate_factors=rate_factors,
+        schedule=replace(phase.schedule, rise=0.3, start_divisor=5.0),
+    )
+    evidence = {key: text for key, text in PAPER.evidence.items() if not key.startswith("phases.")}
+    for stage in (first, second):
+        prefix = f"phases.{stage.name}."
+        evidence |= {
+            key.replace("phases.train.", prefix): text
+            for key, text in PAPER.evidence.items()
+            if key.startswith("phases.")
+        }
+        evidence |= {
+            f"{prefix}rate_factors": "code: fine_tune; batch normalization stays trainable while frozen",
+            f"{prefix}schedule.rise": "code: fine_tune",
+            f"{prefix}schedule.start_divisor": "code: fine_tune",
+            f"{prefix}learning_rate": "code: fine_tune halves its 2e-3 when it unfreezes",
+            f"{prefix}epochs": "code: fine_tune freezes for one epoch" if stage is first else "ours",
+        }
+    return (first, second), evidence
+
+
+_PHASES, _EVIDENCE = _fine_tuning(
+    replace(PAPER.phases[0], epochs=10, sampler=replace(PAPER.phases[0].sampler, patch_size=(256, 256))),
+    1,
+    SPREAD,
+)
+PRACTICAL = replace(
+    PAPER,
+    name="squeeze_unet:practical",
+    preprocess=replace(PAPER.preprocess, slice_size=(256, 256)),
+    model={**PAPER.model, "input_shape": (256, 256, 3)},
+    phases=_PHASES,
+    evidence=_EVIDENCE
+    | {"preprocess.slice_size": "ours: 128 x 128 loses small tumors", "model.input_shape": "ours: 256 x 256"},
+)
+
+_TINY = "ours: small enough for the demo on two CPU cores"
+_PHASES, _EVIDENCE = _fine_tuning(
+    replace(
+        PAPER.phases[0],
+        sampler=SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
+        augmentation=Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
+        epochs=9,
+        steps_per_epoch=40,
+    ),
+    1,
+    (("encoder_features_0", 0.5), ("encoder_", 0.75)),
+)
+TINY = replace(
+    PAPER,
+    name="squeeze_unet:tiny",
+    model={**PAPER.model, "input_shape": (None, None, 3), "decoder": "lite", "weights": None},
+    phases=tuple(replace(phase, learning_rate=2e-3) for phase in _PHASES),
+    evidence=_EVIDENCE
+    | {
+        "model.decoder": _TINY,
+        "model.input_shape": "ours: crops of 96 x 96",
+        **{
+            f"phases.{name}.augmentation.{key}": "ours: the demo has too few patients to train without augmentation"
+            for name in ("frozen", "unfrozen")
+            for key in ("scale_range", "scale_probability", "flip_probability")
+        },
+        **{
+            f"phases.{name}.{key}": _TINY
+            for name in ("frozen", "unfrozen")
+            for key in (
+                "sampler.batch_size",
+                "sampler.positive",
+                "sampler.patch_size",
+                "sampler.unit",
+                "epochs",
+                "steps_per_epoch",
+            )
+        },
+        "phases.unfrozen.rate_factors": "ours: without pretrained weights the encoder learns at about the same rate",
+        "phases.unfrozen.learning_rate": _TINY,
+    },
+)

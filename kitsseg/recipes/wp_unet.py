@@ -1,0 +1,148 @@
+"""Rao, Chatterjee and Sharma: WP-UNet, a weight-pruned U-Net with depth-wise separable convolutions.
+
+Evidence: "paper" is stated in the text; "code" was read in public code the paper builds on; "ours" is a choice, with
+its reason. This recipe trains the network before pruning; pruning is not part of the package yet.
+"""
+
+from dataclasses import replace
+
+from kitsseg.recipe import Augmentation, InferenceSpec, Phase, PreprocessSpec, Recipe, SliceSampler
+
+__all__ = ["PAPER", "PRACTICAL", "TINY"]
+
+
+def build_model(**options):
+    from kitsseg.models import build_wp_unet
+
+    return build_wp_unet(**options)
+
+
+def build_loss(**options):
+    from kitsseg.losses import CrossEntropySoftDice
+
+    return CrossEntropySoftDice(**options)
+
+
+def build_optimizer(phase):
+    import keras
+
+    return keras.optimizers.Adam(phase.learning_rate)
+
+
+PAPER = Recipe(
+    name="wp_unet",
+    paper='Rao, Chatterjee and Sharma, "WP-UNet: Weight Pruning U-Net with Depth-wise Separable Convolutions for '
+    'Semantic Segmentation of Kidney Tumours"',
+    claim="Depth-wise separable convolutions and weight pruning shrink a U-Net from 5.68M to 1.30M parameters with a "
+    "Dice of 0.96 and more. Dice and mean IoU of the paper cannot both be class means of the same predictions.",
+    reported={
+        "training Dice": 0.9799,
+        "validation Dice": 0.9599,
+        "training accuracy": 0.9843,
+        "training mean IoU": 0.428,
+        "parameters": 1_297_441,
+    },
+    preprocess=PreprocessSpec(
+        slice_size=(256, 256), hu_window=(-512.0, 512.0), hu_mean=-512.0, hu_std=1024.0
+    ),
+    model={"input_shape": (256, 256, 1), "n_classes": 3, "variant": "wp_unet"},
+    loss={"smooth": 1.0, "include_background": False, "class_reduction": "sum"},
+    phases=(
+        Phase(
+            name="train",
+            sampler=SliceSampler(batch_size=16, unit="slice", patch_size=(256, 256)),
+            epochs=100,
+            steps_per_epoch=2240,
+            learning_rate=1e-3,
+        ),
+    ),
+    inference=InferenceSpec(tile=None, multiple=16),
+    evidence={
+        "preprocess.spacing_mm": "paper: slices as they are",
+        "preprocess.crop_to_body": "paper: whole slices",
+        "preprocess.slice_size": "paper: 256 x 256; area averaging is ours",
+        "preprocess.hu_window": "ours: the paper divides by 255, so it had 8-bit images; this is the default window "
+        "of the challenge's own visualization script",
+        "preprocess.hu_mean": "paper: values in 0..1",
+        "preprocess.hu_std": "paper: values in 0..1",
+        "model.input_shape": "paper: 256 x 256; one channel follows from the parameter count",
+        "model.n_classes": "paper: kidney, tumor and background (its table 2 counts a binary network)",
+        "model.variant": "inferred: the one of this family with exactly the 1,297,441 parameters of table 2",
+        "loss.smooth": "ours: with a tiny one, a slice without tumor costs almost 1 and teaches nothing",
+        "loss.include_background": "paper: cross-entropy + Dice loss of kidney + Dice loss of tumor",
+        "loss.class_reduction": "paper: the two Dice losses are added",
+        "phases.train.sampler.batch_size": "paper: 16",
+        "phases.train.sampler.positive": "paper: no positive-slice sampling is stated",
+        "phases.train.sampler.positive_weights": "paper: no positive-slice sampling is stated",
+        "phases.train.sampler.patch_size": "paper: whole slices",
+        "phases.train.sampler.unit": "paper: all slices are training images",
+        "phases.train.augmentation.scale_range": "paper: none stated",
+        "phases.train.augmentation.scale_probability": "paper: none stated",
+        "phases.train.augmentation.flip_probability": "paper: none stated",
+        "phases.train.epochs": "paper: 100",
+        "phases.train.steps_per_epoch": "inferred: the 35,826 slices of the split wp_unet in batches of 16",
+        "phases.train.learning_rate": "paper: Adam, 0.001",
+        "inference.tile": "paper: whole slices",
+        "inference.overlap": "ours: unused without tiles",
+        "inference.gaussian": "ours: unused without tiles",
+        "inference.multiple": "architecture: four poolings",
+    },
+    build_model=build_model,
+    build_loss=build_loss,
+    build_optimizer=build_optimizer,
+)
+
+_SAMPLED = "ours: every batch sees kidneys, so that fewer steps do"
+PRACTICAL = replace(
+    PAPER,
+    name="wp_unet:practical",
+    phases=(
+        replace(
+            PAPER.phases[0],
+            sampler=SliceSampler(batch_size=16, positive=8, patch_size=(256, 256)),
+            epochs=100,
+            steps_per_epoch=250,
+        ),
+    ),
+    evidence=PAPER.evidence
+    | {
+        "phases.train.sampler.positive": _SAMPLED,
+        "phases.train.sampler.positive_weights": _SAMPLED,
+        "phases.train.sampler.unit": _SAMPLED,
+        "phases.train.steps_per_epoch": _SAMPLED,
+    },
+)
+
+_TINY = "ours: small enough for the demo on two CPU cores"
+_FEW = "ours: the demo has too few patients to train without augmentation"
+TINY = replace(
+    PRACTICAL,
+    name="wp_unet:tiny",
+    preprocess=replace(PAPER.preprocess, slice_size=(128, 128)),
+    model={**PAPER.model, "input_shape": (None, None, 1), "filters": (8, 16, 32, 64, 64)},
+    phases=(
+        replace(
+            PRACTICAL.phases[0],
+            sampler=SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
+            augmentation=Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
+            epochs=10,
+            steps_per_epoch=40,
+            learning_rate=3e-3,
+        ),
+    ),
+    evidence=PRACTICAL.evidence
+    | {
+        "preprocess.slice_size": _TINY,
+        "model.input_shape": _TINY,
+        "model.filters": _TINY,
+        "phases.train.augmentation.scale_range": _FEW,
+        "phases.train.augmentation.scale_probability": _FEW,
+        "phases.train.augmentation.flip_probability": _FEW,
+        "phases.train.sampler.batch_size": _TINY,
+        "phases.train.sampler.positive": _TINY,
+        "phases.train.sampler.patch_size": _TINY,
+        "phases.train.epochs": _TINY,
+        "phases.train.steps_per_epoch": _TINY,
+        "phases.train.learning_rate": _TINY,
+    },
+)
