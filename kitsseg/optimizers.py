@@ -3,7 +3,10 @@
 import keras
 from keras import ops
 
-__all__ = ["GroupAdamW", "freeze"]
+__all__ = ["GroupAdamW", "factor_of", "freeze"]
+
+# fastai gives all groups but the last a tenth of the rate while it freezes them
+FROZEN_NORM_FACTOR = 0.1
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")
@@ -15,7 +18,8 @@ class GroupAdamW(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: of layers without a factor.
-        rate_factors: pairs (start of a layer's name, factor on its rate); the first that fits counts.
+        rate_factors: pairs (start of a layer's name, factor on its rate); the first that fits counts. Layers of
+            factor 0 are those of ``freeze``; their batch normalization learns at a tenth of the rate.
         beta_1, beta_2, epsilon: of Adam; fastai's defaults.
         weight_decay: times the rate of the layer, not on biases and batch normalization.
     """
@@ -45,16 +49,21 @@ class GroupAdamW(keras.optimizers.Optimizer):
         )
         self._means = [self.add_variable_from_reference(v, name="mean") for v in variables]
         self._squares = [self.add_variable_from_reference(v, name="square") for v in variables]
+        # by index: with TensorFlow, update_step gets variables that do not know their path
+        self._factors = [self.factor_of(v.path) for v in variables]
+        self._decays = [
+            0.0 if v.path.split("/")[-1] in ("bias", "gamma", "beta") else self.decay for v in variables
+        ]
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable; see ``keras.optimizers.Optimizer``."""
         index = self._get_variable_index(variable)
         mean, square = self._means[index], self._squares[index]
-        rate = ops.cast(learning_rate, variable.dtype) * self.factor_of(variable.path)
+        rate = ops.cast(learning_rate, variable.dtype) * self._factors[index]
         gradient = ops.cast(gradient, variable.dtype)
         beta_1, step = ops.cast(self.beta_1, variable.dtype), ops.cast(self.iterations + 1, variable.dtype)
-        if variable.path.split("/")[-1] not in ("bias", "gamma", "beta"):
-            self.assign_sub(variable, variable * rate * self.decay)
+        if self._decays[index]:
+            self.assign_sub(variable, variable * rate * self._decays[index])
         self.assign(mean, mean * beta_1 + gradient * (1 - beta_1))
         self.assign(square, square * self.beta_2 + ops.square(gradient) * (1 - self.beta_2))
         unbiased_mean = mean / (1 - ops.power(beta_1, step))
@@ -63,7 +72,8 @@ class GroupAdamW(keras.optimizers.Optimizer):
 
     def factor_of(self, path):
         """Factor on the rate of the variable at ``path``, such as encoder_conv1/kernel."""
-        return factor_of(path.split("/")[-2], self.rate_factors)
+        # a variable of a frozen group that gets here belongs to its batch normalization
+        return factor_of(path.split("/")[-2], self.rate_factors) or FROZEN_NORM_FACTOR
 
     def get_config(self):
         return super().get_config() | {

@@ -159,7 +159,7 @@ def as_probabilities(network):
 
     logits = network.outputs[-1]  # with deep supervision the last output is the full-size one
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
-    return keras.Model(network.inputs, probabilities).predict_on_batch
+    return keras.Model(network.input, probabilities).predict_on_batch
 
 
 def score_cached_cases(cases, predict, spec, inference, postprocess):

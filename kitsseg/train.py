@@ -197,8 +197,10 @@ def _compiled(training, phase, rows, weights):
         loss, loss_weights = loss
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_cpu = keras.config.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
+    optimizer = recipe.build_optimizer(phase)
+    optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
     model.compile(
-        recipe.build_optimizer(phase),
+        optimizer,
         loss,
         loss_weights=loss_weights,
         jit_compile=False if on_cpu else "auto",
@@ -207,6 +209,12 @@ def _compiled(training, phase, rows, weights):
 
 
 def _load(path, compile=False):
+    # a process that resumes has built neither network nor loss: without these Keras does not know their classes
+    import kitsseg.losses
+    import kitsseg.models.blocks
+    import kitsseg.models.layers3d
+    import kitsseg.models.torch_layers  # noqa: F401
+
     try:
         return keras.models.load_model(path, compile=compile)
     except (OSError, ValueError) as error:

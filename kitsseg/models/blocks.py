@@ -5,7 +5,7 @@ from keras import layers, ops
 
 from kitsseg.models.layers3d import double
 
-__all__ = ["UpsampleBilinear", "check_image_shape"]
+__all__ = ["UpsampleBilinear", "check_image_shape", "set_norm_momentum"]
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")
@@ -44,3 +44,15 @@ def check_image_shape(input_shape, step, name):
             f"{name}: rows and columns must be multiples of {step}; got {tuple(input_shape)}. "
             f"Pad or crop the slices to a multiple of {step}, or give None for a size known later."
         )
+
+
+def set_norm_momentum(model, momentum):
+    """Let batch normalization forget faster than Keras' 0.99, which needs several hundred steps to settle.
+
+    Args:
+        model: a network; changed in place, before it is compiled.
+        momentum: of all its batch normalizations.
+    """
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = momentum

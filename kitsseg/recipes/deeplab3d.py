@@ -98,7 +98,7 @@ PAPER = Recipe(
     inference=InferenceSpec(tile=(48, 48, 48), margin=8),
     postprocess=ReassignSmall(background_mm3=100.0, kidney_mm3=500.0, tumor_mm3=200.0),
     evidence={
-        "preprocess.spacing_mm": "paper: the median spacing of the data set, (3, 0.78125, 0.78125) mm over the 210 cases",
+        "preprocess.spacing_mm": "paper: the median spacing of the data set; the value is that of the 210 cases",
         "preprocess.crop_to_body": "paper: none stated",
         "preprocess.longest_scan": "paper: scans of more than 200 slices are cut for training, all foreground kept",
         "preprocess.cut_margin": "code: 30 slices on either side",

@@ -1,0 +1,79 @@
+"""Print the README's table of papers: python scripts/paper_table.py
+
+Parameters and multiply-adds are counted on the networks as they are built; the rest is what the recipes say.
+"""
+
+import math
+
+from kitsseg import recipes
+from kitsseg.macs import count_macs
+from kitsseg.models import (
+    build_deeplab3d,
+    build_enhanced_unet,
+    build_squeeze_unet,
+    build_unet2d,
+    build_wp_unet,
+)
+
+# network, parameters in the paper, what is scored and open
+ROWS = [
+    (
+        "unet2d",
+        build_unet2d((224, 224, 1)),
+        "12M",
+        "TK 0.858, TU 0.224",
+        "KiTS19 leaderboard",
+        "nothing known",
+    ),
+    (
+        "wp_unet",
+        build_wp_unet((256, 256, 1), n_classes=1),
+        "1,297,441",
+        "Dice 0.96, mean IoU 0.428",
+        "class unclear, pooled slices",
+        "pruning is not built yet; the two figures exclude each other",
+    ),
+    (
+        "squeeze_unet",
+        build_squeeze_unet((128, 128, 3)),
+        "not given",
+        "0.976 (ResNet: 0.991)",
+        "fastai DiceMulti, background counted",
+        "ImageNet weights are downloaded or given; split by slice is not offered",
+    ),
+    (
+        "enhanced_unet",
+        build_enhanced_unet((256, 256, 1)),
+        "not given",
+        "kidney 0.953, tumor 0.572",
+        "40 of 90 test cases",
+        "subset size, rounds, rates: ours",
+    ),
+    (
+        "deeplab3d",
+        build_deeplab3d((48, 48, 48, 1)),
+        "< 560k",
+        "kidney label 0.872, tumor label 0.384",
+        "own 63 validation cases",
+        "thresholds and margins: ours",
+    ),
+]
+
+
+def main():
+    print(
+        "| recipe | paper | parameters: paper | ours (trainable) | multiply-adds | reported | metric | open |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, model, parameters, reported, metric, still_open in ROWS:
+        paper = recipes.get(name).paper.split(', "')[0]
+        shape = "x".join(str(n) for n in model.inputs[0].shape[1:-1])
+        trainable = sum(math.prod(variable.shape) for variable in model.trainable_weights)
+        macs = f"{count_macs(model) / 1e9:.2f} G at {shape}"
+        print(
+            f"| `{name}` | {paper} | {parameters} | {trainable:,} | {macs} | {reported} | {metric} | {still_open} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

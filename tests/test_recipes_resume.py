@@ -1,0 +1,265 @@
+"""Every recipe's tiny variant, shrunk further, stopped in the middle of each phase and continued to its end."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_case, read_json, spec_of_tests
+
+from kitsseg import recipes, train
+from kitsseg.data.nifti import read_labels
+from kitsseg.data.preprocess import preprocess_cases
+from kitsseg.data.splits import make_split
+from kitsseg.predict import predict_cases
+from kitsseg.progressive import read_rounds
+from kitsseg.recipe import Augmentation, OneCycle, PatchSampler, SliceSampler
+from kitsseg.run import read_history
+from kitsseg.schedules import one_cycle
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
+)
+CASES = tuple(f"case_{i:05d}" for i in range(5))
+SHAPE = (12, 36, 40)
+EPOCHS, STEPS = 2, 3
+ONE = spec_of_tests()
+MODELS = {
+    "deeplab3d": {"input_shape": (None, None, None, 1), "width_divisor": 16},
+    "enhanced_unet": {"base": 16},
+    "squeeze_unet": {},
+    "unet2d": {"start_filters": 4, "n_pools": 2},
+    "wp_unet": {"filters": (4, 4, 8, 8, 8)},
+}
+
+
+def micro(name):
+    """The recipe NAME:tiny with its own phases, losses and schedules, but little to compute."""
+    tiny, size = recipes.get(f"{name}:tiny"), (32, 32)
+    phases = []
+    for number, phase in enumerate(tiny.phases):
+        sampler = SliceSampler(batch_size=2, positive=1, patch_size=size)
+        if isinstance(phase.sampler, PatchSampler):
+            sampler = PatchSampler(cases_per_batch=1, patch_size=((16, 16, 16), (12, 12, 12))[number])
+        changes = {
+            "sampler": sampler,
+            "augmentation": Augmentation(),
+            "epochs": EPOCHS,
+            "steps_per_epoch": STEPS,
+        }
+        if phase.progressive:
+            changes["progressive"] = replace(phase.progressive, rounds=2, patience=2, subset=0.5)
+        phases.append(replace(phase, **changes))
+    inference, preprocess = replace(tiny.inference, tile=None), ONE
+    if name == "deeplab3d":
+        inference = replace(tiny.inference, tile=(16, 32, 32), margin=4)
+    if name == "squeeze_unet":
+        preprocess = replace(tiny.preprocess, slice_size=size)
+    return replace(
+        tiny,
+        name=f"{name}:micro",
+        preprocess=preprocess,
+        model={**tiny.model, **MODELS[name]},
+        phases=tuple(phases),
+        inference=inference,
+    )
+
+
+def stages(recipe):
+    """The names that the history gives to phases and rounds."""
+    return [
+        name
+        for phase in recipe.phases
+        for name in (
+            [f"{phase.name}-{i}" for i in range(phase.progressive.rounds)]
+            if phase.progressive
+            else [phase.name]
+        )
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eagerly():
+    """Building a graph takes a minute for all these short runs together; the killed processes below build theirs."""
+    tf = pytest.importorskip("tensorflow")
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+class StopAt:
+    """A progress callable that interrupts at one step of the whole run; it notes the steps it has seen."""
+
+    def __init__(self, step=None):
+        self.step, self.seen, self.totals = step, [], set()
+
+    def __call__(self, _, done, total):
+        self.seen.append(done)
+        self.totals.add(total)
+        if done == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    for i, name in enumerate(CASES):
+        make_case(folder / "data" / name, SHAPE, seed=i, positive=(2, 7 + i % 3))
+    for spec in {micro(name).preprocess for name in MODELS}:
+        preprocess_cases(folder / "data", folder / "cache", spec)
+    return folder
+
+
+def split_of_cases():
+    split = make_split(CASES)
+    return replace(split, train=CASES[:3], validation=CASES[3:4], test=CASES[4:])
+
+
+def check_finished(recipe, run, source, tmp_path):
+    """Every phase and round once, nothing of the interruptions left, and a network that predicts."""
+    with (run / "history.csv").open(newline="") as file:
+        rows = [(row["phase"], int(row["epoch"])) for row in csv.DictReader(file)]
+    assert rows == [(name, epoch) for name in stages(recipe) for epoch in range(1, EPOCHS + 1)]
+    rounds = [row["round"] for row in read_rounds(run)]
+    assert rounds == [
+        i for phase in recipe.phases if phase.progressive for i in range(phase.progressive.rounds)
+    ]
+    left = {"history.csv", "model.keras", "run.json", "split.json"} | ({"rounds.csv"} if rounds else set())
+    assert {path.name for path in run.iterdir()} == left
+    assert read_json(run / "run.json")["status"] == "finished"
+    (path,) = predict_cases(run, [source / "data" / CASES[4]], tmp_path / "predictions")
+    assert read_labels(path).array.shape == SHAPE
+
+
+def test_micro_recipes_are_all_there():
+    assert sorted(MODELS) == recipes.names()
+    assert {name: stages(micro(name)) for name in MODELS} == {
+        "deeplab3d": ["scratch", "finetune"],
+        "enhanced_unet": ["progressive-0", "progressive-1"],
+        "squeeze_unet": ["frozen", "unfrozen"],
+        "unet2d": ["train"],
+        "wp_unet": ["train"],
+    }
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def resumed(request, source, tmp_path_factory):
+    """A run stopped in the second epoch of each phase, and before that in the first: (recipe, run, steps seen)."""
+    recipe, folder, seen = micro(request.param), tmp_path_factory.mktemp(request.param), []
+    arguments = (recipe, source / "cache", split_of_cases(), folder / "run", 7)
+    # 5 is the second step of a phase's second epoch; 8 that of the next phase's first, which has no checkpoint yet
+    stops = (5, 8) if len(stages(recipe)) == 2 else (2, 5)
+    for number, step in enumerate((*stops, None)):
+        progress = StopAt(step)
+        if step is None:
+            train.train_recipe(*arguments, resume=True, progress=progress)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                train.train_recipe(*arguments, resume=number > 0, progress=progress)
+            assert not (folder / "run" / "model.keras").exists()
+        seen.append(progress.seen)
+        assert progress.totals == {STEPS * EPOCHS * len(stages(recipe))}
+    return recipe, folder / "run", seen
+
+
+@pytest.mark.slow
+def test_a_recipe_stopped_in_the_middle_of_each_phase_ends_with_each_done_once(resumed, source, tmp_path):
+    recipe, run, seen = resumed
+    check_finished(recipe, run, source, tmp_path)
+    # each goes on after the last whole epoch
+    if len(stages(recipe)) == 2:
+        assert seen == [[1, 2, 3, 4, 5], [4, 5, 6, 7, 8], [7, 8, 9, 10, 11, 12]]
+    else:
+        assert seen == [[1, 2], [1, 2, 3, 4, 5], [4, 5, 6]]
+    history = read_history(run)
+    assert all(np.isfinite([row["loss"], row["val_loss"]]).all() for row in history)
+    cycles = {phase.name: phase for phase in recipe.phases if isinstance(phase.schedule, OneCycle)}
+    for row in history:
+        if row["phase"] in cycles:  # the rate of an epoch's last step, whatever was interrupted
+            phase = cycles[row["phase"]]
+            rate, _ = one_cycle(row["epoch"] * STEPS - 1, EPOCHS * STEPS, phase.learning_rate, phase.schedule)
+            assert row["learning_rate"] == pytest.approx(rate)
+
+
+@pytest.mark.slow
+def test_enhanced_unet_section_2_history_holds_the_four_heads(resumed):
+    """Deep supervision through the loop: loss = 0.2, 0.2, 0.2 and 0.4 times those of the heads, bottom to top."""
+    recipe, run, _ = resumed
+    if recipe.name != "enhanced_unet:micro":
+        assert not [key for key in read_history(run)[0] if key.endswith("_loss") and key != "val_loss"]
+        return
+    heads = [f"{output.name}_loss" for output in heads_of(recipe)]
+    assert len(set(heads)) == 4
+    for row in read_history(run):
+        for prefix in ("", "val_"):
+            parts = [row[f"{prefix}{head}"] for head in heads]
+            assert len(set(parts)) == 4
+            assert row[f"{prefix}loss"] == pytest.approx(np.dot((0.2, 0.2, 0.2, 0.4), parts), rel=1e-5)
+
+
+def heads_of(recipe):
+    model = recipe.build_model(**recipe.model)
+    return [model.get_layer(name) for name in model.output_names]
+
+
+@pytest.mark.slow
+def test_rounds_stopped_while_they_are_scored_are_not_trained_again(source, tmp_path, monkeypatch):
+    recipe = micro("enhanced_unet")
+    arguments = (recipe, source / "cache", split_of_cases(), tmp_path / "run", 7)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "score_cached_cases", stop)
+        train.train_recipe(*arguments)
+    before = read_history(tmp_path / "run")
+    assert not read_rounds(tmp_path / "run")
+    progress = StopAt()
+    train.train_recipe(*arguments, resume=True, progress=progress)
+    assert progress.seen == [7, 8, 9, 10, 11, 12]
+    assert read_history(tmp_path / "run")[:EPOCHS] == before
+    check_finished(recipe, tmp_path / "run", source, tmp_path)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_recipes_resume import micro, split_of_cases
+from kitsseg.train import train_recipe
+def progress(_, done, total):
+    if done == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+train_recipe(
+    micro(sys.argv[2]), sys.argv[3], split_of_cases(), "run", 7, resume=Path("run").exists(), progress=progress
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("name", ["enhanced_unet", "squeeze_unet"])
+def test_a_killed_process_is_continued_by_another(name, source, tmp_path):
+    """SIGKILL in the second epoch of the second phase or round; the other process knows only what is on disk."""
+    arguments = [sys.executable, "-c", KILLED, str(Path(__file__).parent), name, str(source / "cache")]
+    for step, code in ((11, -signal.SIGKILL), (0, 0)):
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+        done = subprocess.run(
+            [*arguments, str(step)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code, done.stderr
+        if code:
+            assert len(read_history(tmp_path / "run")) == 3
+            assert not (tmp_path / "run" / "model.keras").exists()
+    check_finished(micro(name), tmp_path / "run", source, tmp_path)
