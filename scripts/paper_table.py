@@ -66,7 +66,7 @@ def main():
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, model, parameters, reported, metric, still_open in ROWS:
-        paper = recipes.get(name).paper.split(', "')[0]
+        paper = recipes.get(name).paper.split(', "')[0].split(" (")[0]
         shape = "x".join(str(n) for n in model.inputs[0].shape[1:-1])
         trainable = sum(math.prod(variable.shape) for variable in model.trainable_weights)
         macs = f"{count_macs(model) / 1e9:.2f} G at {shape}"

@@ -169,7 +169,8 @@ TINY = replace(
         replace(
             PAPER.phases[0],
             sampler=PatchSampler(cases_per_batch=3, patch_size=(24, 32, 32)),
-            epochs=6,
+            augmentation=Augmentation(flip_probability=0.5),
+            epochs=5,
             steps_per_epoch=40,
             learning_rate=3e-3,
             schedule=replace(PAPER.phases[0].schedule, patience=3),
@@ -177,6 +178,7 @@ TINY = replace(
         replace(
             PAPER.phases[1],
             sampler=PatchSampler(cases_per_batch=3, patch_size=(24, 24, 24)),
+            augmentation=Augmentation(flip_probability=0.5),
             epochs=2,
             steps_per_epoch=40,
             learning_rate=5e-4,
@@ -188,6 +190,10 @@ TINY = replace(
         "preprocess.spacing_mm": _TINY,
         "model.width_divisor": _TINY,
         **{f"phases.{name}.{key}": _TINY for name in ("scratch", "finetune") for key in _TINY_SETTINGS},
+        **{
+            f"phases.{name}.augmentation.flip_probability": "ours: the demo has too few patients to train without"
+            for name in ("scratch", "finetune")
+        },
         "phases.scratch.schedule.patience": _TINY,
         "inference.tile": _TINY,
     },

@@ -50,7 +50,7 @@ def build_targets(labels):
 
 PAPER = Recipe(
     name="enhanced_unet",
-    paper='He, Leung and Wang, "An Enhanced Attention U-Net with Progressive Training", KiTS19 challenge, 2019',
+    paper="He, Leung and Wang (ASTRI), enhanced attention U-Net with progressive training, KiTS19 challenge, 2019",
     claim="An attention U-Net with an input pyramid, deep supervision and one more gate, trained round after round on "
     "random subsets, reaches 0.953 kidney and 0.572 tumor Dice on 40 of the 90 test patients.",
     reported={
