@@ -5,7 +5,7 @@ import time
 
 import keras
 
-from kitsseg.data.nifti import atomic_path
+from kitsseg.atomic import atomic_path
 from kitsseg.errors import InputError
 from kitsseg.recipe import OneCycle, Plateau
 from kitsseg.run import update_run, write_history

@@ -11,8 +11,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from kitsseg import __version__
+from kitsseg.atomic import atomic_path
 from kitsseg.data.cases import IMAGE_NAMES
-from kitsseg.data.nifti import atomic_path, is_phantom
+from kitsseg.data.nifti import is_phantom
 from kitsseg.errors import InputError
 from kitsseg.evaluate_pairs import count_files, find_pairs
 from kitsseg.scores import SCORES, background_inclusive_scores, score_counts, summarize_scores

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from kitsseg import __version__
+from kitsseg.atomic import atomic_path
 from kitsseg.data.cases import IMAGE_NAMES, find_cases, prediction_name
 from kitsseg.data.geometry import labels_on_scan, plan_geometry
-from kitsseg.data.nifti import atomic_path, is_phantom, read_image, write_labels
+from kitsseg.data.nifti import is_phantom, read_image
+from kitsseg.data.nifti_writer import write_labels
 from kitsseg.data.planes import network_planes, normalize
 from kitsseg.errors import InputError
 from kitsseg.postprocess import refine

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.data.nifti import atomic_path
+from kitsseg.atomic import atomic_path
 
 __all__ = ["best_round", "draw_subset", "read_rounds", "rounds_finished", "run_rounds"]
 

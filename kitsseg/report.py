@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from kitsseg.data.nifti import atomic_path
+from kitsseg.atomic import atomic_path
 from kitsseg.errors import InputError
 from kitsseg.report_page import COLUMNS, build_page
 from kitsseg.report_pictures import case_picture

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kitsseg import __version__
-from kitsseg.data.nifti import atomic_path
+from kitsseg.atomic import atomic_path
 from kitsseg.data.splits import save_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar

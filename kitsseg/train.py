@@ -12,8 +12,8 @@ from pathlib import Path
 
 import keras
 
+from kitsseg.atomic import atomic_path
 from kitsseg.data.cache import open_cache
-from kitsseg.data.nifti import atomic_path
 from kitsseg.data.patches import PatchBatches, ValidationPatches
 from kitsseg.data.slices import SliceBatches, ValidationSlices, slice_dataset
 from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kitsseg.data.nifti import write_image
+from kitsseg.data.nifti_writer import write_image
 from kitsseg.recipe import PreprocessSpec
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"

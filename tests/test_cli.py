@@ -22,7 +22,8 @@ from conftest import make_case, micro_recipe_of_tests, read_json, spec_of_tests
 from kitsseg import __version__, commands, recipes
 from kitsseg.cli import main
 from kitsseg.data import preprocess
-from kitsseg.data.nifti import read_image, read_labels, write_image, write_labels
+from kitsseg.data.nifti import read_image, read_labels
+from kitsseg.data.nifti_writer import write_image, write_labels
 from kitsseg.recipe import settings
 from kitsseg.run import read_history
 

@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kitsseg.data.nifti import PHANTOM, write_image
+from kitsseg.data.nifti import PHANTOM
+from kitsseg.data.nifti_writer import write_image
 from kitsseg.errors import InputError
 from kitsseg.evaluate import COLUMNS, evaluate_folders, format_table
 from kitsseg.evaluate_pairs import count_files, find_pairs

@@ -26,7 +26,7 @@ LAYERS = [
     ["distances"],
     ["components"],
     ["data", "models", "losses", "metrics", "macs", "sliding_window", "volume_tiles", "scores"],
-    ["recipe", "errors"],
+    ["recipe", "errors", "atomic"],
     ["__init__"],
 ]
 # commands is handed recipes, and cli looks them up: neither imports the other

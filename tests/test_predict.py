@@ -54,7 +54,7 @@ def test_real_ct_keeps_shape_affine_and_orientation(real_data, tmp_path, trained
 
 def test_real_truth_through_the_same_path_scores_one(real_data, tmp_path, spec):
     """A prediction equal to the truth, written on the real CT's grid, scores 1.0."""
-    from kitsseg.data.nifti import write_labels
+    from kitsseg.data.nifti_writer import write_labels
     from kitsseg.evaluate import evaluate_folders
 
     folder = real_data / "real_ct"

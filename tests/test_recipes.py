@@ -30,7 +30,9 @@ def test_words_build_model_loss_and_optimizer(name):
     for phase in recipe.phases:
         assert float(recipe.build_optimizer(phase).learning_rate) == pytest.approx(phase.learning_rate)
     if not name.endswith(":practical"):  # large, and the same builder
-        options = {key: None if value == "imagenet" else value for key, value in recipe.model.items()}  # no network
+        options = {
+            key: None if value == "imagenet" else value for key, value in recipe.model.items()
+        }  # no network
         model = recipe.build_model(**options)
         assert model.outputs[-1].shape[-1] == recipe.model["n_classes"]
     assert recipe.reported

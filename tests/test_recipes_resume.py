@@ -1,7 +1,6 @@
 """Every recipe's tiny variant, shrunk further, stopped in the middle of each phase and continued to its end."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ CASES = tuple(f"case_{i:05d}" for i in range(5))
 SHAPE = (12, 36, 40)
 EPOCHS, STEPS = 2, 3
 ONE = spec_of_tests()
+TESTS = str(Path(__file__).parent)
 MODELS = {
     "deeplab3d": {"input_shape": (None, None, None, 1), "width_divisor": 16},
     "enhanced_unet": {"base": 16},
@@ -147,32 +147,41 @@ def test_micro_recipes_are_all_there():
     }
 
 
+def stop(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module", params=sorted(MODELS))
 def resumed(request, source, tmp_path_factory):
-    """A run stopped in the second epoch of each phase, and before that in the first: (recipe, run, steps seen)."""
+    """A run stopped in the middle of each phase: (recipe, run folder, steps each part of it has seen)."""
     recipe, folder, seen = micro(request.param), tmp_path_factory.mktemp(request.param), []
     arguments = (recipe, source / "cache", split_of_cases(), folder / "run", 7)
     # 5 is the second step of a phase's second epoch; 8 that of the next phase's first, which has no checkpoint yet
-    stops = (5, 8) if len(stages(recipe)) == 2 else (2, 5)
-    for number, step in enumerate((*stops, None)):
+    stops = [5, 8] if len(stages(recipe)) == 2 else [2, 5]
+    if recipe.phases[0].progressive:
+        stops.insert(1, "score")
+    for number, step in enumerate(stops):
         progress = StopAt(step)
-        if step is None:
-            train.train_recipe(*arguments, resume=True, progress=progress)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                train.train_recipe(*arguments, resume=number > 0, progress=progress)
-            assert not (folder / "run" / "model.keras").exists()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if step == "score":
+                patch.setattr(train, "score_cached_cases", stop)
+            train.train_recipe(*arguments, resume=number > 0, progress=progress)
+        assert not (folder / "run" / "model.keras").exists()
         seen.append(progress.seen)
-        assert progress.totals == {STEPS * EPOCHS * len(stages(recipe))}
-    return recipe, folder / "run", seen
+    progress = StopAt()
+    train.train_recipe(*arguments, resume=True, progress=progress)
+    assert progress.totals == {STEPS * EPOCHS * len(stages(recipe))}
+    return recipe, folder / "run", [*seen, progress.seen]
 
 
 @pytest.mark.slow
 def test_a_recipe_stopped_in_the_middle_of_each_phase_ends_with_each_done_once(resumed, source, tmp_path):
     recipe, run, seen = resumed
     check_finished(recipe, run, source, tmp_path)
-    # each goes on after the last whole epoch
-    if len(stages(recipe)) == 2:
+    # each goes on after the last whole epoch; a round that was stopped while it was scored is not trained again
+    if recipe.phases[0].progressive:
+        assert seen == [[1, 2, 3, 4, 5], [4, 5, 6], [7, 8], [7, 8, 9, 10, 11, 12]]
+    elif len(stages(recipe)) == 2:
         assert seen == [[1, 2, 3, 4, 5], [4, 5, 6, 7, 8], [7, 8, 9, 10, 11, 12]]
     else:
         assert seen == [[1, 2], [1, 2, 3, 4, 5], [4, 5, 6]]
@@ -207,26 +216,6 @@ def heads_of(recipe):
     return [model.get_layer(name) for name in model.output_names]
 
 
-@pytest.mark.slow
-def test_rounds_stopped_while_they_are_scored_are_not_trained_again(source, tmp_path, monkeypatch):
-    recipe = micro("enhanced_unet")
-    arguments = (recipe, source / "cache", split_of_cases(), tmp_path / "run", 7)
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "score_cached_cases", stop)
-        train.train_recipe(*arguments)
-    before = read_history(tmp_path / "run")
-    assert not read_rounds(tmp_path / "run")
-    progress = StopAt()
-    train.train_recipe(*arguments, resume=True, progress=progress)
-    assert progress.seen == [7, 8, 9, 10, 11, 12]
-    assert read_history(tmp_path / "run")[:EPOCHS] == before
-    check_finished(recipe, tmp_path / "run", source, tmp_path)
-
-
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -244,22 +233,39 @@ train_recipe(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("name", ["enhanced_unet", "squeeze_unet"])
-def test_a_killed_process_is_continued_by_another(name, source, tmp_path):
-    """SIGKILL in the second epoch of the second phase or round; the other process knows only what is on disk."""
-    arguments = [sys.executable, "-c", KILLED, str(Path(__file__).parent), name, str(source / "cache")]
+def test_a_killed_process_is_continued_by_another(source, tmp_path):
+    """SIGKILL in the second epoch of the second phase; the other process knows only what is on disk."""
+    arguments = [sys.executable, "-c", KILLED, TESTS, "squeeze_unet", str(source / "cache")]
     for step, code in ((11, -signal.SIGKILL), (0, 0)):
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
         done = subprocess.run(
-            [*arguments, str(step)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            [*arguments, str(step)], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == code, done.stderr
         if code:
             assert len(read_history(tmp_path / "run")) == 3
             assert not (tmp_path / "run" / "model.keras").exists()
-    check_finished(micro(name), tmp_path / "run", source, tmp_path)
+    check_finished(micro("squeeze_unet"), tmp_path / "run", source, tmp_path)
+
+
+LOADED = """
+import sys
+from kitsseg.train import _load
+for path in sys.argv[1:]:
+    model = _load(path, compile=True)
+    print(type(model.loss[0] if isinstance(model.loss, list) else model.loss).__name__, model.jit_compile)
+"""
+
+
+@pytest.mark.slow
+def test_a_new_process_knows_the_classes_of_every_checkpoint(tmp_path):
+    """It has built neither networks nor losses of its own when it loads one to go on."""
+    paths = []
+    for name in sorted(MODELS):
+        recipe = micro(name)
+        model = train._compiled(train.Training(recipe, *[None] * 8), recipe.phases[0], [], None)
+        paths.append(str(tmp_path / f"{name}.keras"))
+        model.save(paths[-1])
+    done = subprocess.run([sys.executable, "-c", LOADED, *paths], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    names = ["TverskyFocal", "FocalTversky", "SparseCategoricalCrossentropy", *["CrossEntropySoftDice"] * 2]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == names

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from skimage.draw import polygon2mask
 
-from kitsseg.data.nifti import write_image
+from kitsseg.data.nifti_writer import write_image
 from kitsseg.errors import InputError
 from kitsseg.evaluate import evaluate_folders
 from kitsseg.report import read_scores, write_report

@@ -7,12 +7,7 @@ unnoticed in most files. Peak memory is the returned array plus a few planes.
 
 import gzip
 import io
-import math
-import os
-import shutil
-import tempfile
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,18 +26,7 @@ try:
 except ImportError:
     _gzip_open, _gzip_errors = gzip.open, ()
 
-__all__ = [
-    "PHANTOM",
-    "Grid",
-    "Volume",
-    "atomic_folder",
-    "atomic_path",
-    "is_phantom",
-    "read_image",
-    "read_labels",
-    "write_image",
-    "write_labels",
-]
+__all__ = ["KITS_AXES", "PHANTOM", "Grid", "Volume", "is_phantom", "read_image", "read_labels"]
 
 PHANTOM = (
     "kitsseg phantom, no patient"  # description of every synthetic scan, so that results say what they are
@@ -276,113 +260,6 @@ def _read_exactly(stream, size):
     return data
 
 
-@contextmanager
-def atomic_path(path):
-    """A temporary path beside ``path`` that becomes ``path`` if the block ends well, and vanishes if not."""
-    path = Path(path)
-    with _errors_naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=_hidden(path), suffix="".join(path.suffixes[-2:]), dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            temporary.chmod(0o644)
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path):
-    """As ``atomic_path``, for a folder: ``path`` must not exist yet, or be an empty folder."""
-    path = Path(path)
-    with _errors_naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), dir=path.parent))
-        try:
-            temporary.chmod(0o755)
-            yield temporary
-            temporary.rename(path)
-        finally:
-            if temporary.exists():
-                shutil.rmtree(temporary)
-
-
-def _hidden(path):
-    """How the name of what is not finished begins; what begins with a dot is never taken for a case."""
-    return f".{path.name.split('.')[0]}-"
-
-
-@contextmanager
-def _errors_naming(path):
-    """Make errors of the block name ``path``: those of a write name no file, others the temporary one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or _hidden(path) in str(error.filename):
-            error.filename = str(path)
-        raise
-
-
-def write_labels(path, labels, grid):
-    """Write labels (slices, rows, columns) uint8 on the grid of the scan they belong to.
-
-    The file has the scan's shape, affine, orientation and units; only data type and scaling differ.
-    It appears whole or not at all.
-
-    Raises: ValueError if ``labels`` does not have the grid's shape.
-    """
-    if labels.shape != grid.shape:
-        raise ValueError(f"{path}: labels have shape {labels.shape}, the scan's grid is {grid.shape}.")
-    header = grid.header.copy()
-    header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1.0, 0.0)
-    header["cal_max"] = header["cal_min"] = 0
-    _write(Path(path), header, grid.file_view(labels))
-
-
-def write_image(path, array, spacing_mm, description=""):
-    """Write a volume (slices, rows, columns) in KiTS19 layout: its axes, affine and no origin.
-
-    Args:
-        description: at most 79 characters for the header's ``descrip``.
-    """
-    affine = np.zeros((4, 4))
-    affine[[2, 1, 0], [0, 1, 2]] = -np.asarray(spacing_mm, float)
-    affine[3, 3] = 1
-    header = nib.Nifti1Header()
-    header.set_data_shape(array.shape)
-    header.set_data_dtype(array.dtype)
-    header.set_zooms(spacing_mm)
-    header.set_sform(affine, code="aligned")
-    header.set_xyzt_units("mm")
-    header["descrip"] = description.encode()
-    header.set_slope_inter(1.0, 0.0)
-    _write(Path(path), header, array)
-
-
 def is_phantom(header):
     """Whether a scan says in its header that kitsseg synthesized it."""
     return bytes(header["descrip"].tobytes()).rstrip(b"\0") == PHANTOM.encode()
-
-
-def _write(path, header, view):
-    """Stream ``view`` (file axes) to ``path`` plane by plane."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: expected a name that ends in .nii.gz or .nii.")
-    size = header.sizeof_hdr
-    header.set_data_offset(math.ceil((size + 4) / 16) * 16)
-    n2 = view.shape[2]
-    step = max(1, _BLOCK_BYTES // max(view[:, :, 0].nbytes, 1))
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        # no name and no time inside: the same labels give the same bytes
-        out = gzip.GzipFile("", "wb", 3, file, mtime=0) if path.name.endswith(".gz") else file
-        out.write(header.binaryblock.ljust(int(header["vox_offset"]), b"\0"))
-        for start in range(0, n2, step):
-            block = view[:, :, start : start + step]
-            out.write(np.ascontiguousarray(block.transpose(2, 1, 0)).astype(header.get_data_dtype()).data)
-        if out is not file:
-            out.close()

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from kitsseg.atomic import atomic_folder, atomic_path
 from kitsseg.data.cache import CACHE_VERSION, cache_folder, spec_record
 from kitsseg.data.cases import find_cases
 from kitsseg.data.geometry import plan_geometry
-from kitsseg.data.nifti import atomic_folder, atomic_path, is_phantom, read_image, read_labels
+from kitsseg.data.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.planes import network_planes
 from kitsseg.data.resample import nearest_index
 from kitsseg.data.zcut import cut_range

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.data.nifti import atomic_path
+from kitsseg.atomic import atomic_path
 from kitsseg.errors import InputError
 
 __all__ = ["CaseSplit", "load_split", "make_split", "save_split", "split_names"]

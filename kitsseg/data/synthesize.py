@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kitsseg.atomic import atomic_folder
 from kitsseg.data.anatomy import ellipsoid_distance
 from kitsseg.data.cases import find_cases
-from kitsseg.data.nifti import KITS_AXES, PHANTOM, atomic_folder, read_labels, write_image
+from kitsseg.data.nifti import KITS_AXES, PHANTOM, read_labels
+from kitsseg.data.nifti_writer import write_image
 from kitsseg.data.render import render_ct
 from kitsseg.errors import InputError
 

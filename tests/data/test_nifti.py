@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
 
-from kitsseg.data.nifti import (
-    PHANTOM,
-    atomic_path,
-    is_phantom,
-    read_image,
-    read_labels,
-    write_image,
-    write_labels,
-)
+from kitsseg.atomic import atomic_path
+from kitsseg.data.nifti import PHANTOM, is_phantom, read_image, read_labels
+from kitsseg.data.nifti_writer import write_image, write_labels
 from kitsseg.errors import InputError
 
 SHAPE = (5, 6, 7)

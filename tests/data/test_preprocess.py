@@ -11,7 +11,8 @@ from conftest import make_case, read_json
 
 from kitsseg.data import preprocess
 from kitsseg.data.cache import cache_folder, open_cache
-from kitsseg.data.nifti import PHANTOM, write_image
+from kitsseg.data.nifti import PHANTOM
+from kitsseg.data.nifti_writer import write_image
 from kitsseg.data.planes import normalize
 from kitsseg.data.preprocess import preprocess_cases
 from kitsseg.errors import InputError

@@ -6,7 +6,8 @@ import pytest
 from scipy import ndimage
 
 from kitsseg.data.cases import find_cases
-from kitsseg.data.nifti import read_image, read_labels, write_labels
+from kitsseg.data.nifti import read_image, read_labels
+from kitsseg.data.nifti_writer import write_labels
 from kitsseg.data.synthesize import draw_labels, render_cases, synthesize_cases
 from kitsseg.errors import InputError
 

@@ -1,0 +1,60 @@
+"""Files and folders that appear whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_folder", "atomic_path"]
+
+
+@contextmanager
+def atomic_path(path):
+    """A temporary path beside ``path`` that becomes ``path`` if the block ends well, and vanishes if not."""
+    path = Path(path)
+    with _errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=_hidden(path), suffix="".join(path.suffixes[-2:]), dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            temporary.chmod(0o644)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path):
+    """As ``atomic_path``, for a folder: ``path`` must not exist yet, or be an empty folder."""
+    path = Path(path)
+    with _errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            temporary.rename(path)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+
+
+def _hidden(path):
+    """How the name of what is not finished begins; what begins with a dot is never taken for a case."""
+    return f".{path.name.split('.')[0]}-"
+
+
+@contextmanager
+def _errors_naming(path):
+    """Make errors of the block name ``path``: those of a write name no file, others the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or _hidden(path) in str(error.filename):
+            error.filename = str(path)
+        raise
