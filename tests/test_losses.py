@@ -78,7 +78,7 @@ def numpy_counts(labels, p):
     return counts
 
 
-# --- 2D U-Net, sheet lines 2 to 4 -------------------------------------------------------------------------
+# --- 2D U-Net, lines 2 to 4 -------------------------------------------------------------------------
 
 
 def test_unet2d_line_2_one_sample():
@@ -142,7 +142,7 @@ def test_unet2d_line_4_extreme_logits(make, sign):
         assert 0 <= value <= 3.2e-5
 
 
-# --- WP-UNet, sheet section 6 (line 4) --------------------------------------------------------------------
+# --- WP-UNet, section 6 (line 4) --------------------------------------------------------------------
 
 WP_LABELS = np.array([[[1, 2], [0, 0]]])
 WP_P = np.array([[[[0.2, 0.7, 0.1], [0.1, 0.3, 0.6]], [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1]]]])
@@ -190,7 +190,7 @@ def test_sigmoid_regions_count_tumor_as_kidney_too():
     close(exclusive(labels, logits), -np.log([0.2, 0.6]).mean() + ((1 - 1 / 1.8) + tumor) / 2)
 
 
-# --- SqueezeNet U-Net, sheet line 6: the loss Keras has ---------------------------------------------------
+# --- SqueezeNet U-Net, line 6: the loss Keras has ---------------------------------------------------
 
 
 def test_squeeze_unet_line_6_loss_is_keras_cross_entropy():
@@ -207,7 +207,7 @@ def test_squeeze_unet_line_6_loss_is_keras_cross_entropy():
     close(loss(LABELS2, LOGITS2), 0.544458)
 
 
-# --- Enhanced attention U-Net, sheet lines 3 to 6 ---------------------------------------------------------
+# --- Enhanced attention U-Net, lines 3 to 6 ---------------------------------------------------------
 
 BINARY_P = np.array([[0.8, 0.4, 0.3, 0.1]])
 BINARY_LOGITS = np.log(BINARY_P / (1 - BINARY_P)).astype("float32")[..., None]
@@ -302,7 +302,7 @@ def test_bad_targets_are_refused():
         deep_supervision_targets(labels[..., None])
 
 
-# --- 3D DeepLab v3+, sheet line 4 -------------------------------------------------------------------------
+# --- 3D DeepLab v3+, line 4 -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight, expected", [(5, 1.293359), (2, 0.819457), (0.5, 0.582506), (0.2, 0.535116)])

@@ -22,7 +22,7 @@ EVERY_METRIC = [
 IDS = ["confusion", "accuracy", "iou", "dice_multi", "dice_foreground", "kidney", "tumor", "tk"]
 every_metric = pytest.mark.parametrize("make", EVERY_METRIC, ids=IDS)
 
-# WP-UNet, sheet section 7: confusion rows (labels) 0: 3 1 0, 1: 1 2 0, 2: 1 0 0
+# WP-UNet, section 7: confusion rows (labels) 0: 3 1 0, 1: 1 2 0, 2: 1 0 0
 WP_LABELS, WP_PREDICTION = np.array([[0, 0, 0, 0, 1, 1, 1, 2]]), [[0, 0, 0, 1, 1, 1, 0, 0]]
 
 
