@@ -1,7 +1,7 @@
 """Writing NIfTI: label maps on the grid of their scan, and synthetic scans in KiTS19 layout."""
 
-import gzip
 import math
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -60,12 +60,17 @@ def _write(path, header, view):
     header.set_data_offset(math.ceil((size + 4) / 16) * 16)
     n2 = view.shape[2]
     step = max(1, _BLOCK_BYTES // max(view[:, :, 0].nbytes, 1))
+    # zlib's own gzip container holds no name and no time: the same labels give the same bytes. Unlike GzipFile it has
+    # nothing left to write, and to complain about, when a full disk has ended the writing
+    packer = zlib.compressobj(3, zlib.DEFLATED, 31) if path.name.endswith(".gz") else None
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        # no name and no time inside: the same labels give the same bytes
-        out = gzip.GzipFile("", "wb", 3, file, mtime=0) if path.name.endswith(".gz") else file
-        out.write(header.binaryblock.ljust(int(header["vox_offset"]), b"\0"))
+
+        def put(data):
+            file.write(packer.compress(data) if packer else data)
+
+        put(header.binaryblock.ljust(int(header["vox_offset"]), b"\0"))
         for start in range(0, n2, step):
             block = view[:, :, start : start + step]
-            out.write(np.ascontiguousarray(block.transpose(2, 1, 0)).astype(header.get_data_dtype()).data)
-        if out is not file:
-            out.close()
+            put(np.ascontiguousarray(block.transpose(2, 1, 0)).astype(header.get_data_dtype()).data)
+        if packer:
+            file.write(packer.flush())
