@@ -127,7 +127,7 @@ TINY = replace(
         replace(
             PAPER.phases[0],
             sampler=replace(PAPER.phases[0].sampler, patch_size=(96, 96)),
-            epochs=10,
+            epochs=20,
             steps_per_epoch=40,
             learning_rate=2e-3,
             schedule=replace(PAPER.phases[0].schedule, patience=3),
