@@ -27,6 +27,7 @@ LAYERS = [
     ["components"],
     ["data", "models", "losses", "metrics", "macs", "sliding_window", "volume_tiles", "scores"],
     ["recipe", "errors", "atomic"],
+    ["phase"],
     ["__init__"],
 ]
 # commands is handed recipes, and cli looks them up: neither imports the other

@@ -1,0 +1,146 @@
+"""The words for how a network is trained: sampling, augmentation, schedules, phases. They hold values, run nothing."""
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Augmentation",
+    "OneCycle",
+    "PatchSampler",
+    "Phase",
+    "Plateau",
+    "Progressive",
+    "SliceSampler",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of a training crop; image and labels move together.
+
+    Attributes:
+        scale_range: (low, high) of the factor on the sampling grid; below 1 zooms in. Low and high sides are
+            drawn equally often.
+        scale_probability: share of the crops that are scaled.
+        flip_probability: for rows and for columns, independently.
+    """
+
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    scale_probability: float = 0.0
+    flip_probability: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSampler:
+    """Batches of axial slices.
+
+    Attributes:
+        batch_size: slices in a batch.
+        positive: how many of them hold kidney or tumor, exactly; the others are drawn from all slices.
+        positive_weights: "uniform" over the positive slices of a case, or by "area" of their foreground.
+        patch_size: (rows, columns) of the random crop; smaller slices are padded.
+        unit: "case" draws different cases for a batch, then a slice of each; "slice" goes through all slices of
+            all cases in random order (``positive`` must be 0).
+    """
+
+    batch_size: int
+    positive: int = 0
+    positive_weights: str = "uniform"
+    patch_size: tuple[int, int]
+    unit: str = "case"
+
+    def __post_init__(self):
+        if not 0 <= self.positive <= self.batch_size:
+            raise ValueError(
+                f"SliceSampler: positive must lie in 0..{self.batch_size}, found {self.positive}."
+            )
+        _check("SliceSampler", "positive_weights", self.positive_weights, ("uniform", "area"))
+        _check("SliceSampler", "unit", self.unit, ("case", "slice"))
+        if self.unit == "slice" and self.positive:
+            raise ValueError('SliceSampler: unit "slice" draws every slice alike; positive must be 0.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSampler:
+    """Batches of 3D patches, an equal number or an equal chance for each class of the center voxel.
+
+    Attributes:
+        cases_per_batch: different cases in a batch; each gives three patches.
+        patch_size: (slices, rows, columns).
+        mode: "stratified": one patch of a case for each class; "random": a class with probability 1/3.
+    """
+
+    cases_per_batch: int
+    patch_size: tuple[int, int, int]
+    mode: str = "stratified"
+
+    def __post_init__(self):
+        _check("PatchSampler", "mode", self.mode, ("stratified", "random"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """Multiply the learning rate by ``factor`` when the validation loss has not dropped by ``min_delta`` for
+    ``patience`` epochs, down to ``min_learning_rate``; end the phase when it falls below ``stop_below``."""
+
+    factor: float
+    patience: int
+    min_delta: float = 0.0
+    min_learning_rate: float = 0.0
+    stop_below: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """fastai's one-cycle policy, by step: the rate rises from learning_rate / ``start_divisor`` along a cosine for
+    ``rise`` of the phase, then falls to learning_rate / ``end_divisor``; Adam's beta_1 does the opposite between
+    ``momentum``'s two values."""
+
+    rise: float
+    start_divisor: float
+    end_divisor: float
+    momentum: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive:
+    """He et al.'s progressive training: rounds on random subsets, each from the best weights so far.
+
+    Attributes:
+        rounds: at most so many.
+        subset: share of the training cases of a round, drawn anew.
+        round_decay: the learning rate of a round is this times that of the round before.
+        min_delta: by how much the validation score must rise to count.
+        patience: stop after so many rounds without that.
+    """
+
+    rounds: int
+    subset: float
+    round_decay: float
+    min_delta: float
+    patience: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of training. A recipe's phases run in order and hand their best weights on.
+
+    Attributes:
+        epochs, steps_per_epoch: of the phase, or of each round of a progressive one.
+        rate_factors: factor on the learning rate for the layers whose names start so; 0 freezes them (batch
+            normalization goes on learning, as in fastai). The first prefix that fits counts.
+    """
+
+    name: str
+    sampler: SliceSampler | PatchSampler
+    augmentation: Augmentation = Augmentation()
+    epochs: int
+    steps_per_epoch: int
+    learning_rate: float
+    schedule: Plateau | OneCycle | None = None
+    progressive: Progressive | None = None
+    rate_factors: tuple[tuple[str, float], ...] = ()
+
+
+def _check(owner, name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{owner}: {name} is one of {', '.join(allowed)}; found {value!r}.")
