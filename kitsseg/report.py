@@ -40,7 +40,7 @@ def write_report(source, out, progress=None):
         else:
             notes.append(
                 f"No scores yet: there is no {scores}. To get them: "
-                f"kitsseg predict {source} CASES PREDICTIONS, then "
+                f"kitsseg predict {source} CASES --out PREDICTIONS, then "
                 f"kitsseg evaluate PREDICTIONS CASES --out {scores}."
             )
     else:
