@@ -1,8 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
-import os
+import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,15 +12,11 @@ __all__ = ["atomic_folder", "atomic_path"]
 def atomic_path(path):
     """A temporary path beside ``path`` that becomes ``path`` if the block ends well, and vanishes if not."""
     path = Path(path)
+    suffix = "".join(path.suffixes[-2:])  # writers look at it
     with _errors_naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=_hidden(path), suffix="".join(path.suffixes[-2:]), dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f"{_hidden(path)}{secrets.token_hex(4)}{suffix}"
         try:
-            temporary.chmod(0o644)
             yield temporary
             temporary.replace(path)
         finally:
@@ -34,9 +29,9 @@ def atomic_folder(path):
     path = Path(path)
     with _errors_naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), dir=path.parent))
+        temporary = path.parent / f"{_hidden(path)}{secrets.token_hex(4)}"
         try:
-            temporary.chmod(0o755)
+            temporary.mkdir()  # inside: an interruption from here on finds the way out below
             yield temporary
             temporary.rename(path)
         finally:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -743,10 +742,13 @@ def test_a_folder_that_cannot_be_made(command, complaint, trained, micro, tmp_pa
 
 
 def test_a_folder_that_may_not_be_written(complaint, trained, tmp_path, monkeypatch):
-    def refuse(suffix, prefix, dir):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{dir}/{prefix}a8x{suffix}")
+    def refuse(self, *_, **__):
+        assert (
+            self.name != "report.html"
+        )  # a hidden file beside it, which is not what the message should name
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
     message = complaint("report", trained.run, "--out", tmp_path / "report.html")
     assert message == (
         f"{tmp_path}/report.html: permission denied. Check its permissions, or choose another folder."

@@ -9,9 +9,9 @@ Code:   (not published; a 2D DeepLab v3+ with the same dropouts and rates, and l
     first ASPP branch of rate 1 is a 1x1x1 convolution; a 1x1x1 shortcut where the channels change; no biases
     beside batch normalization.
 Ours:   He-normal initial weights; batch normalization with momentum 0.9 and epsilon 1e-5, one per separable
-    convolution; two residual blocks of one convolution in stage 4; dense decoder convolutions; no image pooling in the ASPP, and no reduction of the stage-2 map; trilinear
-    upsampling. The output convolution runs before the last upsampling: the two commute, and it moves
-    3 maps instead of 48.
+    convolution; two residual blocks of one convolution in stage 4; dense decoder convolutions; no image
+    pooling in the ASPP, and no reduction of the stage-2 map; trilinear upsampling. The output convolution
+    runs before the last upsampling: the two commute, and it moves 3 maps instead of 48.
 Check:  559,667 trainable parameters, just below the paper's 560k; 562,307 with the batch statistics. Ablation
     rows (trainable / total): bigger encoder 579,763 / 582,659; ASPP of 64 maps 949,619 / 952,579; a decoder
     on every stage with one convolution each 725,651 / 728,387, with two 912,563 / 915,587.
