@@ -15,6 +15,7 @@ from kitsseg.data.nifti import is_phantom, read_image
 from kitsseg.data.nifti_writer import write_labels
 from kitsseg.data.planes import network_planes, normalize
 from kitsseg.errors import InputError
+from kitsseg.networks import read_network
 from kitsseg.postprocess import refine
 from kitsseg.run import finished_run
 from kitsseg.scores import score_case
@@ -140,14 +141,8 @@ def probabilities_of(planes, shape, predict, spec, inference):
 
 def load_network(weights):
     """The network of a run as a function from a batch of inputs to softmax probabilities (NumPy, float32)."""
-    import keras
-
-    import kitsseg.models.blocks
-    import kitsseg.models.layers3d
-    import kitsseg.models.torch_layers  # noqa: F401  layers that saved networks refer to
-
     try:
-        network = keras.models.load_model(weights, compile=False)
+        network = read_network(weights)
     except (ValueError, OSError, TypeError) as error:
         raise InputError(
             f"{weights}: not a network that this version can read ({error}). Train again."

@@ -18,6 +18,7 @@ from kitsseg.data.patches import PatchBatches, ValidationPatches
 from kitsseg.data.slices import SliceBatches, ValidationSlices, slice_dataset
 from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished
 from kitsseg.errors import InputError
+from kitsseg.networks import read_network
 from kitsseg.optimizers import freeze
 from kitsseg.predict import as_probabilities, score_cached_cases
 from kitsseg.progressive import run_rounds
@@ -209,14 +210,8 @@ def _compiled(training, phase, rows, weights):
 
 
 def _load(path, compile=False):
-    # a process that resumes has built neither network nor loss: without these Keras does not know their classes
-    import kitsseg.losses
-    import kitsseg.models.blocks
-    import kitsseg.models.layers3d
-    import kitsseg.models.torch_layers  # noqa: F401
-
     try:
-        return keras.models.load_model(path, compile=compile)
+        return read_network(path, compile)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: missing or damaged checkpoint ({error}). Start the run again.") from error
 

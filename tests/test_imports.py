@@ -22,7 +22,7 @@ LAYERS = [
     ["evaluate_pairs", "report_page"],
     ["report_pictures", "report_chart"],
     ["report_style", "run", "schedules"],
-    ["postprocess", "deep_supervision"],
+    ["postprocess", "deep_supervision", "networks"],
     ["distances"],
     ["components"],
     ["data", "models", "losses", "metrics", "macs", "sliding_window", "volume_tiles", "scores"],

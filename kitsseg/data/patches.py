@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kitsseg.data.cache import CachedCase
+from kitsseg.data.draws import batch_rng, cases_of_part, in_circles
 from kitsseg.data.planes import normalize
-from kitsseg.data.slices import _cases_of
 from kitsseg.errors import InputError
 
 __all__ = ["ClassRuns", "PatchBatches", "ValidationPatches", "class_runs"]
@@ -113,7 +113,7 @@ class PatchBatches:
                 f"PatchBatches: 3D patches are not scaled; scale_probability must be 0, found "
                 f"{augmentation.scale_probability}."
             )
-        self.cases, self.spec = _cases_of(cases, split, part), _one_channel(spec)
+        self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
         self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
         self.patch_size = tuple(sampler.patch_size)
         self.batch_size = len(LABELS) * sampler.cases_per_batch
@@ -143,13 +143,11 @@ class PatchBatches:
 
     def _cases_of_batch(self, index):
         n, size = len(self.cases), self.sampler.cases_per_batch
-        # as in SliceBatches: a new order in the middle of a batch could repeat a case in it
-        batches = n // math.gcd(n, size)
-        order = self._rng(index // batches, 2**32 - 1).permutation(n)
-        return order[(index % batches * size + np.arange(size)) % n].tolist()
+        shuffled = in_circles(lambda circle: self._rng(circle, 2**32 - 1).permutation(n), n, size, index)
+        return shuffled.tolist()
 
     def _rng(self, index, stream):
-        return np.random.Generator(np.random.Philox(key=[self.seed, (int(index) << 32) | stream]))
+        return batch_rng(self.seed, index, stream)
 
 
 class ValidationPatches:
@@ -160,7 +158,7 @@ class ValidationPatches:
     """
 
     def __init__(self, cases, split, part, sampler, spec):
-        self.cases, self.spec = _cases_of(cases, split, part), _one_channel(spec)
+        self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
         self.patch_size, self.batch_size = tuple(sampler.patch_size), len(LABELS)
         self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
         self._drawn = {}

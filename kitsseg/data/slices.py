@@ -3,13 +3,11 @@
 A batch is a pure function of (seed, index): the same in every process, on every machine, and after resuming.
 """
 
-import math
-
 import numpy as np
 
 from kitsseg.data.augment import center_crop, cut, cut_batchgenerators, draw_crop, pad_to
+from kitsseg.data.draws import batch_rng, cases_of_part, in_circles
 from kitsseg.data.planes import normalize
-from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 
 __all__ = ["SliceBatches", "ValidationSlices", "slice_dataset"]
@@ -38,7 +36,7 @@ class SliceBatches:
             raise ValueError(f'SliceBatches: path is "fast" or "batchgenerators", found "{path}".')
         if path == "batchgenerators" and augmentation.flip_probability not in (0, 0.5):
             raise ValueError("SliceBatches: batchgenerators flips with probability 0.5; use the fast path.")
-        self.cases = _cases_of(cases, split, part)
+        self.cases = cases_of_part(cases, split, part)
         self.sampler, self.augmentation, self.spec, self.seed, self.path = (
             sampler,
             augmentation,
@@ -109,15 +107,11 @@ class SliceBatches:
         return last[1]
 
     def _cases_of_batch(self, index):
-        n, size = len(self.cases), self.batch_size
-        # a shuffled order is gone through in a circle until a batch ends where the circle does: a new order in
-        # the middle of a batch could repeat a case in it
-        batches = n // math.gcd(n, size)
-        order = self._order(index // batches, n)
-        return order[(index % batches * size + np.arange(size)) % n]
+        n = len(self.cases)
+        return in_circles(lambda circle: self._order(circle, n), n, self.batch_size, index)
 
     def _rng(self, index, stream):
-        return np.random.Generator(np.random.Philox(key=[self.seed, (int(index) << 32) | stream]))
+        return batch_rng(self.seed, index, stream)
 
 
 class ValidationSlices:
@@ -128,7 +122,7 @@ class ValidationSlices:
     """
 
     def __init__(self, cases, split, part, sampler, spec):
-        self.cases, self.sampler, self.spec = _cases_of(cases, split, part), sampler, spec
+        self.cases, self.sampler, self.spec = cases_of_part(cases, split, part), sampler, spec
         self.batch_size, self.image_shape, self.label_shape = _shapes(sampler, spec)
 
     def __len__(self):
@@ -178,23 +172,6 @@ def slice_dataset(batches, start, stop, targets=None):
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread holds every call of fit up at the end, up to twice the time
     return dataset.with_options(options)
-
-
-def _cases_of(cases, split, part):
-    if not isinstance(split, CaseSplit):
-        raise TypeError(
-            f"a slice dataset is built from a CaseSplit, found {type(split).__name__}. See make_split."
-        )
-    names = getattr(split, part)
-    missing = [name for name in names if name not in cases]
-    if missing:
-        raise InputError(
-            f"split {split.name}: {len(missing)} of its {len(names)} {part} cases are not in the cache, for example "
-            f"{missing[0]}. Preprocess them, or use split.among(cases)."
-        )
-    if not names:
-        raise InputError(f"split {split.name}: its {part} part is empty.")
-    return [cases[name] for name in names]
 
 
 def _whole_or_lazy(case, k, size, spec):
