@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from conftest import make_case, micro_recipe_of_tests, read_json, spec_of_tests
 
-from kitsseg import __version__, commands, recipes
+from kitsseg import __version__, recipes
 from kitsseg.cli import main
+from kitsseg.commands.console import console
 from kitsseg.data import preprocess
 from kitsseg.data.nifti import read_image, read_labels
 from kitsseg.data.nifti_writer import write_image, write_labels
@@ -393,7 +394,7 @@ def test_folders_in_use(complaint, trained, micro, tmp_path):
 def complaint_after_split(complaint, *arguments, **options):
     """As complaint(), for a command that has printed its split when it fails."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands.console, "print", lambda *_: None)
+        patch.setattr(console, "print", lambda *_: None)
         return complaint(*arguments, **options)
 
 
@@ -855,7 +856,7 @@ def test_version(kitsseg):
 
 
 def test_the_list_of_recipes(kitsseg, monkeypatch):
-    monkeypatch.setattr(commands.console, "width", 1000)
+    monkeypatch.setattr(console, "width", 1000)
     code, out, err = kitsseg("recipes")
     assert (code, err) == (0, "")
     for name in recipes.names():
@@ -868,7 +869,7 @@ def test_the_list_of_recipes(kitsseg, monkeypatch):
 @pytest.mark.parametrize("variant", ["", ":practical", ":tiny"])
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_with_the_evidence_of_every_setting(name, variant, kitsseg, monkeypatch):
-    monkeypatch.setattr(commands.console, "width", 1000)
+    monkeypatch.setattr(console, "width", 1000)
     code, out, err = kitsseg("recipes", "show", name + variant)
     assert (code, err) == (0, "")
     recipe = recipes.get(name + variant)

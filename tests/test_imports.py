@@ -15,7 +15,8 @@ PACKAGE = Path(kitsseg.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["commands", "recipes"],
+    ["commands"],
+    ["recipes"],
     ["train", "evaluate", "report"],
     ["epoch_log", "optimizers", "progressive"],
     ["predict"],
@@ -30,8 +31,7 @@ LAYERS = [
     ["phase"],
     ["__init__"],
 ]
-# commands is handed recipes, and cli looks them up: neither imports the other
-NEIGHBORS_ALLOWED = {"data", "models", "recipes"}
+NEIGHBORS_ALLOWED = {"data", "models", "recipes", "commands"}
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

@@ -1,0 +1,37 @@
+"""What the user sees: one console, a progress bar, and a last line that says what was written and what comes next."""
+
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["console", "done", "progress_bar"]
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar():
+    """A bar with the time left; gives the callable progress(description, done, total) of the library."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    watched = console.is_terminal or console.is_jupyter  # elsewhere a bar is only an empty line
+    with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
+        task = bar.add_task("start", total=None)
+        yield lambda description, done, total: bar.update(
+            task, description=escape(description), completed=done, total=total
+        )
+
+
+def done(text, next_command=None):
+    """Say what was written, and the command that usually follows."""
+    console.print(escape(text))
+    if next_command:
+        console.print(f"next: [bold]{escape(next_command)}[/bold]")
