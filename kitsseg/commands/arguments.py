@@ -2,7 +2,7 @@
 
 import argparse
 
-__all__ = ["at_least", "volume_size"]
+__all__ = ["add_layout", "at_least", "layout_of", "shares", "volume_size"]
 
 
 def at_least(smallest):
@@ -20,6 +20,17 @@ def at_least(smallest):
     return convert
 
 
+def shares(text):
+    """One or several shares between 0 and 1, separated by commas."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value < 1 for value in values) or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"expected shares between 0 and 1 such as 0.5,0.8, found {text}")
+    return values
+
+
 def volume_size(text):
     """slices,rows,columns."""
     try:
@@ -29,3 +40,24 @@ def volume_size(text):
     if len(size) != 3:
         raise argparse.ArgumentTypeError(f"expected slices,rows,columns such as 40,128,128, found {text}")
     return size
+
+
+def add_layout(sub, labels=True):
+    """The options that say how cases lie in a folder, where it does not tell by itself."""
+    sub.add_argument("--images", metavar="PATTERN", help="which files are the scans, such as '*/ct.nii.gz'")
+    if labels:
+        sub.add_argument(
+            "--labels", metavar="PATTERN", help="which files are the label maps, such as '*/seg.nii.gz'"
+        )
+        sub.add_argument(
+            "--cyst",
+            choices=["kidney", "tumor", "background"],
+            help="what cysts become (label 3 of KiTS21 and KiTS23; default: refuse them)",
+        )
+
+
+def layout_of(arguments):
+    """The Layout that these options describe."""
+    from kitsseg.data.cases import Layout
+
+    return Layout(arguments.images, getattr(arguments, "labels", None), getattr(arguments, "cyst", None))

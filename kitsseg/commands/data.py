@@ -1,10 +1,10 @@
-"""Commands about data: kitsseg synthesize, preprocess."""
+"""Commands about data: kitsseg synthesize, download, verify, manifest, preprocess."""
 
 from pathlib import Path
 
-from kitsseg.commands.arguments import at_least, volume_size
+from kitsseg.commands.arguments import add_layout, at_least, layout_of, volume_size
 
-__all__ = ["add", "preprocess", "synthesize"]
+__all__ = ["add", "download", "preprocess", "statistics", "synthesize", "verify", "write_manifest"]
 
 
 def add(command):
@@ -17,10 +17,52 @@ def add(command):
     sub.add_argument("--seed", default=0, type=at_least(0))
     sub.add_argument("--labels", type=Path, help="folder of real label maps: render a CT for each instead")
 
+    sub = command("download", _download, "fetch KiTS19, checked and resumable, or take it from a folder")
+    sub.add_argument("dest", type=Path, help="folder for the cases")
+    sub.add_argument(
+        "--cases",
+        help="numbers such as 0,3-7, or all-training (default: these 210, or with --from all that are there)",
+    )
+    sub.add_argument("--labels-only", action="store_true", help="label maps only: 65 MB for all")
+    sub.add_argument(
+        "--from", dest="source", type=Path, help="folder to take the files from instead of the network"
+    )
+    sub.add_argument("--jobs", default=4, type=at_least(1), help="files at once (default: 4)")
+    sub.add_argument("--images-url", help="another address of the imaging, with {case} in it")
+    sub.add_argument("--labels-url", help="another address of the label maps, with {case} in it")
+
+    sub = command("verify", _verify, "check files, hashes, grids, labels and HU of every case")
+    sub.add_argument("data", type=Path, help="folder of cases: KiTS19, 21 or 23, nnU-Net raw, or by pattern")
+    sub.add_argument("--cases", help="numbers such as 0,3-7, or all-training (default: all that are there)")
+    sub.add_argument("--labels-only", action="store_true", help="neither expect nor read images")
+    sub.add_argument(
+        "--not-kits19", action="store_true", help="own cases, though they are called as those of KiTS19"
+    )
+    add_layout(sub)
+
+    sub = command("manifest", _manifest, "compute what the manifest says about cases of KiTS19 anew")
+    sub.add_argument(
+        "data", type=Path, help="folder of the label maps of some or all of the 210 training cases"
+    )
+    sub.add_argument("--out", type=Path, default=Path("data_manifest.csv"), help="default: data_manifest.csv")
+    sub.add_argument("--images-2019", action="store_true", help="its images are those of 2019: hash them too")
+
     sub = command("preprocess", _preprocess, "resample cases and cache them for training")
     sub.add_argument("recipe", help="recipe whose preprocessing is used")
-    sub.add_argument("data", type=Path, help="folder of cases in KiTS19 layout")
+    sub.add_argument("data", type=Path, help="folder of cases: KiTS19, 21 or 23, nnU-Net raw, or by pattern")
     sub.add_argument("cache", type=Path, help="folder for the cache")
+    add_layout(sub)
+    sub.add_argument("--workers", default=1, type=at_least(1), help="processes, 0.6 GiB each (default: 1)")
+    sub.add_argument(
+        "--compress", action="store_true", help="about half the disk, read several times as slowly"
+    )
+
+    sub = command(
+        "statistics", _statistics, "HU of kidney and tumor in the training cases, beside the recipe's"
+    )
+    sub.add_argument("recipe", help="NAME, NAME:practical or NAME:tiny")
+    sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
+    sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
 
 
 def _synthesize(arguments):
@@ -39,17 +81,142 @@ def synthesize(out, n_cases, size, seed, labels):
     done(f"wrote {len(written)} synthetic patients to {out}", f"kitsseg preprocess unet2d:tiny {out} CACHE")
 
 
+def _download(arguments):
+    a = arguments
+    download(a.dest, a.cases, a.labels_only, a.source, a.jobs, a.images_url, a.labels_url)
+
+
+def download(dest, cases=None, labels_only=False, source=None, jobs=4, images_url=None, labels_url=None):
+    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.data.download import choose_files, download_files
+
+    urls = {"images_url": images_url, "labels_url": labels_url}
+    urls = {name: url for name, url in urls.items() if url}
+    files = choose_files(cases, labels_only, source, **urls)
+    try:
+        with progress_bar() as progress:
+            shown = progress if console.is_terminal or console.is_jupyter else _lines()
+            result = download_files(dest, files, source, jobs, say=done, progress=shown)
+    except KeyboardInterrupt:
+        console.print("what has arrived is kept (.part): the same command goes on from there")
+        raise
+    there = f" ({len(result.kept)} were there already)" if result.kept else ""
+    done(f"{len(result.fetched)} files came to {dest}{there}; checked and recorded", f"kitsseg verify {dest}")
+
+
+def _verify(arguments):
+    a = arguments
+    verify(a.data, a.cases, a.labels_only, a.not_kits19, layout_of(a))
+
+
+def verify(data, cases=None, labels_only=False, not_kits19=False, layout=None):
+    from kitsseg.commands.console import done, progress_bar
+    from kitsseg.commands.findings_table import show_findings
+    from kitsseg.data.kits_files import parse_cases
+    from kitsseg.data.manifest import read_manifest
+    from kitsseg.data.verify import verify_data
+    from kitsseg.errors import InputError
+
+    manifest = read_manifest()
+    names = None if cases is None else parse_cases(cases, manifest)
+    compared = {} if not_kits19 else manifest
+    with progress_bar() as progress:
+        findings, checked = verify_data(data, names, compared, labels_only, layout, progress)
+    show_findings(findings)
+    wrong = [finding for finding in findings if finding.level == "error"]
+    if wrong:
+        of_cases = len({finding.case for finding in wrong})
+        raise InputError(
+            f"{data}: checked {len(checked)} cases, expected no errors, found {len(wrong)} in {of_cases} of them. "
+            "The table says what to do."
+        )
+    warnings = sum(finding.level == "warning" for finding in findings)
+    next_command = None if labels_only else f"kitsseg preprocess unet2d {data} CACHE"
+    done(f"{data}: checked {len(checked)} cases, no errors, {warnings} warnings", next_command)
+
+
+def _manifest(arguments):
+    write_manifest(arguments.data, arguments.out, arguments.images_2019)
+
+
+def write_manifest(data, out, images_2019=False):
+    from kitsseg.commands.console import done, progress_bar
+    from kitsseg.data import manifest
+    from kitsseg.data.manifest_rows import make_manifest
+
+    before = manifest.read_manifest()
+    with progress_bar() as progress:
+        made, computed = make_manifest(data, before, images_2019, progress)
+    manifest.write_manifest(made, out)
+    changed = [case for case in computed if made[case] != before[case]]
+    done(
+        f"computed {len(computed)} of {len(made)} cases: {len(changed)} differ from the manifest of the package"
+    )
+    for case in changed[:10]:
+        done(f"  {case}")
+    done(f"wrote {out}")
+
+
+def _lines():
+    """A progress that prints a line at every tenth: a download goes on for hours, and a log has no bar."""
+    from kitsseg.commands.console import done
+
+    said = [0]
+
+    def progress(description, arrived, total):
+        tenths = 10 * arrived // max(total, 1)
+        if tenths > said[0]:
+            said[0] = tenths
+            done(f"{description} ({10 * tenths} %)")
+
+    return progress
+
+
 def _preprocess(arguments):
     from kitsseg import recipes
 
-    preprocess(recipes.get(arguments.recipe), arguments.data, arguments.cache)
+    a = arguments
+    preprocess(recipes.get(a.recipe), a.data, a.cache, layout_of(a), a.workers, a.compress)
 
 
-def preprocess(recipe, data, cache):
+def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
     from kitsseg.commands.console import done, progress_bar
-    from kitsseg.data.preprocess import preprocess_cases
+    from kitsseg.data.preprocess import plan_cache, preprocess_cases
 
+    plan = plan_cache(data, cache, recipe.preprocess, layout, compress)
+    if plan.bytes > 100e6:  # less is not worth a word
+        done(f"{plan} in {cache}")
     with progress_bar() as progress:
-        folder, made, kept = preprocess_cases(data, cache, recipe.preprocess, progress)
+        folder, made, kept = preprocess_cases(
+            data, cache, recipe.preprocess, progress, layout, workers, compress
+        )
     there = f" ({len(kept)} were there already)" if kept else ""
     done(f"preprocessed {len(made)} cases into {folder}{there}", f"kitsseg train {recipe.name} {cache} RUN")
+
+
+def _statistics(arguments):
+    from kitsseg import recipes
+
+    statistics(recipes.get(arguments.recipe), arguments.cache, arguments.split)
+
+
+def statistics(recipe, cache, split):
+    from kitsseg.commands.console import console
+    from kitsseg.commands.training import choose_split
+    from kitsseg.data.cache import open_cache
+    from kitsseg.data.statistics import training_counts
+
+    split = choose_split(cache, recipe, split)
+    hu = training_counts(open_cache(cache, recipe.preprocess), split)
+    spec = recipe.preprocess
+    console.print(f"HU of {hu.voxels} voxels of kidney and tumor in {len(split.train)} training cases")
+    console.print(f"{'':24}{'measured':>10}{recipe.name:>24}")
+    for name, measured, stated in (
+        ("percentile 0.5", hu.percentile(0.5), spec.hu_window and spec.hu_window[0]),
+        ("percentile 99.5", hu.percentile(99.5), spec.hu_window and spec.hu_window[1]),
+        ("mean", hu.mean, spec.hu_mean),
+        ("standard deviation", hu.std, spec.hu_std),
+    ):
+        shown = "none" if stated is None else f"{stated:.2f}"
+        console.print(f"{name:24}{measured:10.2f}{shown:>24}")
+    console.print("training and prediction use the recipe's values")

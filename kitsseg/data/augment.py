@@ -1,8 +1,9 @@
 """Random crop, scale and flips of one slice: what Chen and Jin do with batchgenerators, twice.
 
-``draw_crop`` and ``cut`` are the fast path: an unscaled crop is copied as it is, flips cost nothing, and only the
-scaled share is interpolated (linearly; labels nearest). ``cut_batchgenerators`` is the parity path through the
-library that the authors used (cubic). Both draw from the same distributions.
+``draw_crop`` and ``cut`` are the fast path: an unscaled crop is a view, a flip a negative stride, and only the scaled
+share is interpolated (linearly; labels nearest). ``batchgenerators_transform`` is the same in the library that the
+authors used (cubic), for its own pipelines and for the parity path, ``cut_batchgenerators``. Both draw from the same
+distributions, except for the last start of an unscaled crop, which batchgenerators never takes.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,16 @@ import numpy as np
 
 from kitsseg.data.resample import blend
 
-__all__ = ["Crop", "center_crop", "cut", "cut_batchgenerators", "draw_crop", "pad_to"]
+__all__ = [
+    "Crop",
+    "apply_batchgenerators",
+    "batchgenerators_transform",
+    "center_crop",
+    "cut",
+    "cut_batchgenerators",
+    "draw_crop",
+    "pad_to",
+]
 
 
 @dataclass(frozen=True)
@@ -37,19 +47,21 @@ def draw_crop(rng, shape, size, augmentation):
     A scaled crop keeps its center at least half an unscaled crop from the border, as batchgenerators does; what it
     shows beyond the border repeats the edge.
     """
+    # the same seven numbers whatever becomes of them: one call, where each of its own would cost more than a crop
+    whether, side, amount, *place, flip_rows, flip_columns = rng.random(7).tolist()
     scale = 1.0
-    if rng.random() < augmentation.scale_probability:
+    if whether < augmentation.scale_probability:
         low, high = augmentation.scale_range
-        scale = rng.uniform(low, 1) if low < 1 and rng.random() < 0.5 else rng.uniform(max(low, 1), high)
+        low, high = (low, 1) if low < 1 and side < 0.5 else (max(low, 1), high)
+        scale = low + amount * (high - low)
     if scale == 1.0:
-        start = [rng.integers(n - m + 1) for n, m in zip(shape, size, strict=True)]
-        center = tuple(a + (m - 1) / 2 for a, m in zip(start, size, strict=True))
+        center = tuple(int(u * (n - m + 1)) + (m - 1) / 2 for u, n, m in zip(place, shape, size, strict=True))
     else:
         center = tuple(
-            rng.uniform(m / 2, n - m / 2) if n > m else n / 2 for n, m in zip(shape, size, strict=True)
+            m / 2 + u * (n - m) if n > m else n / 2 for u, n, m in zip(place, shape, size, strict=True)
         )
-    flips = tuple(bool(rng.random() < augmentation.flip_probability) for _ in size)
-    return Crop(tuple(size), center, scale, flips)
+    p = augmentation.flip_probability
+    return Crop(tuple(size), center, scale, (flip_rows < p, flip_columns < p))
 
 
 def center_crop(shape, size):
@@ -62,11 +74,12 @@ def cut(image, labels, crop):
     """Take a crop out of a slice.
 
     Args:
-        image: (rows, columns) int16 HU.
+        image: (rows, columns) int16 HU, or (rows, columns, channels) uint8.
         labels: (rows, columns) uint8, or a function of two slices (rows, columns) that returns such a window.
         crop: Crop.
 
-    Returns: (image float32 or int16, labels uint8), both of ``crop.size``.
+    Returns: (image, labels), both of ``crop.size``. An unscaled image is a view of the slice, of its type; a scaled
+        one is float32. Labels are uint8.
     """
     if crop.scale == 1.0:
         rows, columns = (
@@ -84,24 +97,25 @@ def _scaled(image, labels, crop):
     positions = [
         (np.arange(m) - (m - 1) / 2) * crop.scale + c for m, c in zip(crop.size, crop.center, strict=True)
     ]
-    taps, nearest = [], []
+    taps, windows = [], []
     for position, n in zip(positions, image.shape):
         inside = np.clip(position, 0, n - 1)
         low = inside.astype(np.intp)
-        taps.append((low, np.minimum(low + 1, n - 1), (inside - low).astype(np.float32)))
-        nearest.append(np.rint(position).astype(np.intp))
-    (y0, y1, wy), (x0, x1, wx) = taps
-    rows, columns = slice(y0[0], y1[-1] + 1), slice(x0[0], x1[-1] + 1)
+        high = np.minimum(low + 1, n - 1)
+        windows.append(slice(int(low[0]), int(high[-1]) + 1))
+        taps.append((low - low[0], high - low[0], (inside - low).astype(np.float32)))
+    rows, columns = windows
     plane = image[rows, columns].astype(np.float32)
-    extra = (1,) * (image.ndim - 2)  # an axis of channels
-    wy, wx = wy.reshape(-1, 1, *extra), wx.reshape(-1, *extra)
-    plane = blend(plane.take(y0 - rows.start, 0), plane.take(y1 - rows.start, 0), wy)
-    plane = blend(plane.take(x0 - columns.start, 1), plane.take(x1 - columns.start, 1), wx)
+    for low, high, weight in taps:
+        # always along the first axis, where whole lines are taken: a third of the time of the second one
+        plane = blend(plane.take(low, 0), plane.take(high, 0), weight.reshape(-1, *(1,) * (plane.ndim - 1)))
+        plane = np.ascontiguousarray(plane.swapaxes(0, 1))
     truth = labels(rows, columns) if callable(labels) else labels[rows, columns]
     outside = []
-    for axis, (i, n, window) in enumerate(zip(nearest, image.shape, (rows, columns))):
-        truth = truth.take(np.clip(i - window.start, 0, window.stop - window.start - 1), axis)
-        outside.append((i < 0) | (i >= n))
+    for axis, (position, n, window) in enumerate(zip(positions, image.shape, windows)):
+        nearest = np.rint(position).astype(np.intp)
+        truth = truth.take(np.clip(nearest, window.start, window.stop - 1) - window.start, axis)
+        outside.append((nearest < 0) | (nearest >= n))
     # beyond the border there is no kidney: background, although the image repeats its edge
     truth[outside[0]] = 0
     truth[:, outside[1]] = 0
@@ -118,34 +132,73 @@ def pad_to(image, labels, size, value):
     return np.pad(image, widths + channels, constant_values=value), np.pad(labels, widths)
 
 
-def cut_batchgenerators(image, labels, size, augmentation, rng):
-    """The same crop through batchgenerators' own transforms, as the authors call them (cubic interpolation).
+def batchgenerators_transform(size, augmentation):
+    """An augmentation as a transform of batchgenerators, as the authors call it (cubic interpolation).
 
     Args:
-        image, labels: a slice (rows, columns), at least ``size``.
-        rng: numpy Generator; batchgenerators draws from NumPy's global state, which is seeded from it and put back.
+        size: (rows, columns) for slices, which are cropped, scaled and flipped along both axes; or (slices, rows,
+            columns) for patches, which are flipped along rows and columns and must have that size already.
+        augmentation: Augmentation.
+
+    Returns: ``Compose`` of a dict of data (batch, channels, *space) float32 and seg (batch, channels, *space); it
+        draws from NumPy's global state, as all of that library does.
+    Raises: ValueError for scaled patches, and for another flip probability than 0 or the library's 0.5.
     """
+    from batchgenerators.transforms.abstract_transforms import Compose
     from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
 
-    spatial = SpatialTransform(
-        size,
-        patch_center_dist_from_border=[m // 2 for m in size],
-        do_elastic_deform=False,
-        do_rotation=False,
-        do_scale=True,
-        scale=augmentation.scale_range,
-        random_crop=True,
-        order_data=3,
-        border_mode_data="nearest",
-        order_seg=0,
-        p_scale_per_sample=augmentation.scale_probability,
-    )
+    transforms = []
+    if len(size) == 2:
+        crop = SpatialTransform(
+            size,
+            patch_center_dist_from_border=[m // 2 for m in size],
+            do_elastic_deform=False,
+            do_rotation=False,
+            do_scale=True,
+            scale=augmentation.scale_range,
+            random_crop=True,
+            order_data=3,
+            border_mode_data="nearest",
+            order_seg=0,
+            p_scale_per_sample=augmentation.scale_probability,
+        )
+        transforms.append(crop)
+    elif augmentation.scale_probability:
+        raise ValueError(
+            f"batchgenerators_transform: 3D patches are not scaled; scale_probability must be 0, found "
+            f"{augmentation.scale_probability}."
+        )
+    if augmentation.flip_probability not in (0, 0.5):
+        raise ValueError(
+            f"batchgenerators_transform: batchgenerators flips with probability 0.5, found "
+            f"{augmentation.flip_probability}. Use the fast path."
+        )
+    if augmentation.flip_probability:
+        transforms.append(MirrorTransform(axes=(0, 1) if len(size) == 2 else (1, 2), p_per_sample=1))
+    return Compose(transforms)
+
+
+def cut_batchgenerators(image, labels, size, augmentation, rng):
+    """A random crop of a slice through ``batchgenerators_transform``.
+
+    Args:
+        image, labels: a slice (rows, columns), at least ``size``; the image may have channels as its last axis.
+        rng: numpy Generator; NumPy's global state is seeded from it and put back.
+
+    Returns: (image float32, labels uint8), both of ``size``.
+    """
+    transform = batchgenerators_transform(size, augmentation)
+    channels = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
+    window, truth = apply_batchgenerators(transform, channels, labels, rng)
+    return window[0] if image.ndim == 2 else np.moveaxis(window, 0, -1), truth
+
+
+def apply_batchgenerators(transform, channels, labels, rng):
+    """Apply a transform of batchgenerators to one image (channels, *space) and its labels (*space)."""
     before = np.random.get_state()
     try:
         np.random.seed(rng.integers(2**32))
-        batch = spatial(data=image[None, None].astype(np.float32), seg=labels[None, None])
-        if augmentation.flip_probability:  # the library's own default is 0.5 for each axis
-            batch = MirrorTransform(axes=(0, 1), p_per_sample=1)(**batch)
+        batch = transform(data=channels[None].astype(np.float32), seg=labels[None, None])
     finally:
         np.random.set_state(before)
-    return batch["data"][0, 0], batch["seg"][0, 0].astype(np.uint8)
+    return batch["data"][0], batch["seg"][0, 0].astype(np.uint8)

@@ -1,67 +1,120 @@
-"""Cases on disk in KiTS19 layout: ``case_00000/imaging.nii.gz`` with ``case_00000/segmentation.nii.gz``."""
+"""Cases on disk, whatever the layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
 
-from dataclasses import dataclass
+Preprocessing, prediction and evaluation all find their cases here.
+"""
+
+from dataclasses import replace
 from pathlib import Path
 
+from kitsseg.data.dicom import is_series
+from kitsseg.data.layouts import IMAGE_NAMES, LABEL_NAMES, Case, Layout, kits_cases
+from kitsseg.data.nnunet import nnunet_cases, nnunet_root
+from kitsseg.data.patterns import pattern_cases
 from kitsseg.errors import InputError
 
-__all__ = ["Case", "find_cases", "prediction_name"]
-
-IMAGE_NAMES = ("imaging.nii.gz", "imaging.nii")
-LABEL_NAMES = ("segmentation.nii.gz", "segmentation.nii")
+__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "Case", "Layout", "find_cases", "prediction_name"]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One patient's files; ``labels`` is None where there is no label map."""
-
-    name: str
-    image: Path
-    labels: Path | None
-
-
-def find_cases(folder, need_labels=True, need_image=True):
-    """All cases of a folder in KiTS19 layout, sorted by name.
+def find_cases(folder, need_labels=True, need_image=True, layout=None):
+    """All cases of a folder, sorted by name.
 
     Args:
-        folder: holds one folder a case, or is itself the folder of one case.
+        folder: a folder of case folders (``case_00000/imaging.nii.gz``) or one of them; an nnU-Net raw dataset, or
+            its ``imagesTr``, ``imagesTs`` or ``labelsTr``; where no labels are needed, the folder of a DICOM series or
+            a folder of such. With patterns in ``layout``, any folder.
         need_labels: a case without a label map is an error.
         need_image: a case without a CT is an error; otherwise ``image`` is where it would be.
+        layout: Layout; None: what the folder holds decides.
 
-    Raises: InputError if there is no case, or if a case lacks a file it needs.
+    Raises: InputError if there is no case, more than one layout, or a case that lacks a file it needs.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
             f"{folder}: expected a folder of cases, found {'a file' if folder.exists() else 'nothing'}."
         )
-    names = IMAGE_NAMES + LABEL_NAMES
-    if any((folder / name).exists() for name in names):
-        folders = [folder.resolve()]
+    layout = layout or Layout()
+    if layout.images is not None or layout.labels is not None:
+        cases = pattern_cases(folder, layout, need_labels, need_image)
+        if not cases:
+            pattern = layout.images if layout.images is not None else layout.labels
+            raise InputError(f"{folder}: expected cases such as {pattern}, found none. Check the pattern.")
     else:
-        folders = sorted(
-            sub
-            for sub in folder.iterdir()
-            if not sub.name.startswith(".") and any((sub / n).exists() for n in names)
+        cases = _detected(folder, layout, need_labels, need_image)
+    return [_checked(case, need_labels, need_image) for case in sorted(cases, key=lambda case: case.name)]
+
+
+def _detected(folder, layout, need_labels, need_image):
+    cases, nnunet = kits_cases(folder, layout), nnunet_root(folder)
+    if cases and nnunet:
+        raise InputError(
+            f"{folder}: expected one layout, found case folders ({cases[0].name}) and an nnU-Net dataset "
+            f"({nnunet[0].name}). Give one of the folders in it, or --images and --labels."
         )
-    if not folders:
+    if nnunet:
+        root, parts = nnunet
+        if need_labels and len(parts) > 1 and not (root / "labelsTs").is_dir():
+            parts = parts[:1]  # test images have no labels
+        cases = nnunet_cases(root, parts, layout)
+        if not cases:
+            raise InputError(
+                f"{folder}: expected images such as imagesTr/case_00000_0000.nii.gz, found none. "
+                "Complete the dataset, or say where the files are with --images and --labels."
+            )
+    if not cases:
+        series = [folder] if is_series(folder) else _folders_of_series(folder)
+        if series and (need_labels or not need_image):
+            raise InputError(
+                f"{folder}: expected cases with label maps, found DICOM series ({series[0].name}). "
+                "Say where the label maps are: --images PATTERN --labels PATTERN"
+            )
+        if series and (files := _nifti_files(folder)):
+            raise InputError(
+                f"{folder}: expected one layout, found DICOM series ({series[0].name}) and NIfTI files "
+                f"({files[0].name}). Give them one by one, or say which are meant with --images."
+            )
+        cases = [Case(path.resolve().name, path, None) for path in series]
+    if not cases:
         raise InputError(
             f"{folder}: expected cases such as {folder.name}/case_00000/imaging.nii.gz, found none. "
-            "Try: kitsseg synthesize FOLDER"
+            f"{_advice(folder, layout)}"
         )
-    return [_case(sub, need_labels, need_image) for sub in folders]
+    return cases
 
 
-def _case(folder, need_labels, need_image):
-    image = next((folder / n for n in IMAGE_NAMES if (folder / n).exists()), None)
-    labels = next((folder / n for n in LABEL_NAMES if (folder / n).exists()), None)
-    for needed, found, name in ((need_image, image, IMAGE_NAMES[0]), (need_labels, labels, LABEL_NAMES[0])):
-        if needed and found is None:
-            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+def _nifti_files(folder):
+    return sorted(
+        path for end in (".nii.gz", ".nii") for path in folder.glob(f"[!.]*{end}") if path.is_file()
+    )
+
+
+def _folders_of_series(folder):
+    return [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name[0] != "." and is_series(sub)]
+
+
+def _advice(folder, layout):
+    """What to do about a folder without cases: one level further down, by pattern, or make some."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    for entry in entries:
+        if entry.is_dir() and (kits_cases(entry, layout) or nnunet_root(entry)):
+            return f"There are some in {entry}: give that folder."
+    files = _nifti_files(folder)
+    if files or any(entry.is_dir() and any(entry.glob("*.nii*")) for entry in entries):
+        example = "*.nii.gz" if files else "*/ct.nii.gz"
+        return f"Say which files are the scans and label maps: --images '{example}' --labels PATTERN"
+    return "Try: kitsseg synthesize FOLDER"
+
+
+def _checked(case, need_labels, need_image):
+    for needed, path in ((need_image, case.image), (need_labels, case.labels)):
+        if needed and not path.exists():
+            there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+            more = f" and {len(there) - 8} more" if len(there) > 8 else ""
             raise InputError(
-                f"{folder / name}: missing; the folder holds {there}. Complete or remove the case."
+                f"{path}: missing; the folder holds {', '.join(there[:8]) or 'nothing'}{more}. "
+                "Complete or remove the case."
             )
-    return Case(folder.name, image or folder / IMAGE_NAMES[0], labels)
+    return replace(case, labels=case.labels if case.labels and case.labels.exists() else None)
 
 
 def prediction_name(case_name):

@@ -1,24 +1,34 @@
 """What the samplers of slices and of patches share: who may be drawn, in which order, from which random numbers."""
 
 import math
+import operator
+import os
 
 import numpy as np
 
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 
-__all__ = ["batch_rng", "cases_of_part", "in_circles"]
+__all__ = ["batch_rng", "cases_of_part", "checked_index", "empty_batch", "in_circles", "own_places"]
+
+PARTS = ("train", "validation", "test")
 
 
 def cases_of_part(cases, split, part):
     """The CachedCase of each case in a part of a split, with the checks that every sampler needs.
 
-    Raises: TypeError if ``split`` is no CaseSplit; InputError if the part is empty or not all in ``cases``.
+    Raises: TypeError if ``split`` is no CaseSplit; ValueError for an unknown part; InputError if the part is empty or
+        not all in ``cases``, and if a patient is in two parts, be it under another name.
     """
     if not isinstance(split, CaseSplit):
         raise TypeError(
             f"a slice dataset is built from a CaseSplit, found {type(split).__name__}. See make_split."
         )
+    if part not in PARTS:
+        raise ValueError(f"the part of a split is one of {', '.join(PARTS)}; found {part!r}.")
+    # checked again: a list given to CaseSplit can have grown since, and a subclass need not check at all
+    CaseSplit(split.name, *(tuple(getattr(split, each)) for each in PARTS))
+    _check_patients(cases, split)
     names = getattr(split, part)
     missing = [name for name in names if name not in cases]
     if missing:
@@ -31,9 +41,38 @@ def cases_of_part(cases, split, part):
     return [cases[name] for name in names]
 
 
+def _check_patients(cases, split):
+    """No two names of a split may lead to one patient: by an alias in ``cases``, by a link or a copy in the cache."""
+    owners = {}
+    for name in (name for part in PARTS for name in getattr(split, part) if name in cases):
+        case = cases[name]
+        keys = [("folder", os.path.realpath(case.folder)), ("name", case.name)]
+        if case.hu_counts is not None and len(case.hu_counts.counts):
+            # no two patients have as many voxels of each HU in the same slices
+            counts = case.hu_counts.first, case.hu_counts.counts.tobytes()
+            keys.append((counts, case.kidney_area.tobytes(), case.tumor_area.tobytes()))
+        for key in keys:
+            if (other := owners.setdefault(key, name)) != name:
+                raise InputError(
+                    f"split {split.name}: {other} and {name} are the same patient ({case.folder}). Leave one of them "
+                    "out; otherwise the scores may be those of patients the network has seen."
+                )
+
+
 def batch_rng(seed, index, stream):
     """The random numbers of batch ``index``; each ``stream`` of them is independent of the others."""
     return np.random.Generator(np.random.Philox(key=[seed, (int(index) << 32) | stream]))
+
+
+def checked_index(index, n=None):
+    """The number of a batch as an int.
+
+    Raises: IndexError below 0 and from ``n`` on: that ends a loop over a list of batches.
+    """
+    index = operator.index(index)
+    if index < 0 or (n is not None and index >= n):
+        raise IndexError(f"batches are numbered from 0{f' to {n - 1}' if n else ''}; found {index}.")
+    return index
 
 
 def in_circles(order_of, n, size, index):
@@ -47,3 +86,34 @@ def in_circles(order_of, n, size, index):
     """
     batches = n // math.gcd(n, size)
     return order_of(index // batches)[(index % batches * size + np.arange(size)) % n]
+
+
+def own_places(size, shard):
+    """Which places of a batch one of several processes draws.
+
+    Args:
+        size: of the batch of all processes together.
+        shard: (index, count) of the process; None for one that draws the whole batch.
+
+    Returns: range of places; those of all processes, one after the other, are the batch of one process.
+    Raises: ValueError for a shard that is none, and for a batch that cannot be divided evenly: unequal parts would
+        weigh their images differently.
+    """
+    index, count = (0, 1) if shard is None else shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard is (index, count) with 0 <= index < count, found ({index}, {count}).")
+    if size % count:
+        raise ValueError(
+            f"a batch of {size} cannot be divided evenly among {count} processes; choose a batch size that is a "
+            f"multiple of {count}, or as many processes as divide {size}."
+        )
+    own = size // count
+    return range(index * own, (index + 1) * own)
+
+
+def empty_batch(batches):
+    """Arrays for the images and the labels of a batch, uninitialized."""
+    return (
+        batches.buffers.empty((batches.batch_size, *batches.image_shape), np.float32),
+        batches.buffers.empty((batches.batch_size, *batches.label_shape), np.int32),
+    )

@@ -6,7 +6,7 @@ import numpy as np
 
 from kitsseg.data.resample import blend, linear_taps, resampled_shape
 
-__all__ = ["Geometry", "labels_on_scan", "plan_geometry"]
+__all__ = ["Geometry", "averaged_labels", "labels_on_scan", "plan_geometry"]
 
 
 @dataclass(frozen=True)
@@ -95,36 +95,118 @@ def labels_on_scan(probabilities, geometry, progress=None):
         geometry: Geometry of the case.
 
     Returns: uint8 labels of ``geometry.scan_shape``.
+    Raises: ValueError if there are fewer slices than the box has, or one is not of its rows and columns.
     """
-    scan, grid, start, stop = geometry.scan_shape, geometry.grid_shape, geometry.start, geometry.stop
-    z0, z1, wz = linear_taps(grid[0], scan[0])
-    taps = [linear_taps(grid[axis], scan[axis]) for axis in (1, 2)]
+    return averaged_labels([(probabilities, geometry, 1)], progress)
+
+
+def averaged_labels(members, progress=None):
+    """As ``labels_on_scan``, of the weighted mean of several networks' probabilities on the scan's grid.
+
+    Their grids may differ. Only the part where background does not win in all of them is interpolated: where it wins
+    in each, it wins in the mean.
+
+    Args:
+        members: (probabilities, geometry, weight) of each; one scan, weights above 0.
+    """
+    [scan] = {geometry.scan_shape for _, geometry, _ in members}
+    total = sum(weight for *_, weight in members)
+    streams = [(_Interpolated(source, geometry), weight / total) for source, geometry, weight in members]
     labels = np.zeros(scan, np.uint8)
-    source, known, done = iter(probabilities), {}, start[0]
     for k in range(scan[0]):
-        for needed in (z0[k], z1[k]):
-            while done <= needed < stop[0]:
-                known[done] = _embedded(next(source), geometry)
-                done += 1
-                known.pop(done - 3, None)
-        low, high = known.get(z0[k]), known.get(z1[k])
-        region = _union(low, high)
-        if region is not None:
-            _paint(labels[k], low, high, wz[k], region, taps)
+        regions = [region for stream, _ in streams if (region := stream.go_to(k)) is not None]
+        if regions:
+            top, bottom, left, right = (
+                choose(edges)
+                for choose, edges in zip((min, max, min, max), zip(*regions, strict=True), strict=True)
+            )
+            rows, columns = slice(top, bottom), slice(left, right)
+            mean = 0
+            for stream, share in streams:
+                window = stream.window(rows, columns)
+                mean = mean + (window if share == 1 else window * np.float32(share))
+            best = mean.argmax(axis=-1)
+            value = np.take_along_axis(mean, best[..., None], -1)[..., 0]
+            labels[k, rows, columns] = np.where(value > 1 - mean.sum(axis=-1), best + 1, 0)
         if progress:
             progress(k + 1, scan[0])
     return labels
 
 
+class _Interpolated:
+    """Foreground probabilities of one network at the scan's pixels, one slice of the scan after the other.
+
+    Two slices of the box are in memory.
+    """
+
+    def __init__(self, probabilities, geometry):
+        self.source, self.geometry = iter(probabilities), geometry
+        self.z, self.y, self.x = (
+            linear_taps(m, n) for m, n in zip(geometry.grid_shape, geometry.scan_shape, strict=True)
+        )
+        self.known, self.done = {}, geometry.start[0]
+
+    def go_to(self, k):
+        """Turn to slice ``k`` of the scan; (top, bottom, left, right) of what can hold foreground there, or None."""
+        low, high, self.weight = (tap[k] for tap in self.z)
+        for needed in (low, high):
+            while self.done <= needed < self.geometry.stop[0]:
+                plane = _next_plane(self.source, self.done, self.geometry)
+                self.known[self.done] = _embedded(plane, self.geometry)
+                self.done += 1
+                self.known.pop(self.done - 3, None)
+        self.low, self.high = self.known.get(low), self.known.get(high)
+        region = _union(self.low, self.high)
+        if region is None:
+            return None
+        (y0, y1, _), (x0, x1, _) = self.y, self.x
+        rows = np.flatnonzero((y1 >= region[0]) & (y0 <= region[1]))
+        columns = np.flatnonzero((x1 >= region[2]) & (x0 <= region[3]))
+        if not len(rows) or not len(columns):
+            return None  # the scan is less than half as fine as the grid: its pixels step over the region
+        return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+    def window(self, rows, columns):
+        """Foreground probabilities of these pixels; (..., 1) zeros that broadcast where there are none."""
+        if self.low is None and self.high is None:
+            return np.zeros((1, 1, 1), np.float32)
+        (y0, y1, wy), (x0, x1, wx) = (
+            (low[part], high[part], weight[part])
+            for (low, high, weight), part in ((self.y, rows), (self.x, columns))
+        )
+        span = (y0[0], y1[-1] + 1, x0[0], x1[-1] + 1)
+        plane = blend(_window(self.low, span), _window(self.high, span), self.weight)
+        y0, y1, x0, x1 = y0 - span[0], y1 - span[0], x0 - span[2], x1 - span[2]
+        plane = blend(plane.take(y0, 0), plane.take(y1, 0), wy[:, None, None])
+        return blend(plane.take(x0, 1), plane.take(x1, 1), wx[:, None])
+
+
+def _next_plane(source, index, geometry):
+    plane = next(source, None)
+    if plane is None:
+        found = index - geometry.start[0]
+        raise ValueError(
+            f"labels_on_scan: expected probabilities of {geometry.shape[0]} slices, found {found}. "
+            "Yield those of every slice of the box."
+        )
+    if plane.shape[:2] != geometry.shape[1:]:
+        raise ValueError(
+            f"labels_on_scan: expected slices of {geometry.shape[1:]} pixels, found {plane.shape[:2]}."
+        )
+    return plane
+
+
 def _embedded(plane, geometry):
-    """(foreground probabilities, their row and column offset, box of pixels where background does not win)."""
-    foreground = np.array(plane[..., 1:], np.float32)
-    wins = (foreground > plane[..., :1]).any(axis=-1)
+    """(probabilities, their row and column offset, box of pixels where background does not win)."""
+    plane = np.array(plane, np.float32)  # a copy: a slice of a slab would keep the whole slab
+    wins = plane[..., 1] > plane[..., 0]
+    for c in range(2, plane.shape[-1]):  # NumPy is slow along a short last axis
+        wins |= plane[..., c] > plane[..., 0]
     offset, box = geometry.start[1:], None
     if wins.any():
         rows, columns = np.flatnonzero(wins.any(axis=1)), np.flatnonzero(wins.any(axis=0))
         box = (rows[0] + offset[0], rows[-1] + offset[0], columns[0] + offset[1], columns[-1] + offset[1])
-    return foreground, offset, box
+    return plane, offset, box
 
 
 def _union(low, high):
@@ -139,36 +221,16 @@ def _union(low, high):
     )
 
 
-def _paint(labels, low, high, weight, region, taps):
-    """Interpolate and arg-max the pixels that read any grid pixel of ``region``."""
-    top, bottom, left, right = region
-    (y0, y1, wy), (x0, x1, wx) = taps
-    rows = np.flatnonzero((y1 >= top) & (y0 <= bottom))
-    columns = np.flatnonzero((x1 >= left) & (x0 <= right))
-    if not len(rows) or not len(columns):
-        return  # the scan is less than half as fine as the grid: its pixels step over the region
-    rows, columns = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    y0, y1, wy, x0, x1, wx = y0[rows], y1[rows], wy[rows], x0[columns], x1[columns], wx[columns]
-    span = (y0[0], y1[-1] + 1, x0[0], x1[-1] + 1)
-    plane = blend(_window(low, span), _window(high, span), weight)
-    y0, y1, x0, x1 = y0 - span[0], y1 - span[0], x0 - span[2], x1 - span[2]
-    plane = blend(plane.take(y0, 0), plane.take(y1, 0), wy[:, None, None])
-    plane = blend(plane.take(x0, 1), plane.take(x1, 1), wx[:, None])
-    best = plane.argmax(axis=-1)
-    value = np.take_along_axis(plane, best[..., None], -1)[..., 0]
-    labels[rows, columns] = np.where(value > 1 - plane.sum(axis=-1), best + 1, 0)
-
-
 def _window(item, span):
     """Foreground probabilities in a window of the grid; 0 outside the box, and for a slice outside it (None)."""
     y0, y1, x0, x1 = span
     if item is None:
         return np.zeros((y1 - y0, x1 - x0, 1), np.float32)  # broadcasts over the classes
-    foreground, (top, left), _ = item
-    window = np.zeros((y1 - y0, x1 - x0, foreground.shape[-1]), np.float32)
-    height, width = foreground.shape[:2]
+    plane, (top, left), _ = item
+    height, width, n_classes = plane.shape
+    window = np.zeros((y1 - y0, x1 - x0, n_classes - 1), np.float32)
     a, b = max(y0, top), min(y1, top + height)
     c, d = max(x0, left), min(x1, left + width)
     if a < b and c < d:
-        window[a - y0 : b - y0, c - x0 : d - x0] = foreground[a - top : b - top, c - left : d - left]
+        window[a - y0 : b - y0, c - x0 : d - x0] = plane[a - top : b - top, c - left : d - left, 1:]
     return window

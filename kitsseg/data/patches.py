@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kitsseg.data.augment import apply_batchgenerators, batchgenerators_transform
+from kitsseg.data.buffers import Buffers
 from kitsseg.data.cache import CachedCase
-from kitsseg.data.draws import batch_rng, cases_of_part, in_circles
+from kitsseg.data.draws import batch_rng, cases_of_part, checked_index, empty_batch, in_circles, own_places
 from kitsseg.data.planes import normalize
 from kitsseg.errors import InputError
 
@@ -100,14 +102,19 @@ class PatchBatches:
         sampler: PatchSampler. augmentation: Augmentation, flips of rows and columns only.
         spec: PreprocessSpec of the cache, one channel.
         seed: of everything random here.
+        path: "fast", or "batchgenerators" for flips by that library.
+        shard: (index, count): only the patches that process ``index`` of ``count`` draws, as for ``SliceBatches``.
 
-    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases; ValueError for scaling,
-        and for a specification of several channels.
+    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or a patient in two parts of the
+        split; ValueError for scaling, for a specification of several channels and for a batch that cannot be
+        divided evenly.
     Source: Daza et al. state 39 patches of 13 patients, and centers equally likely in each category. One
         patch of each class from each patient is our reading of that.
     """
 
-    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0):
+    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0, path="fast", shard=None):
+        if path not in ("fast", "batchgenerators"):
+            raise ValueError(f'PatchBatches: path is "fast" or "batchgenerators", found "{path}".')
         if augmentation.scale_probability > 0:
             raise ValueError(
                 f"PatchBatches: 3D patches are not scaled; scale_probability must be 0, found "
@@ -116,30 +123,49 @@ class PatchBatches:
         self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
         self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
         self.patch_size = tuple(sampler.patch_size)
-        self.batch_size = len(LABELS) * sampler.cases_per_batch
+        self._places = own_places(len(LABELS) * sampler.cases_per_batch, shard)
+        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
         self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
+        self._transform = (
+            batchgenerators_transform(self.patch_size, augmentation) if path == "batchgenerators" else None
+        )
         self._runs = {}
 
     def draw(self, index):
         """What batch ``index`` holds: a list of (case number, label of the center, center voxel)."""
-        rng, drawn = self._rng(index, 0), []
-        for case in self._cases_of_batch(index):
+        cases, drawn = self._cases_of_batch(index), []
+        for position in range(self._places.start // len(LABELS), -(-self._places.stop // len(LABELS))):
+            # random numbers of its own for each case: no process need look into those of another
+            case, rng = cases[position], self._rng(index, 2 + position)
             if case not in self._runs:
                 self._runs[case] = class_runs(self.cases[case])
             stratified = self.sampler.mode == "stratified"
             labels = LABELS if stratified else rng.integers(len(LABELS), size=len(LABELS)).tolist()
             drawn += [(case, *_center(self._runs[case], rng, label)) for label in labels]
-        return drawn
+        first = self._places.start % len(LABELS)
+        return drawn[first : first + self.batch_size]
 
     def batch(self, index):
         """Batch ``index``: images (batch, slices, rows, columns, 1) float32, labels without the 1 int32."""
-        images, labels = _empty(self)
-        flips = self._rng(index, 1).random((self.batch_size, 2)) < self.augmentation.flip_probability
+        images, labels = empty_batch(self)
+        random = self._rng(index, 1).random((self._places.stop, 2))[self._places.start :]
+        flips = random < (self.augmentation.flip_probability if self._transform is None else 0)
         for position, (case, _, center) in enumerate(self.draw(index)):
             # written through a mirrored view, a flip costs nothing
             view = (slice(None), *(slice(None, None, -1 if flip else 1) for flip in flips[position]))
             _take(self.cases[case], center, self.spec, images[position][view], labels[position][view])
+            if self._transform is not None:
+                image, labels[position] = apply_batchgenerators(
+                    self._transform,
+                    images[position, ..., 0][None],
+                    labels[position],
+                    np.random.default_rng(random[position].view(np.uint64)),
+                )
+                images[position] = image[0][..., None]
         return images, labels
+
+    def __getitem__(self, index):
+        return self.batch(checked_index(index))
 
     def _cases_of_batch(self, index):
         n, size = len(self.cases), self.sampler.cases_per_batch
@@ -157,9 +183,10 @@ class ValidationPatches:
     ``PatchBatches``.
     """
 
-    def __init__(self, cases, split, part, sampler, spec):
+    def __init__(self, cases, split, part, sampler, spec, shard=None):
         self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
-        self.patch_size, self.batch_size = tuple(sampler.patch_size), len(LABELS)
+        self.patch_size, self._places = tuple(sampler.patch_size), own_places(len(LABELS), shard)
+        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
         self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
         self._drawn = {}
 
@@ -172,25 +199,23 @@ class ValidationPatches:
         if index not in self._drawn:
             rng, runs = np.random.Generator(np.random.Philox(key=[0, index])), class_runs(self.cases[index])
             self._drawn[index] = [(index, *_center(runs, rng, label)) for label in LABELS]
-        return self._drawn[index]
+        return [self._drawn[index][place] for place in self._places]
 
     def batch(self, index):
         """As ``PatchBatches.batch``."""
-        images, labels = _empty(self)
+        images, labels = empty_batch(self)
         for position, (case, _, center) in enumerate(self.draw(index)):
             _take(self.cases[case], center, self.spec, images[position], labels[position])
         return images, labels
+
+    def __getitem__(self, index):
+        return self.batch(checked_index(index, len(self)))
 
 
 def _one_channel(spec):
     if spec.channels != 1:
         raise ValueError(f"3D patches are cut from one channel of HU; the specification has {spec.channels}.")
     return spec
-
-
-def _empty(batches):
-    images = np.empty((batches.batch_size, *batches.image_shape), np.float32)
-    return images, np.empty((batches.batch_size, *batches.label_shape), np.int32)
 
 
 def _center(runs, rng, label):
@@ -207,11 +232,10 @@ def _take(case, center, spec, image, labels):
     source, target = _overlap(start, size, (0, 0, 0), shape)
     if any(n < m for n, m in zip(shape, size)):
         image[...] = normalize(np.full((1, 1), spec.hu_window[0], np.float32), spec)
-    # np.asarray: still mapped, but np.memmap is slow to index
-    normalize(np.asarray(case.image)[source], spec, out=image[target])
+    normalize(case.image[source], spec, out=image[target])
     labels[...] = 0
     source, target = _overlap(start, size, case.label_start, case.boxed_labels.shape)
-    labels[target] = np.asarray(case.boxed_labels)[source]
+    labels[target] = case.boxed_labels[source]
 
 
 def _overlap(start, size, box_start, box_size):

@@ -1,60 +1,108 @@
-"""Cases to cache, one at a time and in a stream: the largest thing in memory is one scan as int16.
+"""Cases to cache, in a stream: the largest thing in memory is one scan as int16, for each process at work.
 
 A real KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
 """
 
 import json
 import math
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from kitsseg.atomic import atomic_folder, atomic_path
-from kitsseg.data.cache import CACHE_VERSION, cache_folder, spec_record
+from kitsseg.data.cache import (
+    CACHE_VERSION,
+    cache_folder,
+    check_specification,
+    read_record,
+    spec_record,
+    write_record,
+)
+from kitsseg.data.cache_size import CachePlan, planned_bytes
 from kitsseg.data.cases import find_cases
+from kitsseg.data.checksums import crc32_of_planes
+from kitsseg.data.compressed import require_blosc2, write_compressed
 from kitsseg.data.geometry import plan_geometry
+from kitsseg.data.label_box import foreground_box, foreground_planes, label_box
 from kitsseg.data.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.planes import network_planes
-from kitsseg.data.resample import nearest_index
+from kitsseg.data.source_files import source_record, unchanged
+from kitsseg.data.statistics import count_hu
+from kitsseg.data.workers import in_processes, one_by_one
 from kitsseg.data.zcut import cut_range
 from kitsseg.errors import InputError
 
-__all__ = ["check_pair", "preprocess_cases"]
+__all__ = ["check_pair", "plan_cache", "preprocess_cases"]
 
 
-def preprocess_cases(data, cache, spec, progress=None):
+def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, compress=False):
     """Preprocess every case of a folder; cases that are done already are left alone.
 
+    A case that cannot be preprocessed does not hold up the others: the error comes when these are done.
+
     Args:
-        data: folder in KiTS19 layout, labels included.
+        data: folder of cases, labels included (``find_cases``).
         cache: folder for the result; a sub-folder named by the digest of ``spec`` is made in it.
         spec: PreprocessSpec.
         progress: called as progress(description, done, total).
+        layout: Layout; None: what the folder holds decides.
+        workers: processes; each holds one scan at a time. With more than one, a script that calls this must not do
+            so while it is imported (``if __name__ == "__main__":``).
+        compress: make a cache of about half the size that is read several times as slowly.
 
     Returns: (folder of the cache, names of the cases done now, names of those that were there).
-    Raises: InputError for a bad case, or a cached case whose source files have changed since.
+    Raises: InputError if the disk is too small, for bad cases, a cached case whose source files have changed since or
+        that is damaged, and a cache of another version; without blosc2 if ``compress`` is asked for.
     """
-    cases = find_cases(data)
-    folder = cache_folder(cache, spec)
+    plan = plan_cache(data, cache, spec, layout, compress)
+    plan.check_space()
+    folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():
         with atomic_path(folder / "spec.json") as temporary:
             temporary.write_text(json.dumps(spec_record(spec), indent=1))
-    done, kept = [], []
-    for index, case in enumerate(cases):
-        if progress:
-            progress(f"preprocess {case.name}", index, len(cases))
-        target = folder / case.name
-        if target.exists():
-            _check_sources(case, target)
-            kept.append(case.name)
-            continue
-        with atomic_folder(target) as temporary:
-            _write_case(case, temporary, spec)
-        done.append(case.name)
-    if progress:
-        progress("preprocess", len(cases), len(cases))
-    return folder, done, kept
+
+    jobs = [_Job(case, folder / case.name, spec, compress) for case in missing]
+    if workers > 1 and len(jobs) > 1:
+        # the largest first: the last one to end is then a small one
+        jobs.sort(key=lambda job: -_size(job.case.image))
+        results = in_processes(_do, jobs, workers)
+    else:
+        results = one_by_one(_do, jobs)
+    failed, done = {}, len(cases) - len(missing)
+    report = progress or (lambda *_: None)
+    report("preprocess", done, len(cases))
+    with closing(results):
+        for job, error in results:
+            done += 1
+            report(f"preprocessed {job}", done, len(cases))
+            if error is not None:
+                failed[job.case.name] = error
+    if failed:
+        raise _all_of(failed, len(cases))
+    made = [case.name for case in missing]
+    return folder, made, [case.name for case in cases if case.name not in set(made)]
+
+
+def plan_cache(data, cache, spec, layout=None, compress=False):
+    """What ``preprocess_cases`` with these arguments would do: CachePlan. Nothing is written.
+
+    Raises: InputError as ``preprocess_cases``, but for the size of the disk and what the scans hold.
+    """
+    if compress:
+        require_blosc2()
+    cases = find_cases(data, layout=layout)
+    folder, missing = cache_folder(cache, spec), []
+    if (folder / "spec.json").exists() or any(folder.glob("[!.]*/case.json")):
+        check_specification(folder, spec)
+    for case in cases:
+        if (folder / case.name).exists():
+            _check_cached(case, folder / case.name, compress)
+        else:
+            missing.append(case)
+    return CachePlan(folder, cases, missing, planned_bytes(missing, spec, compress), compress)
 
 
 def check_pair(image, labels):
@@ -79,45 +127,64 @@ def check_pair(image, labels):
         )
 
 
-def _write_case(case, folder, spec):
+class _Job(NamedTuple):
+    case: object
+    target: object
+    spec: object
+    compress: bool
+
+    def __str__(self):
+        return self.case.name
+
+
+def _do(job):
+    with atomic_folder(job.target) as temporary:
+        _write_case(job.case, temporary, job.spec, job.compress)
+
+
+def _write_case(case, folder, spec, compress):
+    sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
     # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
-    labels = read_labels(case.labels)
-    first, boxed, labels = *_foreground_box(labels.array), replace(labels, array=None)
+    labels = read_labels(case.labels, case.label_values)
+    first, boxed, labels = *foreground_box(labels.array), replace(labels, array=None)
     image = read_image(case.image)
     check_pair(image, labels)
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
     geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
+    in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
+    hu = count_hu(plane[mask > 0] for plane, mask in zip(in_scan, boxed, strict=True))
 
     area = np.zeros((3, geometry.shape[0]), np.int64)
-    label_start = _write_boxed_labels(folder / "labels.npy", _foreground_planes(boxed, first, geometry, area))
-
+    label_start, box = label_box(foreground_planes(boxed, first, geometry, area))
     planes = network_planes(image.array, geometry, spec)
     dtype, shape = (
         (np.int16, geometry.shape) if spec.channels == 1 else (np.uint8, (*geometry.shape, spec.channels))
     )
-    _write_stream(folder / "image.npy", dtype, shape, planes)
+    chunks = None
+    if compress:
+        chunks = [
+            asdict(write_compressed(folder / "image.blosc2", dtype, planes)),
+            asdict(write_compressed(folder / "labels.blosc2", np.uint8, box)),
+        ]
+    else:
+        _write_stream(folder / "labels.npy", np.uint8, box.shape, box)
+        _write_stream(folder / "image.npy", dtype, shape, planes)
     record = {
         "version": CACHE_VERSION,
-        "sources": _sources(case),
+        "sources": sources,
+        "label_values": case.label_values,
         "geometry": geometry.as_dict(),
         "label_start": label_start,
+        "label_shape": box.shape,
+        "labels_crc32": crc32_of_planes(box),
+        "chunks": chunks,
         "kidney_area": area[1].tolist(),
         "tumor_area": area[2].tolist(),
+        "hu_counts": {"first": hu.first, "counts": hu.counts.tolist()},
         "phantom": is_phantom(image.grid.header),
         "channels": spec.channels,
     }
-    (folder / "case.json").write_text(json.dumps(record))
-
-
-def _foreground_box(labels):
-    """Where the foreground starts, and a copy of the box that holds it."""
-    slices = np.flatnonzero([plane.any() for plane in labels])
-    if not len(slices):
-        return (0, 0, 0), np.zeros((0, 0, 0), np.uint8)
-    part = labels[slices[0] : slices[-1] + 1]
-    rows, columns = np.flatnonzero(part.any(axis=(0, 2))), np.flatnonzero(part.any(axis=(0, 1)))
-    box = part[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
-    return (int(slices[0]), int(rows[0]), int(columns[0])), box
+    write_record(folder, record)
 
 
 def _cut_long_scan(geometry, first, last, spec):
@@ -128,45 +195,6 @@ def _cut_long_scan(geometry, first, last, spec):
     zmin, zmax = cut_range(first, last, n, spec.longest_scan, spec.cut_margin)
     start, stop = math.floor(zmin * grid / n), math.ceil(zmax * grid / n)
     return replace(geometry, start=(start, *geometry.start[1:]), stop=(stop, *geometry.stop[1:]))
-
-
-def _foreground_planes(boxed, first, geometry, area):
-    """Slices of the case with foreground: (k, row offset, column offset, boxed labels); counts areas on the way."""
-    z, y, x = (
-        nearest_index(n, m, a, b) - offset
-        for n, m, a, b, offset in zip(
-            geometry.scan_shape, geometry.grid_shape, geometry.start, geometry.stop, first, strict=True
-        )
-    )
-    rows, columns = (np.flatnonzero((i >= 0) & (i < n)) for i, n in zip((y, x), boxed.shape[1:], strict=True))
-    planes = []
-    for k, source in enumerate(z):
-        area[0, k] = len(y) * len(x)
-        if not (0 <= source < boxed.shape[0] and len(rows) and len(columns)):
-            continue
-        plane = boxed[source][y[rows][:, None], x[columns]]
-        area[:, k] = np.bincount(plane.ravel(), minlength=3)
-        if area[1:, k].any():
-            planes.append((k, int(rows[0]), int(columns[0]), plane))
-    return planes
-
-
-def _write_boxed_labels(path, planes):
-    """Write the smallest box that holds all foreground; returns where it starts."""
-    if not planes:
-        _write_stream(path, np.uint8, (0, 0, 0), ())
-        return [0, 0, 0]
-    start = [planes[0][0], min(p[1] for p in planes), min(p[2] for p in planes)]
-    stop = [
-        planes[-1][0] + 1,
-        max(p[1] + p[3].shape[0] for p in planes),
-        max(p[2] + p[3].shape[1] for p in planes),
-    ]
-    box = np.zeros([b - a for a, b in zip(start, stop, strict=True)], np.uint8)
-    for k, y, x, plane in planes:
-        box[k - start[0], y - start[1] :, x - start[2] :][: plane.shape[0], : plane.shape[1]] = plane
-    _write_stream(path, np.uint8, box.shape, box)
-    return [int(a) for a in start]
 
 
 def _write_stream(path, dtype, shape, planes):
@@ -182,22 +210,35 @@ def _write_stream(path, dtype, shape, planes):
 
 
 def _sources(case):
-    return {
-        kind: {"bytes": path.stat().st_size, "modified_ns": path.stat().st_mtime_ns}
-        for kind, path in (("image", case.image), ("labels", case.labels))
-    }
+    return {"image": source_record(case.image), "labels": source_record(case.labels)}
 
 
-def _check_sources(case, folder):
-    try:
-        record = json.loads((folder / "case.json").read_text())
-        sources = record["sources"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+def _check_cached(case, folder, compress):
+    record = read_record(folder)
+    same_files = all(unchanged(record["sources"][kind], getattr(case, kind)) for kind in ("image", "labels"))
+    values = record["label_values"]  # a label beyond these did not occur: it would have been refused
+    if not same_files or list(case.label_values[: len(values)]) != values:
         raise InputError(
-            f"{folder}: damaged cache of a case ({error!r}). Remove this folder and run again."
-        ) from error
-    if sources != _sources(case):
-        raise InputError(
-            f"{folder}: made from other files than those in {case.image.parent} (size or time differ). "
-            "Remove this folder to preprocess the case again, or use another cache folder."
+            f"{folder}: made from other files than those in {case.image.parent} (size, time, contents or meaning of "
+            "labels differ). Remove this folder to preprocess the case again, or use another cache folder."
         )
+    if compress != (record["chunks"] is not None):
+        was, option = ("not compressed", "without") if compress else ("compressed", "with")
+        raise InputError(
+            f"{folder}: was {was}, and a cache is one or the other. Go on {option} --compress, or use another "
+            "cache folder."
+        )
+
+
+def _size(path):
+    return source_record(path)["bytes"]
+
+
+def _all_of(failed, n_cases):
+    """One error for all cases that failed."""
+    if len(failed) == 1:
+        return next(iter(failed.values()))
+    reasons = " ".join(str(failed[name]) for name in sorted(failed))
+    return InputError(
+        f"{len(failed)} of {n_cases} cases could not be preprocessed; the others are done. {reasons}"
+    )

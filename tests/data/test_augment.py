@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 from scipy.ndimage import maximum_filter, minimum_filter
-from scipy.stats import chi2_contingency, ks_2samp
+from scipy.stats import chi2_contingency, ks_2samp, kstest
 
-from kitsseg.data.augment import Crop, center_crop, cut, cut_batchgenerators, draw_crop, pad_to
+from kitsseg.data.augment import (
+    Crop,
+    apply_batchgenerators,
+    batchgenerators_transform,
+    center_crop,
+    cut,
+    cut_batchgenerators,
+    draw_crop,
+    pad_to,
+)
 from kitsseg.recipe import Augmentation
 
 PAPER = Augmentation(scale_range=(0.6, 1.25), scale_probability=0.1, flip_probability=0.5)
@@ -33,17 +42,12 @@ def recovered(rows, columns):
 
 
 def through_batchgenerators(augmentation, n):
-    """Crops that batchgenerators draws, read back; the same seed twice gives the same crop of both images."""
-    labels = np.zeros(SHAPE, np.uint8)
-    return [
-        recovered(
-            *(
-                cut_batchgenerators(image, labels, SIZE, augmentation, np.random.default_rng(i))[0]
-                for image in (ROWS, COLUMNS)
-            )
-        )
-        for i in range(n)
-    ]
+    """Crops that batchgenerators draws, read back from an image whose channels are its rows and its columns."""
+    image, labels = np.stack([ROWS, COLUMNS], axis=-1), np.zeros(SHAPE, np.uint8)
+    cuts = (
+        cut_batchgenerators(image, labels, SIZE, augmentation, np.random.default_rng(i))[0] for i in range(n)
+    )
+    return [recovered(window[..., 0], window[..., 1]) for window in cuts]
 
 
 # line 6 of what must be shown
@@ -195,18 +199,28 @@ def test_center_crop_and_padding_by_hand():
 
 
 def test_parity_of_share_flips_and_starts():
-    """2,000 draws each. batchgenerators' integer crop never takes the last start: its upper end is open."""
-    ours, theirs = crops(PAPER, 2000), through_batchgenerators(PAPER, 2000)
+    """4,000 draws each (data, line 7): both counts of scaled crops, of the four flips and of the starts could come
+    from one distribution, at the level 0.001.
+
+    A scaled share that is off by 0.03 would show: the difference of two shares of 0.1 has the standard error
+    sqrt(2 * 0.1 * 0.9 / 4000) = 0.0067. batchgenerators' integer crop never takes the last start: its upper end is
+    open.
+    """
+    ours, theirs = crops(PAPER, 4000), through_batchgenerators(PAPER, 4000)
 
     def scaled(drawn):
         return sum(abs(c.scale - 1) > 1e-4 for c in drawn)
 
-    counts = np.array([[scaled(drawn), 2000 - scaled(drawn)] for drawn in (ours, theirs)])
+    counts = np.array([[scaled(drawn), 4000 - scaled(drawn)] for drawn in (ours, theirs)])
     assert chi2_contingency(counts).pvalue > 0.001
+    for drawn in (ours, theirs):  # and each by itself: 4,000 * 0.1 +- 4 sqrt(4000 * 0.1 * 0.9) = 400 +- 76
+        assert abs(scaled(drawn) - 400) < 76
     flips = np.array(
         [np.bincount([2 * a + b for a, b in (c.flips for c in d)], minlength=4) for d in (ours, theirs)]
     )
     assert chi2_contingency(flips).pvalue > 0.001
+    # 1,000 +- 4 sqrt(4000 * 1/4 * 3/4) = 1,000 +- 110 of each
+    assert np.abs(flips - 1000).max() < 110
     for axis in (0, 1):
         starts = [
             np.bincount(
@@ -222,11 +236,25 @@ def test_parity_of_share_flips_and_starts():
 
 
 def test_parity_of_scale_and_center():
-    """1,000 scaled crops each: factors and both coordinates of the center have the same distributions."""
-    ours, theirs = crops(ALWAYS, 1000), through_batchgenerators(ALWAYS, 1000)
-    for value in (lambda c: c.scale, lambda c: c.center[0], lambda c: c.center[1]):
-        assert ks_2samp([value(c) for c in ours], [value(c) for c in theirs]).pvalue > 0.001
-    assert abs(np.mean([c.scale < 1 for c in theirs]) - 0.5) < 4 * 0.5 / np.sqrt(1000)
+    """4,000 scaled crops each (data, line 7): Kolmogorov and Smirnov find factors and both coordinates of the center
+    in one distribution at the level 0.001, that is no distance above 1.95 sqrt(2 / 4000) = 0.044.
+
+    Each is also the stated distribution: factors half in (0.6, 1) and half in (1, 1.25), uniformly; centers from 16 to
+    44 rows and 12 to 40 columns; that is no distance above 1.95 / sqrt(4000) = 0.031.
+    """
+    ours, theirs = crops(ALWAYS, 4000), through_batchgenerators(ALWAYS, 4000)
+    stated = (
+        lambda scale: np.interp(scale, [0.6, 1, 1.25], [0, 0.5, 1]),
+        lambda row: (row - 16) / 28,
+        lambda column: (column - 12) / 28,
+    )
+    for value, distribution in zip(
+        (lambda c: c.scale, lambda c: c.center[0], lambda c: c.center[1]), stated, strict=True
+    ):
+        one, other = [value(c) for c in ours], [value(c) for c in theirs]
+        assert ks_2samp(one, other).pvalue > 0.001
+        for drawn in (one, other):
+            assert kstest(drawn, lambda x, f=distribution: np.clip(f(x), 0, 1)).pvalue > 0.001
 
 
 def test_parity_of_the_cut_itself():
@@ -278,3 +306,52 @@ def test_batchgenerators_draws_from_the_generator_given():
     assert not np.array_equal(one[0], other[0])
     assert one[1].dtype == np.uint8
     assert one[0].shape == one[1].shape == SIZE
+
+
+@pytest.mark.parametrize("augmentation", [PAPER, ALWAYS])
+def test_channels_go_through_batchgenerators_alike(augmentation):
+    image = np.random.default_rng(6).integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    labels = (ROWS % 3).astype(np.uint8)
+    for seed in range(5):
+        window, truth = cut_batchgenerators(image, labels, SIZE, augmentation, np.random.default_rng(seed))
+        assert window.shape == (*SIZE, 3)
+        for channel in range(3):
+            alone, same_truth = cut_batchgenerators(
+                image[..., channel], labels, SIZE, augmentation, np.random.default_rng(seed)
+            )
+            np.testing.assert_array_equal(window[..., channel], alone)
+            np.testing.assert_array_equal(truth, same_truth)
+
+
+def test_the_transform_in_a_pipeline_of_batchgenerators():
+    """As its own users call it: a batch of slices in, crops out; patches keep their size and are flipped only."""
+    flips = Augmentation(flip_probability=0.5)
+    batch = batchgenerators_transform(SIZE, PAPER)(
+        data=np.stack([ROWS, ROWS])[:, None].astype(np.float32), seg=np.zeros((2, 1, *SHAPE), np.int16)
+    )
+    assert batch["data"].shape == batch["seg"].shape == (2, 1, *SIZE)
+    patch = np.arange(4 * 6 * 8, dtype=np.float32).reshape(1, 4, 6, 8)
+    found = set()
+    for seed in range(40):
+        image, labels = apply_batchgenerators(
+            batchgenerators_transform((4, 6, 8), flips), patch, patch[0] % 3, np.random.default_rng(seed)
+        )
+        [axes] = [
+            axes for axes in ((), (1,), (2,), (1, 2)) if np.array_equal(image[0], np.flip(patch[0], axes))
+        ]
+        np.testing.assert_array_equal(labels, np.flip(patch[0] % 3, axes))
+        found.add(axes)
+    assert found == {(), (1,), (2,), (1, 2)}
+    untouched = apply_batchgenerators(
+        batchgenerators_transform((4, 6, 8), Augmentation()), patch, patch[0] % 3, np.random.default_rng(0)
+    )[0]
+    np.testing.assert_array_equal(untouched, patch)
+
+
+def test_what_the_library_cannot_draw_is_an_error():
+    with pytest.raises(ValueError, match=r"flips with probability 0\.5, found 0\.3"):
+        batchgenerators_transform(SIZE, Augmentation(flip_probability=0.3))
+    with pytest.raises(
+        ValueError, match=r"3D patches are not scaled; scale_probability must be 0, found 0\.1"
+    ):
+        batchgenerators_transform((4, 6, 8), PAPER)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
-from kitsseg.data.geometry import Geometry, labels_on_scan, plan_geometry
+from kitsseg.data.geometry import Geometry, averaged_labels, labels_on_scan, plan_geometry
 from kitsseg.data.resample import resample_slices
 from kitsseg.recipe import PreprocessSpec
 
@@ -221,3 +221,62 @@ def test_a_real_label_map_survives_the_way_to_3_mm_and_back(real_data):
     assert back.shape == labels.shape
     overlap = 2 * np.sum((back > 0) & (labels > 0)) / (np.sum(back > 0) + np.sum(labels > 0))
     assert overlap > 0.9
+
+
+@pytest.mark.parametrize("given", [0, 1, 5])
+def test_too_few_slices_of_probabilities_are_named(given):
+    geometry = Geometry((6, 4, 4), (1.0, 1.0, 1.0), (6, 4, 4), (0, 0, 0), (6, 4, 4))
+    planes = (np.full((4, 4, 3), 1 / 3, np.float32) for _ in range(given))
+    with pytest.raises(
+        ValueError, match=f"expected probabilities of 6 slices, found {given}. Yield those of every"
+    ):
+        labels_on_scan(planes, geometry)
+
+
+def test_slices_of_another_size_are_refused():
+    geometry = Geometry((6, 4, 4), (1.0, 1.0, 1.0), (6, 4, 4), (0, 1, 0), (6, 4, 3))
+    planes = (np.full((4, 4, 3), 1 / 3, np.float32) for _ in range(6))
+    with pytest.raises(ValueError, match=r"expected slices of \(3, 3\) pixels, found \(4, 4\)"):
+        labels_on_scan(planes, geometry)
+
+
+# the mean of several networks
+
+
+@pytest.mark.parametrize("smooth", [0, 1.5])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_mean_over_different_grids_equals_brute_force(seed, smooth):
+    """Three grids of one scan, weights 1, 2 and 1: every class zoomed as a volume, then the mean, then the arg-max."""
+    rng = np.random.default_rng(seed)
+    scan, spacing = (9, 24, 21), (3.0, 0.8, 0.6)
+    targets = [(2.0, 0.8, 1.1), (None, None, None), (4.5, 0.5, 0.9)]
+    geometries = [geometry_of(scan, spacing, target, rng) for target in targets]
+    probabilities = [random_probabilities(g.shape, rng, smooth, background=0.5) for g in geometries]
+    members = [(iter(p), g, w) for p, g, w in zip(probabilities, geometries, (1, 2, 1), strict=True)]
+    ours = averaged_labels(members)
+    each = [brute_force(p, g) for p, g in zip(probabilities, geometries, strict=True)]
+    expected = (each[0] + 2 * each[1] + each[2]) / 4
+    top = np.sort(expected, axis=-1)
+    clear = top[..., 2] - top[..., 1] > 1e-5
+    assert clear.mean() > 0.98
+    np.testing.assert_array_equal(ours[clear], expected.argmax(-1)[clear])
+    assert (ours > 0).any()
+    # and no single network says the same
+    for p, g in zip(probabilities, geometries, strict=True):
+        assert not np.array_equal(labels_on_scan(iter(p), g), ours)
+
+
+def test_a_mean_by_hand():
+    """Kidney 0.9 of one and 0.2 of another: 0.55 wins. With weights 1 and 2: 1.3 / 3 does not."""
+    geometry = Geometry((1, 1, 1), (1.0, 1.0, 1.0), (1, 1, 1), (0, 0, 0), (1, 1, 1))
+    one, two = (np.array([[[[1 - p, p, 0]]]], np.float32) for p in (0.9, 0.2))
+    assert averaged_labels([(iter(one), geometry, 1), (iter(two), geometry, 1)]).tolist() == [[[1]]]
+    assert averaged_labels([(iter(one), geometry, 1), (iter(two), geometry, 2)]).tolist() == [[[0]]]
+
+
+def test_the_mean_of_equal_networks_is_each_of_them():
+    rng = np.random.default_rng(0)
+    geometry = geometry_of((9, 24, 21), (3.0, 0.5, 0.6), (2.0, 0.8, 1.1), rng)
+    probabilities = random_probabilities(geometry.shape, rng, 1.5)
+    both = averaged_labels([(iter(probabilities), geometry, 1), (iter(probabilities), geometry, 1)])
+    np.testing.assert_array_equal(both, labels_on_scan(iter(probabilities), geometry))

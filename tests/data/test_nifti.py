@@ -221,9 +221,28 @@ def test_labels_outside_the_range(tmp_path):
     path = save(tmp_path / "labels.nii.gz", array)
     message = error_of(read_labels, path)
     assert "labels must be 0 background, 1 kidney, 2 tumor; also found 3" in message
-    assert read_labels(path, largest=3).array.max() == 3
+    assert read_labels(path, values=(0, 1, 2, 3)).array.max() == 3
     assert "also found -1" in error_of(read_labels, save(tmp_path / "n.nii.gz", (array == 3) * np.int16(-1)))
     assert "found fractions" in error_of(read_labels, save(tmp_path / "f.nii.gz", array * np.float32(0.5)))
+
+
+def test_labels_of_other_meanings(tmp_path):
+    """File labels 0, 1, 2, 3 are background, tumor, not allowed, kidney."""
+    stored = np.array([0, 1, 3], np.int16)[np.arange(np.prod(SHAPE)) % 3].reshape(SHAPE)
+    path = save(tmp_path / "x.nii.gz", stored)
+    found = read_labels(path, values=(0, 2, None, 1))
+    expected = np.array([0, 2, 0, 1])[stored]
+    np.testing.assert_array_equal(found.grid.file_view(found.array), expected)
+    assert found.array.dtype == np.uint8
+    stored[0, 0, :2] = 2
+    with pytest.raises(
+        InputError, match="0 background, 1 tumor, 3 kidney; also found 2 in at least 2 voxels"
+    ):
+        read_labels(save(tmp_path / "x.nii.gz", stored), values=(0, 2, None, 1))
+    with pytest.raises(InputError, match="also found 2 in at least"):
+        read_labels(
+            save(tmp_path / "x.nii.gz", np.where(stored, stored, 4).astype(np.int16)), values=(0, 2, None, 1)
+        )
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

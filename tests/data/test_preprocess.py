@@ -1,6 +1,7 @@
 """From case to cache: what is stored, what is refused, what a crash leaves."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ def test_without_resampling_the_cache_holds_the_scan(tmp_path, spec):
     case = open_cache(tmp_path / "cache", spec)["case_00000"]
     np.testing.assert_array_equal(case.image, image)
     assert case.image.flags.c_contiguous
-    assert isinstance(case.image, np.memmap)
+    assert isinstance(case.image.base, np.memmap)
     np.testing.assert_array_equal([case.labels(k) for k in range(8)], labels)
     assert case.boxed_labels.shape == (4, 15, 12)  # slices 2..5, rows 10..24, columns 8..19
     np.testing.assert_array_equal(case.kidney_area, (labels == 1).sum(axis=(1, 2)))
@@ -100,6 +101,85 @@ def test_a_changed_source_is_refused(data, tmp_path, spec):
         preprocess_cases(data, tmp_path / "cache", spec)
 
 
+def test_the_same_files_copied_or_touched_are_the_same(data, tmp_path, spec):
+    preprocess_cases(data, tmp_path / "cache", spec)
+    for path in data.rglob("*.nii.gz"):
+        path.touch()
+    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    for folder in (data, tmp_path / "copy"):
+        assert preprocess_cases(folder, tmp_path / "cache", spec)[1] == []
+
+
+def test_one_voxel_changed_is_noticed(tmp_path, spec):
+    """At the same size and the same time: the checksum at the end of a .gz tells; without one, the time does."""
+    for name in ("imaging.nii.gz", "imaging.nii"):
+        case = tmp_path / name / "case_00000"
+        make_case(case)
+        path, cache = case / name, tmp_path / f"cache-{name}"
+        scan = nib.load(case / "imaging.nii.gz")
+        voxels = np.asanyarray(scan.dataobj).copy()
+        if name == "imaging.nii":
+            (case / "imaging.nii.gz").unlink()
+            nib.save(nib.Nifti1Image(voxels, scan.affine, scan.header), path)
+        preprocess_cases(case.parent, cache, spec)
+        stat, stored = path.stat(), path.read_bytes()
+        voxels[4, 20, 20] ^= 1
+        nib.save(nib.Nifti1Image(voxels, scan.affine, scan.header), path)
+        if name == "imaging.nii.gz":
+            # nibabel writes another size; as if it had not: the old stream with the new checksum
+            new = path.read_bytes()[-8:]
+            path.write_bytes(stored[:-8] + new)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+        with pytest.raises(InputError, match=r"made from other files .*time, contents"):
+            preprocess_cases(case.parent, cache, spec)
+
+
+def spoil(data, *numbers):
+    for number in numbers:
+        path = data / f"case_{number:05d}" / "imaging.nii.gz"
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_cases_are_named_and_the_others_are_done(workers, data, tmp_path, spec):
+    spoil(data, 3)
+    with pytest.raises(InputError, match=r"case_00003/imaging.nii.gz: damaged"):
+        preprocess_cases(data, tmp_path / "cache", spec, workers=workers)
+    folder = cache_folder(tmp_path / "cache", spec)
+    good = [f"case_{i:05d}" for i in range(9) if i != 3]
+    assert sorted(path.name for path in folder.iterdir()) == [*good, "spec.json"]
+
+    shutil.rmtree(folder)
+    spoil(data, 5)
+    with pytest.raises(InputError) as caught:
+        preprocess_cases(data, tmp_path / "cache", spec, workers=workers)
+    message = str(caught.value)
+    assert message.startswith("2 of 9 cases could not be preprocessed; the others are done. ")
+    assert message.index("case_00003/imaging.nii.gz: damaged") < message.index(
+        "case_00005/imaging.nii.gz: dam"
+    )
+    assert len(list(folder.glob("case_*"))) == 7
+    for number in (3, 5):
+        make_case(data / f"case_{number:05d}", seed=number)
+    assert preprocess_cases(data, tmp_path / "cache", spec)[1] == ["case_00003", "case_00005"]
+
+
+def test_workers_make_the_same_files(data, tmp_path, spec):
+    one, done, _ = preprocess_cases(data, tmp_path / "one", spec)
+    calls = []
+    two, names, _ = preprocess_cases(
+        data, tmp_path / "two", spec, progress=lambda *call: calls.append(call), workers=2
+    )
+    assert names == done
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    for path in files:
+        assert (one / path).read_bytes() == (two / path).read_bytes()
+    assert [(done, total) for _, done, total in calls] == [(i, 9) for i in range(10)]
+    assert {text for text, _, _ in calls[1:]} == {f"preprocessed {name}" for name in names}
+
+
 def test_image_and_labels_of_different_grids(tmp_path, spec):
     case = tmp_path / "data" / "case_00000"
     make_case(case)
@@ -133,7 +213,7 @@ def test_the_cache_of_another_recipe_is_refused(data, tmp_path, spec):
         InputError, match=rf"found caches of other recipes: {folder.name}. Run kitsseg preprocess"
     ):
         open_cache(tmp_path / "cache", other)
-    with pytest.raises(InputError, match="expected a cache of version 1 made by"):
+    with pytest.raises(InputError, match="expected a cache of version 2 made by"):
         open_cache(folder, other)
     assert open_cache(folder, spec).keys() == open_cache(tmp_path / "cache", spec).keys()
     with pytest.raises(InputError, match="found none. Run kitsseg preprocess"):

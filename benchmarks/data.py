@@ -1,0 +1,173 @@
+"""Training batches per second against the libraries that others use: python benchmarks/data.py [--work FOLDER]
+
+    pip install "kitsseg[bench]"
+
+2D: batches of 7 crops of 224 x 224, 5 of positive slices, with the 2D U-Net's crop, scaling and flips. 3D: batches of
+39 patches of 48 x 48 x 48, one of each class from each of 13 cases. Everything draws from the same cached cases (made
+here, unless --data names a folder of cases in KiTS19 layout), in one process and on one core where the system allows
+it, in turn within each round. Times are of the processor, of all threads and workers; printed are medians over the
+rounds, and the medians of the ratios within a round. Ours goes through tf.data.
+"""
+
+import argparse
+import contextlib
+import gc
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import data_peers
+
+from kitsseg import recipes
+from kitsseg.data.cache import open_cache
+from kitsseg.data.patches import PatchBatches
+from kitsseg.data.preprocess import preprocess_cases
+from kitsseg.data.slices import SliceBatches, slice_dataset
+from kitsseg.data.splits import CaseSplit
+from kitsseg.data.synthesize import synthesize_cases
+from kitsseg.recipe import PatchSampler
+
+# whole slices of 512 x 512 as they are: what loads batches of full slices needs them of one size
+SPEC = replace(recipes.get("unet2d").preprocess, spacing_mm=(None, None, None), crop_to_body=False)
+PHASE = recipes.get("unet2d").phases[0]
+PATCHES = PatchSampler(cases_per_batch=13, patch_size=(48, 48, 48))
+NO_AUGMENTATION = recipes.get("deeplab3d").phases[0].augmentation
+MEMORY_TARGET_MIB = 64
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of cases; 13 are synthesized otherwise")
+    parser.add_argument(
+        "--work", type=Path, help="folder for cases and cache, kept; a temporary one otherwise"
+    )
+    parser.add_argument("--slices", type=int, default=56, help="of each synthesized case")
+    parser.add_argument(
+        "--batches", type=int, default=40, help="of slices in each round; a quarter of patches"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # before TensorFlow and torch count the cores
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        cases = prepared(arguments.data, work, arguments.slices)
+        split = CaseSplit("all", tuple(cases), (), ())
+        slices = SliceBatches(cases, split, "train", PHASE.sampler, PHASE.augmentation, SPEC)
+        patches = PatchBatches(cases, split, "train", PATCHES, NO_AUGMENTATION, SPEC)
+        total = sum(case.geometry.shape[0] for case in cases.values())
+        print(f"{len(cases)} cases, {total} slices, {PHASE.augmentation}")
+        memory(slices, patches)
+        for title, unit, batches, peers, count in (
+            ("2D batches, augmented", "slices", slices, data_peers.SLICES, arguments.batches),
+            ("3D patches, by class", "patches", patches, data_peers.PATCHES, max(arguments.batches // 4, 1)),
+        ):
+            compare(title, unit, cases, batches, peers, count, arguments.rounds, Path(temporary))
+            gc.collect()
+
+
+def prepared(data, work, n_slices):
+    """The cache of 13 cases, made where it is missing."""
+    if data is None and not (data := work / "cases").is_dir():
+        synthesize_cases(data, 13, (n_slices, 512, 512))
+    preprocess_cases(data, work / "cache", SPEC)
+    return open_cache(work / "cache", SPEC)
+
+
+def memory(slices, patches):
+    """Anonymous memory that the pipelines add to TensorFlow's own: mapped files do not count, caches would."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    list(tf.data.Dataset.range(3).map(lambda x: x + 1).prefetch(1))
+    before = anonymous_mib()
+    if before is None:
+        print("anonymous memory: only known on Linux, not measured")
+        return
+    for name, batches in (("2D", slices), ("3D", patches)):
+        for _ in slice_dataset(batches, 0, 20):
+            pass
+        print(
+            f"anonymous memory of the {name} pipeline: {anonymous_mib() - before:.0f} MiB over TensorFlow's own "
+            f"{before:.0f} (target {MEMORY_TARGET_MIB} at most)"
+        )
+        before = anonymous_mib()
+
+
+def anonymous_mib():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) / 1024
+    return None
+
+
+def compare(title, unit, cases, batches, peers, count, rounds, folder):
+    """Print how long a batch takes with ours and with each peer that is installed."""
+    stream = iter(slice_dataset(batches, 0, (rounds + 1) * count))
+    numbers = iter(range((rounds + 1) * count))
+    works = {"kitsseg, tf.data": lambda: next(stream), "kitsseg, NumPy": lambda: batches[next(numbers)]}
+    missing, targets = [], {}
+    for name, make, target in peers:
+        place = folder / name
+        place.mkdir()
+        try:
+            works[name] = make(cases, batches, place)
+            targets[name] = target
+        except ImportError as error:
+            missing.append(f"{name}: not compared, it is not installed ({error})")
+    times = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            settle()
+            start = processor_seconds()
+            for _ in range(count):
+                work()
+            settle()  # what is prepared ahead is paid for by whoever prepares it
+            if number:  # the first imports and reads
+                times[name].append(1e6 * (processor_seconds() - start) / count / batches.batch_size)
+    print(f"\n{title}, {rounds} rounds of {count} batches of {batches.batch_size}")
+    print(f"{'':<38}{'us each':>9}{unit + '/s':>12}{'ours is':>9}  target")
+    for name, values in times.items():
+        median = statistics.median(values)
+        ratio = statistics.median(a / b for a, b in zip(values, times["kitsseg, tf.data"], strict=True))
+        aim = "" if targets.get(name) is None else f"{targets[name]}x {verdict(ratio, targets[name])}"
+        faster = f"{ratio:.1f}x" if name in targets else ""
+        print(f"{name:<38}{median:>9.0f}{1e6 / median:>12.0f}{faster:>9}  {aim}")
+    print(*missing, sep="\n", end="\n" if missing else "")
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
+def verdict(ratio, target):
+    return "reached" if ratio >= target else f"missed by {100 * (1 - ratio / target):.0f} %"
+
+
+def settle(pause=0.1):
+    """Wait until nothing runs in the background: as many batches are then prepared as were taken."""
+    quiet = 0
+    while quiet < 2:
+        before = processor_seconds()
+        time.sleep(pause)
+        quiet = quiet + 1 if processor_seconds() - before < 0.02 * pause else 0
+
+
+def processor_seconds():
+    """Of this process and of the workers it has now."""
+    seconds = time.process_time()
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

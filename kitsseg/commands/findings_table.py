@@ -1,0 +1,43 @@
+"""The table of `kitsseg verify`."""
+
+from kitsseg.data.findings import Finding
+
+__all__ = ["fold_alike", "show_findings"]
+
+LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
+
+
+def fold_alike(findings):
+    """The findings, errors first, and of warnings and notes that are alike only the first, the others counted."""
+    folded = [finding for finding in findings if finding.level == "error"]
+    for level in list(LEVELS)[1:]:
+        groups = {}
+        for finding in findings:
+            if finding.level == level:
+                groups.setdefault((finding.check, finding.advice), []).append(finding)
+        for (check, _), alike in groups.items():
+            folded.append(alike[0])
+            if len(alike) > 1:
+                case = f"and {len(alike) - 1} more"
+                folded.append(Finding(level, case, check, f"to {alike[-1].case}", "as above", "as above"))
+    return folded
+
+
+def show_findings(findings):
+    """Print them as a table; nothing if there are none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from kitsseg.commands.console import console
+
+    if not findings:
+        return
+    table = Table()
+    for heading in ("", "case", "check", "found", "expected", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in fold_alike(findings):
+        cells = (finding.case, finding.check, finding.found, finding.expected, finding.advice)
+        table.add_row(Text(finding.level, style=LEVELS[finding.level]), *map(Text, cells))
+    # a log has no width of its own
+    (console if console.is_terminal else Console(file=console.file, width=140)).print(table)

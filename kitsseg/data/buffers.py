@@ -1,0 +1,46 @@
+"""Memory for one batch after another: fresh pages would cost as much time as what is written to them."""
+
+import math
+import weakref
+
+import numpy as np
+
+__all__ = ["Buffers"]
+
+ALIGNMENT = 64  # TensorFlow takes an array over that starts at such an address, and copies others
+
+
+class Buffers:
+    """Hands out uninitialized arrays, and their memory again once nothing refers to an array or to a part of it.
+
+    Args:
+        most: how many unused pieces are kept.
+    """
+
+    def __init__(self, most=6):
+        self.most, self._unused = most, []
+
+    def empty(self, shape, dtype):
+        """An array as of ``numpy.empty``."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self._take(size + ALIGNMENT)
+        # the owner of the memory is no array: so every view of a view refers to ``whole`` at last
+        whole = np.frombuffer(memory, np.uint8)
+        weakref.finalize(whole, self._give_back, memory).atexit = False
+        start = -whole.ctypes.data % ALIGNMENT
+        return whole[start : start + size].view(dtype).reshape(shape)
+
+    def _take(self, size):
+        for _ in range(len(self._unused)):
+            try:
+                memory = self._unused.pop(0)
+            except IndexError:  # another thread was faster
+                break
+            if len(memory) == size:
+                return memory
+            self._give_back(memory)
+        return bytearray(size)
+
+    def _give_back(self, memory):
+        if len(self._unused) < self.most:
+            self._unused.append(memory)

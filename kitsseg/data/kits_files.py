@@ -1,0 +1,222 @@
+"""The files of KiTS19: where they are served today, where they lie in folders people have, and whether one is right."""
+
+import gzip
+import hashlib
+import math
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from kitsseg.errors import InputError
+
+try:
+    from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
+
+    _gzip_open, _DAMAGE = igzip.open, (igzip.BadGzipFile, isal_zlib.IsalError)
+except ImportError:
+    _gzip_open, _DAMAGE = gzip.open, ()
+
+__all__ = [
+    "IMAGES_URL",
+    "LABELS_URL",
+    "DamagedFile",
+    "KitsFile",
+    "check_file",
+    "find_local",
+    "parse_cases",
+    "wanted_files",
+]
+
+# The imaging moved here from kits19.sfo2.digitaloceanspaces.com/master_00000.nii.gz in 2026; the account is that of the
+# challenge's first author. The sizes that others report for case_00000 and case_00001, 225,959,569 and 276,387,358
+# bytes, are those of the files of 2019.
+IMAGES_URL = (
+    "https://huggingface.co/datasets/neheller/KiTS-Challenge-Imaging/resolve/main/images/{case}.nii.gz"
+)
+LABELS_URL = "https://raw.githubusercontent.com/neheller/kits19/master/data/{case}/segmentation.nii.gz"
+
+# KiTS19, a clone of its repository, KiTS21 and KiTS23, the imaging data set, the host of 2019, nnU-Net
+_IMAGE_PLACES = (
+    "{case}/imaging.nii.gz",
+    "data/{case}/imaging.nii.gz",
+    "dataset/{case}/imaging.nii.gz",
+    "images/{case}.nii.gz",
+    "{case}.nii.gz",
+    "master_{number}.nii.gz",
+    "imagesTr/{case}_0000.nii.gz",
+    "imagesTs/{case}_0000.nii.gz",
+    "{case}_0000.nii.gz",
+)
+_LABEL_PLACES = (
+    "{case}/segmentation.nii.gz",
+    "data/{case}/segmentation.nii.gz",
+    "labels/{case}.nii.gz",
+    "labelsTr/{case}.nii.gz",
+)
+
+
+class DamagedFile(Exception):
+    """A file is not whole, or whole but not what it should be; the message says how."""
+
+    def __init__(self, message, whole=True):
+        super().__init__(message)
+        self.whole = whole
+
+
+@dataclass(frozen=True)
+class KitsFile:
+    """One file of the data set.
+
+    Attributes:
+        path: below the data folder, such as ``case_00000/imaging.nii.gz``.
+        url: where it is served.
+        places: where it may lie below a folder that people have, in the order they are looked at.
+        bytes, sha256: of the released file; None for the imaging of the 90 test cases.
+        strict: labels: nothing but the released file will do. The imaging may differ from 2019.
+        not_sha256: the hash of this case's other file, for which it must not be mistaken.
+    """
+
+    path: str
+    url: str
+    places: tuple[str, ...]
+    bytes: int | None
+    sha256: str | None
+    strict: bool
+    not_sha256: str | None = None
+
+
+def parse_cases(text, manifest):
+    """Names of cases from ``0,3-7`` or ``all-training``, in order, each once.
+
+    Args:
+        manifest: name of a case -> ManifestCase.
+
+    Raises: InputError if the text is something else, or names a case that KiTS19 does not have.
+    """
+    if text == "all-training":
+        return [name for name, case in manifest.items() if case.label_sha256]
+    numbers = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"(?:case_)?([0-9]{1,5})(?:-(?:case_)?([0-9]{1,5}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise InputError(
+                f"--cases {text}: expected numbers such as 0,3-7 or all-training, found {part!r}."
+            )
+        numbers.update(range(first, last + 1))
+    names = [f"case_{number:05d}" for number in sorted(numbers)]
+    unknown = [name for name in names if name not in manifest]
+    if unknown:
+        raise InputError(
+            f"--cases {text}: KiTS19 has {len(manifest)} cases, {next(iter(manifest))} to {list(manifest)[-1]}; "
+            f"found {unknown[0]}. Give other numbers."
+        )
+    return names
+
+
+def wanted_files(cases, labels_only=False, images_url=IMAGES_URL, labels_url=LABELS_URL):
+    """The files of some cases (ManifestCase), labels first: they are small.
+
+    Raises: InputError if an address lacks ``{case}`` or is none, or if only labels are wanted of a case without.
+    """
+    for option, url in (("--images-url", images_url), ("--labels-url", labels_url)):
+        if not url.startswith(("https://", "http://")) or "{case}" not in url:
+            raise InputError(f"{option}: expected an address such as {IMAGES_URL}, found {url}.")
+    labels, images = [], []
+    for row in cases:
+        names = {"case": row.case, "number": row.case.removeprefix("case_")}
+        if row.label_sha256:
+            places = tuple(place.format(**names) for place in _LABEL_PLACES)
+            url = labels_url.replace("{case}", row.case)
+            path = f"{row.case}/segmentation.nii.gz"
+            labels.append(KitsFile(path, url, places, row.label_bytes, row.label_sha256, strict=True))
+        elif labels_only:
+            raise InputError(
+                f"{row.case}: the labels of the 90 test cases are not public. Choose cases from 0 to 209."
+            )
+        places = tuple(place.format(**names) for place in _IMAGE_PLACES)
+        url = images_url.replace("{case}", row.case)
+        size, sha256 = row.image_bytes_2019, row.image_sha256_2019
+        path = f"{row.case}/imaging.nii.gz"
+        images.append(KitsFile(path, url, places, size, sha256, False, row.label_sha256))
+    return labels if labels_only else labels + images
+
+
+def find_local(folder, file):
+    """Where ``file`` lies below a folder in any usual layout, or None."""
+    return next((path for path in (Path(folder) / place for place in file.places) if path.is_file()), None)
+
+
+def check_file(path, file, announced=None):
+    """Is ``path`` the whole and right ``file``?
+
+    Args:
+        announced: SHA-256 that its host announces for it.
+
+    Returns: (SHA-256, a remark or None): imaging that is whole, but not as released in 2019, has a remark.
+    Raises: DamagedFile.
+    """
+    with Path(path).open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if sha256 == file.sha256:
+        return sha256, None
+    if sha256 == file.not_sha256:
+        raise DamagedFile("it is the label map of this case, not its imaging")
+    size = Path(path).stat().st_size
+    of_size = "" if size == file.bytes or file.bytes is None else f" of {file.bytes:,} bytes"
+    if file.strict:
+        _check_whole(path)
+        raise DamagedFile(f"expected the released label map{of_size}, found another one of {size:,} bytes")
+    if announced is None:
+        _check_whole(path)
+    elif sha256 != announced:
+        raise DamagedFile(f"its SHA-256 is not the one its host announces, {announced[:12]}...")
+    if file.sha256 is None:
+        return sha256, None
+    return sha256, f"{file.path}: whole, but not the file of 2019{of_size}; trusted on first use"
+
+
+def _check_whole(path):
+    """Read to the end: the checksum that gzip keeps there is then compared, and the length that NIfTI states."""
+    with Path(path).open("rb") as opened:
+        start = opened.read(64).lstrip()
+    if start.startswith(b"<"):
+        raise DamagedFile(
+            "found a web page instead of the file; does a proxy ask you to log in?", whole=False
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise DamagedFile("found a Git LFS pointer instead of the file", whole=False)
+    try:
+        with _gzip_open(path, "rb") as opened:
+            header = opened.read(540)
+            size = len(header)
+            while chunk := opened.read(1 << 20):
+                size += len(chunk)
+    except (gzip.BadGzipFile, zlib.error, EOFError, *_DAMAGE) as error:
+        raise DamagedFile(f"not a whole gzip file ({error})", whole=False) from error
+    stated = _nifti_bytes(header)
+    if size < stated:  # several gzip files in one, of which the last are missing
+        raise DamagedFile(f"not whole: it holds {size:,} bytes, its header states {stated:,}", whole=False)
+
+
+def _nifti_bytes(header):
+    """Size of an uncompressed NIfTI-1 or NIfTI-2 file, from the fields of its header."""
+    for order in "<>":
+        if len(header) >= 352 and struct.unpack_from(f"{order}i", header)[0] == 348:
+            dims, (bits,) = (
+                struct.unpack_from(f"{order}8h", header, 40),
+                struct.unpack_from(f"{order}h", header, 72),
+            )
+            offset = int(struct.unpack_from(f"{order}f", header, 108)[0])
+        elif len(header) >= 540 and struct.unpack_from(f"{order}i", header)[0] == 540:
+            dims, (bits,) = (
+                struct.unpack_from(f"{order}8q", header, 16),
+                struct.unpack_from(f"{order}h", header, 14),
+            )
+            (offset,) = struct.unpack_from(f"{order}q", header, 168)
+        else:
+            continue
+        return offset + math.prod(dims[1 : 1 + dims[0]]) * bits // 8
+    raise DamagedFile("a whole gzip file, but not of a NIfTI image")

@@ -1,0 +1,118 @@
+"""Work on items in several processes that end with the one that started them."""
+
+import multiprocessing
+import signal
+import traceback
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+
+from kitsseg.errors import InputError
+
+__all__ = ["in_processes", "one_by_one"]
+
+
+def one_by_one(function, items):
+    """Call ``function(item)`` for each item; yields (item, None), or (item, error) for an InputError."""
+    for item in items:
+        try:
+            function(item)
+        except InputError as error:
+            yield item, error
+        else:
+            yield item, None
+
+
+def in_processes(function, items, workers):
+    """As ``one_by_one``, in ``workers`` new processes, in the order in which the items are done.
+
+    Nothing is inherited by the processes: they import the module of ``function`` and what that imports. When the
+    caller stops, by Ctrl-C or an error, they are stopped too, each after it has cleared up. When the caller is
+    killed they end after the item they are at.
+
+    Args:
+        function: of a module, not of ``__main__``. items: what ``pickle`` takes.
+
+    Raises: what ``function`` raises, other than InputError; InputError if a process dies.
+    """
+    todo, running = list(items)[::-1], {}
+    try:
+        with _deaf_to_ctrl_c():
+            for _ in range(min(workers, len(todo))):
+                context = multiprocessing.get_context("spawn")
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there, function), daemon=True)
+                running[here] = process, None
+                process.start()
+                there.close()  # so that the end of the process is the end of the connection
+        for connection, (process, _) in running.items():
+            running[connection] = process, _give(connection, todo)
+        while running:
+            for connection in wait(list(running)):
+                process, item = running[connection]
+                try:
+                    error = connection.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    raise InputError(
+                        f"{item}: the process at work on it ended with code {process.exitcode}, perhaps for want of "
+                        "memory (code -9). Use fewer workers."
+                    ) from None
+                if error is not None and not isinstance(error, InputError):
+                    raise error
+                if todo:
+                    running[connection] = process, _give(connection, todo)
+                else:
+                    del running[connection]
+                    connection.close()
+                    process.join()
+                yield item, error
+    finally:
+        for process, _ in running.values():
+            if process.pid is not None:
+                process.terminate()
+        for connection, (process, _) in running.items():
+            connection.close()
+            if process.pid is not None:
+                process.join()
+
+
+def _give(connection, todo):
+    item = todo.pop()
+    with suppress(OSError):  # it has died; noticed when its answer is waited for
+        connection.send(item)
+    return item
+
+
+@contextmanager
+def _deaf_to_ctrl_c():
+    """What is started here never hears Ctrl-C: whoever started it does, and stops it."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(connection, function):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            function(item)
+        except Exception as error:  # whatever it is belongs to the caller
+            error.add_note(traceback.format_exc())
+            connection.send(error)
+        else:
+            connection.send(None)
+
+
+def _stop(signum, frame):
+    raise SystemExit(128 + signum)

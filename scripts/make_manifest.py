@@ -1,0 +1,26 @@
+"""Write data_manifest.csv anew: python scripts/make_manifest.py [DATA]
+
+DATA holds label maps of KiTS19, such as the folder ``data`` of a clone of the official repository. What it does not
+hold, and the figures of the images of 2019, stay as they are; splits and known problems are always brought up to date.
+"""
+
+import sys
+from pathlib import Path
+
+from kitsseg.data.manifest import read_manifest, write_manifest
+from kitsseg.data.manifest_rows import make_manifest
+
+MANIFEST = Path(__file__).parent.parent / "data_manifest.csv"
+
+
+def main():
+    data = sys.argv[1] if len(sys.argv) > 1 else None
+    before = read_manifest(MANIFEST)
+    manifest, computed = make_manifest(data, before)
+    write_manifest(manifest, MANIFEST)
+    changed = [case for case in manifest if manifest[case] != before.get(case)]
+    print(f"{MANIFEST}: {len(computed)} cases computed, {len(changed)} changed: {' '.join(changed)}")
+
+
+if __name__ == "__main__":
+    main()
