@@ -9,6 +9,7 @@ __all__ = [
     "Phase",
     "Plateau",
     "Progressive",
+    "Pruning",
     "SliceSampler",
 ]
 
@@ -121,11 +122,66 @@ class Progressive:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Magnitude pruning while a phase trains (see ``kitsseg.pruning``).
+
+    Attributes:
+        sparsity: share of zeros in the pruned tensors at the end, below 1.
+        schedule: "one-shot": all at the first step; "polynomial": step by step, fast at first, with power 3.
+        until: share of the phase after which a polynomial schedule has reached ``sparsity``; the rest fine-tunes.
+        frequency: a polynomial schedule draws masks every so many steps.
+        initial_sparsity: where a polynomial schedule begins: the sparsity of the network it is given.
+        m_by_n: (2, 4) drops two of each four consecutive weights, at the first step; ``sparsity`` is then 0.5.
+        block: ours: so many neighboring output channels of a 1x1 convolution are kept or dropped together.
+        scope: "layer" ranks the weights of each tensor by themselves; "global", ours, those of all together.
+        depthwise: ours: prune depth-wise kernels too.
+        first_last: prune the first convolution and the head too, as tfmot does; False leaves them dense.
+    """
+
+    sparsity: float
+    schedule: str = "polynomial"
+    until: float = 0.5
+    frequency: int = 100
+    initial_sparsity: float = 0.0
+    m_by_n: tuple[int, int] | None = None
+    block: int | None = None
+    scope: str = "layer"
+    depthwise: bool = False
+    first_last: bool = True
+
+    def __post_init__(self):
+        _check("Pruning", "schedule", self.schedule, ("one-shot", "polynomial"))
+        _check("Pruning", "scope", self.scope, ("layer", "global"))
+        if not 0 <= self.initial_sparsity <= self.sparsity < 1:
+            raise ValueError(
+                f"Pruning: expected 0 <= initial_sparsity <= sparsity < 1, found {self.initial_sparsity} "
+                f"and {self.sparsity}."
+            )
+        if not 0 < self.until <= 1 or self.frequency < 1:
+            raise ValueError(
+                f"Pruning: until is a share in 0..1 and frequency a number of steps from 1; found {self.until} "
+                f"and {self.frequency}."
+            )
+        if self.block is not None and self.block < 2:
+            raise ValueError(f"Pruning: block is a number of channels from 2, or None; found {self.block}.")
+        if sum((self.m_by_n is not None, self.block is not None, self.scope == "global")) > 1:
+            raise ValueError('Pruning: give only one of m_by_n, block and scope "global".')
+        if self.m_by_n is not None:
+            m, n = self.m_by_n
+            if not 0 < m < n or self.sparsity != m / n or self.schedule != "one-shot":
+                raise ValueError(
+                    f"Pruning: m_by_n (m, n), 0 < m < n, goes with sparsity m / n and the schedule one-shot; found "
+                    f"{self.m_by_n}, {self.sparsity} and {self.schedule!r}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """One stretch of training. A recipe's phases run in order and hand their best weights on.
 
     Attributes:
         epochs, steps_per_epoch: of the phase, or of each round of a progressive one.
+        pruning: the best weights of such a phase are those of an epoch at the final sparsity.
         rate_factors: factor on the learning rate for the layers whose names start so; 0 freezes them (batch
             normalization goes on learning, as in fastai). The first prefix that fits counts.
     """
@@ -138,7 +194,33 @@ class Phase:
     learning_rate: float
     schedule: Plateau | OneCycle | None = None
     progressive: Progressive | None = None
+    pruning: Pruning | None = None
     rate_factors: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        if self.pruning and self.progressive:
+            raise ValueError(
+                f"Phase {self.name}: pruning in progressive rounds is not supported; add a phase."
+            )
+        if self.pruning and self.pruning_steps < 1:
+            raise ValueError(
+                f"Phase {self.name}: no multiple of the pruning frequency, {self.pruning.frequency} steps, lies "
+                f"within {self.pruning.until:g} of its {self.epochs * self.steps_per_epoch} steps, so the final "
+                "sparsity would never be reached. Lower the frequency, or train longer."
+            )
+
+    @property
+    def pruning_steps(self):
+        """The step, counted from 1, at which the final sparsity is reached: a multiple of the frequency."""
+        if self.pruning.schedule == "one-shot":
+            return 1
+        steps = int(self.pruning.until * self.epochs * self.steps_per_epoch)
+        return steps - steps % self.pruning.frequency
+
+    @property
+    def first_choice(self):
+        """The first epoch whose weights may be the phase's best: with pruning, one that ends at the final sparsity."""
+        return -(-self.pruning_steps // self.steps_per_epoch) if self.pruning else 1
 
 
 def _check(owner, name, value, allowed):

@@ -1,10 +1,15 @@
-"""Commands that make networks: kitsseg train."""
+"""Commands that make networks: kitsseg train, prune, shrink."""
 
 from pathlib import Path
 
-from kitsseg.commands.arguments import at_least
+from kitsseg.commands.arguments import at_least, shares
+from kitsseg.commands.hardware import add_hardware, hardware_of
+from kitsseg.errors import InputError
 
 __all__ = ["add", "choose_split", "train_on"]
+
+# sparsity and schedule
+PRESETS = {"paper": (0.5, "one-shot"), "fast": (0.8, "polynomial")}
 
 
 def add(command):
@@ -16,6 +21,62 @@ def add(command):
     sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
     sub.add_argument("--seed", default=0, type=at_least(0))
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    add_hardware(sub)
+
+    sub = command("prune", _prune, "zero the smallest weights of a finished run while it is trained on")
+    sub.add_argument("run", type=Path, help="folder of a finished run of any recipe; it is not changed")
+    sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
+    sub.add_argument("out", type=Path, help="new folder for the pruned run")
+    sub.add_argument(
+        "--sparsity",
+        type=shares,
+        help="share of zeros in each pruned matrix, such as 0.8; several such as 0.5,0.8 make a table of them in OUT",
+    )
+    sub.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="paper: half of the weights at once, as the WP-UNet paper says; fast: 80 %%, step by step",
+    )
+    sub.add_argument(
+        "--schedule",
+        choices=("polynomial", "one-shot"),
+        help="step by step (default), or all at the first step",
+    )
+    sub.add_argument(
+        "--method",
+        choices=("magnitude", "block", "channel"),
+        default="magnitude",
+        help="block: neighboring output channels of 1x1 convolutions together; channel, for a table only: whole "
+        "channels, as kitsseg shrink (default: single weights)",
+    )
+    sub.add_argument("--block", type=int, choices=(2, 4), help="channels in a block (default: 2)")
+    sub.add_argument("--epochs", type=at_least(1), help="epochs of fine-tuning (default: 10)")
+    sub.add_argument("--resume", action="store_true", help="go on with an unfinished pruning")
+
+    sub = command("shrink", _shrink, "remove whole channels from a finished run's network, then train on")
+    sub.add_argument("run", type=Path, help="folder of a finished run of any recipe; it is not changed")
+    sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
+    sub.add_argument("out", type=Path, help="new folder for the smaller run")
+    sub.add_argument(
+        "--keep",
+        type=float,
+        help="share of the channels of every layer that stays, such as 0.5; multiply-adds go with its square "
+        "(default: only channels whose weights are all zero are removed)",
+    )
+    sub.add_argument(
+        "--by",
+        choices=("magnitude", "batch_norm"),
+        default="magnitude",
+        help="what ranks channels: their weights (default), or the scales of their batch normalization",
+    )
+    sub.add_argument(
+        "--multiple",
+        type=at_least(1),
+        default=8,
+        help="leave a multiple of so many channels, which CPUs compute fastest (default: 8)",
+    )
+    sub.add_argument("--epochs", type=at_least(1), help="epochs of fine-tuning (default: 20)")
+    sub.add_argument("--resume", action="store_true", help="go on with an unfinished fine-tuning")
 
 
 def _train(arguments):
@@ -24,8 +85,119 @@ def _train(arguments):
 
     start_keras()
     a = arguments
-    recipe = recipes.get(a.recipe)
-    train_on(choose_split(a.cache, recipe, a.split), recipe, a.cache, a.run, a.seed, a.epochs, a.resume)
+    recipe, hardware = recipes.get(a.recipe), hardware_of(a)
+    split = choose_split(a.cache, recipe, a.split)
+    train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware)
+
+
+def _prune(arguments):
+    a = arguments
+    if (a.sparsity is None) == (a.preset is None):
+        raise InputError(
+            "prune: give --sparsity, such as --sparsity 0.8, or --preset paper or --preset fast."
+        )
+    if a.preset and a.schedule:
+        raise InputError("prune: a preset has its own schedule; give --sparsity with --schedule instead.")
+    if a.block and a.method != "block":
+        raise InputError("prune: --block goes with --method block.")
+    several = a.sparsity and len(a.sparsity) > 1
+    if several and (a.schedule or a.resume):
+        raise InputError("prune: a table of several sparsities has its own schedule and resumes by itself.")
+    if a.method == "channel" and not several:
+        raise InputError("prune: --method channel is for several --sparsity; for one use kitsseg shrink.")
+    from kitsseg import recipes
+    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.run import read_run
+
+    recipe = recipes.get(read_run(a.run)["recipe"])
+    start_keras()
+    if several:
+        _sweep(recipe, a)
+        return
+    from kitsseg.prune import prune_run
+
+    sparsity, schedule = PRESETS[a.preset] if a.preset else (a.sparsity[0], a.schedule or "polynomial")
+    block = (a.block or 2) if a.method == "block" else None
+    with progress_bar() as progress:
+        prune_run(recipe, a.run, a.cache, a.out, sparsity, schedule, block, a.epochs, a.resume, progress)
+    record = read_run(a.out)
+    console.print(_sparsity_table(a.out / "sparsity.csv"))
+    console.print(_sparsity_line(record["sparsity"]))
+    part = "test" if record["split"]["cases"]["test"] else "validation"
+    done(f"pruned {recipe.name}: {a.out}", f"kitsseg predict {a.out} DATA --out PREDICTIONS --part {part}")
+
+
+def _sweep(recipe, a):
+    from rich.table import Table
+
+    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.sweep import sweep_run
+
+    with progress_bar() as progress:
+        rows = sweep_run(
+            recipe, a.run, a.cache, a.out, a.sparsity, a.method, a.block or 2, a.epochs, progress
+        )
+    table = Table("network", "zeros", "parameters", "not zero", "gzip", "G multiply-adds", "ms", "TK", "TU")
+    for row in rows:
+        table.add_row(
+            row["network"],
+            f"{row['sparsity']:.1%}",
+            f"{row['parameters']:,}",
+            f"{row['nonzero_parameters']:,}",
+            f"{row['gzip_mb']:.2f} MB",
+            f"{row['effective_mac'] / 1e9:.3f}",
+            f"{row['milliseconds']:.1f}",
+            f"{row['tk']:.3f}",
+            f"{row['tu']:.3f}",
+        )
+    console.print(table)
+    console.print(
+        "Dice: validation cases on the grid of the cache. No engine here skips zeros of single weights."
+    )
+    done(f"wrote {a.out / 'sweep.csv'}")
+
+
+def _shrink(arguments):
+    from kitsseg import recipes
+    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.run import read_run
+
+    a = arguments
+    recipe = recipes.get(read_run(a.run)["recipe"])
+    start_keras()
+    from kitsseg.shrink_run import shrink_run
+
+    with progress_bar() as progress:
+        shrink_run(recipe, a.run, a.cache, a.out, a.keep, a.by, a.multiple, a.epochs, a.resume, progress)
+    record = read_run(a.out)
+    before, after = record["shrink"]["parameters_before"], record["shrink"]["parameters"]
+    console.print(f"{after:,} of {before:,} parameters are left ({after / before:.1%})")
+    part = "test" if record["split"]["cases"]["test"] else "validation"
+    done(f"shrunk {recipe.name}: {a.out}", f"kitsseg predict {a.out} DATA --out PREDICTIONS --part {part}")
+
+
+def _sparsity_table(path):
+    """A row for each weight matrix."""
+    import csv
+
+    from rich.table import Table
+
+    table = Table("weights", "shape", "pruned", "size", "zeros", "sparsity")
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = (f"{int(row['size']):,}", f"{int(row['zeros']):,}", f"{float(row['sparsity']):.1%}")
+            table.add_row(row["weights"], row["shape"], row["pruned"], *numbers)
+    return table
+
+
+def _sparsity_line(totals):
+    return (
+        f"{totals['nonzero_parameters']:,} of {totals['parameters']:,} parameters are not zero "
+        f"({totals['sparsity']:.1%} zeros in what was pruned); weights {totals['bytes'] / 1e6:.2f} MB, "
+        f"{totals['gzip_bytes'] / 1e6:.2f} MB with gzip"
+    )
 
 
 def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
@@ -48,11 +220,15 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
     return split
 
 
-def train_on(split, recipe, cache, run, seed, epochs=None, resume=False):
+def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardware=None):
     from kitsseg.commands.console import done, progress_bar
     from kitsseg.train import train_recipe
 
+    options = hardware or {}
+    if hardware and hardware["devices"].process:  # the first process shows what all of them do
+        train_recipe(recipe, cache, split, run, seed, epochs, resume, **options)
+        return
     with progress_bar() as progress:
-        train_recipe(recipe, cache, split, run, seed, epochs, resume, progress)
+        train_recipe(recipe, cache, split, run, seed, epochs, resume, progress, **options)
     part = " --part test" if split.test else " --part validation"
     done(f"trained {recipe.name}: {run}", f"kitsseg predict {run} DATA --out PREDICTIONS{part}")

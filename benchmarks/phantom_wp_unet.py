@@ -1,0 +1,93 @@
+"""Phantom-trained WP-UNets to measure: python benchmarks/phantom_wp_unet.py OUT [--patients 24] [--epochs 20]
+
+Trains a dense network with the paper's 1.3M parameters on synthetic patients, prunes it to several sparsities (single
+weights and blocks of two), shrinks it, and scores every one on patients that none has seen. Each is an ordinary run in
+OUT; what is there already is kept. Then: python benchmarks/inference.py --dense OUT/dense,OUT/dense.csv ...
+
+Phantom results: they show what pruning costs and saves, nothing about CT of patients.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from kitsseg import recipes
+from kitsseg.compare import compare_scores
+from kitsseg.data.cache import open_cache
+from kitsseg.data.preprocess import preprocess_cases
+from kitsseg.data.splits import make_split
+from kitsseg.data.synthesize import synthesize_cases
+from kitsseg.evaluate import evaluate_folders
+from kitsseg.predict import predict_cases
+from kitsseg.run import read_run
+from kitsseg.shrink_run import shrink_run
+from kitsseg.sweep import COLUMNS, sweep_run
+from kitsseg.train import train_recipe
+
+SPARSITIES, KEEPS = (0.5, 0.7, 0.8, 0.9), (0.5, 0.375)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--patients", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=20)
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    tiny = recipes.get("wp_unet:tiny")
+    widths = {key: value for key, value in tiny.model.items() if key != "filters"}
+    # the demo's patients, slices and steps with the paper's widths; dense: the phase that prunes is left out
+    recipe = replace(tiny, model=widths, phases=(replace(tiny.phases[0], epochs=a.epochs),))
+    data, cache = a.out / "data", a.out / "cache"
+    if not data.is_dir():
+        synthesize_cases(data, a.patients, (40, 128, 128))
+    preprocess_cases(data, cache, recipe.preprocess)
+    split = make_split(open_cache(cache, recipe.preprocess), (0.6, 0.15, 0.25))
+    runs = {"dense": a.out / "dense"}
+
+    def timed(name, make):
+        if not (runs[name] / "model.keras").is_file():
+            started = time.monotonic()
+            make((runs[name] / "run.json").is_file())
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+    timed("dense", lambda resume: train_recipe(recipe, cache, split, runs["dense"], resume=resume))
+    for keep in KEEPS:
+        runs[f"shrunk-{keep:g}"] = folder = a.out / f"shrunk-{keep:g}"
+        timed(
+            folder.name,
+            lambda resume, folder=folder, keep=keep: shrink_run(
+                recipe, runs["dense"], cache, folder, keep=keep, epochs=a.epochs, resume=resume
+            ),
+        )
+    for method in ("magnitude", "block"):
+        rows = sweep_run(
+            recipe, runs["dense"], cache, a.out / method, SPARSITIES, method, epochs=a.epochs // 2
+        )
+        print(*COLUMNS, sep="\t")
+        for row in rows:
+            print(*(f"{v:.4g}" if isinstance(v, float) else v for v in row.values()), sep="\t", flush=True)
+        runs |= {f"{method}-{s:g}": a.out / method / f"{method}-{s:g}" for s in SPARSITIES}
+    scores = {}
+    for name, run in runs.items():
+        scores[name] = a.out / f"{name}.csv"
+        if not scores[name].is_file():
+            predict_cases(run, [data], a.out / "predictions" / name, part="test")
+            evaluate_folders(a.out / "predictions" / name, data, scores[name])
+    dense_bytes = read_run(runs["magnitude-0.5"])["sparsity"]["bytes"] / 1e6
+    print(
+        f"weights of the dense network {dense_bytes:.2f} MB as float32; Dice: {len(split.test)} test patients"
+    )
+    found = compare_scores(scores)
+    for name, means in found.means.items():
+        totals = read_run(runs[name]).get("sparsity")
+        size = f"gzip {totals['gzip_bytes'] / 1e6:.2f} MB" if totals else ""
+        print(f"{name:16} TK {means['tk_dice'][0]:.3f} TU {means['tu_dice'][0]:.3f} {size}")
+
+
+if __name__ == "__main__":
+    main()

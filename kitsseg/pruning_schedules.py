@@ -1,0 +1,73 @@
+"""Schedules of tensorflow-model-optimization (tfmot), for Keras 3. The only module that imports tfmot.
+
+tfmot wants Keras 2: its import sets the environment variable TF_USE_LEGACY_KERAS, and from then on ``tf.keras`` would
+be Keras 2 wherever it has not been looked at yet. Here both are as they were after the import. Its schedules are
+plain functions of TensorFlow and serve Keras 3, on any backend.
+"""
+
+import os
+import warnings
+
+import numpy as np
+
+__all__ = ["at_step", "constant_sparsity", "polynomial_decay", "schedule_of"]
+
+LEGACY = "TF_USE_LEGACY_KERAS"
+
+
+def _tfmot():
+    """``tfmot.sparsity.keras``."""
+    import tensorflow as tf
+    import tensorflow.compat.v1 as tf1
+    import tensorflow.compat.v2 as tf2
+
+    before = os.environ.get(LEGACY)
+    for each in (tf, tf1, tf2):
+        _ = each.keras.layers  # decides now, before the variable is set, which Keras this is
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it compares versions with distutils
+            import tensorflow_model_optimization as tfmot
+    finally:
+        if before is None:
+            os.environ.pop(LEGACY, None)
+        else:
+            os.environ[LEGACY] = before
+    return tfmot.sparsity.keras
+
+
+def polynomial_decay(final_sparsity, end_step, frequency, initial_sparsity=0.0):
+    """``tfmot.sparsity.keras.PolynomialDecay`` from step 0, power 3: sparsity rises fast first, then slowly.
+
+    Raises: ValueError if the last mask would be drawn before ``end_step``, short of the final sparsity.
+    """
+    if end_step % frequency:
+        raise ValueError(
+            f"polynomial_decay: end_step must be a multiple of frequency, or the final sparsity is never reached; "
+            f"found {end_step} and {frequency}."
+        )
+    return _tfmot().PolynomialDecay(initial_sparsity, final_sparsity, 0, end_step, frequency=frequency)
+
+
+def constant_sparsity(sparsity, step=1):
+    """``tfmot.sparsity.keras.ConstantSparsity`` that draws one mask, before the update of batch ``step``."""
+    return _tfmot().ConstantSparsity(sparsity, step, step, frequency=1)
+
+
+def schedule_of(phase):
+    """The schedule of a Phase with ``pruning``."""
+    pruning = phase.pruning
+    if pruning.schedule == "one-shot":
+        return constant_sparsity(pruning.sparsity)
+    return polynomial_decay(
+        pruning.sparsity, phase.pruning_steps, pruning.frequency, pruning.initial_sparsity
+    )
+
+
+def at_step(schedule, step):
+    """Ask any ``PruningSchedule``: (whether masks are to be drawn at this step, float32 sparsity)."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        due, sparsity = schedule(tf.constant(step, tf.int64))
+    return bool(due), np.float32(sparsity)
