@@ -1,10 +1,18 @@
 """Whole slices from a network that sees windows: tiles, their weights, mirrored copies. NumPy only."""
 
+import functools
 import itertools
 
 import numpy as np
 
-__all__ = ["gaussian_weights", "mirrorings", "pad_to_multiple", "slice_probabilities", "tile_starts"]
+__all__ = [
+    "gaussian_weights",
+    "mirrored_mean",
+    "mirrorings",
+    "pad_to_multiple",
+    "slice_probabilities",
+    "tile_starts",
+]
 
 
 def tile_starts(n, tile, overlap=0.5):
@@ -24,14 +32,14 @@ def gaussian_weights(tile):
     divided by its maximum, zeros replaced by the smallest positive value.
 
     Args:
-        tile: (rows, columns).
+        tile: (rows, columns), or any number of axes; the map is the product of those of its axes.
     """
-    from scipy.ndimage import gaussian_filter
-
-    impulse = np.zeros(tile)
-    impulse[tuple(n // 2 for n in tile)] = 1
-    weights = gaussian_filter(impulse, [n / 8 for n in tile], mode="constant")
-    weights /= weights.max()
+    weights = np.ones((), np.float64)
+    for n in tile:
+        distance, sigma = np.abs(np.arange(n) - n // 2), n / 8
+        # the filter ends at four sigma
+        along = np.where(distance <= int(4 * sigma + 0.5), np.exp(-((distance / sigma) ** 2) / 2), 0)
+        weights = weights[..., None] * along
     weights[weights == 0] = weights[weights > 0].min()
     return weights.astype(np.float32)
 
@@ -62,31 +70,52 @@ def slice_probabilities(plane, predict, spec):
     height, width = plane.shape[:2]
     if spec.tile is None:
         padded = pad_to_multiple(plane, spec.multiple)
-        return _mirrored(padded, predict, spec.mirror_axes)[:height, :width]
+        return mirrored_mean(padded, predict, spec.mirror_axes)[:height, :width]
     smallest = [(0, max(0, t - n)) for n, t in zip((height, width), spec.tile, strict=True)]
     padded = np.pad(plane, [*smallest, (0, 0)], mode="edge") if any(after for _, after in smallest) else plane
-    weights = gaussian_weights(spec.tile) if spec.gaussian else np.ones(spec.tile, np.float32)
-    weights = weights[..., None]
-    total = summed = None
+    total = None
     for top, left in itertools.product(
         *(tile_starts(n, t, spec.overlap) for n, t in zip(padded.shape[:2], spec.tile, strict=True))
     ):
         window = slice(top, top + spec.tile[0]), slice(left, left + spec.tile[1])
-        probabilities = _mirrored(padded[window], predict, spec.mirror_axes)
+        probabilities = mirrored_mean(padded[window], predict, spec.mirror_axes)
         if total is None:
-            total = np.zeros((*padded.shape[:2], probabilities.shape[-1]), np.float32)
-            summed = np.zeros((*padded.shape[:2], 1), np.float32)
-        total[window] += weights * probabilities
-        summed[window] += weights
+            n_classes = probabilities.shape[-1]
+            weights, summed = _weights(padded.shape[:2], spec.tile, spec.overlap, spec.gaussian, n_classes)
+            total = np.zeros((padded.shape[0], padded.shape[1] * n_classes), np.float32)
+        # NumPy is slow along a short last axis: classes and columns as one
+        columns = slice(left * n_classes, (left + spec.tile[1]) * n_classes)
+        total[window[0], columns] += weights * probabilities.reshape(weights.shape)
     total /= summed
-    return total[:height, :width]
+    return total.reshape(*padded.shape[:2], n_classes)[:height, :width]
 
 
-def _mirrored(plane, predict, axes):
-    """Mean over mirrored copies, each mirrored back. One copy at a time: a batch is no faster on a CPU, and larger."""
+@functools.lru_cache(maxsize=4)
+def _weights(shape, tile, overlap, gaussian, n_classes):
+    """Weights of a tile, and their sums over a slice: (rows, columns * classes), the same for every class."""
+    weights = gaussian_weights(tile) if gaussian else np.ones(tile, np.float32)
+    summed = np.zeros(shape, np.float32)
+    starts = (tile_starts(n, t, overlap) for n, t in zip(shape, tile, strict=True))
+    for top, left in itertools.product(*starts):
+        summed[top : top + tile[0], left : left + tile[1]] += weights
+    return weights.repeat(n_classes, axis=1), summed.repeat(n_classes, axis=1)
+
+
+def mirrored_mean(tile, predict, axes):
+    """Mean over mirrored copies, each mirrored back. One copy at a time: a batch is no faster on a CPU, and larger.
+
+    Args:
+        tile: (rows, columns, channels), or with slices in front.
+        predict: from a batch of such to probabilities of the same size.
+        axes: of ``tile``, mirrored in all combinations.
+
+    Returns: float32 (rows, columns, classes), or with slices in front.
+    """
+    if not axes:
+        return np.asarray(predict(tile[None]))[0].astype(np.float32, copy=False)
     total = None
     for flip in mirrorings(axes):
         # np.flip of no axis is the identity
-        probabilities = np.flip(np.asarray(predict(np.flip(plane, flip)[None]))[0], flip)
+        probabilities = np.flip(np.asarray(predict(np.flip(tile, flip)[None]))[0], flip)
         total = probabilities.astype(np.float32) if total is None else total + probabilities
     return total / len(mirrorings(axes))

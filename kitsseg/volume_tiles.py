@@ -1,10 +1,16 @@
-"""A whole volume from a 3D network that sees tiles: the border of every tile is discarded. NumPy only."""
+"""A whole volume from a 3D network that sees tiles, one slab of it in memory at a time. NumPy only.
+
+Either the border of every tile is discarded and the cores lie side by side, or the tiles overlap and are averaged.
+"""
 
 import itertools
+import math
 
 import numpy as np
 
-__all__ = ["volume_probabilities"]
+from kitsseg.sliding_window import gaussian_weights, tile_starts
+
+__all__ = ["overlapping_probabilities", "volume_probabilities"]
 
 
 def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_classes=3):
@@ -44,13 +50,8 @@ def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_
         front = [max(margin - a, 0) for a in start]
         widths = [(f, t - f - n) for f, t, n in zip(front, tile, hu.shape)]
         inputs = prepare(np.pad(hu, widths, mode="edge") if np.any(widths) else hu)[None]
-        probabilities = np.asarray(predict(inputs))
-        if probabilities.shape != (1, *tile, n_classes):
-            raise ValueError(
-                f"volume_probabilities: expected a prediction of shape {(1, *tile, n_classes)}, found "
-                f"{probabilities.shape}. Does the network keep the size of this tile?"
-            )
-        return probabilities[(0, *(slice(margin, margin + q) for q in core))]
+        probabilities = _checked(predict(inputs), tile, n_classes)
+        return probabilities[tuple(slice(margin, margin + q) for q in core)]
 
     def slab(first):
         shape = min(core[0], volume.shape[0] - first), *volume.shape[1:]
@@ -66,3 +67,73 @@ def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_
 
     for first in range(0, volume.shape[0], core[0]):
         yield from slab(first)  # holds no name of it: the last slab is gone before the next is made
+
+
+def overlapping_probabilities(
+    volume, prepare, predict, tile, overlap=0.5, gaussian=False, air_hu=None, n_classes=3
+):
+    """As ``volume_probabilities``, as the weighted mean of tiles that overlap.
+
+    Tiles are spread as those of ``sliding_window.slice_probabilities``, along all three axes; where a volume is
+    smaller than a tile it repeats its edge at the end. Sums of as many slices as a tile has are in memory: a slice is
+    divided by its weights, and gone, as soon as no further tile reaches it.
+
+    Args:
+        overlap: share of a tile that its neighbor covers at least.
+        gaussian: weight tiles by ``sliding_window.gaussian_weights`` instead of evenly.
+        The others: as in ``volume_probabilities``; a tile of air adds background with its weights.
+
+    Yields: for each slice in order (rows, columns, classes) float32.
+    Raises: ValueError for a tile of another number of axes, or a prediction of another shape.
+    """
+    if len(tile) != volume.ndim:
+        raise ValueError(
+            f"overlapping_probabilities: expected a tile of {volume.ndim} axes, found {tuple(tile)}. "
+            "Give (slices, rows, columns)."
+        )
+    size = tuple(max(n, t) for n, t in zip(volume.shape, tile))
+    starts = [tile_starts(n, t, overlap) for n, t in zip(size, tile)]
+    along = [gaussian_weights((t,)) if gaussian else np.ones(t, np.float32) for t in tile]
+    # NumPy is slow along a short last axis: classes and columns are one, but where a class is meant
+    weights = (along[0][:, None, None] * along[1][:, None] * along[2]).repeat(n_classes, axis=2)
+    # weights are products of those of the axes, so their sums are
+    sums = [np.zeros(n, np.float32) for n in size]
+    for axis in range(3):
+        for first in starts[axis]:
+            sums[axis][first : first + tile[axis]] += along[axis]
+    in_plane = (sums[1][:, None] * sums[2]).repeat(n_classes, axis=1)
+
+    def add(start, window):
+        hu = np.asarray(volume[tuple(slice(a, a + t) for a, t in zip(start, tile))])
+        if air_hu is not None and not (hu > air_hu).any():
+            window[..., ::n_classes] += weights[..., ::n_classes]
+            return
+        widths = [(0, t - n) for t, n in zip(tile, hu.shape)]
+        inputs = prepare(np.pad(hu, widths, mode="edge") if np.any(widths) else hu)[None]
+        probabilities = _checked(predict(inputs), tile, n_classes)
+        for k in range(tile[0]):  # slice by slice: what is multiplied is added while it is in the cache
+            window[k] += weights[k] * probabilities[k].reshape(window[k].shape)
+
+    total = np.zeros((tile[0], size[1], size[2] * n_classes), np.float32)
+    for first, following in itertools.pairwise([*starts[0], math.inf]):
+        for row, column in itertools.product(*starts[1:]):
+            columns = slice(column * n_classes, (column + tile[2]) * n_classes)
+            add((first, row, column), total[:, row : row + tile[1], columns])
+        finished = min(following - first, volume.shape[0] - first)
+        for k in range(finished):
+            plane = total[k] / (sums[0][first + k] * in_plane)
+            yield plane.reshape(*size[1:], n_classes)[: volume.shape[1], : volume.shape[2]]
+        if following < math.inf:
+            for k in range(tile[0]):  # one by one: no second copy of the sums
+                total[k] = total[k + finished] if k + finished < tile[0] else 0
+
+
+def _checked(prediction, tile, n_classes):
+    """The prediction of one tile, without the batch axis."""
+    probabilities = np.asarray(prediction)
+    if probabilities.shape != (1, *tile, n_classes):
+        raise ValueError(
+            f"volume_probabilities: expected a prediction of shape {(1, *tile, n_classes)}, found "
+            f"{probabilities.shape}. Does the network keep the size of this tile?"
+        )
+    return probabilities[0]

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from kitsseg.recipe import InferenceSpec
 from kitsseg.sliding_window import (
@@ -208,3 +209,14 @@ def test_line_8_weights_are_the_separable_gaussian_and_positive(tile):
     rows, columns = (np.exp(-((np.arange(n) - n // 2) ** 2) / (2 * (n / 8) ** 2)) for n in tile)
     np.testing.assert_allclose(weights, rows[:, None] * columns, atol=1e-6)
     assert weights.min() > 0
+
+
+@pytest.mark.parametrize("tile", [(224, 224), (33, 17), (7, 9), (1, 8), (2, 3), (48,), (8, 16, 12)], ids=str)
+def test_line_8_weights_are_nnu_nets_filtered_impulse(tile):
+    """A unit impulse in the center under SciPy's Gaussian filter, divided by its maximum, zeros replaced."""
+    impulse = np.zeros(tile)
+    impulse[tuple(n // 2 for n in tile)] = 1
+    expected = gaussian_filter(impulse, [n / 8 for n in tile], mode="constant")
+    expected /= expected.max()
+    expected[expected == 0] = expected[expected > 0].min()
+    np.testing.assert_allclose(gaussian_weights(tile), expected, rtol=1e-5)

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from kitsseg.volume_tiles import volume_probabilities
+from kitsseg.volume_tiles import overlapping_probabilities, volume_probabilities
 
 TILE, MARGIN = (48, 48, 48), 8
 
@@ -218,3 +218,92 @@ def test_a_prediction_of_another_shape_is_an_error():
         whole(random_volume(5, 5, 5), lambda batch: identity(batch)[:, ::2])
     with pytest.raises(ValueError, match=r"expected a prediction of shape \(1, 48, 48, 48, 3\), found"):
         whole(random_volume(5, 5, 5), lambda batch: batch)
+
+
+# tiles that overlap
+
+
+def overlapped(volume, predict, tile, **options):
+    return np.stack(list(overlapping_probabilities(volume, as_float, predict, tile, **options)))
+
+
+def overlapping_oracle(volume, predict, tile, starts, sigma=None):
+    """Sums over the whole volume in double precision; a weight is a Gaussian of the distance to voxel t // 2."""
+    size = [max(n, t) for n, t in zip(volume.shape, tile)]
+    padded = np.pad(volume, [(0, m - n) for n, m in zip(volume.shape, size)], mode="edge")
+    weights = np.ones(tile)
+    if sigma is not None:
+        index = np.indices(tile)
+        distances = sum(((index[a] - tile[a] // 2) / sigma[a]) ** 2 for a in range(3))
+        weights = np.exp(-distances / 2)
+    total, summed = np.zeros((*size, 3)), np.zeros((*size, 1))
+    for start in itertools.product(*starts):
+        window = tuple(slice(a, a + t) for a, t in zip(start, tile))
+        total[window] += weights[..., None] * predict(as_float(padded[window])[None])[0]
+        summed[window] += weights[..., None]
+    return (total / summed)[tuple(slice(n) for n in volume.shape)]
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "starts"),
+    # tile 8 x 16 x 12, half of it shared: 20 slices: ceil(12 / 4) + 1 = 4 tiles, 4 apart. 33 rows: ceil(17 / 8) + 1
+    # = 4, 17 / 3 apart: 0, 5.67, 11.33, 17. 17 columns: ceil(5 / 6) + 1 = 2
+    [
+        ((20, 33, 17), ([0, 4, 8, 12], [0, 6, 11, 17], [0, 5])),
+        ((5, 6, 7), ([0], [0], [0])),
+        ((9, 16, 40), ([0, 1], [0], [0, 6, 11, 17, 22, 28])),
+    ],
+)
+def test_overlapping_tiles_equal_the_brute_force(shape, starts, gaussian):
+    """(40 - 12) / 6 = 4.67: 6 tiles, 5.6 apart: 0, 5.6, 11.2, 16.8, 22.4, 28."""
+    tile, volume = (8, 16, 12), random_volume(*shape)
+    expected = overlapping_oracle(volume, box_mean, tile, starts, (1, 2, 1.5) if gaussian else None)
+    found = overlapped(volume, box_mean, tile, gaussian=gaussian)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=0.5)  # of sums of 125 HU
+    if len(starts[0]) > 1 or len(starts[1]) > 1:  # and the tiles are seen: the test can fail
+        assert np.abs(found - box_mean(as_float(volume)[None])[0]).max() > 100
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("shape", [(48,) * 3, (50, 49, 97), (31, 100, 33), (1, 1, 1)], ids=str)
+def test_overlapping_identity_gives_the_volume_back(shape, overlap):
+    volume = random_volume(*shape)
+    found = overlapped(volume, identity, TILE, overlap=overlap, gaussian=True)
+    np.testing.assert_allclose(found, identity(as_float(volume)), rtol=1e-5, atol=1e-3)
+
+
+def test_overlapping_tiles_of_air_add_background():
+    """Columns of tiles of 4 at 0, 2, 4; HU only in column 0: tile 0 says kidney, the other two are air."""
+    volume = np.full((4, 4, 8), -1000, np.int16)
+    volume[..., 0] = 0
+    kidney = np.array([0, 1, 0], np.float32)
+    found = overlapped(
+        volume, lambda batch: np.broadcast_to(kidney, (*batch.shape[:-1], 3)), (4, 4, 4), air_hu=-500
+    )
+    np.testing.assert_allclose(found[0, 0, :, 1], [1, 1, 0.5, 0.5, 0, 0, 0, 0])
+    np.testing.assert_allclose(found.sum(axis=-1), 1)
+
+
+def test_overlapping_sums_do_not_grow_with_the_number_of_slices():
+    """The sums of one tile's 8 slices of 64 x 64 x 3 floats, a few tiles beside them, however long the volume."""
+
+    def peak(n):
+        volume = np.zeros((n, 64, 64), np.int16)
+        tracemalloc.start()
+        try:
+            for _ in overlapping_probabilities(volume, as_float, identity, (8, 32, 32)):
+                pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(160) < 1.1 * peak(24) < 4 * 8 * 64 * 64 * 3 * 4
+
+
+def test_overlapping_bad_arguments():
+    with pytest.raises(ValueError, match="expected a tile of 3 axes"):
+        overlapped(random_volume(5, 5, 5), identity, (48, 48))
+    with pytest.raises(ValueError, match=r"expected a prediction of shape \(1, 48, 48, 48, 3\), found"):
+        overlapped(random_volume(5, 5, 5), lambda batch: batch, TILE)

@@ -1,15 +1,43 @@
-"""Commands that use networks: kitsseg predict."""
+"""Commands that use networks: kitsseg predict, export."""
 
 import argparse
+import json
 from pathlib import Path
 
-__all__ = ["add", "predict"]
+from kitsseg.commands.arguments import add_layout, layout_of
+from kitsseg.errors import InputError
+
+__all__ = ["add", "export", "predict"]
+
+ENGINES = ("keras", "tensorflow", "litert", "onnxruntime", "openvino")
+
+
+EXAMPLES = """examples:
+  kitsseg predict RUN DATA --out PREDICTIONS --part test
+  kitsseg predict FOLD0 DATA --out PREDICTIONS --also FOLD1 FOLD2 FOLD3 FOLD4
+  kitsseg predict RUN DATA --out PREDICTIONS --shard $SLURM_ARRAY_TASK_ID/20
+  kitsseg predict RUN DATA --out PREDICTIONS --scheduler tcp://host:8786
+
+Scans whose label map is there already, whole and made by the same networks, are left out: after an interruption or a
+failure the same command does the rest. predictions.json lists what was done and what failed."""
 
 
 def add(command):
-    sub = command("predict", _predict, "segment scans with a trained run")
-    sub.add_argument("run", type=Path, help="folder of a finished run")
-    sub.add_argument("inputs", nargs="+", metavar="INPUT", help="scans, case folders or folders of cases")
+    sub = command(
+        "predict",
+        _predict,
+        "segment scans with a trained run or an exported network",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument(
+        "run",
+        type=Path,
+        help="folder of a finished run, or a .tflite or .onnx file or SavedModel of kitsseg export",
+    )
+    sub.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="scans, case folders, DICOM series or folders of these"
+    )
     sub.add_argument("--out", required=True, type=Path, help="folder for the label maps")
     sub.add_argument(
         "--part", choices=["train", "validation", "test"], help="only this part of the run's split"
@@ -20,20 +48,144 @@ def add(command):
     sub.add_argument(
         "--mirror", action=argparse.BooleanOptionalAction, help="override the recipe's mirroring"
     )
+    sub.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="what computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
+        "litert; for an .onnx file onnxruntime)",
+    )
+    sub.add_argument(
+        "--also",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="RUN",
+        help="more runs, of the same or other recipes: the mean of all probabilities counts; post-processing is that "
+        "of the first",
+    )
+    sub.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only the I-th of N parts of the scans, for job arrays"
+    )
+    sub.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a Dask scheduler, such as tcp://host:8786, whose workers segment the scans",
+    )
+    add_layout(sub, labels=False)
+
+    sub = command("export", _export, "write the network of a run as one file that other software can run")
+    sub.add_argument("run", type=Path, help="folder of a finished run")
+    sub.add_argument(
+        "--out", required=True, type=Path, help="a .tflite or .onnx file, or a new folder for a SavedModel"
+    )
+    sub.add_argument(
+        "--format", choices=["litert", "onnx", "saved_model"], help="default: by the name of --out"
+    )
+    sub.add_argument(
+        "--precision",
+        choices=["float32", "float16", "int8"],
+        default="float32",
+        help="litert only: weights of half the size, or everything in 8 bits (three to four times as fast)",
+    )
+    sub.add_argument("--softmax", action="store_true", help="give probabilities instead of logits")
+    sub.add_argument(
+        "--size",
+        type=_sizes,
+        help="rows,columns (3D: slices,rows,columns); default: the recipe's slice or tile",
+    )
+    sub.add_argument(
+        "--cache", type=Path, help="cached cases to calibrate and check on; default: the run's own cache"
+    )
+    sub.add_argument(
+        "--sparse", action="store_true", help="litert only: leave zero weights of a pruned run out"
+    )
+
+
+def _shard(text):
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        number = count = 0
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N such as 3/20, I from 1 to N, found {text}")
+    return number, count
+
+
+def _sizes(text):
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected sizes such as 256,256, found {text}") from None
 
 
 def _predict(arguments):
     from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.exported import format_of
+
+    a = arguments
+    if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in [a.run, *a.also]):
+        start_keras()
+    more = {"also": a.also, "shard": a.shard, "scheduler": a.scheduler}
+    predict(a.run, a.inputs, a.out, a.part, a.whole_slices, a.mirror, layout_of(a), a.engine, **more)
+
+
+def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=None, **more):
+    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.predict import NAMED, failures, predict_cohort
+
+    with progress_bar() as progress:
+        outcome = predict_cohort(
+            run,
+            inputs,
+            out,
+            part,
+            whole_slices,
+            mirror,
+            progress=progress,
+            layout=layout,
+            engine=engine,
+            **more,
+        )
+    if outcome.failed:
+        if len(outcome.failed) > NAMED:
+            for name, reason in outcome.failed.items():
+                console.print(f"{name}: {reason}", markup=False)
+        raise InputError(failures(outcome, out))
+    engine = json.loads((out / "predictions.json").read_text())["engine"]
+    there = f" ({outcome.kept} were there already)" if outcome.kept else ""
+    done(
+        f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {engine}",
+        f"kitsseg evaluate {out} TRUTH --out scores.csv",
+    )
+
+
+def _export(arguments):
+    from kitsseg.commands.quiet_keras import start_keras
 
     start_keras()
     a = arguments
-    predict(a.run, a.inputs, a.out, a.part, a.whole_slices, a.mirror)
+    export(a.run, a.out, a.format, a.precision, a.softmax, a.size, a.cache, a.sparse)
 
 
-def predict(run, inputs, out, part, whole_slices, mirror):
-    from kitsseg.commands.console import done, progress_bar
-    from kitsseg.predict import predict_cases
+def export(run, out, format, precision, softmax, size, cache, sparse):
+    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.export import export_run
 
     with progress_bar() as progress:
-        written = predict_cases(run, inputs, out, part, whole_slices, mirror, progress=progress)
-    done(f"wrote {len(written)} label maps to {out}", f"kitsseg evaluate {out} TRUTH --out scores.csv")
+        result = export_run(run, out, format, precision, softmax, size, cache, sparse, progress)
+    foreground = result.foreground_agreement
+    console.print(
+        f"checked on {result.images} cached images against the run: largest difference "
+        f"{result.largest_difference:.2g} ({'probabilities' if softmax else 'logits'}), labels equal on "
+        f"{result.agreement:.4%} of voxels"
+        + (
+            f", on {foreground:.2%} of those that either calls kidney or tumor"
+            if foreground is not None
+            else ""
+        )
+    )
+    size = " x ".join(map(str, result.input_shape))
+    done(
+        f"wrote {out}: {result.format}, {precision}, input {size}, {result.n_bytes / 1e6:.2f} MB",
+        f"kitsseg predict {out} SCAN --out PREDICTIONS",
+    )

@@ -1,0 +1,344 @@
+"""Exported networks: equal to the run's network, readable without Keras and kitsseg, whole or not there at all."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from conftest import read_json
+from keras import layers
+
+from kitsseg import cli, export
+from kitsseg.data.cache import open_cache
+from kitsseg.data.cached_windows import cached_images
+from kitsseg.engines import open_network
+from kitsseg.errors import InputError
+from kitsseg.export import export_run
+from kitsseg.export_files import write_network
+from kitsseg.exported import read_exported
+from kitsseg.models import (
+    build_enhanced_unet,
+    build_squeeze_unet,
+    build_unet2d,
+    build_wp_unet,
+    deeplab3d,
+)
+from kitsseg.models.layers3d import UpsampleTrilinear
+from kitsseg.models.torch_layers import NearestResize, PixelShuffle
+from kitsseg.networks import read_network
+
+pytestmark = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="networks are exported on the TensorFlow backend"
+)
+SIZE = (40, 48)  # the tiny cases are of this size
+needs_litert = pytest.mark.skipif(
+    importlib.util.find_spec("ai_edge_litert") is None, reason='needs pip install "kitsseg[export]"'
+)
+needs_onnx = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("onnx", "tf2onnx", "onnxruntime")),
+    reason='needs pip install "kitsseg[export]"',
+)
+
+# Run in a process in which importing any of these fails: argv gives engine and a .npz of images and expected labels.
+ALONE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("kitsseg", "keras", "tensorflow", "jax", "torch"):
+            raise ImportError("not in this process: " + name)
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+
+engine, *paths = sys.argv[1:]
+for path in paths:
+    known = np.load(path + ".npz")
+    if engine == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+        network = Interpreter(model_path=path)
+        network.allocate_tensors()
+        network.set_tensor(network.get_input_details()[0]["index"], known["image"])
+        network.invoke()
+        logits = network.get_tensor(network.get_output_details()[0]["index"])
+    else:
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        [logits] = session.run(None, {session.get_inputs()[0].name: known["image"]})
+    assert logits.shape == known["logits"].shape, path
+    equal = (logits.argmax(-1) == known["logits"].argmax(-1)).mean()
+    print(path, equal, abs(logits - known["logits"]).max() / abs(known["logits"]).max())
+"""
+
+
+def pixel_shuffles():
+    """What fastai's decoder adds to the layers of the others."""
+    image = keras.Input((None, None, 2), name="image")
+    x = PixelShuffle()(layers.Conv2D(12, 3, strides=2, activation="relu")(image))
+    return keras.Model(image, NearestResize()(x, image))
+
+
+def layers_of_deeplab3d():
+    image = keras.Input((None, None, None, 1), name="image")
+    x = deeplab3d.block(image, 4, 1, "down", strides=2)
+    x = UpsampleTrilinear()(deeplab3d.aspp(x, 4))
+    return keras.Model(image, layers.Conv3D(3, 1)(deeplab3d.join(x, image, 4, 1, "join")))
+
+
+NETWORKS = {
+    "unet2d": lambda: build_unet2d((None, None, 1), start_filters=4, n_pools=2),
+    "wp_unet": lambda: build_wp_unet((None, None, 1), filters=(4, 8, 8, 8, 8)),
+    "squeezenet": lambda: build_squeeze_unet((None, None, 3), decoder="lite"),
+    "resnet18": lambda: build_squeeze_unet((None, None, 3), encoder="resnet18", decoder="lite"),
+    "enhanced_unet": lambda: build_enhanced_unet((None, None, 1), base=16),
+    "pixel_shuffles": pixel_shuffles,
+    "layers_of_deeplab3d": layers_of_deeplab3d,
+}
+
+
+def write_with_answer(network, path, format, size):
+    """Write a network, and beside it an image with the logits that Keras gives for it."""
+    network = keras.Model(network.input, network.outputs[-1])
+    shape = (*size, network.input_shape[-1])
+    write_network(network, path, format, shape, {})
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
+    np.savez(f"{path}.npz", image=image, logits=np.asarray(network(image, training=False)))
+
+
+def run_alone(engine, paths):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, engine, *map(str, paths)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(paths)
+    for line in lines:
+        name, equal, difference = line.rsplit(" ", 2)
+        assert float(equal) >= 0.9999, name
+        assert float(difference) < 1e-4, name
+
+
+@needs_litert
+@needs_onnx
+@pytest.mark.slow
+def test_line_7_every_network_runs_without_keras_and_kitsseg(tmp_path):
+    """Issue 4, line 7: every 2D model as LiteRT and ONNX, and a 3D one as ONNX, in a process that has neither."""
+    for name, build in NETWORKS.items():
+        network = build()
+        flat = len(network.input_shape) == 4
+        size = (32, 48) if flat else (8, 12, 8)
+        write_with_answer(network, tmp_path / f"{name}.onnx", "onnx", size)
+        if flat:
+            write_with_answer(network, tmp_path / f"{name}.tflite", "litert", size)
+    run_alone("litert", sorted(tmp_path.glob("*.tflite")))
+    run_alone("onnxruntime", sorted(tmp_path.glob("*.onnx")))
+
+
+def test_line_7_a_3d_network_is_no_litert_file(trained, tmp_path):
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    record = read_json(run / "run.json")
+    record["settings"]["inference"] |= {"tile": [8, 16, 16], "margin": 2}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"is a 3D network, and LiteRT has no .* Export it as onnx"):
+        export_run(run, tmp_path / "network.tflite")
+
+
+def export_micro(trained, out, **options):
+    return export_run(trained.run, out, size=SIZE, **options)
+
+
+def images_of(trained, count=6):
+    cases = open_cache(trained.cache, trained.recipe.preprocess)
+    return list(cached_images(list(cases.values()), (*SIZE, 1), trained.recipe.preprocess, count))
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        pytest.param("network.tflite", {}, marks=needs_litert),
+        pytest.param("network.tflite", {"precision": "float16", "softmax": True}, marks=needs_litert),
+        pytest.param("network.onnx", {"softmax": True}, marks=needs_onnx),
+        ("network", {}),
+    ],
+    ids=["litert", "litert float16 softmax", "onnx softmax", "saved_model"],
+)
+def test_equal_to_the_network_of_the_run(trained, tmp_path, name, options):
+    result = export_micro(trained, tmp_path / name, **options)
+    network = read_network(trained.run / "model.keras")
+    exported = read_exported(tmp_path / name)
+    compute = open_network(exported)
+    exact = "precision" not in options
+    for image in images_of(trained):
+        expected = np.asarray(network(image, training=False))
+        if options.get("softmax"):
+            expected = np.exp(expected) / np.exp(expected).sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(compute.scores(image), expected, atol=1e-4 if exact else 0.05)
+        np.testing.assert_allclose(compute(image).sum(axis=-1), 1, atol=1e-5)
+    assert result.agreement >= (0.9999 if exact else 0.999)
+    assert result.largest_difference < (1e-4 if exact else 0.05)
+    assert result.input_shape == exported.input_shape == (1, *SIZE, 1)
+    assert (result.format, result.precision) == (exported.format, exported.record["precision"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    written = [tmp_path / name] if exported.format != "saved_model" else (tmp_path / name).rglob("*")
+    assert result.n_bytes == sum(path.stat().st_size for path in written if path.is_file())
+
+
+@needs_litert
+def test_int8_is_small_and_close(trained, tmp_path, monkeypatch):
+    """Three epochs of a micro network leave many near ties: what is asked for here is the size and the range."""
+    monkeypatch.setitem(export.PRECISIONS, "int8", 0.5)
+    monkeypatch.setattr(export, "CALIBRATED", 16)
+    whole = export_micro(trained, tmp_path / "float.tflite")
+    small = export_micro(trained, tmp_path / "int.tflite", precision="int8")
+    assert small.n_bytes < whole.n_bytes
+    compute = open_network(read_exported(tmp_path / "int.tflite"))
+    network = read_network(trained.run / "model.keras")
+    expected = np.concatenate([np.asarray(network(image, training=False)) for image in images_of(trained)])
+    found = np.concatenate([compute.scores(image) for image in images_of(trained)])
+    assert np.abs(found - expected).mean() < 0.02 * np.ptp(expected)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+@needs_litert
+def test_metadata_say_what_prediction_needs_and_name_no_patient(trained, tmp_path):
+    export_micro(trained, tmp_path / "network.tflite")
+    with zipfile.ZipFile(tmp_path / "network.tflite") as archive:  # as any unzip reads it
+        text = archive.read("kitsseg.json").decode()
+    record = json.loads(text)
+    assert record["labels"] == {"0": "background", "1": "kidney", "2": "tumor"}
+    assert record["input"]["shape"] == [1, *SIZE, 1]
+    assert "not a medical device" in record["notice"]
+    assert record["recipe"] == "unet2d:micro"
+    assert record["split"] == {"name": trained.split.name, "hash": trained.split.hash}
+    assert "case_" not in text
+    assert str(trained.run.parent) not in text
+    exported = read_exported(tmp_path / "network.tflite")
+    assert exported.preprocess == trained.recipe.preprocess
+    assert exported.inference == replace(trained.recipe.inference, tile=SIZE)
+    assert exported.postprocess == trained.recipe.postprocess
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("network.tflite", marks=needs_litert), pytest.param("network.onnx", marks=needs_onnx)],
+)
+def test_the_same_run_gives_the_same_bytes(trained, tmp_path, name):
+    for folder in ("a", "b"):
+        export_micro(trained, tmp_path / folder / name)
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@needs_litert
+def test_sparse_storage_only_where_it_pays(trained, tmp_path):
+    out = tmp_path / "network.tflite"
+    with pytest.raises(
+        InputError, match=r"--sparse: the file has \d+ bytes, without it \d+: too few weights"
+    ):
+        export_micro(trained, out, sparse=True)
+    assert not list(tmp_path.iterdir())
+    network = build_wp_unet((None, None, 1), filters=(16, 32, 32, 32, 32))
+    for layer in network.layers:
+        layer.set_weights([v * (np.arange(v.size).reshape(v.shape) % 10 == 0) for v in layer.get_weights()])
+    write_network(network, out, "litert", (32, 32, 1), {})
+    dense = out.stat().st_size
+    write_network(network, out, "litert", (32, 32, 1), {"input": 0}, sparse=True)
+    assert out.stat().st_size < 0.8 * dense
+    from ai_edge_litert.interpreter import Interpreter
+
+    Interpreter(model_path=str(out)).allocate_tensors()
+
+
+@needs_litert
+def test_a_file_that_fails_its_check_is_not_kept(trained, tmp_path, monkeypatch):
+    out = tmp_path / "network.tflite"
+    out.write_text("the one before")
+    monkeypatch.setitem(export.PRECISIONS, "float32", 1.1)
+    with pytest.raises(InputError, match=r"not kept: on 8 cached images its labels equal .*expected 110.00%"):
+        export_micro(trained, out)
+    assert out.read_text() == "the one before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@needs_litert
+def test_progress_and_no_notices(trained, tmp_path, capfd):
+    calls = []
+    export_micro(trained, tmp_path / "network.tflite", progress=lambda *call: calls.append(call))
+    assert calls == [("load the network", 0, 3), ("convert", 1, 3), ("check", 2, 3)]
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_litert
+@needs_onnx
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("network.pt", {}, r"expected a name that ends in .tflite \(litert\) or .onnx"),
+        ("network.onnx", {"format": "litert"}, r"found it with --format litert"),
+        ("network.onnx", {"precision": "int8"}, r"only litert files have float16, int8 and sparse weights"),
+        ("network", {"sparse": True}, r"--precision float32 and --sparse: only litert"),
+        (
+            "network.tflite",
+            {"precision": "int4"},
+            r"--precision int4: expected one of float32, float16, int8",
+        ),
+        ("network.tflite", {"size": None}, r"takes whole slices, whose size differs .* Give --size"),
+        ("network.tflite", {"size": (40,)}, r"--size \(40,\): expected 2 sizes of at least 1: rows, columns"),
+        ("network.tflite", {"size": (41, 48)}, r"expected multiples of 4, the network's stride"),
+        ("network.tflite", {"cache": "nowhere"}, r"nowhere: expected the cache preprocess-"),
+    ],
+)
+def test_what_cannot_be_exported(trained, tmp_path, name, options, message):
+    with pytest.raises(InputError, match=message):
+        export_run(trained.run, tmp_path / name, **{"size": SIZE, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_not_overwritten(trained, tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(InputError, match=r"expected a new or empty folder, found one in use"):
+        export_micro(trained, tmp_path)
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_missing_package_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--format litert: needs ai_edge_litert. .*kitsseg\[export\]"):
+        export_micro(trained, tmp_path / "network.tflite")
+    monkeypatch.undo()
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(InputError, match=r"needs the TensorFlow backend, found jax"):
+        export_micro(trained, tmp_path / "network")
+
+
+def test_cached_images_alternate_and_fill_the_size(trained):
+    spec = trained.recipe.preprocess
+    case = open_cache(trained.cache, spec)["case_00000"]
+    images = list(cached_images([case], (64, 32, 1), spec, 4))
+    assert [image.shape for image in images] == [(1, 64, 32, 1)] * 4
+    low, high = ((hu - spec.hu_mean) / spec.hu_std for hu in spec.hu_window)
+    assert all(low - 1e-5 <= image.min() and image.max() <= high + 1e-5 for image in images)
+    # rows 40-63 are beyond the slice and repeat its last row
+    np.testing.assert_array_equal(images[0][0, 40:], np.repeat(images[0][0, 39:40], 24, axis=0))
+    # kidney is HU 100 and more, and lies in the first of each pair
+    assert (images[0] > (100 - spec.hu_mean) / spec.hu_std).mean() > 0.05
+
+
+@needs_litert
+def test_the_command_says_what_was_checked(trained, tmp_path, capsys):
+    out = tmp_path / "network.tflite"
+    assert cli.main(["export", str(trained.run), "--out", str(out), "--size", "40,48", "--softmax"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "checked on 8 cached images against the run: largest difference" in printed
+    assert "(probabilities), labels equal on 100.0000% of voxels, on 100.00% of those" in printed
+    assert f"wrote {out}: litert, float32, input 1 x 40 x 48 x 1, 0.0" in printed
+    assert f"next: kitsseg predict {out} SCAN --out PREDICTIONS" in printed
+    assert cli.main(["export", str(trained.run), "--out", str(tmp_path / "network.onnx"), "--sparse"]) == 1
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(trained.run), "--out", str(out), "--size", "large"])
+    assert "expected sizes such as 256,256, found large" in capsys.readouterr().err
