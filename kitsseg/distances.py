@@ -9,6 +9,9 @@ import numpy as np
 __all__ = ["distance_mm", "nearest"]
 
 QUERIES = 1 << 16  # queries kept in memory at once
+NEAR_LINES = 400  # lines searched before the queries that are left are compared with all targets
+FAR_PAIRS = 1 << 26  # unless that would be more pairs than this: about a second
+PAIRS = 1 << 19  # pairs in memory at once
 TIE = 1 + 1e-9  # squared distances this close are one: steps of (3, 4) and (5, 0) voxels tie at any spacing
 
 
@@ -54,7 +57,9 @@ def nearest(queries, targets, spacing_mm, limit_mm=np.inf):
     """Squared distance to the nearest target voxel, and the value there, for each query run.
 
     Lines are searched in the order of their distance, so that a query is done as soon as the next line lies
-    farther than what it has; within a line one bisection finds the neighbors on both sides.
+    farther than what it has; within a line one bisection finds the neighbors on both sides. That is quick for what
+    lies near. The few queries that are left when all lines within some millimeters are searched are compared with
+    every target run instead: a speck at the other end of the volume would pass thousands of empty lines.
 
     Args:
         queries, targets: ``Runs`` of one volume that do not overlap.
@@ -73,6 +78,8 @@ def nearest(queries, targets, spacing_mm, limit_mm=np.inf):
             nearest_of_block(
                 queries.take(block), targets, target_stops, spacing_mm, limit_mm, squared[block], value[block]
             )
+        beyond = squared > limit_mm**2 * TIE  # in a line that comes nearer than its nearest target
+        squared[beyond], value[beyond] = np.inf, 0
     return squared, value
 
 
@@ -81,9 +88,16 @@ def nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squar
     slices, rows, columns = queries.shape
     slice_, row = np.divmod(queries.line, rows)
     active = np.arange(len(queries))
-    for slice_step, row_step, line_squared in line_steps(queries.shape, spacing_mm, limit_mm):
+    for step, (slice_step, row_step, line_squared) in enumerate(
+        line_steps(queries.shape, spacing_mm, limit_mm)
+    ):
         active = active[squared[active] * TIE >= line_squared]
         if not len(active):
+            return
+        if step >= NEAR_LINES and len(active) * len(targets) <= FAR_PAIRS:
+            for first in range(0, len(active), max(1, PAIRS // len(targets))):
+                index = active[first : first + max(1, PAIRS // len(targets))]
+                compare_with_all(queries.take(index), targets, spacing_mm, index, squared, value)
             return
         z, y = slice_[active] + slice_step, row[active] + row_step
         inside = (z >= 0) & (z < slices) & (y >= 0) & (y < rows)
@@ -108,6 +122,18 @@ def nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squar
                 np.where(tie, np.maximum(value[at], targets.value[target]), value[at]),
             )
             squared[at] = np.minimum(squared[at], found)
+
+
+def compare_with_all(queries, targets, spacing_mm, index, squared, value):
+    """Squared distance of each query run to the nearest of all target runs, written at ``index``."""
+    rows = queries.shape[1]
+    gap = np.maximum(targets.start - (queries.stop[:, None] - 1), queries.start[:, None] - (targets.stop - 1))
+    found = (np.maximum(gap, 0) * float(spacing_mm[2])) ** 2
+    for axis, (at, other) in enumerate(zip(np.divmod(queries.line, rows), np.divmod(targets.line, rows))):
+        found += ((at[:, None] - other) * float(spacing_mm[axis])) ** 2
+    shortest = found.min(axis=1)
+    ties = found <= (shortest * TIE)[:, None]
+    squared[index], value[index] = shortest, np.where(ties, targets.value, 0).max(axis=1)
 
 
 def line_steps(shape, spacing_mm, limit_mm):

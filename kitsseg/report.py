@@ -1,17 +1,18 @@
 """``kitsseg report``: a run, its scores and pictures of its cases -> one HTML page, complete in itself."""
 
-import csv
-import json
 from pathlib import Path
 
 from kitsseg.atomic import atomic_path
 from kitsseg.errors import InputError
-from kitsseg.report_page import COLUMNS, build_page
-from kitsseg.report_pictures import case_picture
-from kitsseg.run import read_history, read_run
-from kitsseg.scores import SCORES
+from kitsseg.report_page import build_page
+from kitsseg.report_pictures import case_picture, case_preview
+from kitsseg.report_run import read_sparsity, run_of_report
+from kitsseg.run import read_history
+from kitsseg.scores_file import read_scores
 
-__all__ = ["read_scores", "write_report"]
+__all__ = ["write_preview", "write_report"]
+
+WORST, BEST = 6, 3  # cases with pictures: the page stays below 5 MB
 
 
 def write_report(source, out, progress=None):
@@ -32,7 +33,7 @@ def write_report(source, out, progress=None):
         raise InputError(f"{out}: expected the name of an .html file to write.")
     if not source.exists():
         raise InputError(f"{source}: expected a run folder or a scores.csv, found nothing.")
-    rows, summary, run, history, notes = [], {}, {}, [], []
+    rows, summary, run, history, sparsity, notes = [], {}, {}, [], [], []
     if source.is_dir():
         folder, scores = source, source / "scores.csv"
         if scores.exists():
@@ -53,52 +54,49 @@ def write_report(source, out, progress=None):
     elif not source.is_dir() and not (folder / "run.json").is_file():
         notes.append(f"No training curves: the run folder {folder} is no longer there.")
     else:
-        run, history = read_run(folder), read_history(folder)
+        run, history, sparsity = run_of_report(folder), read_history(folder), read_sparsity(folder)
     rows = sorted(rows, key=lambda row: (row["composite"], row["case"]))
+    drawn = rows if len(rows) <= WORST + BEST else rows[:WORST] + rows[-BEST:]
     pictures = {}
-    for done, row in enumerate(rows):
+    for done, row in enumerate(drawn):
         if progress:
-            progress("draw", done, len(rows))
+            progress("draw", done, len(drawn))
         pictures[row["case"]] = case_picture(summary["cases"][row["case"]])
-    if progress and rows:
-        progress("draw", len(rows), len(rows))
-    page = build_page(rows, summary, run, history, pictures, notes)
+    if progress and drawn:
+        progress("draw", len(drawn), len(drawn))
+    page = build_page(rows, summary, run, history, pictures, notes, sparsity)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
 
 
-def read_scores(path):
-    """The rows of a scores.csv with numbers as numbers, and its scores.json.
+def write_preview(scores, out, case=None):
+    """Write the picture of one case as a PNG.
 
-    Raises: InputError if either is missing, or not written by ``kitsseg evaluate``.
+    Args:
+        scores: scores.csv, or a run folder that holds it.
+        out: the .png file to write.
+        case: its name; None: the one with the worst composite.
+
+    Returns: name of the case.
+    Raises: InputError for scores without this case, or files that are missing or damaged.
     """
-    path = Path(path)
-    beside = path.with_suffix(".json")
-    again = "Run kitsseg evaluate again."
-    if not beside.is_file():
-        raise InputError(f"{beside}: expected the summary of {path.name} beside it, found nothing. {again}")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [_numbers(row) for row in csv.DictReader(file)]
-        summary = json.loads(beside.read_text(encoding="utf-8"))
-        expected, found = sorted(summary["cases"]), sorted(row["case"] for row in rows)
-        means = {name: summary["scores"][name]["mean"] for name in SCORES}
-        for row in rows:
-            _ = [row[name] for name in ("empty", *COLUMNS)]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path}: expected the scores of kitsseg evaluate, found others ({error!r}). {again}"
-        ) from error
-    if not rows or expected != found:
-        raise InputError(
-            f"{path}: has {len(found)} cases, {beside.name} beside it {len(expected)} others. {again}"
-        )
-    for name, mean in means.items():
-        if abs(mean - sum(row[name] for row in rows) / len(rows)) > 1e-9:
-            raise InputError(f"{path}: the mean of {name} is not the {mean:.6g} of {beside.name}. {again}")
-    return rows, summary
-
-
-def _numbers(row):
-    return {key: value if key in ("case", "empty") else float(value) for key, value in row.items()}
+    scores, out = Path(scores), Path(out)
+    scores = scores / "scores.csv" if scores.is_dir() else scores
+    if out.suffix != ".png" or out.is_dir():
+        raise InputError(f"{out}: expected the name of a .png file to write.")
+    if not scores.exists():
+        raise InputError(f"{scores}: expected the scores of kitsseg evaluate, found nothing.")
+    rows, summary = read_scores(scores)
+    row = min(rows, key=lambda row: (row["composite"], row["case"]))
+    if case is not None:
+        row = next((row for row in rows if row["case"] == case), None)
+        if row is None:
+            names = ", ".join(row["case"] for row in rows[:5])
+            raise InputError(f"{scores}: expected {case} among its {len(rows)} cases, found {names} ...")
+    title = f"{row['case']}   TK {row['tk_dice']:.3f}   TU {row['tu_dice']:.3f}   "
+    title += "blue: truth, orange: prediction; dark: kidney, light: tumor"
+    picture = case_preview(summary["cases"][row["case"]], title)
+    with atomic_path(out) as temporary:
+        picture.save(temporary, "PNG", optimize=True)
+    return row["case"]

@@ -5,6 +5,8 @@ from html import escape
 
 from kitsseg import __version__
 from kitsseg.report_chart import training_chart
+from kitsseg.report_plots import dice_plot
+from kitsseg.report_sections import claims, details, failures, ladder_table, pruning
 from kitsseg.report_style import SORT_SCRIPT, STYLE
 
 __all__ = ["build_page"]
@@ -28,17 +30,9 @@ GROUPS = (
     ("tumor ml", {"truth_tumor_ml": "truth", "predicted_tumor_ml": "predicted"}),
 )
 COLUMNS = {key: name for _, columns in GROUPS for key, name in columns.items()}
-BESIDE = (
-    ("tk_dice", "TK Dice"),
-    ("tu_dice", "TU Dice"),
-    ("composite", "composite"),
-    ("pixel_accuracy", "pixel accuracy"),
-    ("pooled_dice_with_background", "pooled Dice with background"),
-    ("macro_dice_with_background", "macro Dice with background"),
-)
 
 
-def build_page(rows, summary, run, history, pictures, notes):
+def build_page(rows, summary, run, history, pictures, notes, sparsity=()):
     """The whole page.
 
     Args:
@@ -46,8 +40,9 @@ def build_page(rows, summary, run, history, pictures, notes):
         summary: of scores.json, or empty.
         run: run.json, or empty.
         history: rows of history.csv.
-        pictures: case -> HTML of its picture.
+        pictures: case -> HTML of its picture, for the cases to be shown, in order.
         notes: sentences about what is missing.
+        sparsity: rows of sparsity.csv, for a pruned run.
 
     Returns: HTML.
     """
@@ -63,11 +58,15 @@ def build_page(rows, summary, run, history, pictures, notes):
     body.append(f"<p class='banner'>{NOT_MEDICAL}</p>")
     body += [f"<p class='banner'>{_text(note)}</p>" for note in notes]
     body.append("</header><main>")
+    beside = summary.get("beside_all_background")
     if rows:
-        body += _scores(summary)
-    body += _reported(known.get("reported"), bool(rows))
+        body += _scores(rows, summary)
+    body += claims(known.get("reported"), beside)
+    if rows:
+        body += ladder_table(beside) + details(summary) + failures(rows, summary)
     if run:
         body += ["<section><h2>Training</h2>", training_chart(history), "</section>"]
+    body += pruning(sparsity)
     if rows:
         body += _case_table(rows) + _pictures(rows, pictures)
     body += _facts(run, summary)
@@ -86,58 +85,30 @@ def _text(value):
     return escape(str(value))
 
 
-def _scores(summary):
-    scores, (low, high) = summary["scores"], summary["composite_interval_95"]
+def _scores(rows, summary):
+    scores = summary["scores"]
     tiles = [
-        ("TK Dice", "kidney with tumor", scores["tk_dice"], None),
-        ("TU Dice", "tumor", scores["tu_dice"], None),
-        ("Composite", "mean of both", scores["composite"], f"95 % interval {low:.3f} to {high:.3f}"),
+        ("TK Dice", "kidney with tumor", scores["tk_dice"]),
+        ("TU Dice", "tumor", scores["tu_dice"]),
+        ("Composite", "mean of both", scores["composite"]),
     ]
     parts = ["<section><h2>Scores</h2><div class='tiles'>"]
-    for name, what, values, interval in tiles:
+    for name, what, values in tiles:
+        low, high = values["interval_95"]
         spread = "" if values["sd"] is None else f", sd {values['sd']:.3f}"
-        more = interval or f"median {values['median']:.3f}{spread}"
         parts.append(
-            f"<div class='tile'><p>{name} <small>{what}</small></p>"
-            f"<b>{values['mean']:.3f}</b><p>{more}</p></div>"
+            f"<div class='tile'><p>{name} <small>{what}</small></p><b>{values['mean']:.3f}</b>"
+            f"<p>95 % interval {low:.3f} to {high:.3f}<br>median {values['median']:.3f}{spread}</p></div>"
         )
-    n, empty, missing = summary["n_cases"], summary["empty_cases"], summary["truth_without_prediction"]
+    n, empty = summary["n_cases"], summary["empty_cases"]
     sentence = f"Mean over {n} case{'s' * (n != 1)} on the grid of the original scans."
     if empty:
         sentence += f" {empty} with an empty mask ({summary['empty_rule']})."
-    if missing:
-        sentence += f" {len(missing)} with truth but no prediction, not scored: {', '.join(missing)}."
-    parts.append(f"</div><p>{_text(sentence)}</p>")
-    beside = summary["beside_all_background"]
-    heads = "".join(f"<th scope='col'>{name}</th>" for _, name in BESIDE)
-    parts.append(f"<div class='scroll'><table><thead><tr><th scope='col'></th>{heads}</tr></thead><tbody>")
-    for key, name in (("prediction", "these predictions"), ("all_background", "predicting nothing at all")):
-        cells = "".join(f"<td>{beside[key][score]:.4f}</td>" for score, _ in BESIDE)
-        parts.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
-    accuracy = beside["all_background"]["pixel_accuracy"]
+    parts.append(f"</div><p>{_text(sentence)}</p>{dice_plot(rows)}")
     parts.append(
-        "</tbody></table></div><p class='aside'>The second row is an empty label map on the same cases. "
-        f"It reaches a pixel accuracy of {accuracy:.4f}: figures that count background do not tell whether a "
-        "kidney or a tumor was found. The KiTS19 scores are TK, TU and the composite.</p></section>"
+        "<p class='aside'>A dot is a case, the box holds the middle half, the line is the median.</p>"
     )
-    return parts
-
-
-def _reported(reported, scored):
-    if not reported:
-        return []
-    lines = "".join(
-        f"<tr><th scope='row'>{_text(name)}</th><td>{_text(value)}</td></tr>"
-        for name, value in reported.items()
-    )
-    beside = " Compare with the scores above only where metric and cases agree." if scored else ""
-    return [
-        "<section><h2>What the paper reports</h2><div class='scroll'><table class='narrow'><thead><tr>"
-        "<th scope='col'>the paper's metric</th><th scope='col'>value</th></tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
-        "<p class='aside'>Printed as given, in the paper's own terms and on its own cases."
-        f"{beside}</p></section>"
-    ]
+    return [*parts, "</section>"]
 
 
 def _case_table(rows):
@@ -171,31 +142,38 @@ def _pictures(rows, pictures):
         for whose in ("truth", "prediction")
         for name in ("kidney", "tumor")
     )
+    shown = [row for row in rows if row["case"] in pictures]
+    which = "worst first"
+    if len(shown) < len(rows):
+        which = f"the worst and the best of {len(rows)} by composite"
     figures = [
         f"<figure><figcaption><b>{_text(row['case'])}</b> <span>composite {row['composite']:.3f}</span> "
         f"<span>TK {row['tk_dice']:.3f}</span> <span>TU {row['tu_dice']:.3f}</span></figcaption>"
         f"{pictures[row['case']]}</figure>"
-        for row in rows
+        for row in shown
     ]
     return [
-        "<section class='pictures'><h2>Pictures</h2><p class='aside'>For each case, worst first, the slice "
-        "with the largest true tumor. Window -160 to 240 HU; left in the picture is the patient's right.</p>"
+        f"<section class='pictures'><h2>Pictures</h2><p class='aside'>{len(shown)} cases, {which}, each in three "
+        "planes where the true tumor is largest, at the scan's true proportions. Window -160 to 240 HU; left in the "
+        "axial and coronal pictures is the patient's right, left in the sagittal ones is front.</p>"
         f"<p class='legend'>{legend}</p><div class='figures'>{''.join(figures)}</div></section>"
     ]
 
 
 def _facts(run, summary):
-    split = {**run.get("split", {}), **(summary.get("split") or {})}
+    split = {**(run.get("split") or {}), **(summary.get("split") or {})}
     cases = split.get("cases") or {}
     versions = run.get("versions") or {}
     facts = {
         "recipe": summary.get("recipe") or run.get("recipe"),
         "run folder": summary.get("run"),
+        "averaged with": ", ".join(summary.get("also") or ()) or None,
         "status": run.get("status"),
         "training time": f"{run['seconds'] / 60:.1f} min" if run.get("seconds") else None,
         "seed": run.get("seed"),
         "split": split.get("name"),
         "hash of the split": split.get("hash"),
+        "labels": _labels(summary.get("label_release")),
         "part that was predicted": split.get("part"),
         "inference": ", ".join(f"{key} {value}" for key, value in (summary.get("inference") or {}).items())
         or None,
@@ -211,3 +189,10 @@ def _facts(run, summary):
         f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value is not None
     )
     return [f"<section><h2>How this was made</h2><dl>{lines}</dl></section>"]
+
+
+def _labels(release):
+    if not release:
+        return None
+    words = {"kits19": "as the KiTS19 repository holds them today", "other": "others"}
+    return ", ".join(f"{n} {words.get(name, name)}" for name, n in release.items() if n)

@@ -1,128 +1,126 @@
-"""One picture a case: the slice with the largest tumor, with the outlines of truth and prediction."""
+"""Pictures of a case: three planes with the outlines of truth and prediction, for the page and as a PNG."""
 
 import base64
 import io
 from html import escape
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage.measure import find_contours
 
-from kitsseg.data.nifti import read_image, read_labels
 from kitsseg.errors import InputError
+from kitsseg.report_views import case_views, eight_bit
 
-__all__ = ["case_picture", "choose_slice", "outline", "show_slice"]
+__all__ = ["case_picture", "case_preview", "contours", "show_plane"]
 
-HU_WINDOW = (-160, 240)
-MARGIN_MM = 25  # around kidneys and tumors: the fat and organs beside them
-SMALLEST_MM = 200  # of the picture's width; the height is at least 3/5 of that
+JPEG_QUALITY = 90
+MASKS = (("kidney", lambda labels: labels > 0), ("tumor", lambda labels: labels == 2))
+# as on the page: truth blue, prediction orange, kidney the deeper and tumor the lighter tone
+COLORS = {"truth kidney": "#3f8cff", "truth tumor": "#a5dcff"}
+COLORS |= {"prediction kidney": "#ff7d1a", "prediction tumor": "#ffd97a"}
+PIXELS_PER_MM, GAP, HEAD = 2, 12, 36  # of the PNG
 
 
 def case_picture(files):
-    """Read a case and draw it.
+    """Read a case and draw it for the page.
 
     Args:
-        files: dict of the paths ``prediction``, ``truth`` and ``image`` (None if there is no CT).
+        files: as ``case_views``.
 
-    Returns: HTML of an ``<svg>`` and its caption; or of a sentence that names the file that cannot be read.
+    Returns: HTML of three ``<svg>``, at one scale, with captions; or of a sentence that names the file that cannot be
+        read.
     """
-    if files["image"] is None:
-        return f'<p class="missing">No picture: no CT lies beside {escape(files["truth"])}.</p>'
     try:
-        truth, prediction = read_labels(files["truth"]), read_labels(files["prediction"])
-        if not Path(files["image"]).is_file():  # before two volumes are read in vain
-            raise FileNotFoundError(files["image"])
-        image = read_image(files["image"])
-    except FileNotFoundError as error:
-        return (
-            f'<p class="missing">No picture: {escape(str(error.filename or error))} is no longer there.</p>'
-        )
+        found = case_views(files)
     except InputError as error:
         return f'<p class="missing">No picture: {escape(str(error))}</p>'
-    if not truth.array.shape == prediction.array.shape == image.array.shape:
-        shapes = " and ".join(f"{v.path.name} {v.array.shape}" for v in (image, truth, prediction))
-        return f'<p class="missing">No picture: shapes differ: {escape(shapes)}.</p>'
-    index, why = choose_slice(truth.array, prediction.array)
-    box = _crop(truth.array if truth.array.any() else prediction.array, image.grid.spacing_mm)
-    predicted = prediction.array[index]
-    drawing = show_slice(
-        image.array[index][box], truth.array[index][box], predicted[box], image.grid.spacing_mm[1:]
-    )
-    outside = np.count_nonzero(predicted) - np.count_nonzero(predicted[box])
-    more = f"; {outside} predicted pixels lie outside the picture" if outside else ""
-    return f'{drawing}<p class="where">slice {index + 1} of {len(truth.array)}, {why}{more}</p>'
+    parts = []
+    for view in found.views:
+        width = view.hu.shape[1] * view.spacing_mm[1]
+        parts.append(
+            f'<div style="flex:{width:.0f} 1 0">{show_plane(view)}'
+            f'<p class="where">{view.plane}, {view.where}</p></div>'
+        )
+    outside = f"; {found.outside_ml:.1f} ml of the prediction lie outside" if found.outside_ml else ""
+    return f'<div class="planes">{"".join(parts)}</div><p class="where">{found.why}{outside}</p>'
 
 
-def choose_slice(truth, prediction):
-    """(index, reason) of the slice with the largest tumor; without tumor the largest kidney."""
-    for labels, smallest, why in (
-        (truth, 2, "largest tumor"),
-        (truth, 1, "no tumor in the truth: largest kidney"),
-        (prediction, 1, "empty truth: largest prediction"),
-    ):
-        areas = [np.count_nonzero(plane >= smallest) for plane in labels]
-        if max(areas):
-            return int(np.argmax(areas)), why
-    return len(truth) // 2, "empty truth and prediction: the middle"
-
-
-def show_slice(image, truth, prediction, spacing_mm):
-    """Draw one slice.
+def show_plane(view):
+    """Draw one plane.
 
     Args:
-        image: HU (rows, columns).
-        truth, prediction: labels (rows, columns).
-        spacing_mm: (rows, columns).
+        view: View.
 
-    Returns: an ``<svg>`` in mm. The CT is one embedded PNG; outlines have the classes ``truth`` or
-        ``prediction`` and ``kidney`` (labels >= 1) or ``tumor``.
+    Returns: an ``<svg>`` in mm. The CT is one embedded JPEG; outlines have the classes ``truth`` or ``prediction`` and
+        ``kidney`` (any label from 1) or ``tumor``.
     """
-    low, high = HU_WINDOW
-    gray = np.clip((image.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
-    png = io.BytesIO()
-    Image.fromarray(np.rint(gray).astype(np.uint8)).save(png, "PNG", optimize=True)
-    height, width = gray.shape
-    size = f"{width * spacing_mm[1]:.2f} {height * spacing_mm[0]:.2f}"
+    picture = io.BytesIO()
+    Image.fromarray(eight_bit(view.hu)).save(picture, "JPEG", quality=JPEG_QUALITY)
+    height, width = view.hu.shape
+    down, right = view.spacing_mm
     parts = [
-        f'<svg class="slice" viewBox="0 0 {size}" role="img" aria-label="CT slice with outlines">',
+        f'<svg class="slice" viewBox="0 0 {width * right:.2f} {height * down:.2f}" role="img" '
+        f'aria-label="{view.plane} CT with outlines">',
         f'<image width="{width}" height="{height}" preserveAspectRatio="none" '
-        f'transform="scale({spacing_mm[1]:.6g} {spacing_mm[0]:.6g})" '
-        f'href="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"/>',
+        f'transform="scale({right:.6g} {down:.6g})" '
+        f'href="data:image/jpeg;base64,{base64.b64encode(picture.getvalue()).decode()}"/>',
         # outlines count in half pixels
-        f'<g transform="scale({spacing_mm[1] / 2:.6g} {spacing_mm[0] / 2:.6g})">',
+        f'<g transform="scale({right / 2:.6g} {down / 2:.6g})">',
     ]
-    for labels, whose in ((truth, "truth"), (prediction, "prediction")):
-        for smallest, name in ((1, "kidney"), (2, "tumor")):
-            path = outline(labels >= smallest)
-            if path:
-                parts.append(f'<path class="{whose} {name}" d="{path}"/>')
+    for name, polygons in _outlines(view):
+        path = "".join("M" + "L".join(f"{x} {y}" for x, y in corners) + "Z" for corners in polygons)
+        if path:
+            parts.append(f'<path class="{name}" d="{path}"/>')
     return "".join(parts) + "</g></svg>"
 
 
-def _crop(labels, spacing_mm):
-    """The part of a slice around the labels of all slices: the place of both kidneys is in the picture."""
-    mask, box = labels.any(axis=0), []
-    for axis, smallest in ((0, SMALLEST_MM * 3 / 5), (1, SMALLEST_MM)):
-        size, spacing = mask.shape[axis], spacing_mm[1 + axis]
-        found = np.flatnonzero(mask.any(axis=1 - axis))
-        first, last = (found[0], found[-1] + 1) if found.size else (0, size)
-        length = min(size, round(max(last - first + 2 * MARGIN_MM / spacing, smallest / spacing)))
-        start = min(max(round((first + last - length) / 2), 0), size - length)
-        box.append(slice(start, start + length))
-    return tuple(box)
+def case_preview(files, title):
+    """The three planes side by side as one picture.
 
+    Args:
+        files: as ``case_views``. title: a line above them.
 
-def outline(mask):
-    """SVG path around a mask, in half pixels from the upper left corner of the picture; "" if it is empty.
-
-    The line runs halfway between the centers of pixels inside and outside.
+    Returns: ``PIL.Image``, two pixels to the mm.
+    Raises: InputError as ``case_views``.
     """
-    paths = []
+    found = case_views(files)
+    sizes = [
+        [round(n * mm * PIXELS_PER_MM) for n, mm in zip(view.hu.shape, view.spacing_mm, strict=True)]
+        for view in found.views
+    ]
+    width = sum(size[1] for size in sizes) + GAP * (len(sizes) + 1)
+    page = Image.new("RGB", (width, max(size[0] for size in sizes) + 2 * HEAD), "#16191d")
+    draw, left = ImageDraw.Draw(page), GAP
+    draw.text((GAP, GAP), title, fill="#e6eaf0")
+    for view, (rows, columns) in zip(found.views, sizes, strict=True):
+        gray = Image.fromarray(eight_bit(view.hu)).resize((columns, rows), Image.Resampling.BILINEAR)
+        page.paste(gray.convert("RGB"), (left, HEAD))
+        scale = np.array([columns / view.hu.shape[1], rows / view.hu.shape[0]]) / 2  # of half pixels
+        for name, polygons in _outlines(view):
+            for corners in polygons:
+                points = [tuple(point) for point in corners * scale + (left, HEAD)]
+                draw.line([*points, points[0]], fill=COLORS[name], width=2)
+        draw.text((left, HEAD + rows + 4), f"{view.plane}, {view.where}", fill="#9aa6b5")
+        left += columns + GAP
+    return page
+
+
+def _outlines(view):
+    """(class, polygons) of truth and prediction, kidney and tumor."""
+    for whose, labels in (("truth", view.truth), ("prediction", view.prediction)):
+        for name, mask in MASKS:
+            yield f"{whose} {name}", contours(mask(labels))
+
+
+def contours(mask):
+    """Closed polygons around a mask, each integers (corners, 2) as (x, y) in half pixels from the upper left corner.
+
+    The lines run halfway between the centers of pixels inside and outside.
+    """
+    polygons = []
     for contour in find_contours(np.pad(mask, 1).astype(np.uint8), 0.5):
         # padding moves a center from i + 0.5 to i + 1.5; find_contours calls it i + 1; halves become integers
         points = np.rint(2 * contour - 1).astype(int)[:-1, ::-1]
         steps = np.roll(points, -1, axis=0) - points
-        corners = points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
-        paths.append("M" + "L".join(f"{x} {y}" for x, y in corners) + "Z")
-    return "".join(paths)
+        polygons.append(points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)])
+    return polygons

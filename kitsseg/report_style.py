@@ -62,7 +62,17 @@ dd{margin:0;overflow-wrap:anywhere}
 .chart circle.a,.chart text.a{fill:var(--a)}.chart circle.b,.chart text.b{fill:var(--b)}
 .chart .drop{stroke:var(--soft);stroke-dasharray:2 3}.chart text.drop{stroke:none;font-size:11px}
 .chart .phase{stroke:var(--soft)}
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:20px}
+.chart.spread .box{fill:var(--bar)}.chart.spread .median{stroke:var(--ink);stroke-width:2}
+.chart.spread circle{fill-opacity:.75}
+td.words,th.words{text-align:left;color:var(--soft);font-size:13px}
+.ladder tbody th{white-space:normal}
+.ladder tbody th small{max-width:62ch}
+.ladder tr.official th,.ladder tr.official td{font-weight:700}
+.ladder tr.official th small,.ladder tr.official td.words{font-weight:400}
+summary{cursor:pointer;color:var(--soft)}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));gap:24px 20px}
+.planes{display:flex;gap:8px;align-items:flex-start}
+.planes>div{min-width:0}
 figure{margin:0;break-inside:avoid}
 figcaption{font-size:14px;margin-bottom:6px}
 figcaption span{color:var(--soft);margin-left:8px;white-space:nowrap;font-variant-numeric:tabular-nums}
@@ -85,8 +95,9 @@ h2,figcaption{break-after:avoid}tr{break-inside:avoid}.banner.phantom{border-col
 overflow:visible}
 table,table.narrow{font-size:11px}
 table.sortable,thead th,small{font-size:9px}
-.aside,dl,figcaption,.legend,.where{font-size:11px}
-th,td,.sortable th,.sortable td{padding:3px 4px}.figures{grid-template-columns:repeat(2,1fr)}
+.aside,dl,figcaption,.legend,.where,td.words,th.words,.tile p:last-child{font-size:11px}
+th,td,.sortable th,.sortable td{padding:3px 4px}.figures{grid-template-columns:1fr}
+figure{max-width:150mm}.chart{max-width:150mm}
 .slice image,td.bar{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 

@@ -4,24 +4,26 @@ Three values are called "kidney Dice" in the literature. Here they have three na
 
 * ``tk_dice``: kidney with tumor, labels >= 1. The official KiTS19 value.
 * ``kidney_label_dice``: label 1 alone.
-* ``macro_dice_with_background``: mean over the three classes, background included, pooled over all cases.
+* ``macro_dice_with_background``: mean over the three classes, background included, pooled over all cases; this and
+  the other definitions that flatter are in ``kitsseg.ladder``.
 
-Everything is computed from one 3 x 3 table of voxel counts, filled slice by slice: no temporary array exceeds
-a slice.
+Everything is computed from tables of voxel counts, one per slice: no temporary array exceeds a slice.
 
 The rule for empty masks (that of the KiTS21 and KiTS23 code): truth and prediction both empty give 1, exactly
 one empty gives 0. ``empty="nan"`` gives NaN where both are empty, as the KiTS19 starter code does.
 
-Sources: the KiTS19 starter code (evaluation rules); the KiTS23 evaluation (hierarchical classes).
+Source: the KiTS19 starter code (evaluation rules).
 """
 
 import numpy as np
 
 __all__ = [
     "SCORES",
-    "background_inclusive_scores",
+    "VOLUMES",
     "count_labels",
-    "hec_dice",
+    "count_slices",
+    "dice_of_overlap",
+    "overlap",
     "score_case",
     "score_counts",
     "summarize_scores",
@@ -37,7 +39,7 @@ SCORES = (
     "tumor_precision",
     "tumor_recall",
 )
-HEC_LABELS = {"kidney_and_mass": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
+VOLUMES = ("truth_kidney_ml", "predicted_kidney_ml", "truth_tumor_ml", "predicted_tumor_ml")
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
 
 
@@ -64,6 +66,14 @@ def count_labels(prediction, truth, n_labels=3):
     Args: as ``score_case``; also 1-D and 2-D arrays.
     Raises: ValueError if the shapes differ or a label is not in 0..n_labels - 1.
     """
+    return count_slices(prediction, truth, n_labels).sum(axis=0)
+
+
+def count_slices(prediction, truth, n_labels=3):
+    """As ``count_labels``, for each slice: int64 (slices, truth label, predicted label).
+
+    A 1-D or 2-D array is one slice.
+    """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     shape = prediction.shape[:-1] if prediction.ndim == 4 else prediction.shape
     if shape != truth.shape:
@@ -73,20 +83,18 @@ def count_labels(prediction, truth, n_labels=3):
         )
     if truth.ndim < 3:
         prediction, truth = prediction[None], truth[None]
-    counts = np.zeros(n_labels**2, np.int64)
-    for predicted, true in zip(prediction, truth):
+    counts = np.zeros((len(truth), n_labels**2), np.int64)
+    for row, predicted, true in zip(counts, prediction, truth):
         true = _labels(true, n_labels, "truth")
         predicted = _labels(
             predicted.argmax(-1) if predicted.ndim > true.ndim else predicted, n_labels, "prediction"
         )
+        row[0] = true.size
         if true.any() or predicted.any():
             code = true * np.uint8(n_labels) + predicted
-            found = [np.count_nonzero(code == value) for value in range(1, n_labels**2)]
-            counts[1:] += found
-            counts[0] += code.size - sum(found)
-        else:
-            counts[0] += true.size
-    return counts.reshape(n_labels, n_labels)
+            row[1:] = [np.count_nonzero(code == value) for value in range(1, n_labels**2)]
+            row[0] -= row[1:].sum()
+    return counts.reshape(-1, n_labels, n_labels)
 
 
 def _labels(block, n_labels, name):
@@ -106,10 +114,10 @@ def score_counts(counts, voxel_ml, empty="one"):
     if empty not in ("one", "nan"):
         raise ValueError(f'empty must be "one" or "nan", not {empty!r}.')
     counts = np.asarray(counts)
-    tk, tumor, kidney = (_overlap(counts, labels) for labels in ((1, 2), (2,), (1,)))
-    scores = {"tk_dice": _dice(*tk, empty), "tu_dice": _dice(*tumor, empty)}
+    tk, tumor, kidney = (overlap(counts, labels) for labels in ((1, 2), (2,), (1,)))
+    scores = {"tk_dice": dice_of_overlap(*tk, empty), "tu_dice": dice_of_overlap(*tumor, empty)}
     scores["composite"] = (scores["tk_dice"] + scores["tu_dice"]) / 2
-    scores["kidney_label_dice"] = _dice(*kidney, empty)
+    scores["kidney_label_dice"] = dice_of_overlap(*kidney, empty)
     for name, (both, predicted, true) in (("kidney", kidney), ("tumor", tumor)):
         scores[f"{name}_precision"] = _ratio(both, predicted, true, empty)
         scores[f"{name}_recall"] = _ratio(both, true, predicted, empty)
@@ -121,13 +129,18 @@ def score_counts(counts, voxel_ml, empty="one"):
     return scores
 
 
-def _overlap(counts, labels):
-    """Voxels in both masks, in the predicted one, in the true one."""
+def overlap(counts, labels):
+    """Voxels in both masks, in the predicted one, in the true one, if ``labels`` are taken as one mask.
+
+    Args:
+        counts: the table of ``count_labels``.
+    """
     labels = list(labels)
     return int(counts[np.ix_(labels, labels)].sum()), int(counts[:, labels].sum()), int(counts[labels].sum())
 
 
-def _dice(both, predicted, true, empty):
+def dice_of_overlap(both, predicted, true, empty="one"):
+    """Dice from the three numbers of ``overlap``; ``empty`` as in ``score_case``."""
     if predicted + true:
         return 2 * both / (predicted + true)
     return 1.0 if empty == "one" else float("nan")
@@ -140,40 +153,6 @@ def _ratio(both, size, other, empty):
     return 0.0 if other else (1.0 if empty == "one" else float("nan"))
 
 
-def hec_dice(prediction, truth, empty="one"):
-    """Dice of the hierarchical evaluation classes of KiTS21 and KiTS23.
-
-    Args:
-        prediction, truth: labels of the same shape: 0 background, 1 kidney, 2 tumor, 3 cyst.
-        empty: as ``score_case``.
-
-    Returns: dict of ``kidney_and_mass`` (labels 1, 2, 3), ``mass`` (2, 3) and ``tumor`` (2).
-    Raises: ValueError for other labels or shapes.
-    """
-    counts = count_labels(prediction, truth, n_labels=4)
-    return {name: _dice(*_overlap(counts, labels), empty) for name, labels in HEC_LABELS.items()}
-
-
-def background_inclusive_scores(counts):
-    """What papers report that count background: high even for an empty prediction, so no KiTS score.
-
-    Args:
-        counts: the table of ``count_labels``, summed over all cases.
-
-    Returns: dict of ``pixel_accuracy``; ``pooled_dice_with_background``, the Dice of all voxels of all
-        classes taken together, which is the same number; and ``macro_dice_with_background``, the mean of the
-        three Dice values (a class that is nowhere counts 1).
-    """
-    counts = np.asarray(counts)
-    overlaps = [_overlap(counts, [label]) for label in range(len(counts))]
-    both, predicted, true = (sum(column) for column in zip(*overlaps))
-    return {
-        "pixel_accuracy": float(np.trace(counts) / counts.sum()),
-        "pooled_dice_with_background": 2 * both / (predicted + true),
-        "macro_dice_with_background": sum(_dice(*overlap, "one") for overlap in overlaps) / len(overlaps),
-    }
-
-
 def summarize_scores(rows):
     """Mean, spread and bootstrap interval of the cases of a run.
 
@@ -182,31 +161,31 @@ def summarize_scores(rows):
 
     Returns: dict of
 
-        * ``scores``: for each of ``SCORES`` the mean, sd (n - 1; None for a single case) and median. A plain
-          mean: one NaN makes it NaN rather than dropping the case unseen;
-        * ``composite_interval_95``: percentile interval of the mean composite over 10,000 resamples of the
-          cases, drawn with a fixed seed;
+        * ``scores``: for each of ``SCORES`` the mean, sd (n - 1; None for a single case), median and
+          interval_95: percentile interval of the mean over 10,000 resamples of the cases, drawn with a fixed
+          seed. A plain mean: one NaN makes it NaN rather than dropping the case unseen;
+        * ``composite_interval_95``: that of the composite;
         * ``composite_identity``: the mean of the composites and half of mean TK + mean TU: they must agree;
         * ``empty_cases``: how many cases have an empty mask, so that scores rest on the rule for empty masks.
     """
     if not rows:
         raise ValueError("summarize_scores: expected at least one case, found none.")
     table = {name: np.array([row[name] for row in rows], float) for name in SCORES}
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(rows), size=(RESAMPLES, len(rows)))
     scores = {
         name: {
             "mean": float(values.mean()),
             "sd": float(values.std(ddof=1)) if len(rows) > 1 else None,
             "median": float(np.median(values)),
+            "interval_95": np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]).tolist(),
         }
         for name, values in table.items()
     }
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(rows), size=(RESAMPLES, len(rows)))
-    low, high = np.percentile(table["composite"][drawn].mean(axis=1), [2.5, 97.5])
     halves = (scores["tk_dice"]["mean"] + scores["tu_dice"]["mean"]) / 2
     return {
         "n_cases": len(rows),
         "scores": scores,
-        "composite_interval_95": [float(low), float(high)],
+        "composite_interval_95": scores["composite"]["interval_95"],
         "resamples": RESAMPLES,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "composite_identity": {

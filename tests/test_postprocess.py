@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 from skimage import measure
 
+from kitsseg import distances
 from kitsseg.components import components
 from kitsseg.distances import distance_mm
 from kitsseg.postprocess import reassign_small_components, remove_far_components
@@ -129,6 +130,36 @@ def test_distance_across_the_whole_volume():
     # 29, 39 and 49 steps of 2, 1 and 0.5 mm
     expected = np.sqrt(58**2 + 39**2 + 24.5**2)
     assert distance_mm(components(labels), [0], (2.0, 1.0, 0.5)).tolist() == pytest.approx([0.0, expected])
+
+
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+def test_far_specks_are_compared_with_everything_or_searched_with_one_result(spacing_mm, monkeypatch):
+    """Specks too far for a search line by line: the two ways, and the distance transform, agree in value and label."""
+    rng = np.random.default_rng(5)
+    labels = np.zeros((24, 40, 30), np.uint8)
+    labels[:3, :6, :8] = 1
+    labels[1, 2:5, 3:8] = 2
+    for corner in rng.integers(12, (23, 39, 29), (12, 3)):
+        labels[tuple(corner)] = 1
+    parts = components(labels)
+    main = [int(np.argmax(parts.voxels))]
+    body = parts.runs.take(parts.ids == main[0])
+    specks = parts.runs.take(parts.ids != main[0])
+    is_body = ndimage.label(labels, CORNERS)[0] == main[0] + 1
+    field = ndimage.distance_transform_edt(~is_body, sampling=spacing_mm)
+    wanted = field.ravel()[specks.voxels()]
+    assert wanted.min() > 9 * min(spacing_mm) and len(wanted) > 8
+    found = {}
+    for pairs in (0, 1 << 26):
+        monkeypatch.setattr(distances, "FAR_PAIRS", pairs)
+        squared, value = distances.nearest(specks, body, spacing_mm)
+        np.testing.assert_allclose(np.sqrt(squared), wanted, rtol=1e-12)
+        limit = float(np.median(wanted))
+        limited, of_limited = distances.nearest(specks, body, spacing_mm, limit)
+        np.testing.assert_allclose(np.sqrt(limited), np.where(wanted <= limit, wanted, np.inf), rtol=1e-12)
+        assert not of_limited[np.isinf(limited)].any()
+        found[pairs] = value.tolist()
+    assert found[0] == found[1 << 26]
 
 
 # ---- remove_far_components (enhanced U-Net) ------------------------------------------------------

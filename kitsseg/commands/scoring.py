@@ -1,6 +1,9 @@
-"""Commands about scores: kitsseg evaluate, report."""
+"""Commands about scores: kitsseg evaluate, compare, report."""
 
 from pathlib import Path
+
+from kitsseg.commands.arguments import add_layout, layout_of
+from kitsseg.errors import InputError
 
 __all__ = ["add", "evaluate", "report"]
 
@@ -8,32 +11,147 @@ __all__ = ["add", "evaluate", "report"]
 def add(command):
     sub = command("evaluate", _evaluate, "score label maps against the truth with the KiTS19 metric")
     sub.add_argument("prediction", type=Path, help="label map or folder of them")
-    sub.add_argument("truth", type=Path, help="label map or folder of cases")
+    sub.add_argument(
+        "truth", type=Path, help="label map or folder of cases, in any layout of kitsseg preprocess"
+    )
     sub.add_argument("--out", required=True, type=Path, help="scores.csv; a summary goes beside it as .json")
+    add_layout(sub)
+    sub.add_argument(
+        "--classes",
+        choices=["kits19", "kits23"],
+        default="kits19",
+        help="kits23: label 3 is cyst; adds the classes of KiTS21 and KiTS23 (default: kits19)",
+    )
+    sub.add_argument(
+        "--surface", action="store_true", help="also surface Dice, HD95 and which tumors were found"
+    )
+
+    sub = command("compare", _compare, "compare runs patient by patient, on patients none of them has seen")
+    sub.add_argument(
+        "scores", nargs="+", metavar="[NAME=]SCORES", help="scores.csv of kitsseg evaluate, two or more"
+    )
+    sub.add_argument("--out", type=Path, help="a .csv file for the differences")
 
     sub = command("report", _report, "one self-contained HTML page about a run or about scores")
     sub.add_argument("source", type=Path, help="a run folder, or the scores.csv of kitsseg evaluate")
-    sub.add_argument("--out", required=True, type=Path, help="the HTML file")
+    sub.add_argument("--out", type=Path, help="the HTML file")
+    sub.add_argument(
+        "--preview", metavar="PNG", type=Path, help="a picture of one case: the worst, or the one of --case"
+    )
+    sub.add_argument("--case", help="the case of --preview")
 
 
 def _evaluate(arguments):
-    evaluate(arguments.prediction, arguments.truth, arguments.out)
+    layout = layout_of(arguments)
+    evaluate(
+        arguments.prediction, arguments.truth, arguments.out, layout, arguments.classes, arguments.surface
+    )
 
 
-def evaluate(prediction, truth, out):
+def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=False):
     from rich.markup import escape
 
     from kitsseg.commands.console import console, done, progress_bar
-    from kitsseg.evaluate import evaluate_folders, format_table
+    from kitsseg.evaluate import evaluate_folders
+    from kitsseg.evaluate_table import format_table
 
     with progress_bar() as progress:
-        result = evaluate_folders(prediction, truth, out, progress)
+        result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
     console.print(escape(format_table(result.rows, result.summary)))
     done(f"wrote {out} and {out.with_suffix('.json')}", f"kitsseg report {out} --out report.html")
 
 
+def _compare(arguments):
+    from rich.markup import escape
+    from rich.table import Table
+
+    from kitsseg.commands.console import console, done
+    from kitsseg.compare import compare_scores
+
+    files = _named(arguments.scores)
+    result = compare_scores(files, arguments.out)
+    for case, why in sorted(result.left_out.items()):
+        console.print(escape(f"left out: {case} ({why})"))
+    kind = "synthetic patients, phantom results" if result.phantom else "patients"
+    table = Table("run", "TK Dice", "TU Dice", "composite", title=f"mean over {len(result.cases)} {kind}")
+    for name, means in result.means.items():
+        table.add_row(
+            escape(name), *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in means.values())
+        )
+    console.print(table)
+    table = Table("second minus first", "metric", "difference", "95 % interval", "p (Wilcoxon)")
+    for row in result.differences:
+        table.add_row(
+            escape(f"{row['second']} - {row['first']}"),
+            row["metric"],
+            f"{row['difference']:+.3f}",
+            f"{row['low']:+.3f} to {row['high']:+.3f}",
+            f"{row['p']:.3g}",
+        )
+    console.print(table)
+    _print_ranking(console, files)
+    if arguments.out:
+        done(f"wrote {arguments.out}")
+
+
+def _print_ranking(console, files):
+    """Rank the runs as KiTS23 does, if all were scored on the same cases with --classes kits23 --surface."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from kitsseg.hierarchical import rank_runs
+    from kitsseg.scores_file import read_scores
+
+    read = {name: read_scores(path) for name, path in files.items()}
+    cases = {frozenset(row["case"] for row in rows) for rows, _ in read.values()}
+    if len(cases) > 1 or not all("hec" in summary and "surface" in summary for _, summary in read.values()):
+        return
+    entries = {
+        name: (
+            summary["hec"]["mean_dice"],
+            summary["surface"]["mean_surface_dice"],
+            summary["hec"]["dice"]["tumor"]["mean"],
+        )
+        for name, (_, summary) in read.items()
+    }
+    table = Table("run", "mean Dice", "mean surface Dice", "ranks", "mean rank", title="ranking of KiTS23")
+    for name, first, second, mean in rank_runs(entries):
+        dice, surface, _ = entries[name]
+        table.add_row(escape(name), f"{dice:.4f}", f"{surface:.4f}", f"{first} and {second}", f"{mean:g}")
+    console.print(table)
+
+
+def _named(texts):
+    """Scores files by what to call them: NAME of NAME=FILE, else the file's folder."""
+    files = {}
+    for text in texts:
+        name, _, path = text.rpartition("=")
+        name = name or Path(path).resolve().parent.name
+        if name in files:
+            raise InputError(
+                f"{path}: {name} is the name of {files[name]} already. Give another: NAME={path}"
+            )
+        files[name] = Path(path)
+    return files
+
+
 def _report(arguments):
-    report(arguments.source, arguments.out)
+    if not (arguments.out or arguments.preview):
+        raise InputError("report: expected --out FILE.html or --preview FILE.png, found neither.")
+    if arguments.case and not arguments.preview:
+        raise InputError("report: --case names the case of --preview FILE.png; that is missing.")
+    if arguments.preview:
+        preview(arguments.source, arguments.preview, arguments.case)
+    if arguments.out:
+        report(arguments.source, arguments.out)
+
+
+def preview(source, out, case=None):
+    from kitsseg.commands.console import done
+    from kitsseg.report import write_preview
+
+    case = write_preview(source, out, case)
+    done(f"wrote {out}: {case}")
 
 
 def report(source, out):
