@@ -55,7 +55,7 @@ def test_a_misspelt_field_is_an_error():
         SliceSampler(batch_size=7, positive=5, positive_weights="size", patch_size=(8, 8))
 
 
-@pytest.mark.parametrize("name", ["unet3d", "unet2d:small", "unet2d:", "", ":tiny", "unet2d:tiny:tiny"])
+@pytest.mark.parametrize("name", ["vnet", "unet2d:small", "unet2d:", "", ":tiny", "unet2d:tiny:tiny"])
 def test_unknown_recipes(name):
     with pytest.raises(InputError, match=r"expected one of .*unet2d.* found no such recipe"):
         recipes.get(name)

@@ -7,6 +7,7 @@ __all__ = [
     "build_enhanced_unet",
     "build_squeeze_unet",
     "build_unet2d",
+    "build_unet3d",
     "build_wp_unet",
 ]
 

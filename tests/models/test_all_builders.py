@@ -1,4 +1,4 @@
-"""What holds for every builder: the shared contract of the five papers' networks."""
+"""What holds for every builder: the contract that all networks share."""
 
 import subprocess
 import sys
@@ -16,6 +16,7 @@ NETWORKS = [
     ("enhanced_unet", {"input_shape": (32, 32, 1), "base": 8}, (32, 40, 1), [8, 4, 2, 1]),
     ("squeeze_unet", {"input_shape": (32, 32, 3), "decoder": "lite", "normalize": True}, (16, 32, 3), [1]),
     ("deeplab3d", {"input_shape": (8, 16, 16, 1), "width_divisor": 4}, (8, 16, 18, 1), [1]),
+    ("unet3d", {"input_shape": (8, 16, 16, 1), "filters": (4, 8)}, (8, 16, 18, 1), [1]),
 ]
 each_network = pytest.mark.parametrize(
     ("stem", "options", "wrong_shape", "steps"), NETWORKS, ids=[network[0] for network in NETWORKS]
