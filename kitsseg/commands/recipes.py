@@ -52,7 +52,7 @@ def show_recipe(recipe):
     console.print(table)
     table = Table("reported by the paper", "value")
     for name, value in recipe.reported.items():
-        table.add_row(escape(name), f"{value:g}")
+        table.add_row(escape(name), f"{value:,}")
     console.print(table)
     done(
         f"cache folder: preprocess-{recipe.preprocess.digest()}",

@@ -1,0 +1,89 @@
+"""What docs/commands says about each command beside its arguments: a paragraph and an example."""
+
+__all__ = ["COMMANDS"]
+
+COMMANDS = {
+    "recipes": (
+        "A recipe is one paper as the authors state it, with `NAME:practical` for what one would run today and `NAME:tiny` "
+        "for a demo. `show` prints the evidence of every setting: stated by the paper, read in the authors' code, or ours "
+        "and why.",
+        "kitsseg recipes\nkitsseg recipes show unet2d:practical",
+    ),
+    "demo": (
+        "Everything in one go on a laptop: synthetic patients, preprocessing, training, prediction on patients that were "
+        "not trained on, scores and a report. The figures are phantom results.",
+        "kitsseg demo --recipe wp_unet --out demo",
+    ),
+    "synthesize": (
+        "Procedural patients for demos and tests; or, with `--labels`, a rendered CT for each real label map. The files "
+        "say in their headers that they are phantoms, and every report made from them repeats it.",
+        "kitsseg synthesize DATA --cases 12\nkitsseg synthesize DATA --labels KITS19_LABELS",
+    ),
+    "download": (
+        "Label maps come from the official repository, images from the host it names today. Files are resumed where they "
+        "broke off, retried, checked against the manifest (size and SHA-256) and appear under their names only when whole. "
+        "The images' host re-encoded the files of 2019: a new hash is a warning once, then recorded and held to. "
+        "The data are CC BY-NC-SA 4.0.",
+        "kitsseg download DATA --cases 0,3-7\nkitsseg download DATA --from /mnt/kits19",
+    ),
+    "verify": (
+        "Reads every file to its end. Errors are what makes a case unfit (damaged, swapped, another grid, other labels, "
+        "NaN); warnings are worth knowing (an image hash other than that of 2019, a known label problem). Exit code 1 with "
+        "errors, 0 with warnings only.",
+        "kitsseg verify DATA",
+    ),
+    "manifest": (
+        "For maintainers: what `data_manifest.csv` says about each case, computed anew from the files.",
+        "kitsseg manifest DATA --out data_manifest.csv",
+    ),
+    "preprocess": (
+        "Resamples as the recipe states and writes a cache of whole slices that training reads by random access. One case "
+        "at a time, without TensorFlow; cases that are there already are kept, so an interrupted run goes on.",
+        "kitsseg preprocess unet2d DATA CACHE --workers 2",
+    ),
+    "statistics": (
+        "Mean, standard deviation and percentiles of HU in kidney and tumor over the *training* part of a split, beside "
+        "the recipe's stated values. It changes nothing: the recipe's values stay in force.",
+        "kitsseg statistics unet2d CACHE --split mlperf42",
+    ),
+    "train": (
+        "Splits by patient, runs the recipe's phases in order, keeps the best weights of each, and writes a run folder. "
+        "`--resume` goes on exactly where the last finished epoch ended.",
+        "kitsseg train unet2d CACHE RUN --split 80-10-10\nkitsseg train unet2d CACHE RUN --split 80-10-10 --resume",
+    ),
+    "prune": (
+        "Zeroes the smallest weights of a finished run of any recipe and trains the others on, by the schedules of "
+        "tensorflow-model-optimization. Zeros make a compressed file smaller; nothing gets faster by them alone: see "
+        "`shrink` and `export`.",
+        "kitsseg prune RUN CACHE PRUNED --sparsity 0.8\nkitsseg prune RUN CACHE PRUNED --preset paper",
+    ),
+    "shrink": (
+        "Removes whole channels, which leaves a smaller ordinary network, and trains it on.",
+        "kitsseg shrink RUN CACHE SMALL --keep 0.5",
+    ),
+    "export": (
+        "One file for other software, batch norm folded, checked after writing against the network it came from: largest "
+        "difference and share of equal labels are printed, and a file that fails is not kept. Labels, preprocessing and the "
+        "note that this is no medical device travel inside.",
+        "kitsseg export RUN --out kidney.tflite --precision int8\nkitsseg export RUN --out kidney.onnx",
+    ),
+    "predict": (
+        "Labels on the scan's own voxels with its header, from a run or an exported network.",
+        "kitsseg predict RUN DATA --part test --out PREDICTIONS\nkitsseg predict kidney.tflite scan.nii.gz --out PREDICTIONS",
+    ),
+    "evaluate": (
+        "The official KiTS19 scores per case and their mean, and beside them what other definitions in use make of the same "
+        "predictions, and of predicting nothing.",
+        "kitsseg evaluate PREDICTIONS DATA --out scores.csv",
+    ),
+    "compare": (
+        "Patient by patient, on the patients that all runs were scored on and none was trained on or chosen by: mean "
+        "differences with bootstrap intervals and Wilcoxon's signed-rank test.",
+        "kitsseg compare unet2d=A/scores.csv wp_unet=B/scores.csv --out compare.csv",
+    ),
+    "report": (
+        "One HTML page without external resources: scores beside the paper's claim, training curves, every case with its "
+        "outlines in three planes, worst first.",
+        "kitsseg report scores.csv --out report.html",
+    ),
+}
