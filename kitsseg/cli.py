@@ -10,7 +10,7 @@ from kitsseg import __version__
 from kitsseg.commands import data, demo, prediction, recipes, scoring, training
 from kitsseg.errors import InputError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 SPACE = "Free some space, or choose another folder."
 PERMISSION = "Check its permissions, or choose another folder."
@@ -28,7 +28,7 @@ HINTS = {
 
 def main(argv=None):
     """Run one command; returns the exit code: 0 done, 1 bad input or a full disk, 130 interrupted."""
-    parser = _parser()
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run_command"):
         parser.print_help()
@@ -47,7 +47,9 @@ def main(argv=None):
     except MemoryError as error:
         return _complain(f"not enough memory ({error}). Close other programs, or use a larger machine.", 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; what was finished is kept, nothing half-written stays.", 130)
+        return _complain(
+            "interrupted; what was finished is kept, nothing unfinished is taken for whole.", 130
+        )
     return 0
 
 
@@ -67,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(_complain(f"{message}. Try: {self.prog} --help", 2))
 
 
-def _parser():
+def build_parser():
     parser = _Parser(
         prog="kitsseg",
         description="Kidney and kidney tumor segmentation in CT: five KiTS19 papers, from NIfTI to scores. "

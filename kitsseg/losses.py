@@ -26,6 +26,8 @@ Raises: ValueError for a bad argument, for labels that do not fit the logits, an
 import keras
 from keras import ops
 
+from kitsseg.replicas import replica_count, sum_over_replicas
+
 __all__ = ["CrossEntropySoftDice", "FocalTversky", "Tversky", "TverskyFocal"]
 
 
@@ -51,7 +53,8 @@ class _OverlapLoss(keras.losses.Loss):
                 f"{self.name}: got sample or class weights, but one number for the whole batch leaves "
                 "nothing to weight. Use per_sample=True or drop the weights."
             )
-        return super().__call__(y_true, y_pred, sample_weight)
+        # gradients of replicas are added; Keras itself takes this share of a mean over images only
+        return super().__call__(y_true, y_pred, sample_weight) / (1 if self.per_sample else replica_count())
 
     def read(self, y_true, y_pred):
         """Targets and logits, both float32 (batch, *space, channels)."""
@@ -73,11 +76,11 @@ class _OverlapLoss(keras.losses.Loss):
         else:
             first = 0 if self.include_background else 1
             p, targets = ops.softmax(logits)[..., first:], targets[..., first:]
-        axes = self.pixel_axes(p)
-        tp = ops.sum(p * targets, axis=axes)
-        fn = ops.sum((1.0 - p) * targets, axis=axes)
-        fp = ops.sum(p * (1.0 - targets), axis=axes)
-        return tp, fn, fp
+        counts = [
+            ops.sum(x, axis=self.pixel_axes(p))
+            for x in (p * targets, (1.0 - p) * targets, p * (1.0 - targets))
+        ]
+        return counts if self.per_sample else [sum_over_replicas(count) for count in counts]
 
     def pixel_axes(self, x):
         """The axes to sum over: space and, unless ``per_sample``, the batch."""

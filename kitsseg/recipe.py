@@ -9,7 +9,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
-from kitsseg.phase import Augmentation, OneCycle, PatchSampler, Phase, Plateau, Progressive, SliceSampler
+from kitsseg.phase import (
+    Augmentation,
+    OneCycle,
+    PatchSampler,
+    Phase,
+    Plateau,
+    Progressive,
+    Pruning,
+    SliceSampler,
+)
 
 __all__ = [
     "Augmentation",
@@ -20,6 +29,7 @@ __all__ = [
     "Plateau",
     "PreprocessSpec",
     "Progressive",
+    "Pruning",
     "ReassignSmall",
     "Recipe",
     "RemoveFar",
@@ -93,10 +103,11 @@ class InferenceSpec:
     Attributes:
         tile: (rows, columns) of overlapping windows, or (slices, rows, columns) for a 3D network; None takes
             whole slices in one piece.
-        overlap: share of a 2D tile that its neighbor covers too.
-        gaussian: weight a 2D tile by a Gaussian around its center instead of evenly.
-        margin: voxels at each border of a 3D tile that are discarded; the cores lie side by side.
-        mirror_axes: average over mirrored copies along these axes of the slice (0 rows, 1 columns).
+        overlap: share of a tile that its neighbor covers too; for a 3D tile, where ``margin`` is None.
+        gaussian: weight overlapping tiles by a Gaussian around their centers instead of evenly.
+        margin: voxels at each border of a 3D tile that are discarded; the cores lie side by side. None: they overlap.
+        mirror_axes: average over mirrored copies along these axes of the slice (0 rows, 1 columns) or of the 3D tile
+            (0 slices, 1 rows, 2 columns).
         multiple: whole slices are padded to a multiple of this, the network's total stride.
     """
 

@@ -4,6 +4,8 @@
     RUN/split.json     the split, readable by ``--split``
     RUN/history.csv    one row an epoch: phase, epoch, learning rate, losses, batch metrics
     RUN/model.keras    the best weights; appears when training has finished
+    RUN/sparsity.csv   where a run prunes: a row for each weight matrix
+    RUN/pruning.npz    where a run prunes: the masks of these weights
     RUN/checkpoint/    where an unfinished run goes on
 
 Each file is replaced as a whole, never written in place.
@@ -27,6 +29,7 @@ __all__ = [
     "finished_run",
     "read_history",
     "read_run",
+    "specs_of",
     "update_run",
     "versions",
     "write_history",
@@ -104,23 +107,32 @@ def finished_run(folder):
     record = read_run(folder)
     weights = Path(folder) / "model.keras"
     if not weights.is_file():
+        parent = record.get("parent")
+        command = f"prune {parent['run']}" if parent else f"train {record.get('recipe')}"
         raise InputError(
             f"{weights}: missing; the run's status is {record.get('status')!r}. "
-            f"Finish it with: kitsseg train {record.get('recipe')} CACHE {folder} --resume"
+            f"Finish it with: kitsseg {command} CACHE {folder} --resume"
         )
+    return record, weights, *specs_of(record, f"{folder}/run.json")
+
+
+def specs_of(record, path):
+    """PreprocessSpec, InferenceSpec and RemoveFar, ReassignSmall or None from the record of a run.
+
+    Raises: InputError, naming ``path``, where another version wrote it.
+    """
     try:
         values = record["settings"]
-        specs = (
+        return (
             PreprocessSpec(**_tuples(values["preprocess"])),
             InferenceSpec(**_tuples(values["inference"])),
             _postprocess(values["postprocess"]),
         )
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{folder}/run.json: expected the settings of kitsseg {__version__}, found others ({error}). "
+            f"{path}: expected the settings of kitsseg {__version__}, found others ({error}). "
             f"It was written by kitsseg {record.get('kitsseg')}; use that version."
         ) from error
-    return record, weights, *specs
 
 
 def write_history(folder, rows):

@@ -1,7 +1,7 @@
 """One training loop for every recipe: its phases in order, the best weights handed on, resumable after each epoch.
 
-Nothing but weights and optimizer is stored to resume: learning rate, best epoch, round and the position of the
-sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
+Nothing but weights, optimizer and the masks of pruning is stored to resume: learning rate, best epoch, round and the
+position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
 """
 
 import json
@@ -13,15 +13,18 @@ from pathlib import Path
 import keras
 
 from kitsseg.atomic import atomic_path
+from kitsseg.compiled import batches_of, compiled_network, load_checkpoint, pruning_of
 from kitsseg.data.cache import open_cache
-from kitsseg.data.patches import PatchBatches, ValidationPatches
-from kitsseg.data.slices import SliceBatches, ValidationSlices, slice_dataset
-from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished
+from kitsseg.data.slices import slice_dataset
+from kitsseg.devices import ONE_DEVICE, Devices
+from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
 from kitsseg.errors import InputError
-from kitsseg.networks import read_network
-from kitsseg.optimizers import freeze
+from kitsseg.model_card import write_model_card
+from kitsseg.precision import computing_in
 from kitsseg.predict import as_probabilities, score_cached_cases
 from kitsseg.progressive import run_rounds
+from kitsseg.pruning_report import sparsity_rows, sparsity_totals, write_sparsity
+from kitsseg.pruning_weights import prunable_weights
 from kitsseg.recipe import PatchSampler
 from kitsseg.run import create_run, read_history, read_run, update_run, versions
 
@@ -41,6 +44,9 @@ class Training:
     history: list
     started: float
     progress: object
+    precision: str = "float32"
+    accumulate: int = 1
+    devices: Devices = ONE_DEVICE
     done_steps: int = 0
 
     @property
@@ -52,83 +58,130 @@ class Training:
         return sum(_steps(phase) for phase in self.recipe.phases)
 
 
-def train_recipe(recipe, cache, split, run, seed=0, epochs=None, resume=False, progress=None):
+def train_recipe(
+    recipe,
+    cache,
+    split,
+    run,
+    seed=0,
+    epochs=None,
+    resume=False,
+    progress=None,
+    details=None,
+    precision="float32",
+    accumulate=1,
+    devices=ONE_DEVICE,
+):
     """Train a recipe.
 
     Args:
         recipe: Recipe. Its phases run in order; each starts from the best weights of the one before.
         cache: folder given to ``preprocess_cases``.
-        split: CaseSplit of cases in the cache. Only its train and validation parts are read here.
+        split: CaseSplit of cases in the cache; only its train and validation parts are read.
         run: folder for the result; new, unless ``resume``.
         seed: of the initial weights and of the sampling.
         epochs: epochs of every phase, instead of the recipe's.
-        resume: go on with an unfinished run; recipe, split and seed must be those it was started with.
+        resume: go on with an unfinished run; all but ``devices`` must be as it was started.
         progress: called as progress(description, done, total) in training steps.
+        details: further entries of ``run.json`` that a resumed run must share.
+        precision: one of ``kitsseg.precision.PRECISIONS``; the network that is saved is of float32.
+        accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
+            of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
+        devices: ``kitsseg.devices.use_devices(...)``. Of several processes all call this with the same arguments.
 
     Returns: the run folder.
-    Raises: InputError for an unusable cache, split or run folder, or when the loss is no longer a number.
+    Raises: InputError for an unusable cache, split, run folder or batch size, or when the loss is no number.
     """
     if epochs is not None:
         if epochs < 1:
             raise InputError(f"--epochs: expected at least 1, found {epochs}.")
-        recipe = replace(recipe, phases=tuple(replace(phase, epochs=epochs) for phase in recipe.phases))
+        try:
+            recipe = replace(recipe, phases=tuple(replace(phase, epochs=epochs) for phase in recipe.phases))
+        except ValueError as error:  # too short for the schedule of its pruning
+            raise InputError(f"--epochs {epochs}: {error}") from error
+    for phase in recipe.phases:
+        patches = isinstance(phase.sampler, PatchSampler)
+        devices.check(3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size, accumulate)
     cases = open_cache(cache, recipe.preprocess)
     for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
         # a damaged file is found here: TensorFlow's threads would bury what is said of it
         _ = case.image, case.boxed_labels
-    run = Path(run)
-    if resume:
-        record, history = _unfinished(run, recipe, split, seed)
-    else:
-        phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
-        create_run(
-            run, recipe, split, seed, {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
+    phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
+    details = {"precision": precision, "accumulate": accumulate} | (details or {})
+    with computing_in(precision), devices.own_run(run, resume) as own:
+        if resume:
+            record, history = _unfinished(own, recipe, split, seed, details)
+        else:
+            where = {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
+            create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
+            record, history = read_run(own), []
+        started = time.monotonic() - record["seconds"]
+        training = Training(
+            recipe,
+            cases,
+            split,
+            own,
+            seed,
+            record,
+            history,
+            started,
+            progress,
+            precision,
+            accumulate,
+            devices,
         )
-        record, history = read_run(run), []
-    keras.utils.set_random_seed(seed)
-    started = time.monotonic() - record["seconds"]
-    training = Training(recipe, cases, split, run, seed, record, history, started, progress)
-    training.checkpoints.mkdir(exist_ok=True)
+        training.checkpoints.mkdir(exist_ok=True)
+        weights = None
+        for number, phase in enumerate(recipe.phases):
+            train = _train_progressively if phase.progressive else _train_phase
+            weights = train(training, phase, split, seed + 1000 * number, weights)
+            training.done_steps += _steps(phase)
+        _finish(training, weights)
+    return Path(run)
 
-    weights = None
-    for number, phase in enumerate(recipe.phases):
-        train = _train_progressively if phase.progressive else _train_phase
-        weights = train(training, phase, split, seed + 1000 * number, weights)
-        training.done_steps += _steps(phase)
 
-    model = recipe.build_model(**recipe.model)
-    model.set_weights(_load(weights).get_weights())
+def _finish(training, weights):
+    """Write what a finished run holds; the network computes in float32, whatever it was trained in."""
+    recipe, run, record = training.recipe, training.run, training.record
+    with computing_in("float32"):
+        model = recipe.build_model(**recipe.model)
+    model.set_weights(load_checkpoint(weights).get_weights())
     with atomic_path(run / "model.keras") as temporary:
         model.save(temporary)
-    update_run(run, record | {"status": "finished", "seconds": round(time.monotonic() - started, 1)})
+    if words := recipe.phases[-1].pruning:
+        pruned = prunable_weights(model, words.depthwise, words.first_last)
+        rows = sparsity_rows(model, [variable for _, variable in pruned])
+        write_sparsity(rows, run / "sparsity.csv")
+        record["sparsity"] = sparsity_totals(model, rows)
+        shutil.copyfile(pruning_state(weights), run / "pruning.npz")
+    record |= {"status": "finished", "seconds": round(time.monotonic() - training.started, 1)}
+    update_run(run, record)
+    write_model_card(run)
     shutil.rmtree(training.checkpoints)
-    return run
 
 
 def _train_phase(training, phase, split, seed, weights):
     """Train one phase, or what is left of it; returns the path of its best weights."""
     rows = [row for row in training.history if row["phase"] == phase.name]
     if not phase_finished(phase, rows):
-        recipe = training.recipe
-        model = _compiled(training, phase, rows, weights)
-        batches, validation = _batches(training, phase, split, seed)
-        log = EpochLog(training, phase, rows)
-        model.fit(
-            slice_dataset(
-                batches,
-                len(rows) * phase.steps_per_epoch,
-                phase.epochs * phase.steps_per_epoch,
-                recipe.build_targets,
-            ),
-            validation_data=slice_dataset(validation, 0, len(validation), recipe.build_targets),
-            initial_epoch=len(rows),
-            epochs=phase.epochs,
-            steps_per_epoch=phase.steps_per_epoch,
-            shuffle=False,
-            verbose=0,
-            callbacks=[log],
-        )
-    return checkpoint(training, phase, best_epoch(rows))
+        targets, steps = training.recipe.build_targets, phase.steps_per_epoch * training.accumulate
+        keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
+        batches, validation = batches_of(training, phase, split, seed)
+        with training.devices.scope():
+            model = compiled_network(training, phase, rows, weights)
+            pruning = pruning_of(training, phase, rows) if phase.pruning else None
+            log = EpochLog(training, phase, rows, pruning)
+            model.fit(
+                slice_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
+                validation_data=slice_dataset(validation, 0, len(validation), targets),
+                initial_epoch=len(rows),
+                epochs=phase.epochs,
+                steps_per_epoch=steps,
+                shuffle=False,
+                verbose=0,
+                callbacks=[pruning, log] if pruning else [log],
+            )
+    return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
 
 
 def _train_progressively(training, phase, split, seed, weights):
@@ -159,9 +212,9 @@ def _train_progressively(training, phase, split, seed, weights):
     def score_round():
         cases = [training.cases[name] for name in split.validation]
         recipe = training.recipe
-        return score_cached_cases(
-            cases, as_probabilities(_load(last)), recipe.preprocess, recipe.inference, recipe.postprocess
-        )
+        network = as_probabilities(load_checkpoint(last))
+        scores = score_cached_cases(cases, network, recipe.preprocess, recipe.inference, recipe.postprocess)
+        return training.devices.agreed(scores)
 
     def keep_round(number):
         with atomic_path(best) as temporary:
@@ -171,57 +224,12 @@ def _train_progressively(training, phase, split, seed, weights):
     return best
 
 
-def _batches(training, phase, split, seed):
-    spec = training.recipe.preprocess
-    kinds = (
-        (PatchBatches, ValidationPatches)
-        if isinstance(phase.sampler, PatchSampler)
-        else (SliceBatches, ValidationSlices)
-    )
-    return (
-        kinds[0](training.cases, split, "train", phase.sampler, phase.augmentation, spec, seed=seed),
-        kinds[1](training.cases, split, "validation", phase.sampler, spec),
-    )
-
-
-def _compiled(training, phase, rows, weights):
-    """The network: as the last checkpoint left it, or with the weights of the phase before."""
-    recipe = training.recipe
-    if rows:
-        return _load(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
-    model = recipe.build_model(**recipe.model)
-    if weights is not None:
-        model.set_weights(_load(weights).get_weights())
-    freeze(model, phase.rate_factors)
-    loss, loss_weights = recipe.build_loss(**recipe.loss), None
-    if isinstance(loss, tuple):
-        loss, loss_weights = loss
-    # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
-    on_cpu = keras.config.backend() == "tensorflow" and not keras.distribution.list_devices("gpu")
-    optimizer = recipe.build_optimizer(phase)
-    optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
-    model.compile(
-        optimizer,
-        loss,
-        loss_weights=loss_weights,
-        jit_compile=False if on_cpu else "auto",
-    )
-    return model
-
-
-def _load(path, compile=False):
-    try:
-        return read_network(path, compile)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: missing or damaged checkpoint ({error}). Start the run again.") from error
-
-
 def _steps(phase):
     rounds = phase.progressive.rounds if phase.progressive else 1
     return rounds * phase.epochs * phase.steps_per_epoch
 
 
-def _unfinished(run, recipe, split, seed):
+def _unfinished(run, recipe, split, seed, details):
     """Record and history of the run to go on with."""
     record = read_run(run)
     if record["status"] == "finished":
@@ -230,11 +238,12 @@ def _unfinished(run, recipe, split, seed):
         ("recipe", record["settings"], json.loads(json.dumps(recipe.as_dict()))),
         ("split", record["split"]["hash"], split.hash),
         ("seed", record["seed"], seed),
+        *((key, record.get(key), value) for key, value in details.items()),
     ):
         if expected != found:
             raise InputError(
                 f"{run}: this run was started with another {key} than the one given; resuming would mix the two. "
-                f"Give the same --epochs, --split and --seed, or choose another folder."
+                f"Give the same options as then, such as --epochs, --split and --seed, or choose another folder."
             )
     if record["versions"] != versions():
         record = record | {"versions_resumed": versions()}

@@ -194,7 +194,7 @@ SPOILED = {
     other_affine: r"/segmentation\.nii\.gz: expected the affine of imaging\.nii\.gz, \[.*-0\.8.*\], "
     r"found \[.*-0\.9.*\]\. Resample the labels onto the scan\.$",
     label_three: r"/segmentation\.nii\.gz: labels must be 0 background, 1 kidney, 2 tumor; also found 3 in at "
-    r"least 5 voxels\. Is this a KiTS19 label map\?",
+    r"least 5 voxels\. In KiTS21 and KiTS23 it is cyst: say what that is to be with --cyst",
     fractions: r"/segmentation\.nii\.gz: labels must be integers; found fractions\. Is this an image instead of",
     not_finite: r"/imaging\.nii\.gz: HU must be finite; found NaN or infinity\. Repair or export the scan again",
     no_voxels: r"/imaging\.nii\.gz: expected a 3-D volume, found no voxels \(shape \(0, 40, 48\)\)",
@@ -204,7 +204,8 @@ SPOILED = {
     r"\(shape \(1, 40, 48\)\)\. Export the whole scan\.$",
     no_labels: r"/segmentation\.nii\.gz: missing; the folder holds imaging\.nii\.gz\. Complete or remove the case",
     no_image: r"/imaging\.nii\.gz: missing; the folder holds segmentation\.nii\.gz\. Complete or remove the case",
-    a_folder: r"/imaging\.nii\.gz: expected a NIfTI file \(\.nii or \.nii\.gz\), found a folder\.$",
+    a_folder: r"/imaging\.nii\.gz: expected a NIfTI file, or a folder with the DICOM files of one series; "
+    r"found a folder without DICOM files\.$",
 }
 
 
@@ -298,7 +299,7 @@ def test_recipes_show_without_a_name(complaint):
     assert_matches(r"recipes show: expected the name of a recipe: .*unet2d", complaint("recipes", "show"))
 
 
-@pytest.mark.parametrize("name", ["unet3d", "unet2d:large", "unet2d:", "../unet2d"])
+@pytest.mark.parametrize("name", ["vnet", "unet2d:large", "unet2d:", "../unet2d"])
 def test_an_unknown_recipe(name, complaint, tmp_path):
     for arguments in (("recipes", "show", name), ("preprocess", name, tmp_path, tmp_path / "cache")):
         message = complaint(*arguments)
@@ -349,7 +350,7 @@ def test_an_unknown_recipe(name, complaint, tmp_path):
         ),
         (
             "predict nowhere a.txt --out P",
-            "^nowhere: expected the folder of a run, found no run.json in it. Run kit",
+            "nowhere: expected the folder of a run, found no run.json in it. Run kit",
         ),
         (
             "predict nowhere gone.nii --out P",
@@ -556,19 +557,23 @@ def test_a_part_without_scans(complaint, trained, tmp_path):
     scan = trained.data / trained.split.train[0]
     message = complaint("predict", trained.run, scan, "--out", tmp_path / "out", "--part", "test")
     assert message == (
-        f"--part test: expected some of the {len(trained.split.test)} test cases of split {trained.split.name}, "
+        f"--part test: expected some of the {len(trained.split.test)} test cases of the run's split, "
         "found none among 1 scans. Give the folder the run was trained on."
     )
 
 
 def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
-    """Label maps written before it stay, and they are whole."""
+    """The others are done, and whole; the message names it."""
     for i in range(2):
         make_case(tmp_path / "data" / f"case_{i:05d}", seed=i)
     truncate(tmp_path / "data" / "case_00001")
     kept = ["prediction_00000.nii.gz", "predictions.json"]
     message = complaint("predict", trained.run, tmp_path / "data", "--out", tmp_path / "out", kept=kept)
-    assert_matches(rf"^{tmp_path}/data/case_00001{DAMAGED}", message)
+    expected = rf"^1 of 2 scans failed, the others are done: case_00001 \({tmp_path}/data/case_00001/imaging\.nii\.gz: "
+    assert_matches(
+        expected + r"damaged .*\)\. .*/predictions\.json lists them; the same command tries them again\.$",
+        message,
+    )
     assert read_labels(tmp_path / "out" / kept[0]).array.shape == (8, 40, 48)
     assert list(read_json(tmp_path / "out" / kept[1])["cases"]) == ["case_00000"]
     message = complaint(
@@ -835,7 +840,7 @@ def test_ctrl_c(complaint, tmp_path, monkeypatch):
     message = complaint(
         "preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache", code=130, kept=["spec.json"]
     )
-    assert message == "interrupted; what was finished is kept, nothing half-written stays."
+    assert message == "interrupted; what was finished is kept, nothing unfinished is taken for whole."
 
 
 # --- what goes well
@@ -880,7 +885,7 @@ def test_a_recipe_with_the_evidence_of_every_setting(name, variant, kitsseg, mon
     for key, value in shown:
         assert (key, str(value), recipe.evidence[key]) in rows
     for key, value in recipe.reported.items():
-        assert (key, f"{value:g}") in rows
+        assert (key, f"{value:,}") in rows
     assert f"preprocess-{recipe.preprocess.digest()}\n" in out
 
 

@@ -21,7 +21,7 @@ from kitsseg.train import train_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
-ONE_LINE = "kitsseg: interrupted; what was finished is kept, nothing half-written stays.\n"
+ONE_LINE = "kitsseg: interrupted; what was finished is kept, nothing unfinished is taken for whole.\n"
 CASES = [f"case_{i:05d}" for i in range(8)]
 SHAPE = (32, 192, 192)
 

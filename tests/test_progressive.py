@@ -171,9 +171,9 @@ def test_enhanced_unet_line_7_in_real_training(cached, micro_recipe, tmp_path, m
         ends.append(predict.__self__.get_weights())
         return {"tk": 1.0, "tu": 0.0, "composite": SCORES[len(ends) - 1]}
 
-    train_open, train_compiled = train.open_cache, train._compiled
+    train_open, train_compiled = train.open_cache, train.compiled_network
     monkeypatch.setattr(train, "open_cache", spied_cache)
-    monkeypatch.setattr(train, "_compiled", spied_start)
+    monkeypatch.setattr(train, "compiled_network", spied_start)
     monkeypatch.setattr(train, "score_cached_cases", fake_score)
     recipe = replace(micro_recipe, phases=(phase,))
     run = train.train_recipe(recipe, tmp_path / "cache", split, tmp_path / "run")

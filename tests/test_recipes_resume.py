@@ -12,6 +12,7 @@ import pytest
 from conftest import make_case, read_json, spec_of_tests
 
 from kitsseg import recipes, train
+from kitsseg.compiled import compiled_network
 from kitsseg.data.nifti import read_labels
 from kitsseg.data.preprocess import preprocess_cases
 from kitsseg.data.splits import make_split
@@ -34,6 +35,7 @@ MODELS = {
     "enhanced_unet": {"base": 16},
     "squeeze_unet": {},
     "unet2d": {"start_filters": 4, "n_pools": 2},
+    "unet3d": {"filters": (4, 8)},
     "wp_unet": {"filters": (4, 4, 8, 8, 8)},
 }
 
@@ -52,11 +54,13 @@ def micro(name):
             "epochs": EPOCHS,
             "steps_per_epoch": STEPS,
         }
+        if phase.pruning:  # the final sparsity is reached with the fourth step, in the second epoch
+            changes["pruning"] = replace(phase.pruning, until=0.7, frequency=1)
         if phase.progressive:
             changes["progressive"] = replace(phase.progressive, rounds=2, patience=2, subset=0.5)
         phases.append(replace(phase, **changes))
     inference, preprocess = replace(tiny.inference, tile=None), ONE
-    if name == "deeplab3d":
+    if tiny.inference.margin is not None:
         inference = replace(tiny.inference, tile=(16, 32, 32), margin=4)
     if name == "squeeze_unet":
         preprocess = replace(tiny.preprocess, slice_size=size)
@@ -129,7 +133,10 @@ def check_finished(recipe, run, source, tmp_path):
     assert rounds == [
         i for phase in recipe.phases if phase.progressive for i in range(phase.progressive.rounds)
     ]
-    left = {"history.csv", "model.keras", "run.json", "split.json"} | ({"rounds.csv"} if rounds else set())
+    left = {"history.csv", "model.keras", "model_card.md", "run.json", "split.json"} | (
+        {"rounds.csv"} if rounds else set()
+    )
+    left |= {"pruning.npz", "sparsity.csv"} if recipe.phases[-1].pruning else set()
     assert {path.name for path in run.iterdir()} == left
     assert read_json(run / "run.json")["status"] == "finished"
     (path,) = predict_cases(run, [source / "data" / CASES[4]], tmp_path / "predictions")
@@ -143,7 +150,8 @@ def test_micro_recipes_are_all_there():
         "enhanced_unet": ["progressive-0", "progressive-1"],
         "squeeze_unet": ["frozen", "unfrozen"],
         "unet2d": ["train"],
-        "wp_unet": ["train"],
+        "unet3d": ["train"],
+        "wp_unet": ["train", "prune"],
     }
 
 
@@ -249,9 +257,9 @@ def test_a_killed_process_is_continued_by_another(source, tmp_path):
 
 LOADED = """
 import sys
-from kitsseg.train import _load
+from kitsseg.compiled import load_checkpoint
 for path in sys.argv[1:]:
-    model = _load(path, compile=True)
+    model = load_checkpoint(path, compile=True)
     print(type(model.loss[0] if isinstance(model.loss, list) else model.loss).__name__, model.jit_compile)
 """
 
@@ -262,10 +270,10 @@ def test_a_new_process_knows_the_classes_of_every_checkpoint(tmp_path):
     paths = []
     for name in sorted(MODELS):
         recipe = micro(name)
-        model = train._compiled(train.Training(recipe, *[None] * 8), recipe.phases[0], [], None)
+        model = compiled_network(train.Training(recipe, *[None] * 8), recipe.phases[0], [], None)
         paths.append(str(tmp_path / f"{name}.keras"))
         model.save(paths[-1])
     done = subprocess.run([sys.executable, "-c", LOADED, *paths], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    names = ["TverskyFocal", "FocalTversky", "SparseCategoricalCrossentropy", *["CrossEntropySoftDice"] * 2]
+    names = ["TverskyFocal", "FocalTversky", "SparseCategoricalCrossentropy", *["CrossEntropySoftDice"] * 3]
     assert [line.split()[0] for line in done.stdout.splitlines()] == names

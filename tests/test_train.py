@@ -34,11 +34,15 @@ def test_a_run_folder_holds_what_the_other_commands_need(trained):
     assert sorted(path.name for path in run.iterdir()) == [
         "history.csv",
         "model.keras",
+        "model_card.md",
         "run.json",
         "split.json",
     ]
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
+    card = (run / "model_card.md").read_text()  # written last: it tells of the finished run
+    assert card.startswith("# unet2d:micro\n") and f"{record['seconds']:.0f} s, seed 5." in card
+    assert "| train | 3 |" in card
     assert record["recipe"] == "unet2d:micro"
     assert record["split"]["hash"] == trained.split.hash
     assert record["split"]["cases"]["test"] == list(trained.split.test)

@@ -1,0 +1,66 @@
+"""What kitsseg train may compute with: precision, parts of a batch, devices, machines."""
+
+import argparse
+
+from kitsseg.commands.arguments import at_least
+
+__all__ = ["add_hardware", "hardware_of"]
+
+
+def add_hardware(sub):
+    """Add the options; ``hardware_of`` reads them."""
+    group = sub.add_argument_group("hardware")
+    group.add_argument(
+        "--precision",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        default="float32",
+        help="compute convolutions in half precision: mixed_bfloat16 on GPUs from Ampere on, mixed_float16 on "
+        "older ones (T4, V100); weights and losses stay float32 (default: float32)",
+    )
+    group.add_argument(
+        "--accumulate",
+        metavar="N",
+        type=at_least(1),
+        default=1,
+        help="compute each batch in N parts, where it does not fit the memory of the GPU (default: 1)",
+    )
+    group.add_argument(
+        "--devices",
+        metavar="N|all",
+        type=_devices,
+        help="share each batch among so many GPUs of this machine (default: 1; all of them with --process)",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="several machines, with KERAS_BACKEND=jax: where their first process runs, and a free port there",
+    )
+    group.add_argument(
+        "--process",
+        metavar="I/N",
+        type=_process,
+        help="the number of this process, from 0, and how many there are; the run folder must be one that all see",
+    )
+
+
+def hardware_of(arguments):
+    """Keyword arguments of ``train_recipe``; call it before anything is computed."""
+    from kitsseg.devices import use_devices
+
+    a = arguments
+    devices = use_devices(a.devices, a.coordinator, a.process)
+    return {"precision": a.precision, "accumulate": a.accumulate, "devices": devices}
+
+
+def _devices(text):
+    return text if text == "all" else at_least(1)(text)
+
+
+def _process(text):
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        number, count = 0, 0
+    if not 0 <= number < count:
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, such as 0/2, found {text}")
+    return number, count
