@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test notebooks notebooks-colab lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
@@ -11,8 +11,19 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest
-	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest tests/models/test_all_builders.py tests/test_losses.py -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist load -m "not slow" \
+	    tests/models/test_all_builders.py tests/test_losses.py tests/test_pruning.py
+
+# every cell of every notebook, about ten minutes; CI runs unet2d's only
+notebooks: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/test_notebooks.py -m ""
+
+# the same with the versions that Colab ships; needs Python 3.13 as PYTHON
+notebooks-colab:
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet --constraint .ci/colab-constraints.txt --editable ".[test]"
+	.venv-colab/bin/python -m pytest tests/test_notebooks.py -m ""
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .

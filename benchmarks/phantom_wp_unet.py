@@ -70,7 +70,8 @@ def main():
         )
         print(*COLUMNS, sep="\t")
         for row in rows:
-            print(*(f"{v:.4g}" if isinstance(v, float) else v for v in row.values()), sep="\t", flush=True)
+            values = [row[column] for column in COLUMNS]
+            print(*(f"{v:.4g}" if isinstance(v, float) else v for v in values), sep="\t", flush=True)
         runs |= {f"{method}-{s:g}": a.out / method / f"{method}-{s:g}" for s in SPARSITIES}
     scores = {}
     for name, run in runs.items():

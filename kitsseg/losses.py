@@ -53,7 +53,6 @@ class _OverlapLoss(keras.losses.Loss):
                 f"{self.name}: got sample or class weights, but one number for the whole batch leaves "
                 "nothing to weight. Use per_sample=True or drop the weights."
             )
-        # gradients of replicas are added; Keras itself takes this share of a mean over images only
         return super().__call__(y_true, y_pred, sample_weight) / (1 if self.per_sample else replica_count())
 
     def read(self, y_true, y_pred):
@@ -76,10 +75,8 @@ class _OverlapLoss(keras.losses.Loss):
         else:
             first = 0 if self.include_background else 1
             p, targets = ops.softmax(logits)[..., first:], targets[..., first:]
-        counts = [
-            ops.sum(x, axis=self.pixel_axes(p))
-            for x in (p * targets, (1.0 - p) * targets, p * (1.0 - targets))
-        ]
+        parts = (p * targets, (1.0 - p) * targets, p * (1.0 - targets))
+        counts = [ops.sum(part, axis=self.pixel_axes(p)) for part in parts]
         return counts if self.per_sample else [sum_over_replicas(count) for count in counts]
 
     def pixel_axes(self, x):

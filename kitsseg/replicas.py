@@ -11,7 +11,11 @@ __all__ = ["replica_count", "sum_over_replicas"]
 
 
 def replica_count():
-    """Into how many parts the batch is divided here: 1 but for a strategy of TensorFlow with several replicas."""
+    """Into how many parts the batch is divided here: 1 but for a strategy of TensorFlow with several replicas.
+
+    Gradients of replicas are added, so the loss of each must be this share of the batch's. Keras takes the share of a
+    mean over images by itself, but not of a loss that is one number for the batch.
+    """
     if keras.config.backend() != "tensorflow":
         return 1
     import tensorflow as tf
