@@ -108,7 +108,8 @@ def finished_run(folder):
     weights = Path(folder) / "model.keras"
     if not weights.is_file():
         parent = record.get("parent")
-        command = f"prune {parent['run']}" if parent else f"train {record.get('recipe')}"
+        how = "shrink" if "shrink" in record else "prune"
+        command = f"{how} {parent['run']}" if parent else f"train {record.get('recipe')}"
         raise InputError(
             f"{weights}: missing; the run's status is {record.get('status')!r}. "
             f"Finish it with: kitsseg {command} CACHE {folder} --resume"

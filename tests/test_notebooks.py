@@ -59,7 +59,9 @@ def test_they_are_valid_thin_and_hold_no_output(path):
     "path",
     [
         pytest.param(
-            path, marks=pytest.mark.slow if path.stem == "unet2d" else pytest.mark.notebook, id=path.stem
+            path,
+            marks=[pytest.mark.slow, *([] if path.stem == "unet2d" else [pytest.mark.notebook])],
+            id=path.stem,
         )
         for path in NOTEBOOKS
     ],

@@ -198,6 +198,9 @@ def test_a_run_of_another_recipe_or_an_unfinished_one_is_refused(trained, tmp_pa
     (unfinished / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="Finish it with: kitsseg prune /there CACHE .*unfinished --resume"):
         finished_run(unfinished)
+    (unfinished / "run.json").write_text(json.dumps(record | {"shrink": {"keep": 0.5}}))
+    with pytest.raises(InputError, match="Finish it with: kitsseg shrink /there CACHE .*unfinished --resume"):
+        finished_run(unfinished)
 
 
 KILLED = """
