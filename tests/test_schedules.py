@@ -143,6 +143,7 @@ def log_of(folder, phase, rows, seen, model):
         progress=look,
         done_steps=0,
         total_steps=12,
+        accumulate=1,
     )
     return EpochLog(training, phase, rows)
 
