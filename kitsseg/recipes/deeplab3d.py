@@ -170,7 +170,7 @@ TINY = replace(
             PAPER.phases[0],
             sampler=PatchSampler(cases_per_batch=3, patch_size=(24, 32, 32)),
             augmentation=Augmentation(flip_probability=0.5),
-            epochs=5,
+            epochs=7,
             steps_per_epoch=40,
             learning_rate=3e-3,
             schedule=replace(PAPER.phases[0].schedule, patience=3),
