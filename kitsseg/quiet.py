@@ -17,7 +17,7 @@ def quiet_stderr():
         os.dup2(notices.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # after Ctrl-C nobody wants to read them
             notices.seek(0)
             os.write(stderr, notices.read())
             raise

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
+
+from kitsseg.quiet import quiet_stderr
 
 __all__ = ["start_keras"]
 
@@ -17,23 +18,14 @@ def start_keras():
     """Import Keras and its backend without their start-up notices; if the import fails, they are shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     hidden = [name for name in UNUSED if name not in sys.modules and name != _backend()]
-    with tempfile.TemporaryFile() as notices:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(notices.fileno(), 2)  # they come from C++, past sys.stderr
+    with quiet_stderr():
         try:
             sys.modules.update(dict.fromkeys(hidden))  # None: as if it were not installed
             import keras  # noqa: F401
-        except Exception:
-            notices.seek(0)
-            os.write(stderr, notices.read())
-            raise
         finally:
             for name in hidden:
                 if sys.modules.get(name, name) is None:
                     del sys.modules[name]  # whoever imports it later gets it
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 def _backend():

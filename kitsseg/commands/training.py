@@ -106,7 +106,7 @@ def _prune(arguments):
     if a.method == "channel" and not several:
         raise InputError("prune: --method channel is for several --sparsity; for one use kitsseg shrink.")
     from kitsseg import recipes
-    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.commands.console import console, progress_bar
     from kitsseg.commands.quiet_keras import start_keras
     from kitsseg.run import read_run
 
@@ -124,8 +124,7 @@ def _prune(arguments):
     record = read_run(a.out)
     console.print(_sparsity_table(a.out / "sparsity.csv"))
     console.print(_sparsity_line(record["sparsity"]))
-    part = "test" if record["split"]["cases"]["test"] else "validation"
-    done(f"pruned {recipe.name}: {a.out}", f"kitsseg predict {a.out} DATA --out PREDICTIONS --part {part}")
+    _say_made(f"pruned {recipe.name}", a.out, record["split"]["cases"]["test"])
 
 
 def _sweep(recipe, a):
@@ -160,7 +159,7 @@ def _sweep(recipe, a):
 
 def _shrink(arguments):
     from kitsseg import recipes
-    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.commands.console import console, progress_bar
     from kitsseg.commands.quiet_keras import start_keras
     from kitsseg.run import read_run
 
@@ -174,8 +173,7 @@ def _shrink(arguments):
     record = read_run(a.out)
     before, after = record["shrink"]["parameters_before"], record["shrink"]["parameters"]
     console.print(f"{after:,} of {before:,} parameters are left ({after / before:.1%})")
-    part = "test" if record["split"]["cases"]["test"] else "validation"
-    done(f"shrunk {recipe.name}: {a.out}", f"kitsseg predict {a.out} DATA --out PREDICTIONS --part {part}")
+    _say_made(f"shrunk {recipe.name}", a.out, record["split"]["cases"]["test"])
 
 
 def _sparsity_table(path):
@@ -221,7 +219,7 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
 
 
 def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardware=None):
-    from kitsseg.commands.console import done, progress_bar
+    from kitsseg.commands.console import progress_bar
     from kitsseg.train import train_recipe
 
     options = hardware or {}
@@ -230,5 +228,12 @@ def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardwar
         return
     with progress_bar() as progress:
         train_recipe(recipe, cache, split, run, seed, epochs, resume, progress, **options)
-    part = " --part test" if split.test else " --part validation"
-    done(f"trained {recipe.name}: {run}", f"kitsseg predict {run} DATA --out PREDICTIONS{part}")
+    _say_made(f"trained {recipe.name}", run, split.test)
+
+
+def _say_made(what, run, test):
+    """What was made, and how to predict the patients it has not seen."""
+    from kitsseg.commands.console import done
+
+    part = "test" if test else "validation"
+    done(f"{what}: {run}", f"kitsseg predict {run} DATA --out PREDICTIONS --part {part}")
