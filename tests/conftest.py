@@ -1,6 +1,7 @@
 """Tiny synthetic cases, and the real KiTS19 label maps where they are at hand."""
 
 import json
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from kitsseg.data.nifti_writer import write_image
 from kitsseg.recipe import PreprocessSpec
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _keep_signals():
+    """main() takes over SIGTERM, which belongs to the test run."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,14 +27,6 @@ from kitsseg.recipe import settings
 from kitsseg.run import read_history
 
 SPACING = (3.0, 0.8, 0.8)
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals():
-    """main() takes over SIGTERM, which belongs to the test run."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +21,6 @@ from kitsseg.data.nifti_writer import write_image
 from kitsseg.data.synthesize import synthesize_cases
 
 LABELS = "segmentation.nii.gz"
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals():
-    """main() takes over SIGTERM, which belongs to the test run."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
