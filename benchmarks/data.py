@@ -11,7 +11,7 @@ rounds, and the medians of the ratios within a round. Ours goes through tf.data.
 
 import argparse
 import contextlib
-import gc
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -36,9 +36,10 @@ from kitsseg.recipe import PatchSampler
 # whole slices of 512 x 512 as they are: what loads batches of full slices needs them of one size
 SPEC = replace(recipes.get("unet2d").preprocess, spacing_mm=(None, None, None), crop_to_body=False)
 PHASE = recipes.get("unet2d").phases[0]
-PATCHES = PatchSampler(cases_per_batch=13, patch_size=(48, 48, 48))
+PATCH_SAMPLER = PatchSampler(cases_per_batch=13, patch_size=(48, 48, 48))
 NO_AUGMENTATION = recipes.get("deeplab3d").phases[0].augmentation
 MEMORY_TARGET_MIB = 64
+SLICES, PATCHES = "2D batches, augmented", "3D patches, by class"
 
 
 def main():
@@ -58,18 +59,22 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
         cases = prepared(arguments.data, work, arguments.slices)
-        split = CaseSplit("all", tuple(cases), (), ())
-        slices = SliceBatches(cases, split, "train", PHASE.sampler, PHASE.augmentation, SPEC)
-        patches = PatchBatches(cases, split, "train", PATCHES, NO_AUGMENTATION, SPEC)
         total = sum(case.geometry.shape[0] for case in cases.values())
         print(f"{len(cases)} cases, {total} slices, {PHASE.augmentation}")
-        memory(slices, patches)
-        for title, unit, batches, peers, count in (
-            ("2D batches, augmented", "slices", slices, data_peers.SLICES, arguments.batches),
-            ("3D patches, by class", "patches", patches, data_peers.PATCHES, max(arguments.batches // 4, 1)),
+        memory(cases)
+        for title, unit, peers, count in (
+            (SLICES, "slices", data_peers.SLICES, arguments.batches),
+            (PATCHES, "patches", data_peers.PATCHES, max(arguments.batches // 4, 1)),
         ):
-            compare(title, unit, cases, batches, peers, count, arguments.rounds, Path(temporary))
-            gc.collect()
+            compare(title, unit, cases, work, peers, count, arguments.rounds, Path(temporary))
+
+
+def batches_of(title, cases):
+    """What is compared: SliceBatches or PatchBatches of all cases."""
+    split = CaseSplit("all", tuple(cases), (), ())
+    if title == SLICES:
+        return SliceBatches(cases, split, "train", PHASE.sampler, PHASE.augmentation, SPEC)
+    return PatchBatches(cases, split, "train", PATCH_SAMPLER, NO_AUGMENTATION, SPEC)
 
 
 def prepared(data, work, n_slices):
@@ -80,25 +85,30 @@ def prepared(data, work, n_slices):
     return open_cache(work / "cache", SPEC)
 
 
-def memory(slices, patches):
+def memory(cases):
     """Anonymous memory that the pipelines add to TensorFlow's own: mapped files do not count, caches would."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf = one_thread_for_tensorflow()
     list(tf.data.Dataset.range(3).map(lambda x: x + 1).prefetch(1))
     before = anonymous_mib()
     if before is None:
         print("anonymous memory: only known on Linux, not measured")
         return
-    for name, batches in (("2D", slices), ("3D", patches)):
-        for _ in slice_dataset(batches, 0, 20):
+    for name in (SLICES, PATCHES):
+        for _ in slice_dataset(batches_of(name, cases), 0, 20):
             pass
         print(
-            f"anonymous memory of the {name} pipeline: {anonymous_mib() - before:.0f} MiB over TensorFlow's own "
+            f"anonymous memory of {name}: {anonymous_mib() - before:.0f} MiB over TensorFlow's own "
             f"{before:.0f} (target {MEMORY_TARGET_MIB} at most)"
         )
         before = anonymous_mib()
+
+
+def one_thread_for_tensorflow():
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return tf
 
 
 def anonymous_mib():
@@ -109,41 +119,96 @@ def anonymous_mib():
     return None
 
 
-def compare(title, unit, cases, batches, peers, count, rounds, folder):
+def compare(title, unit, cases, work, peers, count, rounds, folder):
     """Print how long a batch takes with ours and with each peer that is installed."""
-    stream = iter(slice_dataset(batches, 0, (rounds + 1) * count))
-    numbers = iter(range((rounds + 1) * count))
-    works = {"kitsseg, tf.data": lambda: next(stream), "kitsseg, NumPy": lambda: batches[next(numbers)]}
-    missing, targets = [], {}
-    for name, make, target in peers:
-        place = folder / name
-        place.mkdir()
-        try:
-            works[name] = make(cases, batches, place)
-            targets[name] = target
-        except ImportError as error:
-            missing.append(f"{name}: not compared, it is not installed ({error})")
-    times = {name: [] for name in works}
+    batch_size, loaders, missing = batches_of(title, cases).batch_size, {}, []
+    for name in (*OURS, *(name for name, _, _ in peers)):
+        place = folder / title / name
+        place.mkdir(parents=True)
+        loader = Loader(title, name, work, place)
+        if loader.problem:
+            missing.append(f"{name}: not compared, it is not installed ({loader.problem})")
+        else:
+            loaders[name] = loader
+    times = {name: [] for name in loaders}
     for number in range(rounds + 1):
-        for name, work in works.items():
-            settle()
-            start = processor_seconds()
-            for _ in range(count):
-                work()
-            settle()  # what is prepared ahead is paid for by whoever prepares it
+        for name, loader in loaders.items():
+            seconds = loader.take(count)
             if number:  # the first imports and reads
-                times[name].append(1e6 * (processor_seconds() - start) / count / batches.batch_size)
-    print(f"\n{title}, {rounds} rounds of {count} batches of {batches.batch_size}")
+                times[name].append(1e6 * seconds / count / batch_size)
+    for loader in loaders.values():
+        loader.stop()
+    targets = {name: target for name, _, target in peers}
+    print(f"\n{title}, {rounds} rounds of {count} batches of {batch_size}")
     print(f"{'':<38}{'us each':>9}{unit + '/s':>12}{'ours is':>9}  target")
     for name, values in times.items():
         median = statistics.median(values)
-        ratio = statistics.median(a / b for a, b in zip(values, times["kitsseg, tf.data"], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(values, times[next(iter(OURS))], strict=True))
         aim = "" if targets.get(name) is None else f"{targets[name]}x {verdict(ratio, targets[name])}"
         faster = f"{ratio:.1f}x" if name in targets else ""
         print(f"{name:<38}{median:>9.0f}{1e6 / median:>12.0f}{faster:>9}  {aim}")
-    print(*missing, sep="\n", end="\n" if missing else "")
+    print(*missing, sep="\n", end="\n" if missing else "", flush=True)
+
+
+class Loader:
+    """One loader in a process of its own: in one that others share, it would pay for their memory and threads."""
+
+    def __init__(self, title, name, work, place):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, title, name, work, place))
+        self._process.start()
+        self.problem = self._pipe.recv()
+
+    def take(self, count):
+        """Make ``count`` batches; returns the processor time they took, workers included."""
+        self._pipe.send(count)
+        return self._pipe.recv()
+
+    def stop(self):
+        self._pipe.send(0)
+        self._pipe.recv()
+        self._process.terminate()  # threads of a peer would keep it waiting
+        self._process.join()
+
+
+def serve(pipe, title, name, work, place):
+    """The other side of ``Loader``."""
+    cases = open_cache(work / "cache", SPEC)
+    batches = batches_of(title, cases)
+    peers = data_peers.SLICES if title == SLICES else data_peers.PATCHES
+    loaders = OURS | {peer: make for peer, make, _ in peers}
+    if "fork" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_start_method("fork", force=True)  # for the workers of a peer, as on Linux
+    try:
+        batch = loaders[name](cases, batches, place)
+    except ImportError as error:
+        pipe.send(str(error))
+        return
+    pipe.send(None)
+    while count := pipe.recv():
+        settle()
+        start = processor_seconds()
+        for _ in range(count):
+            batch()
+        settle()  # what is prepared ahead is paid for by whoever prepares it
+        pipe.send(processor_seconds() - start)
     for child in multiprocessing.active_children():
         child.terminate()
+    pipe.send(None)
+
+
+def through_tf_data(cases, batches, place):
+    one_thread_for_tensorflow()
+    return iter(slice_dataset(batches, 0, 10**9)).__next__
+
+
+def through_numpy(cases, batches, place):
+    numbers = itertools.count()
+    return lambda: batches[next(numbers)]
+
+
+OURS = {"kitsseg, tf.data": through_tf_data, "kitsseg, NumPy": through_numpy}
 
 
 def verdict(ratio, target):

@@ -28,6 +28,7 @@ from kitsseg.data.slices import SliceBatches, slice_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.data.synthesize import synthesize_cases
 from kitsseg.predict import as_probabilities, probabilities_of
+from kitsseg.recipe import Augmentation
 
 
 class SomeSlices:
@@ -35,7 +36,7 @@ class SomeSlices:
 
     def __init__(self, case, numbers):
         self.case, self.numbers = case, np.sort(numbers)
-        self.name, self.folder = case.name, case.folder
+        self.name, self.folder, self.hu_counts = case.name, case.folder, case.hu_counts
         g = case.geometry
         self.geometry = replace(g, stop=(g.start[0] + len(self.numbers), *g.stop[1:]))
         self.kidney_area, self.tumor_area = case.kidney_area[self.numbers], case.tumor_area[self.numbers]
@@ -56,19 +57,19 @@ def split_slices(cases, share, rng):
 
 
 def train(recipe, cases, epochs, seed):
-    """The recipe's phases one after the other, the same steps whatever the cases."""
+    """The recipe's phases one after the other, the same steps for any cases; no augmentation, as in the paper."""
     keras.utils.set_random_seed(seed)
     model = recipe.build_model(**recipe.model)
     split = CaseSplit("all of these", tuple(cases), (), ())
     for phase in recipe.phases:
         batches = SliceBatches(
-            cases, split, "train", phase.sampler, phase.augmentation, recipe.preprocess, seed=seed
+            cases, split, "train", phase.sampler, Augmentation(), recipe.preprocess, seed=seed
         )
         steps = (epochs or phase.epochs) * phase.steps_per_epoch
         model.compile(
             keras.optimizers.Adam(phase.learning_rate), recipe.build_loss(**recipe.loss), jit_compile=False
         )
-        model.fit(slice_dataset(batches, 0, steps, recipe.build_targets), epochs=1, verbose=0)
+        model.fit(slice_dataset(batches, 0, steps, recipe.build_targets), epochs=1, verbose=0, shuffle=False)
     return model
 
 
@@ -89,16 +90,15 @@ def dice(model, cases, recipe):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="squeeze_unet:tiny")
-    parser.add_argument(
-        "--cases", type=int, default=12, help="patients to split (and a third as many new ones)"
-    )
+    parser.add_argument("--cases", type=int, default=4, help="patients to split")
+    parser.add_argument("--new", type=int, default=6, help="patients that neither training sees")
     parser.add_argument("--epochs", type=int, help="epochs of every phase, instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     recipe, started = recipes.get(a.recipe), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        synthesize_cases(folder / "data", a.cases + a.cases // 3, (40, 128, 128), a.seed)
+        synthesize_cases(folder / "data", a.cases + a.new, (40, 128, 128), a.seed)
         preprocess_cases(folder / "data", folder / "cache", recipe.preprocess)
         everything = open_cache(folder / "cache", recipe.preprocess)
         cases = dict(list(everything.items())[: a.cases])

@@ -233,9 +233,10 @@ def _take(case, center, spec, image, labels):
     if any(n < m for n, m in zip(shape, size)):
         image[...] = normalize(np.full((1, 1), spec.hu_window[0], np.float32), spec)
     normalize(case.image[source], spec, out=image[target])
-    labels[...] = 0
     source, target = _overlap(start, size, case.label_start, case.boxed_labels.shape)
-    labels[target] = case.boxed_labels[source]
+    small = np.zeros(size, np.uint8)  # the int32 are written once: a batch of them is more than a cache holds
+    small[target] = case.boxed_labels[source]
+    labels[...] = small
 
 
 def _overlap(start, size, box_start, box_size):
