@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test notebooks notebooks-colab lint clean
+.PHONY: demo test notebooks notebooks-colab docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
@@ -25,6 +25,11 @@ notebooks-colab:
 	.venv-colab/bin/python -m pip install --quiet --constraint .ci/colab-constraints.txt --editable ".[test]"
 	.venv-colab/bin/python -m pytest tests/test_notebooks.py -m ""
 
+# the API reference, in site/index.html; fails on a warning, a missing docstring or a dead link
+docs: $(VENV)/installed-docs
+	rm -rf site
+	$(BIN)/python scripts/make_api.py site
+
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -40,5 +45,10 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@ $(VENV)/installed
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo site build dist *.egg-info

@@ -2,7 +2,9 @@
 
 One process, one thread, all rows in turn, medians of CPU time. Without runs: WP-UNet with random weights, whose
 speed is real and whose labels mean nothing. With runs (trained on the same cases; each as RUN or RUN,scores.csv):
-the dense network on every engine, the pruned ones in LiteRT, with sizes and Dice. "own" is what kitsseg predict does.
+the dense network on every engine, the pruned ones in LiteRT, with sizes and Dice. "own" is what kitsseg predict does
+with a run, at the batch sizes of the row. The last lines compare with the targets; what a whole process of
+kitsseg predict takes is in benchmarks/predict_process.py.
 """
 
 import argparse
@@ -34,6 +36,9 @@ from kitsseg.scores_file import read_scores
 
 TABLE_2 = {"unet": 5_680_353, "dw_unet": 2_601_921, "wp_unet": 1_297_441}  # the paper's parameters
 PACKAGES = {"onnxruntime": ("onnxruntime", "tf2onnx"), "openvino": ("openvino", "tf2onnx")}
+BATCHES = (1, 4, 8)
+# CPU time of keras predict, one slice, over that of the engine; labels equal to those of Keras
+TARGETS = {"own": 1.3, "own at any batch": 1.0, "litert int8": 3.5, "labels": 0.9999}
 
 
 def main():
@@ -102,10 +107,17 @@ def compare_engines(networks, arguments, scratch):
     for number, (name, (network, images, dice)) in enumerate(networks.items()):
         files = write_files(network, images, scratch / str(number), first=number == 0)
         expected = [network.predict_on_batch(image) for image in images[:8]]
-        eight = np.concatenate(images[:8])
-        if number == 0:
-            rows[name, "keras predict, 1 slice"] = lambda n=network, x=images[0]: n.predict(x, verbose=0), 1
-            rows[name, "keras predict, 8 slices"] = lambda n=network, x=eight: n.predict(x, verbose=0), 8
+        for n in BATCHES if number == 0 else ():
+            batch = np.concatenate(images[:n])
+            # one of our own for each size: it keeps the graph of one size, as all slices of a scan have
+            own = open_network(files / "model.keras", "tensorflow")
+            rows[name, f"keras predict, batch {n}"] = lambda m=network, x=batch: m.predict(x, verbose=0), n
+            rows[name, f"own (tensorflow), batch {n}"] = lambda c=own.scores, x=batch: c(x), n
+            difference = max(np.abs(a - b).max() for a, b in zip(expected, own.scores(batch)[:, None]))
+            equal = np.mean(
+                [a.argmax(-1) == b.argmax(-1) for a, b in zip(expected, own.scores(batch)[:, None])]
+            )
+            agreements[name, f"own (tensorflow), batch {n}"] = difference, equal
         for engine, compute in engines_of(files, first=number == 0).items():
             rows[name, engine] = lambda c=compute.scores, x=images[0]: c(x), 1
             found = [compute.scores(image) for image in images[:8]]
@@ -120,14 +132,34 @@ def compare_engines(networks, arguments, scratch):
         f"{'network':34}{'engine':26}{'ms':>8}{'wall':>8}{'x predict':>11}{'x LiteRT':>10}{'diff':>10}{'labels':>11}"
     )
     first = next(iter(networks))
-    predict, litert = times[first, "keras predict, 1 slice"][0], times[first, "litert float32"][0]
+    predict, litert = times[first, "keras predict, batch 1"][0], times[first, "litert float32"][0]
     for (name, engine), (cpu, wall) in times.items():
         difference, equal = agreements.get((name, engine), (0.0, 1.0))
         print(
             f"{name:34}{engine:26}{cpu:8.1f}{wall:8.1f}{predict / cpu:11.2f}{litert / cpu:10.2f}"
             f"{difference:10.1e}{equal:11.4%}"
         )
+    print_targets(first, times, agreements)
     print_facts(facts, arguments)
+
+
+def print_targets(name, times, agreements):
+    """The first network's figures beside the targets."""
+    cpu = {engine: milliseconds for (network, engine), (milliseconds, _) in times.items() if network == name}
+    own = {n: cpu[f"keras predict, batch {n}"] / cpu[f"own (tensorflow), batch {n}"] for n in BATCHES}
+    exact = {engine: equal for (network, engine), (_, equal) in agreements.items() if "int8" not in engine}
+    found = {
+        "own": own[1],
+        "own at any batch": min(own.values()),
+        "litert int8": cpu["keras predict, batch 1"] / cpu["litert int8"],
+        "labels": min(exact.values()),
+    }
+    print(
+        f"\nown, times less CPU than keras predict at batch {', '.join(f'{n}: {r:.2f}' for n, r in own.items())}"
+    )
+    for key, target in TARGETS.items():
+        verdict = "met" if found[key] >= target else "missed"
+        print(f"target {key}: at least {target:g}, found {found[key]:.4f}: {verdict}")
 
 
 def write_files(network, images, folder, first):
@@ -146,22 +178,28 @@ def write_files(network, images, folder, first):
     }
     write_network(network, folder / "float32.tflite", "litert", shape, metadata)
     write_network(network, folder / "int8.tflite", "litert", shape, metadata, "int8", calibration=images)
-    if first and all(importlib.util.find_spec(name) for name in PACKAGES["onnxruntime"]):
+    if first and installed(PACKAGES["onnxruntime"]):
         write_network(network, folder / "float32.onnx", "onnx", shape, metadata)
     return folder
 
 
 def engines_of(folder, first):
     """The network by name of its engine; those that are not installed are named."""
-    found = {"own (tensorflow)": open_network(folder / "model.keras", "tensorflow")} if first else {}
-    for precision in ("float32", "int8"):
-        found[f"litert {precision}"] = open_network(read_exported(folder / f"{precision}.tflite"))
+    found = {
+        f"litert {precision}": open_network(read_exported(folder / f"{precision}.tflite"))
+        for precision in ("float32", "int8")
+    }
     for engine, packages in PACKAGES.items():
-        if first and not all(importlib.util.find_spec(name) for name in packages):
-            print(f"{engine}: left out, not installed: {', '.join(packages)}")
+        if first and not installed(packages):
+            missing = [name for name in packages if not installed([name])]
+            print(f"{engine}: left out, not installed: {', '.join(missing)}")
         elif first:
             found[engine] = open_network(read_exported(folder / "float32.onnx"), engine)
     return found
+
+
+def installed(packages):
+    return all(importlib.util.find_spec(name) for name in packages)
 
 
 def measure(rows, rounds):

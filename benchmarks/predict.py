@@ -5,8 +5,11 @@
 Back: class probabilities on a grid of 3 x 0.78 x 0.78 mm to labels on the scan's own voxels. Stitching: overlapping
 tiles with Gaussian weights to probabilities, 2D and 3D, with a network that costs nothing. Every row runs in a
 process of its own, on one core where the system allows it, in turn within each round; times are of the processor,
-medians over the rounds; peak memory is the whole process'. ``--labels`` takes a label map of KiTS19; otherwise two
-ellipsoids and a ball stand for kidneys and tumor in a scan of 512 x 512 pixels.
+medians over the rounds, without the imports; peak memory is the whole process'. ``--labels`` takes a label map of
+KiTS19; otherwise two ellipsoids and a ball stand for kidneys and tumor in a scan of 512 x 512 pixels.
+
+nnU-Net resamples in its own way, nearest slices where they are thick, so that its labels are others; a peer that is
+not installed, or wants more memory than is free, is said to be.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import numpy as np
 GRID_MM = (3.0, 0.78162497, 0.78162497)
 TARGET = 50
 TILE_2D, TILE_3D = (224, 224), (64, 128, 128)
+SLICES_2D = 128
 
 
 def main():
@@ -40,7 +44,7 @@ def main():
         print(f"scan {shape}, {spacing} mm; grid {grid}")
         case = {"folder": folder, "scan": shape, "spacing": spacing, "grid": grid}
         table("back to the scan's voxels", BACK, case, arguments.rounds, TARGET)
-        table(f"2D tiles {TILE_2D}, 32 slices", STITCH_2D, case, arguments.rounds)
+        table(f"2D tiles {TILE_2D}, {SLICES_2D} slices", STITCH_2D, case, arguments.rounds)
         table(f"3D tiles {TILE_3D}, the whole grid", STITCH_3D, case, arguments.rounds)
 
 
@@ -136,11 +140,20 @@ def nnunet(case):
     return found.argmax(0).astype(np.uint8)
 
 
+def nnunet_torch(case):
+    import torch
+    from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+
+    volume = torch.from_numpy(whole(case)).permute(3, 0, 1, 2)
+    found = resample_torch_fornnunet(volume, case["scan"], GRID_MM, case["spacing"], num_threads=1)
+    return found.argmax(0).to(torch.uint8).numpy()
+
+
 # each gives the number of voxels of probabilities that it has stitched
 
 
 def tile_of(shape):
-    """What the network that costs nothing answers: always the same, in memory already."""
+    """What the network that costs nothing answers: always the same, in memory already; its input is float32 before."""
     return np.full((1, *shape, 3), 1 / 3, np.float32)
 
 
@@ -150,15 +163,15 @@ def ours_2d(case):
 
     spec, answer = InferenceSpec(tile=TILE_2D, gaussian=True), tile_of(TILE_2D)
     plane = np.zeros((512, 512, 1), np.float32)
-    return sum(slice_probabilities(plane, lambda batch: answer, spec)[..., 0].size for _ in range(32))
+    return sum(slice_probabilities(plane, lambda batch: answer, spec)[..., 0].size for _ in range(SLICES_2D))
 
 
 def ours_3d(case):
     from kitsseg.volume_tiles import overlapping_probabilities
 
-    answer, volume = tile_of(TILE_3D), np.zeros(case["grid"], np.int16)
+    answer, volume = tile_of(TILE_3D), np.zeros(case["grid"], np.float32)
     planes = overlapping_probabilities(
-        volume, lambda hu: hu[..., None].astype(np.float32), lambda batch: answer, TILE_3D, gaussian=True
+        volume, lambda tile: tile[..., None], lambda batch: answer, TILE_3D, gaussian=True
     )
     return sum(plane[..., 0].size for plane in planes)
 
@@ -178,7 +191,7 @@ def monai(inputs, tile):
 
 def monai_2d(case):
     """Slice by slice too: in one batch it would hold the probabilities of all."""
-    return sum(monai(np.zeros((1, 1, 512, 512), np.float32), TILE_2D) for _ in range(32))
+    return sum(monai(np.zeros((1, 1, 512, 512), np.float32), TILE_2D) for _ in range(SLICES_2D))
 
 
 def monai_3d(case):
@@ -190,6 +203,18 @@ BACK = {
     "scipy zoom, whole volume": scipy_zoom,
     "torch trilinear, whole volume": torch_interpolate,
     "nnU-Net resampling": nnunet,
+    "nnU-Net resampling in torch": nnunet_torch,
+}
+IMPORTS = {
+    "ours": ["kitsseg.data.geometry"],
+    "ours_2d": ["kitsseg.recipe", "kitsseg.sliding_window"],
+    "ours_3d": ["kitsseg.volume_tiles"],
+    "scipy_zoom": ["scipy.ndimage"],
+    "torch_interpolate": ["torch"],
+    "nnunet": ["nnunetv2.preprocessing.resampling.default_resampling"],
+    "nnunet_torch": ["nnunetv2.preprocessing.resampling.resample_torch"],
+    "monai_2d": ["monai.inferers"],
+    "monai_3d": ["monai.inferers"],
 }
 STITCH_2D = {"kitsseg": ours_2d, "MONAI sliding_window_inference": monai_2d}
 STITCH_3D = {"kitsseg": ours_3d, "MONAI sliding_window_inference": monai_3d}
@@ -241,13 +266,9 @@ def measure(connection, name, case):
     leave_memory_to_others()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    package = {"scipy_zoom": "scipy.ndimage", "torch_interpolate": "torch", "nnunet": "nnunetv2"}.get(name)
     try:  # the first import is not what is measured
-        importlib.import_module(
-            package or ("monai.inferers" if name.startswith("monai") else "kitsseg.data.geometry")
-        )
-        if name == "nnunet":
-            importlib.import_module("nnunetv2.preprocessing.resampling.default_resampling")
+        for module in IMPORTS[name]:
+            importlib.import_module(module)
     except ImportError:
         connection.send("not installed")
         return

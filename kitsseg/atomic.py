@@ -1,11 +1,12 @@
 """Files and folders that appear whole or not at all."""
 
+import re
 import secrets
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_folder", "atomic_path"]
+__all__ = ["atomic_folder", "atomic_path", "unfinished_folders"]
 
 
 @contextmanager
@@ -37,6 +38,15 @@ def atomic_folder(path):
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary)
+
+
+def unfinished_folders(folder):
+    """The temporary folders of ``atomic_folder`` in a folder: of processes at work, or killed at it."""
+    return sorted(
+        path
+        for path in Path(folder).iterdir()
+        if re.fullmatch(r"\.[^.]+-[0-9a-f]{8}", path.name) and path.is_dir() and not path.is_symlink()
+    )
 
 
 def _hidden(path):

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from kitsseg import __version__
-from kitsseg.commands import data, demo, prediction, recipes, scoring, training
+from kitsseg.commands import cross_validation, data, demo, prediction, recipes, scoring, training
 from kitsseg.errors import InputError
 
 __all__ = ["build_parser", "main"]
@@ -83,6 +83,6 @@ def build_parser():
         sub.set_defaults(run_command=function)
         return sub
 
-    for group in (recipes, demo, data, training, prediction, scoring):
+    for group in (recipes, demo, data, training, cross_validation, prediction, scoring):
         group.add(command)
     return parser

@@ -1,5 +1,7 @@
 """What a phase trains: its network with optimizer and loss, its masks, its batches."""
 
+import zipfile
+
 import keras
 import numpy as np
 
@@ -136,7 +138,8 @@ def load_checkpoint(path, compile=False):
     """
     try:
         return read_network(path, compile)
-    except (OSError, ValueError) as error:
+    # the others: what damage to its zip file, to its JSON or to its weights becomes in Keras
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{path}: missing or damaged checkpoint ({error}). Start the run again.") from error
 
 

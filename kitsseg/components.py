@@ -173,6 +173,7 @@ def single_voxels(runs):
 
 
 def check_labels(labels, dtypes=(np.uint8,)):
+    """Raise ValueError unless ``labels`` is an array (slices, rows, columns) of one of the dtypes."""
     if not isinstance(labels, np.ndarray) or labels.ndim != 3 or labels.dtype not in dtypes:
         found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
         expected = " or ".join(np.dtype(dtype).name for dtype in dtypes)

@@ -4,35 +4,42 @@ import math
 import time
 
 import keras
+import numpy as np
 
 from kitsseg.atomic import atomic_path
+from kitsseg.checkpoints import check_there
 from kitsseg.errors import InputError
 from kitsseg.recipe import OneCycle, Plateau
 from kitsseg.run import update_run, write_history
 from kitsseg.schedules import one_cycle, plateau_learning_rate, plateau_stops
 
-__all__ = ["EpochLog", "best_epoch", "checkpoint", "phase_finished", "pruning_state"]
+__all__ = ["EpochLog", "best_epoch", "checkpoint", "needed_checkpoints", "phase_finished", "pruning_state"]
 
 
 class EpochLog(keras.callbacks.Callback):
     """Callback of one phase.
 
     Args:
-        training: ``kitsseg.train.Training``.
+        training: ``kitsseg.training_state.Training``.
         phase: Phase.
         rows: the phase's rows of the history so far; new ones are added here and to ``training.history``.
         pruning: PruneLowMagnitude of the phase, or None; it comes before this one in the list of callbacks.
+        monitor: Monitor of the run, or None.
+
+    Raises: InputError, out of ``fit``, at the first step whose loss is no number.
     """
 
-    def __init__(self, training, phase, rows, pruning=None):
+    def __init__(self, training, phase, rows, pruning=None, monitor=None):
         super().__init__()
         self.training, self.phase, self.rows, self.pruning, self.epoch = training, phase, rows, pruning, 0
+        self.monitor = monitor
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.rate, schedule = epoch, self.phase.learning_rate, self.phase.schedule
         if isinstance(schedule, Plateau):
             self.rate = plateau_learning_rate(self.rate, _losses(self.rows), schedule)
         self.model.optimizer.learning_rate.assign(self.rate)
+        _seed_dropout(self.model, (self.training.seed, *self.phase.name.encode(), epoch))
 
     def on_train_batch_begin(self, batch, logs=None):
         if isinstance(self.phase.schedule, OneCycle):
@@ -52,24 +59,25 @@ class EpochLog(keras.callbacks.Callback):
             getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).beta_1.assign(beta_1)
 
     def on_train_batch_end(self, batch, logs=None):
-        accumulate = self.training.accumulate
-        if self.training.progress and (batch + 1) % accumulate == 0:
-            done = self.training.done_steps + self.epoch * self.phase.steps_per_epoch
-            done += (batch + 1) // accumulate
-            text = (
-                f"{self.phase.name}, epoch {self.epoch + 1} of {self.phase.epochs}, loss {logs['loss']:.3f}"
-            )
-            self.training.progress(text, done, self.training.total_steps)
+        accumulate, loss = self.training.accumulate, float(logs["loss"])
+        step = batch // accumulate + 1
+        if not math.isfinite(loss):  # it is the mean of the epoch so far: this step is the first
+            self._stop("loss", loss, f", at step {step} of {self.phase.steps_per_epoch}")
+        if (batch + 1) % accumulate == 0:
+            done = self.training.done_steps + self.epoch * self.phase.steps_per_epoch + step
+            if self.monitor:
+                self.monitor.step(done)
+            if self.training.progress:
+                text = f"{self.phase.name}, epoch {self.epoch + 1} of {self.phase.epochs}, loss {loss:.3f}"
+                self.training.progress(text, done, self.training.total_steps)
 
     def on_epoch_end(self, epoch, logs=None):
         training = self.training
         logs = {key: float(value) for key, value in logs.items()}
         for key in ("loss", "val_loss"):
             if not math.isfinite(logs[key]):
-                raise InputError(
-                    f"{training.run}: {key} is {logs[key]} in epoch {epoch + 1} of phase {self.phase.name}. "
-                    "Start again with a lower learning rate or another seed."
-                )
+                self._stop(key, logs[key], ", at its end")
+        check_there(training.run)
         path = checkpoint(training, self.phase, epoch + 1)
         with atomic_path(path) as temporary:
             self.model.save(temporary)
@@ -77,18 +85,53 @@ class EpochLog(keras.callbacks.Callback):
         if self.pruning:
             self.pruning.save(pruning_state(path))
             row["sparsity"] = self.pruning.sparsity
+        if self.monitor:
+            row |= self.monitor.epoch_scores(self.model, self.phase, epoch + 1)
         self.rows.append(row)
         training.history.append(row)
         write_history(training.run, training.history)  # from here on, this epoch has happened
         training.record["seconds"] = round(time.monotonic() - training.started, 1)
         update_run(training.run, training.record)
-        keep = {path, checkpoint(training, self.phase, best_epoch(self.rows, self.phase.first_choice))}
+        # of the epoch before as well: the newest file may turn out to be damaged
+        keep = {
+            file
+            for rows in (self.rows, self.rows[:-1])
+            for file in needed_checkpoints(training, self.phase, rows)
+        }
         for old in path.parent.glob(f"{self.phase.name}-?????.keras"):
             if old not in keep:
                 old.unlink()
                 pruning_state(old).unlink(missing_ok=True)
+        if self.monitor:
+            done = training.done_steps + (epoch + 1) * self.phase.steps_per_epoch
+            self.monitor.epoch_ended(self.phase, row, done)
         if phase_finished(self.phase, self.rows):
             self.model.stop_training = True
+
+    def _stop(self, name, value, where):
+        kept = "No epoch was finished before."
+        if self.rows:
+            kept = f"The last epoch before it is kept: {checkpoint(self.training, self.phase, self.rows[-1]['epoch'])}."
+        raise InputError(
+            f"{self.training.run}: {name} is {value} in epoch {self.epoch + 1} of phase {self.phase.name}{where}. "
+            f"{kept} Start again with a lower learning rate or another seed."
+        )
+
+
+def _seed_dropout(model, key):
+    """Begin an epoch's dropout at a state that follows from its number: Keras saves the state with no network."""
+    for i, layer in enumerate(model.layers):
+        if generator := getattr(layer, "seed_generator", None):
+            seed = (
+                np.random.SeedSequence((*key, i)).generate_state(1)[0] >> 1
+            )  # JAX takes uint32, TensorFlow int64
+            generator.state.assign(np.array([seed, 0], generator.state.dtype))
+
+
+def needed_checkpoints(training, phase, rows):
+    """Checkpoints of the last and of the best epoch of a phase with these rows in its history."""
+    numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
+    return [checkpoint(training, phase, number) for number in numbers]
 
 
 def checkpoint(training, phase, epoch):

@@ -18,17 +18,16 @@ from kitsseg.data.cache import open_cache
 from kitsseg.data.cached_windows import cached_images
 from kitsseg.engines import open_network
 from kitsseg.errors import InputError
+from kitsseg.export_check import LEAST_DICE, Comparison, check, compare
 from kitsseg.export_files import write_network
 from kitsseg.exported import SUFFIXES, read_exported
 from kitsseg.networks import read_network
 from kitsseg.run import finished_run
 
-__all__ = ["PRECISIONS", "ExportResult", "export_run"]
+__all__ = ["ExportResult", "export_run"]
 
-# least share of voxels with equal labels, by precision; chosen (ours)
-PRECISIONS = {"float32": 0.9999, "float16": 0.999, "int8": 0.98}
 PACKAGES = {"litert": ("ai_edge_litert",), "onnx": ("onnx", "tf2onnx", "onnxruntime"), "saved_model": ()}
-CHECKED, CHECKED_3D, CALIBRATED = 8, 2, 64  # images
+CHECKED, CHECKED_3D, CALIBRATED = 32, 2, 64  # images
 NOTICE = (
     "Research software, not a medical device: no clinical use. The license of the program is Apache-2.0; whether "
     "these weights may be passed on also depends on the data they were trained on."
@@ -37,24 +36,15 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and how it compares with the run's network on cached slices that it was not trained on.
-
-    Attributes:
-        largest_difference: of the outputs (logits, or with softmax probabilities).
-        agreement: share of voxels with equal labels.
-        foreground_agreement: the same among the voxels that either calls kidney or tumor; None without any.
-        images: number of slices (3D: tiles) compared.
-    """
+    """What was written, and how it compares with the run's network (``check``): on cached slices of validation and
+    test cases, or, where the cache has none of these, of training cases."""
 
     path: Path
     format: str
     precision: str
     input_shape: tuple[int, ...]
     n_bytes: int
-    largest_difference: float
-    agreement: float
-    foreground_agreement: float | None
-    images: int
+    check: Comparison
 
 
 def export_run(run, out, format=None, precision="float32", softmax=False, size=None, cache=None, sparse=False,
@@ -76,7 +66,7 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
 
     Returns: ExportResult.
     Raises: InputError for an unfinished run, a missing package, a combination that does not exist, or a file whose
-        labels differ from the network's on too many voxels; nothing is kept then.
+        labels differ too much from the network's (``export_check``); nothing is kept then.
     """
     out = Path(out)
     format = _format(out, format, precision, sparse)
@@ -89,8 +79,9 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
     shape, inference = _input_shape(spec, inference, size)
     cases = open_cache(cache or record.get("cache") or "", spec)
     parts = record["split"]["cases"]
-    unseen = [name for part in ("validation", "test", "train") for name in parts[part] if name in cases]
-    if not unseen:
+    train = [cases[name] for name in parts["train"] if name in cases]
+    unseen = [cases[name] for part in ("validation", "test") for name in parts[part] if name in cases]
+    if not (unseen or train):
         raise InputError(
             f"{cache or record['cache']}: expected cases of the run's split, found none. Give --cache."
         )
@@ -100,11 +91,9 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
         if progress:
             progress(steps[number], number, len(steps))
 
-    checked = CHECKED_3D if _axes(inference) == 3 else CHECKED
     step(0)
     network = _last_output(read_network(weights))
     step(1)
-    train = [cases[name] for name in parts["train"] if name in cases]
     calibration = list(cached_images(train, shape, spec, CALIBRATED)) if precision == "int8" else None
     if precision == "int8" and not calibration:
         raise InputError(
@@ -135,41 +124,22 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
     with whole(out) as temporary:
         write_network(network, temporary, format, shape, metadata, precision, softmax, calibration, sparse)
         step(2)
-        images = list(cached_images([cases[name] for name in unseen], shape, spec, checked))
-        result = _compare(network, read_exported(temporary), images, softmax)
-        if result["agreement"] < PRECISIONS[precision]:
-            raise InputError(
-                f"{out}: not kept: on {len(images)} cached images its labels equal the network's on "
-                f"{result['agreement']:.3%} of voxels, expected {PRECISIONS[precision]:.2%}. "
-                "Choose a higher --precision, or train longer."
-            )
+        count = CHECKED_3D if _axes(inference) == 3 else CHECKED
+        images = cached_images(unseen or train, shape, spec, count)
+        try:
+            comparison = compare(_outputs(network, open_network(read_exported(temporary)), images, softmax))
+            check(comparison, precision)
+        except InputError as error:
+            raise InputError(f"{out}: not kept: {error}") from error
         n_bytes = sum(path.stat().st_size for path in (temporary, *temporary.rglob("*")) if path.is_file())
-    return ExportResult(out, format, precision, (1, *shape), n_bytes, images=len(images), **result)
+    return ExportResult(out, format, precision, (1, *shape), n_bytes, comparison)
 
 
-def _compare(network, exported, images, softmax):
-    compute = open_network(exported)
-    largest, equal, voxels, equal_foreground, foreground = 0.0, 0, 0, 0, 0
+def _outputs(network, exported, images, softmax):
+    """Yield (output of the network, output of the exported one) of each image."""
     for image in images:
         expected = network.predict_on_batch(image)
-        found = compute.scores(image)
-        if softmax:
-            expected = np.asarray(keras.ops.softmax(expected))
-        if found.shape != expected.shape or not np.isfinite(found).all():
-            raise InputError(
-                f"{exported.path}: the exported network gives {found.shape}, or not numbers. Not kept."
-            )
-        largest = max(largest, float(np.abs(found - expected).max()))
-        ours, theirs = found.argmax(axis=-1), expected.argmax(axis=-1)
-        seen = (ours > 0) | (theirs > 0)
-        equal, voxels = equal + int((ours == theirs).sum()), voxels + ours.size
-        equal_foreground += int((ours == theirs)[seen].sum())
-        foreground += int(seen.sum())
-    return {
-        "largest_difference": largest,
-        "agreement": equal / voxels,
-        "foreground_agreement": equal_foreground / foreground if foreground else None,
-    }
+        yield np.asarray(keras.ops.softmax(expected)) if softmax else expected, exported.scores(image)
 
 
 def _last_output(network):
@@ -186,8 +156,8 @@ def _format(out, format, precision, sparse):
             f"{out}: expected a name that ends in .tflite (litert) or .onnx, or a folder without a suffix "
             f"(saved_model); found it with --format {format}."
         )
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}.")
+    if precision not in LEAST_DICE:
+        raise InputError(f"--precision {precision}: expected one of {', '.join(LEAST_DICE)}.")
     if format != "litert" and (precision != "float32" or sparse):
         raise InputError(
             f"--format {format}: --precision {precision}{' and --sparse' if sparse else ''}: only litert files "

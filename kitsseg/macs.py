@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-__all__ = ["count_macs"]
+__all__ = ["count_macs", "macs_of_weights"]
 
 CONVOLUTIONS = (
     *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
@@ -38,27 +38,55 @@ def count_macs(model, input_shape=None, nonzero_only=False):
     Raises:
         ValueError: a size of the input is not known; a layer has a weight matrix but no known count.
     """
+    return sum(
+        round(macs * nonzero_share(layer)) if macs and nonzero_only else macs
+        for layer, macs in _calls(model, input_shape, count_layer)
+    )
+
+
+def macs_of_weights(model, input_shape=None):
+    """Multiply-accumulates by weight matrix: those of a layer, divided among its kernels.
+
+    Args: as ``count_macs``.
+
+    Returns: list of (variable, int, or None where the layer's class has no known count), in the order of the layers;
+        what is used twice has the sum.
+    Raises: ValueError: a size of the input is not known.
+    """
+    found = {}
+
+    def count(layer, x, y):
+        return count_layer(layer, x, y) if _has_count(layer) else None
+
+    for layer, macs in _calls(model, input_shape, count):
+        weights = sum(math.prod(kernel.shape) for kernel in kernels(layer))
+        for kernel in kernels(layer):
+            _, before = found.get(id(kernel), (kernel, 0))
+            known = macs is not None and before is not None
+            found[id(kernel)] = kernel, before + macs * math.prod(kernel.shape) // weights if known else None
+    return list(found.values())
+
+
+def _calls(model, input_shape, count):
+    """(layer, count(layer, input, output)) of each call of each layer of a model, nested models entered."""
     shape = tuple(model.input_shape[1:] if input_shape is None else input_shape)
     if any(size is None for size in shape):
         raise ValueError(f"{model.name}: the cost depends on the size; got {shape}. Give input_shape.")
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # the same layers, as a graph
-    total = 0
+    calls = []
 
-    def count_call(layer, x, *args, **kwargs):
-        nonlocal total
+    def note_call(layer, x, *args, **kwargs):
         y = layer(x, *args, **kwargs)
         if isinstance(layer, keras.Model):
-            total += count_macs(model.get_layer(layer.name), x.shape[1:], nonzero_only)
+            calls.extend(_calls(model.get_layer(layer.name), x.shape[1:], count))
         elif isinstance(layer, keras.Layer):
-            macs = count_layer(layer, x, y)
-            share = nonzero_share(model.get_layer(layer.name)) if macs and nonzero_only else 1
-            total += round(macs * share)
+            calls.append((model.get_layer(layer.name), count(layer, x, y)))
         return y
 
     # A clone, because calling the model's own layers again would add to its graph.
-    keras.models.clone_model(model, input_tensors=keras.Input(shape), call_function=count_call)
-    return total
+    keras.models.clone_model(model, input_tensors=keras.Input(shape), call_function=note_call)
+    return calls
 
 
 def count_layer(layer, x, y):
@@ -72,12 +100,18 @@ def count_layer(layer, x, y):
         return positions(x, layer.data_format) * weights
     if isinstance(layer, layers.Dense):
         return positions(x, "channels_last") * weights
-    if weights and not isinstance(layer, layers.PReLU):
+    if weights and not _has_count(layer):
         raise ValueError(
             f"{layer.name}: no count for a {type(layer).__name__}, which has weight matrices. "
             "Give its class a method count_macs(input_shape, output_shape)."
         )
     return 0
+
+
+def _has_count(layer):
+    return hasattr(layer, "count_macs") or isinstance(
+        layer, (*CONVOLUTIONS, *TRANSPOSED, layers.Dense, layers.PReLU)
+    )
 
 
 def positions(tensor, data_format):

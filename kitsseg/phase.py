@@ -184,6 +184,9 @@ class Phase:
         pruning: the best weights of such a phase are those of an epoch at the final sparsity.
         rate_factors: factor on the learning rate for the layers whose names start so; 0 freezes them (batch
             normalization goes on learning, as in fastai). The first prefix that fits counts.
+        validate_cases_every: score whole validation cases every so many epochs (of a round, too); None: not between
+            rounds, or not at all. No score of theirs decides anything but which round is kept.
+        validate_cases: so many of them, spread evenly over all, the same ones each time; None: all.
     """
 
     name: str
@@ -196,8 +199,13 @@ class Phase:
     progressive: Progressive | None = None
     pruning: Pruning | None = None
     rate_factors: tuple[tuple[str, float], ...] = ()
+    validate_cases_every: int | None = None
+    validate_cases: int | None = None
 
     def __post_init__(self):
+        for name in ("validate_cases_every", "validate_cases"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"Phase {self.name}: {name} is a number from 1, or None; found {value}.")
         if self.pruning and self.progressive:
             raise ValueError(
                 f"Phase {self.name}: pruning in progressive rounds is not supported; add a phase."

@@ -12,8 +12,7 @@ from kitsseg.run import finished_run
 
 __all__ = ["EPOCHS", "prune_run"]
 
-EPOCHS = 10  # ours: the paper says retrain, not how long
-RATE = 0.1  # ours: of the learning rate the run ended with
+EPOCHS = 20  # ours: the paper says retrain, not how long
 DRAWINGS = 10  # of masks, where the phase is too short for one every hundred steps
 
 
@@ -74,11 +73,12 @@ def prune_run(
     )
     if schedule == "polynomial" and steps < 2:
         raise InputError(f"epochs: a polynomial schedule needs two steps, found {steps}. Train longer.")
+    # the recipe's own learning rate: with a tenth of it, a WP-UNet of 80 % zeros lost 0.04 of Dice and did not come
+    # back; with all of it, it lost nothing (docs/results.md)
     phase = replace(
         base,
         name="prune",
         epochs=epochs,
-        learning_rate=RATE * base.learning_rate,
         schedule=None,
         progressive=None,
         pruning=pruning,

@@ -1,4 +1,4 @@
-"""What pruning has left of a network: zeros of each weight matrix, and what they save on disk."""
+"""What pruning has left of a network: zeros of each weight matrix, what they save on disk and could save in work."""
 
 import csv
 import zlib
@@ -8,8 +8,12 @@ import numpy as np
 from keras import ops
 
 from kitsseg.atomic import atomic_path
+from kitsseg.macs import macs_of_weights
 
-__all__ = ["gzip_size", "sparsity_rows", "sparsity_totals", "write_sparsity"]
+__all__ = ["COLUMNS", "gzip_size", "mac_shape", "sparsity_rows", "sparsity_totals", "write_sparsity"]
+
+COLUMNS = ("weights", "shape", "pruned", "size", "zeros", "sparsity", "mac", "effective_mac")
+OPEN_SIDE = {2: 256, 3: 64}  # voxels, by the axes of an image
 
 
 def sparsity_rows(model, pruned):
@@ -18,39 +22,53 @@ def sparsity_rows(model, pruned):
     Args:
         pruned: the variables that pruning masks (``kitsseg.pruning_weights.prunable_weights``).
 
-    Returns: dicts with weights (such as enc0_conv1/kernel), shape (such as 3x3x1x32), pruned ("yes" or "no"), size,
-        zeros, sparsity.
+    Returns: dicts of ``COLUMNS``: weights (such as enc0_conv1/kernel), shape (such as 3x3x1x32), pruned ("yes" or
+        "no"), size, zeros, sparsity, mac (multiply-adds with these weights for one image of ``mac_shape(model)``; None
+        for a layer without a known count), effective_mac (those with weights other than zero: nothing that is
+        used here skips the others).
     """
     rows, masked = [], {id(variable) for variable in pruned}
+    macs = {id(variable): count for variable, count in macs_of_weights(model, mac_shape(model))}
     for variable in model.trainable_weights:
         if len(variable.shape) > 1:
             size = int(np.prod(variable.shape))
             zeros = size - int(np.count_nonzero(ops.convert_to_numpy(variable)))
-            shape = "x".join(map(str, variable.shape))
+            mac = macs.get(id(variable))
             rows.append(
                 {
                     "weights": variable.path,
-                    "shape": shape,
+                    "shape": "x".join(map(str, variable.shape)),
                     "pruned": "yes" if id(variable) in masked else "no",
                     "size": size,
                     "zeros": zeros,
                     "sparsity": zeros / size,
+                    "mac": mac,
+                    "effective_mac": None if mac is None else mac * (size - zeros) // size,
                 }
             )
     return rows
+
+
+def mac_shape(model):
+    """The image that multiply-adds are counted for: the model's input, open sides of 256 voxels, in 3D of 64."""
+    shape = model.input_shape[1:]
+    return tuple(OPEN_SIDE.get(len(shape) - 1) if size is None else size for size in shape)
 
 
 def sparsity_totals(model, rows):
     """Sums over the rows of a model.
 
     Returns: dict with parameters and nonzero_parameters (trainable ones, biases and normalizations included), zeros,
-        sparsity (of the pruned matrices), bytes and gzip_bytes of all weights as float32.
+        sparsity (of the pruned matrices), bytes and gzip_bytes of all weights as float32, mac and effective_mac (None
+        where a layer has no known count) for one image of mac_shape.
     """
     zeros = sum(row["zeros"] for row in rows)
     pruned = [row for row in rows if row["pruned"] == "yes"]
     dropped, size = (sum(row[key] for row in pruned) for key in ("zeros", "size"))
     parameters = sum(int(np.prod(variable.shape)) for variable in model.trainable_weights)
     dense, compressed = gzip_size(model)
+    known = all(row["mac"] is not None for row in rows)
+    macs = {key: sum(row[key] for row in rows) if known else None for key in ("mac", "effective_mac")}
     return {
         "parameters": parameters,
         "nonzero_parameters": parameters - zeros,
@@ -58,6 +76,8 @@ def sparsity_totals(model, rows):
         "sparsity": dropped / size,
         "bytes": dense,
         "gzip_bytes": compressed,
+        **macs,
+        "mac_shape": list(mac_shape(model)),
     }
 
 
@@ -78,6 +98,6 @@ def gzip_size(model):
 def write_sparsity(rows, path):
     """Write the rows as CSV."""
     with atomic_path(Path(path)) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["weights", "shape", "pruned", "size", "zeros", "sparsity"])
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -3,14 +3,16 @@
     RUN/run.json       recipe and its settings, split and its hash, seed, versions, data, status, times
     RUN/split.json     the split, readable by ``--split``
     RUN/history.csv    one row an epoch: phase, epoch, learning rate, losses, batch metrics
+    RUN/validation_cases.csv  TK and TU Dice of whole validation cases, every few epochs
     RUN/model.keras    the best weights; appears when training has finished
     RUN/sparsity.csv   where a run prunes: a row for each weight matrix
     RUN/pruning.npz    where a run prunes: the masks of these weights
-    RUN/checkpoint/    where an unfinished run goes on
+    RUN/checkpoint/    where an unfinished run goes on; see kitsseg.checkpoints
 
 Each file is replaced as a whole, never written in place.
 """
 
+import contextlib
 import csv
 import json
 import platform
@@ -20,7 +22,8 @@ from pathlib import Path
 
 from kitsseg import __version__
 from kitsseg.atomic import atomic_path
-from kitsseg.data.splits import save_split
+from kitsseg.checkpoints import clear_leftovers
+from kitsseg.data.splits import load_split, save_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 
@@ -40,17 +43,18 @@ def create_run(folder, recipe, split, seed, details):
     """Start a run folder.
 
     Args:
-        folder: must not exist, or be empty.
+        folder: must not exist, or be empty but for what the same call leaves when it is killed.
         details: further entries of ``run.json``.
 
     Raises: InputError if the folder is in use.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and _only_begun(folder, split)):
         raise InputError(
             f"{folder}: expected a new or empty folder for the run, found one in use. Choose another."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
     record = {
         "kitsseg": __version__,
         "recipe": recipe.name,
@@ -107,6 +111,11 @@ def finished_run(folder):
     record = read_run(folder)
     weights = Path(folder) / "model.keras"
     if not weights.is_file():
+        if "cross_validation" in record:
+            raise InputError(
+                f"{folder}: expected one run, found a cross-validation. Give one of its folds, such as "
+                f"{folder}/fold-0, or average them: kitsseg predict FOLD0 SCAN --out OUT --also FOLD1 ..."
+            )
         parent = record.get("parent")
         how = "shrink" if "shrink" in record else "prune"
         command = f"{how} {parent['run']}" if parent else f"train {record.get('recipe')}"
@@ -154,17 +163,21 @@ def read_history(folder):
     if not path.is_file():
         return []
     try:
-        with path.open(newline="") as file:
-            return [
-                {
-                    key: value if key == "phase" else int(value) if key == "epoch" else float(value)
-                    for key, value in row.items()
-                    if value
-                }
-                for row in csv.DictReader(file)
-            ]
-    except (ValueError, TypeError, csv.Error) as error:
+        text = path.read_bytes().decode()
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut off")
+        rows = [
+            {
+                key: value if key == "phase" else int(value) if key == "epoch" else float(value)
+                for key, value in row.items()
+                if value or value is None  # None: fewer values than names
+            }
+            for row in csv.DictReader(text.splitlines(), strict=True)
+        ]
+        _ = [(row["phase"] + "", row["epoch"] + 0) for row in rows]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise InputError(f"{path}: damaged ({error}). Train again.") from error
+    return rows
 
 
 def versions():
@@ -176,6 +189,15 @@ def versions():
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _only_begun(folder, split):
+    """Whether a folder holds nothing but what ``create_run`` leaves, with this split, if it is killed at once."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith((".run-", ".split-"))]
+    if [path.name for path in entries] == ["split.json"]:
+        with contextlib.suppress(InputError):
+            return load_split(entries[0]).hash == split.hash
+    return not entries
 
 
 def _postprocess(values):

@@ -83,9 +83,11 @@ def slice_probabilities(plane, predict, spec):
             n_classes = probabilities.shape[-1]
             weights, summed = _weights(padded.shape[:2], spec.tile, spec.overlap, spec.gaussian, n_classes)
             total = np.zeros((padded.shape[0], padded.shape[1] * n_classes), np.float32)
+            weighted = np.empty_like(weights)
         # NumPy is slow along a short last axis: classes and columns as one
         columns = slice(left * n_classes, (left + spec.tile[1]) * n_classes)
-        total[window[0], columns] += weights * probabilities.reshape(weights.shape)
+        np.multiply(weights, probabilities.reshape(weights.shape), out=weighted)
+        total[window[0], columns] += weighted
     total /= summed
     return total.reshape(*padded.shape[:2], n_classes)[:height, :width]
 
@@ -117,5 +119,9 @@ def mirrored_mean(tile, predict, axes):
     for flip in mirrorings(axes):
         # np.flip of no axis is the identity
         probabilities = np.flip(np.asarray(predict(np.flip(tile, flip)[None]))[0], flip)
-        total = probabilities.astype(np.float32) if total is None else total + probabilities
-    return total / len(mirrorings(axes))
+        if total is None:
+            total = probabilities.astype(np.float32)
+        else:
+            total += probabilities
+    total /= len(mirrorings(axes))
+    return total

@@ -4,58 +4,33 @@ Nothing but weights, optimizer and the masks of pruning is stored to resume: lea
 position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
 """
 
-import json
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 
 from kitsseg.atomic import atomic_path
+from kitsseg.checkpoints import clear_leftovers, go_back, is_whole
 from kitsseg.compiled import batches_of, compiled_network, load_checkpoint, pruning_of
 from kitsseg.data.cache import open_cache
 from kitsseg.data.slices import slice_dataset
-from kitsseg.devices import ONE_DEVICE, Devices
+from kitsseg.devices import ONE_DEVICE
 from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
 from kitsseg.errors import InputError
 from kitsseg.model_card import write_model_card
+from kitsseg.monitor import Monitor, check_labels
 from kitsseg.precision import computing_in
-from kitsseg.predict import as_probabilities, score_cached_cases
-from kitsseg.progressive import run_rounds
+from kitsseg.progressive import best_round, read_rounds, run_rounds
 from kitsseg.pruning_report import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning_weights import prunable_weights
 from kitsseg.recipe import PatchSampler
-from kitsseg.run import create_run, read_history, read_run, update_run, versions
+from kitsseg.run import create_run, read_run, update_run
+from kitsseg.tensorboard_log import check_folder
+from kitsseg.training_state import Training, needed_files, steps_of, unfinished
 
 __all__ = ["train_recipe"]
-
-
-@dataclass
-class Training:
-    """What all phases of one run share."""
-
-    recipe: object
-    cases: dict
-    split: object
-    run: Path
-    seed: int
-    record: dict
-    history: list
-    started: float
-    progress: object
-    precision: str = "float32"
-    accumulate: int = 1
-    devices: Devices = ONE_DEVICE
-    done_steps: int = 0
-
-    @property
-    def checkpoints(self):
-        return self.run / "checkpoint"
-
-    @property
-    def total_steps(self):
-        return sum(_steps(phase) for phase in self.recipe.phases)
 
 
 def train_recipe(
@@ -71,6 +46,9 @@ def train_recipe(
     precision="float32",
     accumulate=1,
     devices=ONE_DEVICE,
+    validate_cases_every=None,
+    tensorboard=None,
+    say=None,
 ):
     """Train a recipe.
 
@@ -88,9 +66,15 @@ def train_recipe(
         accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
             of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
         devices: ``kitsseg.devices.use_devices(...)``. Of several processes all call this with the same arguments.
+        validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
+            recipe's number; 0: never.
+        tensorboard: folder for TensorBoard; may be another one, or None, when a run is resumed.
+        say: called as say(text) with scores of whole validation cases, the time left and warnings; without it
+            only warnings are given, by ``warnings``.
 
     Returns: the run folder.
-    Raises: InputError for an unusable cache, split, run folder or batch size, or when the loss is no number.
+    Raises: InputError for an unusable cache, split, run folder or batch size, for labels without kidney and tumor,
+        or when the loss is no number: the epochs before are kept.
     """
     if epochs is not None:
         if epochs < 1:
@@ -99,6 +83,8 @@ def train_recipe(
             recipe = replace(recipe, phases=tuple(replace(phase, epochs=epochs) for phase in recipe.phases))
         except ValueError as error:  # too short for the schedule of its pruning
             raise InputError(f"--epochs {epochs}: {error}") from error
+    if validate_cases_every is not None:
+        recipe = _validated_every(recipe, validate_cases_every)
     for phase in recipe.phases:
         patches = isinstance(phase.sampler, PatchSampler)
         devices.check(3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size, accumulate)
@@ -106,11 +92,15 @@ def train_recipe(
     for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
         # a damaged file is found here: TensorFlow's threads would bury what is said of it
         _ = case.image, case.boxed_labels
+    warned = check_labels(cases, split)
+    if tensorboard:
+        check_folder(tensorboard)  # now: nothing is left behind yet
     phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
     details = {"precision": precision, "accumulate": accumulate} | (details or {})
     with computing_in(precision), devices.own_run(run, resume) as own:
         if resume:
-            record, history = _unfinished(own, recipe, split, seed, details)
+            record, history = unfinished(own, recipe, split, seed, details)
+            clear_leftovers(own)
         else:
             where = {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
             create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
@@ -131,11 +121,16 @@ def train_recipe(
             devices,
         )
         training.checkpoints.mkdir(exist_ok=True)
+        if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
+            warned = [*warned, damage]
+        training.monitor = Monitor(training, split.validation, say, tensorboard)
+        for text in warned:
+            training.monitor.warn(text)
         weights = None
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
             weights = train(training, phase, split, seed + 1000 * number, weights)
-            training.done_steps += _steps(phase)
+            training.done_steps += steps_of(phase)
         _finish(training, weights)
     return Path(run)
 
@@ -154,6 +149,7 @@ def _finish(training, weights):
         write_sparsity(rows, run / "sparsity.csv")
         record["sparsity"] = sparsity_totals(model, rows)
         shutil.copyfile(pruning_state(weights), run / "pruning.npz")
+    record |= training.monitor.finish()
     record |= {"status": "finished", "seconds": round(time.monotonic() - training.started, 1)}
     update_run(run, record)
     write_model_card(run)
@@ -167,10 +163,11 @@ def _train_phase(training, phase, split, seed, weights):
         targets, steps = training.recipe.build_targets, phase.steps_per_epoch * training.accumulate
         keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
         batches, validation = batches_of(training, phase, split, seed)
+        batches = training.monitor.watch(batches)
         with training.devices.scope():
             model = compiled_network(training, phase, rows, weights)
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
-            log = EpochLog(training, phase, rows, pruning)
+            log = EpochLog(training, phase, rows, pruning, training.monitor)
             model.fit(
                 slice_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
                 validation_data=slice_dataset(validation, 0, len(validation), targets),
@@ -210,41 +207,28 @@ def _train_progressively(training, phase, split, seed, weights):
         return {"learning_rate": part.learning_rate, "loss": row["loss"]}
 
     def score_round():
-        cases = [training.cases[name] for name in split.validation]
-        recipe = training.recipe
-        network = as_probabilities(load_checkpoint(last))
-        scores = score_cached_cases(cases, network, recipe.preprocess, recipe.inference, recipe.postprocess)
-        return training.devices.agreed(scores)
+        name = training.history[-1]["phase"]
+        return training.devices.agreed(
+            training.monitor.round_scores(name, phase.epochs, load_checkpoint(last))
+        )
 
     def keep_round(number):
         with atomic_path(best) as temporary:
             shutil.copyfile(last, temporary)
 
+    scores = [row["composite"] for row in read_rounds(training.run)]
+    if scores and not is_whole(best):  # of the round it was copied from, the last epoch is still there
+        kept = best_round(scores, phase.progressive.min_delta)
+        last = checkpoint(training, of_round(kept), phase.epochs)
+        keep_round(kept)
     run_rounds(phase.progressive, training.run, split.train, seed, train_round, score_round, keep_round)
     return best
 
 
-def _steps(phase):
-    rounds = phase.progressive.rounds if phase.progressive else 1
-    return rounds * phase.epochs * phase.steps_per_epoch
-
-
-def _unfinished(run, recipe, split, seed, details):
-    """Record and history of the run to go on with."""
-    record = read_run(run)
-    if record["status"] == "finished":
-        raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
-    for key, expected, found in (
-        ("recipe", record["settings"], json.loads(json.dumps(recipe.as_dict()))),
-        ("split", record["split"]["hash"], split.hash),
-        ("seed", record["seed"], seed),
-        *((key, record.get(key), value) for key, value in details.items()),
-    ):
-        if expected != found:
-            raise InputError(
-                f"{run}: this run was started with another {key} than the one given; resuming would mix the two. "
-                f"Give the same options as then, such as --epochs, --split and --seed, or choose another folder."
-            )
-    if record["versions"] != versions():
-        record = record | {"versions_resumed": versions()}
-    return record, read_history(run)
+def _validated_every(recipe, epochs):
+    """The recipe with another number of epochs between scores of whole validation cases; 0: none."""
+    if epochs < 0:
+        raise InputError(f"--validate-cases-every: expected at least 0, found {epochs}.")
+    phases = tuple(replace(phase, validate_cases_every=epochs or None) for phase in recipe.phases)
+    given = {f"phases.{phase.name}.validate_cases_every": "ours: given to kitsseg train" for phase in phases}
+    return replace(recipe, phases=phases, evidence=dict(recipe.evidence) | given)

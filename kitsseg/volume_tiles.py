@@ -92,40 +92,56 @@ def overlapping_probabilities(
             "Give (slices, rows, columns)."
         )
     size = tuple(max(n, t) for n, t in zip(volume.shape, tile))
-    starts = [tile_starts(n, t, overlap) for n, t in zip(size, tile)]
-    along = [gaussian_weights((t,)) if gaussian else np.ones(t, np.float32) for t in tile]
-    # NumPy is slow along a short last axis: classes and columns are one, but where a class is meant
-    weights = (along[0][:, None, None] * along[1][:, None] * along[2]).repeat(n_classes, axis=2)
-    # weights are products of those of the axes, so their sums are
-    sums = [np.zeros(n, np.float32) for n in size]
-    for axis in range(3):
-        for first in starts[axis]:
-            sums[axis][first : first + tile[axis]] += along[axis]
-    in_plane = (sums[1][:, None] * sums[2]).repeat(n_classes, axis=1)
+    slabs, *in_plane = (_shares(n, t, overlap, gaussian) for n, t in zip(size, tile))
 
-    def add(start, window):
+    def tile_probabilities(start):
         hu = np.asarray(volume[tuple(slice(a, a + t) for a, t in zip(start, tile))])
         if air_hu is not None and not (hu > air_hu).any():
-            window[..., ::n_classes] += weights[..., ::n_classes]
-            return
+            return None
         widths = [(0, t - n) for t, n in zip(tile, hu.shape)]
         inputs = prepare(np.pad(hu, widths, mode="edge") if np.any(widths) else hu)[None]
-        probabilities = _checked(predict(inputs), tile, n_classes)
-        for k in range(tile[0]):  # slice by slice: what is multiplied is added while it is in the cache
-            window[k] += weights[k] * probabilities[k].reshape(window[k].shape)
+        return _checked(predict(inputs), tile, n_classes)
 
+    # NumPy is slow along a short last axis: classes and columns are one, but where a class is meant. One piece of
+    # memory for all slices, taken once and in large pages; slice s is in its part s % tile[0]
     total = np.zeros((tile[0], size[1], size[2] * n_classes), np.float32)
-    for first, following in itertools.pairwise([*starts[0], math.inf]):
-        for row, column in itertools.product(*starts[1:]):
-            columns = slice(column * n_classes, (column + tile[2]) * n_classes)
-            add((first, row, column), total[:, row : row + tile[1], columns])
-        finished = min(following - first, volume.shape[0] - first)
-        for k in range(finished):
-            plane = total[k] / (sums[0][first + k] * in_plane)
-            yield plane.reshape(*size[1:], n_classes)[: volume.shape[1], : volume.shape[2]]
-        if following < math.inf:
-            for k in range(tile[0]):  # one by one: no second copy of the sums
-                total[k] = total[k + finished] if k + finished < tile[0] else 0
+    weighted = np.empty((tile[1], tile[2] * n_classes), np.float32)
+
+    def add(start, share_of_slices, share_of_pixels):
+        probabilities = tile_probabilities(start)
+        rows = slice(start[1], start[1] + tile[1])
+        columns = slice(start[2] * n_classes, (start[2] + tile[2]) * n_classes)
+        for k, share in enumerate(share_of_slices):  # one by one: what is multiplied is added from the cache
+            window = total[(start[0] + k) % tile[0], rows, columns]
+            np.multiply(share_of_pixels, share, out=weighted)
+            if probabilities is None:
+                window[:, ::n_classes] += weighted[:, ::n_classes]
+            else:
+                np.multiply(weighted, probabilities[k].reshape(weighted.shape), out=weighted)
+                window += weighted
+
+    for (first, of_slices), following in zip(slabs, [*(start for start, _ in slabs[1:]), math.inf]):
+        for (row, of_rows), (column, of_columns) in itertools.product(*in_plane):
+            add((first, row, column), of_slices, of_rows[:, None] * of_columns.repeat(n_classes))
+        for k in range(first, min(following, volume.shape[0])):
+            plane = total[k % tile[0]]
+            finished = plane.reshape(*size[1:], n_classes)[: volume.shape[1], : volume.shape[2]].copy()
+            plane[...] = 0
+            yield finished
+
+
+def _shares(n, tile, overlap, gaussian):
+    """(first voxel of a tile, its shares (tile,) in the weighted mean) along one axis; at each voxel they add up to 1.
+
+    The weight of a tile is the product of those of its axes, and so is the sum of all tiles' weights: shares of the
+    axes, multiplied, are those of the tile, and nothing is left to be divided.
+    """
+    starts = tile_starts(n, tile, overlap)
+    weights = gaussian_weights((tile,)) if gaussian else np.ones(tile, np.float32)
+    sums = np.zeros(n)
+    for first in starts:
+        sums[first : first + tile] += weights
+    return [(first, (weights / sums[first : first + tile]).astype(np.float32)) for first in starts]
 
 
 def _checked(prediction, tile, n_classes):

@@ -51,6 +51,18 @@ COMMANDS = {
         "`--resume` goes on exactly where the last finished epoch ended.",
         "kitsseg train unet2d CACHE RUN --split 80-10-10\nkitsseg train unet2d CACHE RUN --split 80-10-10 --resume",
     ),
+    "cross-validate": (
+        "Divides the patients into folds and trains one run for each; every patient is then segmented by the one run that "
+        "was neither trained on it nor chosen by it, which is checked before anything is scored. Folds that are done are "
+        "left out and unfinished ones go on, so that the same command does the rest; jobs of an array share the folder by "
+        "`--shard`. `OUT/folds.csv` holds the means of each fold and of all patients, `OUT/scores.csv` a row for each "
+        "patient, `OUT/report.html` one page; each `OUT/fold-I` is an ordinary run. The best epoch of a fold is chosen by "
+        "a tenth of the other patients, not by the fold itself. The folds of all 210 patients are those of the splits "
+        "`5-fold-0` to `5-fold-4`, so that figures can be compared patient by patient.",
+        "kitsseg cross-validate unet2d CACHE OUT --data DATA\n"
+        "kitsseg cross-validate unet2d CACHE OUT --data DATA --shard $SLURM_ARRAY_TASK_ID/5   # in each job of an array\n"
+        "kitsseg cross-validate unet2d CACHE OUT --data DATA                                  # after them: scores",
+    ),
     "prune": (
         "Zeroes the smallest weights of a finished run of any recipe and trains the others on, by the schedules of "
         "tensorflow-model-optimization. Zeros make a compressed file smaller; nothing gets faster by them alone: see "

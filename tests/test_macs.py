@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kitsseg.macs import count_macs
+from kitsseg.macs import count_macs, macs_of_weights
 from kitsseg.models.enhanced_unet import build_enhanced_unet
 from kitsseg.models.unet2d import build_unet2d
 from kitsseg.models.wp_unet import build_wp_unet
@@ -122,6 +122,16 @@ def test_nonzero_only():
     conv.set_weights([kernel])
     assert count_macs(model) == 9 * (8 + 4)
     assert count_macs(model, nonzero_only=True) == 9 * (2 + 4)
+
+
+def test_by_weight_matrix():
+    shared = layers.Conv2D(2, 3, padding="same", name="shared")
+    separable = layers.SeparableConv2D(4, 3, padding="same", strides=2)
+    image = keras.Input((8, 8, 2))
+    model = keras.Model(image, layers.Dense(3)(Mixing()(separable(shared(shared(image))))))
+    found = [macs for _, macs in macs_of_weights(model)]
+    # shared: twice 64 positions of 3*3*2*2; depth-wise 16 of 3*3*2, pointwise 16 of 2*4; the last 16 of 4*3
+    assert found == [2 * 64 * 36, 16 * 18, 16 * 8, None, 16 * 12]
 
 
 @pytest.mark.parametrize(

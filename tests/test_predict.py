@@ -394,6 +394,24 @@ def test_ensembles_that_make_no_sense(runs, trained, tmp_path):
 # 3D: --mirror, and tiles that overlap
 
 
+def test_3d_networks_have_tensorflow_give_memory_back(runs, monkeypatch):
+    """The variable is for TensorFlow's first tensor; 2D networks and what the user has set are left alone."""
+    [run, *_], _ = runs
+    name = "TF_ONEDNN_USE_SYSTEM_ALLOCATOR"
+    monkeypatch.setenv(name, "false")  # so that it is as before in the end
+    monkeypatch.delenv(name)
+    ensemble.open_ensemble(ensemble.ensemble_of([run]))
+    assert name not in os.environ
+    record = read_json(run / "run.json")
+    record["settings"]["inference"] |= {"tile": [8, 16, 16], "mirror_axes": []}
+    (run / "run.json").write_text(json.dumps(record))
+    ensemble.open_ensemble(ensemble.ensemble_of([run]))
+    assert os.environ[name] == "1"
+    monkeypatch.setenv(name, "false")
+    ensemble.open_ensemble(ensemble.ensemble_of([run]))
+    assert os.environ[name] == "false"
+
+
 def test_3d_tiles_are_mirrored_in_plane_and_overlap(spec):
     """A network that looks at its left neighbor; brute force over mirrored copies and tiles."""
 

@@ -10,6 +10,7 @@ import pytest
 
 from kitsseg import recipes, train
 from kitsseg.data.splits import make_split
+from kitsseg.monitor import Monitor
 from kitsseg.predict import score_cached_cases
 from kitsseg.progressive import best_round, draw_subset, read_rounds, rounds_finished, run_rounds
 from kitsseg.recipe import InferenceSpec, Progressive
@@ -171,15 +172,15 @@ def test_enhanced_unet_line_7_in_real_training(cached, micro_recipe, tmp_path, m
         starts.append((model.get_weights(), int(model.optimizer.iterations)))
         return model
 
-    def fake_score(cases, predict, *_):
-        assert [case.name for case in cases] == list(split.validation)
-        ends.append(predict.__self__.get_weights())
+    def fake_scores(monitor, name, epoch, network):
+        assert (monitor.names, name, epoch) == (split.validation, f"{phase.name}-{len(ends)}", phase.epochs)
+        ends.append(network.get_weights())
         return {"tk": 1.0, "tu": 0.0, "composite": SCORES[len(ends) - 1]}
 
     train_open, train_compiled = train.open_cache, train.compiled_network
     monkeypatch.setattr(train, "open_cache", spied_cache)
     monkeypatch.setattr(train, "compiled_network", spied_start)
-    monkeypatch.setattr(train, "score_cached_cases", fake_score)
+    monkeypatch.setattr(Monitor, "round_scores", fake_scores)
     recipe = replace(micro_recipe, phases=(phase,))
     run = train.train_recipe(recipe, tmp_path / "cache", split, tmp_path / "run")
 

@@ -89,7 +89,7 @@ def test_only_epochs_at_the_final_sparsity_can_be_the_best(pruned):
     rows = read_history(pruned)
     assert [(row["phase"], row["epoch"]) for row in rows] == [("prune", 1), ("prune", 2)]
     assert [row["sparsity"] for row in rows] == pytest.approx([0.8, 0.8], abs=0.005)
-    assert [row["learning_rate"] for row in rows] == pytest.approx([3e-4, 3e-4])
+    assert [row["learning_rate"] for row in rows] == pytest.approx([3e-3, 3e-3])
     words = {"name": "prune", "sampler": None, "learning_rate": 1e-3, "steps_per_epoch": 10}
     phase = Phase(**words, epochs=10, pruning=Pruning(sparsity=0.5, until=0.34, frequency=4))
     assert phase.pruning_steps == 32  # the last multiple of 4 up to 34

@@ -1,11 +1,9 @@
-"""Every recipe's tiny variant, shrunk further, stopped in the middle of each phase and continued to its end."""
+"""Recipes' tiny variants, shrunk further, stopped in the middle of each phase and continued to their end."""
 
 import csv
-import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from kitsseg.compiled import compiled_network
 from kitsseg.data.nifti import read_labels
 from kitsseg.data.preprocess import preprocess_cases
 from kitsseg.data.splits import make_split
+from kitsseg.monitor import Monitor
 from kitsseg.predict import predict_cases
 from kitsseg.progressive import read_rounds
 from kitsseg.recipe import Augmentation, OneCycle, PatchSampler, SliceSampler
@@ -29,7 +28,6 @@ CASES = tuple(f"case_{i:05d}" for i in range(5))
 SHAPE = (12, 36, 40)
 EPOCHS, STEPS = 2, 3
 ONE = spec_of_tests()
-TESTS = str(Path(__file__).parent)
 MODELS = {
     "deeplab3d": {"input_shape": (None, None, None, 1), "width_divisor": 16},
     "enhanced_unet": {"base": 16},
@@ -134,7 +132,7 @@ def check_finished(recipe, run, source, tmp_path):
         i for phase in recipe.phases if phase.progressive for i in range(phase.progressive.rounds)
     ]
     left = {"history.csv", "model.keras", "model_card.md", "run.json", "split.json"} | (
-        {"rounds.csv"} if rounds else set()
+        {"rounds.csv", "validation_cases.csv"} if rounds else set()
     )
     left |= {"pruning.npz", "sparsity.csv"} if recipe.phases[-1].pruning else set()
     assert {path.name for path in run.iterdir()} == left
@@ -159,7 +157,8 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
+# the others are stopped, harder, in test_sigkill_resume.py
+@pytest.fixture(scope="module", params=["enhanced_unet", "squeeze_unet", "unet3d"])
 def resumed(request, source, tmp_path_factory):
     """A run stopped in the middle of each phase: (recipe, run folder, steps each part of it has seen)."""
     recipe, folder, seen = micro(request.param), tmp_path_factory.mktemp(request.param), []
@@ -172,7 +171,7 @@ def resumed(request, source, tmp_path_factory):
         progress = StopAt(step)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             if step == "score":
-                patch.setattr(train, "score_cached_cases", stop)
+                patch.setattr(Monitor, "round_scores", stop)
             train.train_recipe(*arguments, resume=number > 0, progress=progress)
         assert not (folder / "run" / "model.keras").exists()
         seen.append(progress.seen)
@@ -222,37 +221,6 @@ def test_enhanced_unet_section_2_history_holds_the_four_heads(resumed):
 def heads_of(recipe):
     model = recipe.build_model(**recipe.model)
     return [model.get_layer(name) for name in model.output_names]
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from test_recipes_resume import micro, split_of_cases
-from kitsseg.train import train_recipe
-def progress(_, done, total):
-    if done == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-train_recipe(
-    micro(sys.argv[2]), sys.argv[3], split_of_cases(), "run", 7, resume=Path("run").exists(), progress=progress
-)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_killed_process_is_continued_by_another(source, tmp_path):
-    """SIGKILL in the second epoch of the second phase; the other process knows only what is on disk."""
-    arguments = [sys.executable, "-c", KILLED, TESTS, "squeeze_unet", str(source / "cache")]
-    for step, code in ((11, -signal.SIGKILL), (0, 0)):
-        done = subprocess.run(
-            [*arguments, str(step)], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == code, done.stderr
-        if code:
-            assert len(read_history(tmp_path / "run")) == 3
-            assert not (tmp_path / "run" / "model.keras").exists()
-    check_finished(micro("squeeze_unet"), tmp_path / "run", source, tmp_path)
 
 
 LOADED = """

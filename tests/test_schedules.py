@@ -129,14 +129,16 @@ def test_fine_tune_s_two_cycles(name, peak):
 
 def log_of(folder, phase, rows, seen, model):
     """An EpochLog that trains for no recipe; ``seen`` collects what the optimizer holds after each step."""
-    folder.mkdir(exist_ok=True)
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").touch()
 
     def look(_, done, total):
         seen.append((float(model.optimizer.learning_rate), float(model.optimizer.beta_1)))
 
     training = SimpleNamespace(
+        seed=0,
         run=folder,
-        checkpoints=folder,
+        checkpoints=folder / "checkpoint",
         history=list(rows),
         record={},
         started=time.monotonic(),
@@ -175,7 +177,7 @@ def test_one_cycle_reaches_rate_and_beta_1_of_every_step_and_goes_on_after_resum
 
     rows = []
     seen = fit(model, rows, 1)
-    seen += fit(keras.models.load_model(tmp_path / "run" / "train-00001.keras"), rows, 3)
+    seen += fit(keras.models.load_model(tmp_path / "run" / "checkpoint" / "train-00001.keras"), rows, 3)
     expected = [one_cycle(step, 12, 1e-2, PAPER_CYCLE) for step in range(12)]
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
     # the history holds the rate of the last step of each epoch

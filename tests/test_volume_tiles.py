@@ -302,6 +302,24 @@ def test_overlapping_sums_do_not_grow_with_the_number_of_slices():
     assert peak(160) < 1.1 * peak(24) < 4 * 8 * 64 * 64 * 3 * 4
 
 
+def test_overlapping_slices_that_are_kept_stay_as_they_are():
+    """Sums of later slices lie where those of finished ones lay: 40 slices in tiles of 8."""
+    volume = random_volume(40, 20, 20)
+    planes = overlapping_probabilities(volume, as_float, identity, (8, 16, 16), gaussian=True)
+    kept = [(plane, plane.copy()) for plane in planes]
+    for plane, before in kept:
+        np.testing.assert_array_equal(plane, before)
+    assert not any(np.shares_memory(a, b) for (a, _), (b, _) in itertools.pairwise(kept))
+
+
+def test_overlapping_where_one_tile_sees_a_voxel_it_is_the_tiles_to_the_bit():
+    """Along every axis a tile at 0 and one at 8 of 24: the corners of 8 x 8 x 8 are seen once, with a share of 1."""
+    volume = random_volume(24, 24, 24)
+    found = overlapped(volume, identity, (16, 16, 16), gaussian=True)
+    np.testing.assert_array_equal(found[:8, :8, :8], identity(as_float(volume))[:8, :8, :8])
+    np.testing.assert_array_equal(found[16:, 16:, 16:], identity(as_float(volume))[16:, 16:, 16:])
+
+
 def test_overlapping_bad_arguments():
     with pytest.raises(ValueError, match="expected a tile of 3 axes"):
         overlapped(random_volume(5, 5, 5), identity, (48, 48))

@@ -2,7 +2,7 @@
 
 import argparse
 
-__all__ = ["add_layout", "at_least", "layout_of", "shares", "volume_size"]
+__all__ = ["add_layout", "at_least", "layout_of", "part", "shares", "volume_size"]
 
 
 def at_least(smallest):
@@ -29,6 +29,17 @@ def shares(text):
     if not values or not all(0 < value < 1 for value in values) or len(set(values)) < len(values):
         raise argparse.ArgumentTypeError(f"expected shares between 0 and 1 such as 0.5,0.8, found {text}")
     return values
+
+
+def part(text):
+    """I/N: the I-th of N parts, from 1."""
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        number = count = 0
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N such as 3/20, I from 1 to N, found {text}")
+    return number, count
 
 
 def volume_size(text):

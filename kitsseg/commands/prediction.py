@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from kitsseg.commands.arguments import add_layout, layout_of
+from kitsseg.commands.arguments import add_layout, layout_of, part
 from kitsseg.errors import InputError
 
 __all__ = ["add", "export", "predict"]
@@ -64,7 +64,7 @@ def add(command):
         "of the first",
     )
     sub.add_argument(
-        "--shard", type=_shard, metavar="I/N", help="only the I-th of N parts of the scans, for job arrays"
+        "--shard", type=part, metavar="I/N", help="only the I-th of N parts of the scans, for job arrays"
     )
     sub.add_argument(
         "--scheduler",
@@ -99,16 +99,6 @@ def add(command):
     sub.add_argument(
         "--sparse", action="store_true", help="litert only: leave zero weights of a pruned run out"
     )
-
-
-def _shard(text):
-    try:
-        number, count = map(int, text.split("/"))
-    except ValueError:
-        number = count = 0
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"expected I/N such as 3/20, I from 1 to N, found {text}")
-    return number, count
 
 
 def _sizes(text):
@@ -173,16 +163,12 @@ def export(run, out, format, precision, softmax, size, cache, sparse):
 
     with progress_bar() as progress:
         result = export_run(run, out, format, precision, softmax, size, cache, sparse, progress)
-    foreground = result.foreground_agreement
+    check = result.check
+    tumor = "neither finds tumor" if check.tu_dice is None else f"{check.tu_dice:.4f} of tumor"
     console.print(
-        f"checked on {result.images} cached images against the run: largest difference "
-        f"{result.largest_difference:.2g} ({'probabilities' if softmax else 'logits'}), labels equal on "
-        f"{result.agreement:.4%} of voxels"
-        + (
-            f", on {foreground:.2%} of those that either calls kidney or tumor"
-            if foreground is not None
-            else ""
-        )
+        f"checked on {check.images} cached images against the run: Dice between both's labels {check.tk_dice:.4f} of "
+        f"kidney with tumor, {tumor}; largest difference {check.largest_difference:.2g} "
+        f"({'probabilities' if softmax else 'logits'}), labels equal on {check.agreement:.4%} of all voxels"
     )
     size = " x ".join(map(str, result.input_shape))
     done(

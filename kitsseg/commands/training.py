@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kitsseg.commands.arguments import at_least, shares
 from kitsseg.commands.hardware import add_hardware, hardware_of
+from kitsseg.commands.watching import add_watching, say, watching_of
 from kitsseg.errors import InputError
 
 __all__ = ["add", "choose_split", "train_on"]
@@ -21,6 +22,7 @@ def add(command):
     sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
     sub.add_argument("--seed", default=0, type=at_least(0))
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    add_watching(sub)
     add_hardware(sub)
 
     sub = command("prune", _prune, "zero the smallest weights of a finished run while it is trained on")
@@ -87,7 +89,7 @@ def _train(arguments):
     a = arguments
     recipe, hardware = recipes.get(a.recipe), hardware_of(a)
     split = choose_split(a.cache, recipe, a.split)
-    train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware)
+    train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware, **watching_of(a))
 
 
 def _prune(arguments):
@@ -218,16 +220,22 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
     return split
 
 
-def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardware=None):
+def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardware=None, **watching):
+    """Train, with all that the user sees of it.
+
+    Args: as for ``train_recipe``; hardware, watching: further keyword arguments of it.
+    """
     from kitsseg.commands.console import progress_bar
     from kitsseg.train import train_recipe
 
-    options = hardware or {}
+    options = (hardware or {}) | watching
     if hardware and hardware["devices"].process:  # the first process shows what all of them do
+        options |= {"tensorboard": None, "say": lambda text: None}
         train_recipe(recipe, cache, split, run, seed, epochs, resume, **options)
         return
+
     with progress_bar() as progress:
-        train_recipe(recipe, cache, split, run, seed, epochs, resume, progress, **options)
+        train_recipe(recipe, cache, split, run, seed, epochs, resume, progress, say=say, **options)
     _say_made(f"trained {recipe.name}", run, split.test)
 
 

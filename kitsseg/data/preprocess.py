@@ -26,6 +26,7 @@ from kitsseg.data.checksums import crc32_of_planes
 from kitsseg.data.compressed import require_blosc2, write_compressed
 from kitsseg.data.geometry import plan_geometry
 from kitsseg.data.label_box import foreground_box, foreground_planes, label_box
+from kitsseg.data.leftovers import at_work, clear_leftovers
 from kitsseg.data.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.planes import network_planes
 from kitsseg.data.source_files import source_record, unchanged
@@ -40,7 +41,8 @@ __all__ = ["check_pair", "plan_cache", "preprocess_cases"]
 def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, compress=False):
     """Preprocess every case of a folder; cases that are done already are left alone.
 
-    A case that cannot be preprocessed does not hold up the others: the error comes when these are done.
+    A case that cannot be preprocessed does not hold up the others: the error comes when these are done. What a killed
+    process left half made is removed.
 
     Args:
         data: folder of cases, labels included (``find_cases``).
@@ -57,8 +59,9 @@ def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, c
         that is damaged, and a cache of another version; without blosc2 if ``compress`` is asked for.
     """
     plan = plan_cache(data, cache, spec, layout, compress)
-    plan.check_space()
     folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
+    clear_leftovers(folder / "spec.json")  # they take up space
+    plan.check_space()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():
         with atomic_path(folder / "spec.json") as temporary:
@@ -138,7 +141,7 @@ class _Job(NamedTuple):
 
 
 def _do(job):
-    with atomic_folder(job.target) as temporary:
+    with at_work(job.target.parent / "spec.json"), atomic_folder(job.target) as temporary:
         _write_case(job.case, temporary, job.spec, job.compress)
 
 

@@ -45,7 +45,10 @@ _SCRATCH = Phase(
     steps_per_epoch=12,
     learning_rate=1e-3,
     schedule=Plateau(factor=0.1, patience=20, stop_below=1e-8),
+    validate_cases_every=100,
+    validate_cases=2,
 )
+_SHARE = "ours: whole cases then take less than a tenth of the time spent training"
 _PHASE_EVIDENCE = {
     "sampler.cases_per_batch": "paper: 39 patches from 13 patients",
     "sampler.patch_size": "paper: 48 x 48 x 48 from scratch, 44 x 44 x 44 to fine-tune",
@@ -61,6 +64,8 @@ _PHASE_EVIDENCE = {
     "schedule.min_delta": "paper: none stated",
     "schedule.min_learning_rate": "paper: none; training stops below 1e-8",
     "schedule.stop_below": "paper: 1e-8",
+    "validate_cases_every": _SHARE,
+    "validate_cases": _SHARE,
 }
 
 PAPER = Recipe(
@@ -136,7 +141,13 @@ PRACTICAL = replace(
     name="deeplab3d:practical",
     loss={**PAPER.loss, "focal_weight": 2.0},
     phases=tuple(
-        replace(phase, augmentation=Augmentation(flip_probability=0.5), steps_per_epoch=24)
+        replace(
+            phase,
+            augmentation=Augmentation(flip_probability=0.5),
+            steps_per_epoch=24,
+            validate_cases_every=25,
+            validate_cases=4,
+        )
         for phase in PAPER.phases
     ),
     inference=replace(PAPER.inference, tile=(64, 128, 128)),
@@ -174,6 +185,7 @@ TINY = replace(
             steps_per_epoch=40,
             learning_rate=3e-3,
             schedule=replace(PAPER.phases[0].schedule, patience=3),
+            validate_cases_every=7,
         ),
         replace(
             PAPER.phases[1],
@@ -182,6 +194,8 @@ TINY = replace(
             epochs=2,
             steps_per_epoch=40,
             learning_rate=5e-4,
+            validate_cases_every=2,
+            validate_cases=1,
         ),
     ),
     inference=InferenceSpec(tile=(32, 64, 64), margin=8),

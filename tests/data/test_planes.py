@@ -87,6 +87,21 @@ def test_histogram_spreads_any_distribution_evenly():
     )
 
 
+@pytest.mark.parametrize("span", [(-32768, 32768), (-1024, 3000), (5, 7)])
+def test_channels_are_those_of_every_pixel_by_itself(span):
+    """By the definitions: pixels sorted, interpolated one by one; also where HU take up all 16 bits."""
+    slice_ = np.random.default_rng(span[1]).integers(*span, (40, 50)).astype(np.int16)
+    ordered = np.sort(slice_.ravel())
+    shares = [0.001, *((k + 0.5) / 100 for k in range(100)), 0.999]
+    breaks = sorted({int(ordered[int(share * 2000)]) for share in shares})
+    expected = np.interp(slice_, breaks, np.linspace(0, 1, len(breaks))).astype(np.float32)
+    np.testing.assert_array_equal(histogram_scaled(slice_), expected)
+    channels = eight_bit_channels(slice_, (LIVER, CUSTOM))
+    np.testing.assert_array_equal(channels[..., 2], (expected * 255).astype(np.uint8))
+    for k, window in enumerate((LIVER, CUSTOM)):
+        np.testing.assert_array_equal(channels[..., k], (windowed(slice_, *window) * 255).astype(np.uint8))
+
+
 def test_eight_bits_are_truncated():
     """HU 30: 0.5 * 255 = 127.5 -> 127 in the liver window; (30 + 40) / 200 * 255 = 89.25 -> 89 in the other."""
     channels = eight_bit_channels(hu([[-1000, 30], [160, 3000]]), (LIVER, CUSTOM))

@@ -160,3 +160,11 @@ def test_area_resize_averages_blocks_and_keeps_the_mean():
         assert area_resize(plane, size).shape == (*size, 3)
         np.testing.assert_allclose(area_resize(plane, size).mean((0, 1)), plane.mean((0, 1)), atol=1e-3)
     np.testing.assert_allclose(area_resize(np.full((31, 17), -79, np.int16), (13, 40)), -79, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [(2, 2), (4, 1), (1, 8), (2, 4)])
+def test_area_resize_of_whole_pixels_is_the_mean_of_integers_to_the_bit(steps):
+    rng = np.random.default_rng(sum(steps))
+    plane = rng.integers(-32768, 32767, (8 * steps[0], 6 * steps[1])).astype(np.int16)
+    blocks = plane.reshape(8, steps[0], 6, steps[1]).astype(np.int64).sum(axis=(1, 3))
+    np.testing.assert_array_equal(area_resize(plane, (8, 6)), blocks / (steps[0] * steps[1]))

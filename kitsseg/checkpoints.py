@@ -1,0 +1,88 @@
+"""What becomes of an unfinished run whose checkpoints are damaged or gone, and of what a killed process leaves behind.
+
+Of each phase the last epoch is kept, the one before, and the best as of each: if the newest file is damaged, training
+goes on from the one before.
+"""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+from kitsseg.errors import InputError
+
+__all__ = ["check_there", "clear_leftovers", "go_back", "is_whole"]
+
+
+def is_whole(path):
+    """Whether a .keras or .npz file is there and nothing of it has changed since it was written.
+
+    Both are zip files, which hold a CRC-32 of all that is in them: a file that was cut off and any changed bit that
+    matters is noticed. Takes about as long as reading the file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(-22, 2)
+            end = (
+                file.read()
+            )  # a changed length in the directory can make a reader miss entries; here they are counted
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+                counted = end.startswith(b"PK\5\6") and int.from_bytes(end[10:12], "little") == len(names)
+                return bool(names) and counted and archive.testzip() is None
+    # what changed bits in the directory of a zip file make of it
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+        return False
+
+
+def go_back(folder, history, needed):
+    """Where an unfinished run can go on: before the epochs at the end whose checkpoints are damaged or gone.
+
+    What is repeated gives the same again, so that nothing but its time is lost.
+
+    Args:
+        folder: of the run.
+        history: its rows; those of the epochs to be repeated are removed from this list.
+        needed: called with rows such as these; returns paths of the files without which training cannot go on
+            after them.
+
+    Returns: a sentence about what is repeated, and why; None if everything is whole.
+    Raises: InputError if that would be everything, of more than one epoch.
+    """
+    rows, damaged = list(history), []
+    while rows and (broken := [path for path in needed(rows) if not is_whole(path)]):
+        damaged = damaged or broken
+        rows.pop()
+    if not damaged:
+        return None
+    newest = Path(damaged[0])
+    what = f"{newest}: {'damaged' if newest.exists() else 'gone'}"
+    if not rows and len(history) > 1:
+        raise InputError(
+            f"{what}, and so is every checkpoint before it; {len(history)} epochs cannot be gone on from. Bring "
+            f"{newest.parent} back if it was moved or is not mounted, or start again in another folder."
+        )
+    first = history[len(rows)]
+    again = len(history) - len(rows)
+    del history[len(rows) :]
+    return (
+        f"{what}; going on with the checkpoint before it: {again} epoch{'s' * (again > 1)} from epoch "
+        f"{first['epoch']} of phase {first['phase']} on {'are' if again > 1 else 'is'} trained again."
+    )
+
+
+def check_there(folder):
+    """Raise InputError if a run folder has vanished while the run goes on: files would be written beside a gap."""
+    folder = Path(folder)
+    if not (folder / "run.json").is_file() or not (folder / "checkpoint").is_dir():
+        raise InputError(
+            f"{folder}: expected the run that is being trained, found that it or its checkpoint folder has vanished. "
+            "Bring it back (is the drive still mounted?) and go on with --resume, which takes the last whole epoch."
+        )
+
+
+def clear_leftovers(folder):
+    """Remove what a killed process had not finished writing to a run folder."""
+    folder = Path(folder)
+    for path in (*folder.glob(".*-????????.*"), *(folder / "checkpoint").glob(".*-????????.*")):
+        if path.is_file():
+            path.unlink()

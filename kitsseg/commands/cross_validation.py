@@ -1,0 +1,96 @@
+"""kitsseg cross-validate: the folds of a recipe, and one table and report over all cases."""
+
+import shlex
+from pathlib import Path
+
+from kitsseg.commands.arguments import add_layout, at_least, layout_of, part
+from kitsseg.commands.hardware import add_hardware, hardware_of
+from kitsseg.commands.watching import say
+
+__all__ = ["add"]
+
+
+def add(command):
+    sub = command(
+        "cross-validate", _cross_validate, "train the folds of a recipe, and score every case unseen"
+    )
+    sub.add_argument("recipe", help="NAME, NAME:practical or NAME:tiny")
+    sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess; its cases are divided")
+    sub.add_argument("out", type=Path, help="folder for everything; the same command goes on where it was")
+    sub.add_argument("--folds", type=at_least(2), default=5, help="number of folds (default: 5)")
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--fold", type=at_least(0), metavar="I", help="only this fold, from 0")
+    group.add_argument("--shard", type=part, metavar="I/N", help="only the I-th of N parts, for job arrays")
+    sub.add_argument(
+        "--data",
+        type=Path,
+        help="folder of the scans and their label maps: predict the cases of each fold, and score all when all folds "
+        "are trained (default: train only)",
+    )
+    sub.add_argument("--epochs", type=at_least(1), help="epochs of every phase, instead of the recipe's")
+    sub.add_argument(
+        "--seed", default=0, type=at_least(0), help="of the training; the folds do not depend on it"
+    )
+    add_layout(sub)
+    add_hardware(sub)
+
+
+def _cross_validate(arguments):
+    from kitsseg import recipes
+    from kitsseg.commands.console import done, progress_bar
+    from kitsseg.commands.quiet_keras import start_keras
+
+    start_keras()
+    from kitsseg.cross_validate import score_folds, train_folds
+
+    a = arguments
+    recipe, hardware, layout = recipes.get(a.recipe), hardware_of(a), layout_of(a)
+    only = list(range(a.folds))
+    if a.shard:
+        only = only[a.shard[0] - 1 :: a.shard[1]]
+    if a.fold is not None:
+        only = [a.fold]
+    with progress_bar() as progress:
+        options = hardware | {"say": say}
+        left = train_folds(
+            recipe, a.cache, a.out, a.folds, only, a.seed, a.epochs, a.data, layout, progress, **options
+        )
+    if left:
+        numbers = ", ".join(map(str, left))
+        done(f"{a.folds - len(left)} of {a.folds} folds are trained; not yet: {numbers}", _command(a))
+    elif a.data is None or len(only) < a.folds:
+        done(f"all {a.folds} folds are trained", _command(a))
+    else:
+        _score(a, score_folds, layout)
+
+
+def _command(a):
+    """The command that does the rest."""
+    words = ["kitsseg cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
+    defaults = {"folds": 5, "epochs": None, "seed": 0, "precision": "float32", "accumulate": 1}
+    for name, default in (defaults | {"images": None, "labels": None, "cyst": None}).items():
+        if (value := getattr(a, name)) != default:
+            words += [f"--{name}", shlex.quote(str(value))]
+    return " ".join(map(str, words))
+
+
+def _score(a, score_folds, layout):
+    from kitsseg.commands.console import console, done, progress_bar
+
+    with progress_bar() as progress:
+        result = score_folds(a.out, a.data, layout, progress)
+    console.print(_table(result.folds))
+    if result.summary["phantom"]:
+        console.print("Synthetic patients: phantom results, no statement about CT scans.")
+    done(f"wrote {a.out / 'folds.csv'}, {a.out / 'scores.csv'} and {a.out / 'report.html'}")
+
+
+def _table(rows):
+    from rich.table import Table
+
+    heads = ("fold", "cases", "trained on", "TK", "TU", "composite")
+    table = Table(*heads, title="every case by the run that never saw it")
+    for row in rows:
+        scores = [f"{row[name]:.4f}" for name in ("tk_dice", "tu_dice", "composite")]
+        table.add_row(row["fold"], str(row["cases"]), str(row["train"]), *scores, end_section=row is rows[-2])
+    return table

@@ -1,0 +1,96 @@
+"""Whether an exported network labels as the one it came from, judged where background cannot hide a difference."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.errors import InputError
+
+__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Comparison", "check", "compare"]
+
+# Least Dice between the labels of both, pooled over the images: (kidney with tumor, tumor). Chosen (ours):
+LEAST_DICE = {
+    "float32": (0.999, 0.999),  # sums in another order move near ties only
+    "float16": (0.99, 0.99),  # weights of 11 bits: near ties too
+    # two annotators of KiTS19 agree with each other as far (Heller et al. 2021): a file that stays closer to its
+    # network differs from it less than the truth is known
+    "int8": (0.983, 0.923),
+}
+LEAST_AGREEMENT = (
+    0.9999  # of all voxels, float32 only: elsewhere it says little, most voxels being background
+)
+FEW = 10  # voxels: so many may differ in all images, whatever share of a tiny tumor that is
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An exported network beside the one it came from.
+
+    Attributes:
+        images: number of slices (3D: tiles) compared.
+        largest_difference: of the outputs (logits, or with softmax probabilities).
+        agreement: share of all voxels with equal labels.
+        tk_dice: Dice between both's kidney with tumor, all images pooled.
+        tu_dice: the same of the tumor; None where neither finds any.
+        tk_differing, tu_differing: voxels that only one of them calls so.
+    """
+
+    images: int
+    largest_difference: float
+    agreement: float
+    tk_dice: float
+    tu_dice: float | None
+    tk_differing: int
+    tu_differing: int
+
+
+def compare(outputs):
+    """Compare outputs of both networks for the same images.
+
+    Args:
+        outputs: iterable of pairs (of the network, of the exported one), arrays (..., 3), higher is likelier.
+
+    Returns: Comparison.
+    Raises: InputError for outputs of another shape, or not finite; where neither network finds kidney or tumor on
+        any image: there is nothing to compare then.
+    """
+    images = equal = voxels = 0
+    largest, common, differing = 0.0, np.zeros(2, int), np.zeros(2, int)
+    for expected, found in outputs:
+        if found.shape != expected.shape or not np.isfinite(found).all():
+            raise InputError(
+                f"the exported network gives {found.shape}, expected {expected.shape}, or values that are no numbers."
+            )
+        largest = max(largest, float(np.abs(found - expected).max()))
+        theirs, ours = expected.argmax(axis=-1), found.argmax(axis=-1)
+        images, voxels, equal = images + 1, voxels + ours.size, equal + int((ours == theirs).sum())
+        for i, (a, b) in enumerate(((theirs > 0, ours > 0), (theirs == 2, ours == 2))):
+            common[i] += (a & b).sum()
+            differing[i] += (a ^ b).sum()
+    if not (common + differing)[0]:
+        raise InputError(
+            f"on {images} cached images neither the network nor the exported one finds any kidney or tumor, so there "
+            "is nothing to compare. Train longer, or give --cache with other cases."
+        )
+    dice = [float(2 * c / (2 * c + d)) if c + d else None for c, d in zip(common, differing, strict=True)]
+    return Comparison(images, largest, equal / voxels, *dice, *map(int, differing))
+
+
+def check(comparison, precision):
+    """Raise InputError if the labels differ by more than this precision excuses.
+
+    Args:
+        comparison: Comparison. precision: a key of ``LEAST_DICE``.
+    """
+    c, reasons = comparison, []
+    found = (("kidney with tumor", c.tk_dice, c.tk_differing), ("tumor", c.tu_dice, c.tu_differing))
+    for (name, dice, differing), least in zip(found, LEAST_DICE[precision], strict=True):
+        if dice is not None and dice < least and differing > FEW:
+            reasons.append(f"Dice {dice:.3f} between both's {name}, expected {least}")
+    if precision == "float32" and c.agreement < LEAST_AGREEMENT:
+        reasons.append(f"equal labels on {c.agreement:.3%} of voxels, expected {LEAST_AGREEMENT:.2%}")
+    if reasons:
+        advice = "Train again." if precision == "float32" else "Choose a higher --precision, or train longer."
+        raise InputError(
+            f"its labels are not the network's, on {c.images} cached images: {'; '.join(reasons)}. {advice}"
+        )
