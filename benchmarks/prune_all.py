@@ -38,9 +38,8 @@ from kitsseg.run import read_history, read_run
 from kitsseg.scores_file import read_scores
 from kitsseg.train import train_recipe
 
-TIES = (
-    3  # of a million float32 weights some are equal, and equals at the threshold are all kept, as tfmot does
-)
+# of a million float32 weights some are equal, and equals at the threshold are all kept, as tfmot does
+TIES = 3
 PAPERS = ("unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d")
 COLUMNS = ("recipe", "backend", "target", "reached", "at step", "scheduled", "TK before", "TK after", "TU before",
            "TU after")  # fmt: skip
