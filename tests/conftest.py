@@ -1,5 +1,6 @@
 """Tiny synthetic cases, and the real KiTS19 label maps where they are at hand."""
 
+import contextlib
 import json
 import signal
 from dataclasses import dataclass, replace
@@ -20,6 +21,42 @@ def _keep_signals():
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _without_graphs():
+    tf = pytest.importorskip("tensorflow")
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def eagerly():
+    """Building a graph takes longer than the few steps that most tests train; for all tests of a module."""
+    with _without_graphs():
+        yield
+
+
+@pytest.fixture
+def eager():
+    """As ``eagerly``, for one test."""
+    with _without_graphs():
+        yield
+
+
+class StopAfter:
+    """A progress callable that interrupts after so many calls, as Ctrl-C would."""
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def __call__(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from conftest import make_case, read_json
+from conftest import StopAfter, make_case, read_json
 
 from kitsseg import recipes
 from kitsseg.case_validation import (
@@ -27,9 +27,7 @@ from kitsseg.recipe import InferenceSpec, Phase, RemoveFar, SliceSampler
 from kitsseg.run import read_history
 from kitsseg.train import train_recipe
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
-)
+pytestmark = pytest.mark.usefixtures("eagerly")
 CASES = tuple(f"case_{i:05d}" for i in range(3))
 WHOLE = InferenceSpec(tile=None)
 
@@ -203,15 +201,6 @@ def test_issue_6_line_6_whole_cases_cost_less_than_a_tenth(name, variant):
         assert 0.001 < share < 0.1, phase.name
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Building a graph takes longer than these short runs."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.fixture(scope="module")
 def quick(trained):
     """The micro recipe with three epochs of two steps."""
@@ -304,16 +293,6 @@ def test_no_random_number_is_drawn(trained, cached, tmp_path):
     assert 0 <= scores[0]["val_case_tk_dice"] <= 1
     for a, b in zip(with_scores, without, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-class StopAfter:
-    def __init__(self, calls):
-        self.left = calls
-
-    def __call__(self, *_):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def test_an_interrupted_run_ends_with_the_rows_of_the_uninterrupted_one(quick, trained, watched, tmp_path):

@@ -24,22 +24,13 @@ from kitsseg.run import create_run, read_history, write_history
 from kitsseg.train import train_recipe
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`"),
+    pytest.mark.usefixtures("eagerly"),
     pytest.mark.filterwarnings("ignore:.*whole validation cases"),
 ]
 STEPS = 2
 GOES_BACK = (
     r"00002\.(keras|npz): (damaged|gone); going on with the checkpoint before it: 1 epoch from epoch 2"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Building a graph would take longer than all these steps."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def recipe_of(trained, **changes):

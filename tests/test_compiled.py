@@ -18,15 +18,6 @@ from kitsseg.run import read_history
 from kitsseg.train import Training, train_recipe
 
 
-@pytest.fixture
-def eager():
-    """Building a graph takes longer than a few steps."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def training_of(recipe, source, **options):  # noqa: F811
     cases = open_cache(source / "cache", recipe.preprocess)
     return Training(recipe, cases, split_of_cases(), *[None] * 6, **options)
@@ -93,7 +84,6 @@ def test_one_step_in_parts_is_one_step(accumulate, build, eager, source):  # noq
     assert not np.allclose(ends[0][0], build_model().get_weights()[0], atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 def test_steps_rates_and_masks_count_whole_batches(eager, source, tmp_path):  # noqa: F811
     """One-cycle and pruning, in parts and not: the same progress, rates and sparsities."""
     recipe = micro("wp_unet")

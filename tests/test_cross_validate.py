@@ -23,9 +23,7 @@ from kitsseg.run import finished_run, read_history
 from kitsseg.scores import score_case
 from kitsseg.train import train_recipe
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
-)
+pytestmark = pytest.mark.usefixtures("eagerly")
 KITS = [f"case_{i:05d}" for i in range(210)]
 NAMES = KITS[:9]
 FOLDS = 4  # of nine cases: 3, 2, 2 and 2, so that the mean of the folds is not that of the cases
@@ -61,15 +59,6 @@ def test_every_case_is_left_out_once_and_seen_by_all_other_folds(n, folds):
 def test_too_few_cases_are_refused(n, folds, message):
     with pytest.raises(InputError, match=message):
         fold_splits(KITS[:n], folds)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Building a graph would take longer than all these steps."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")

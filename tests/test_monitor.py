@@ -19,19 +19,7 @@ from kitsseg.recipe import Augmentation, SliceSampler
 from kitsseg.run import read_history
 from kitsseg.train import train_recipe
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
-)
 NAMES = [f"case_{i:05d}" for i in range(5)]
-
-
-@pytest.fixture
-def eagerly():
-    """Building a graph takes longer than a few steps."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def cases_of(tmp_path, spec, empty, tumor=True):
@@ -103,7 +91,7 @@ def test_watched_batches_are_the_same_and_remember():
     assert batches.found == {}
 
 
-def test_an_epoch_without_kidney_is_told(trained, eagerly, tmp_path):
+def test_an_epoch_without_kidney_is_told(trained, eager, tmp_path):
     """Two crops of 4 x 4 pixels an epoch, anywhere in slices of which a tenth is kidney; most epochs see none."""
     sampler = SliceSampler(batch_size=1, unit="slice", patch_size=(4, 4))
     phase = replace(
@@ -138,7 +126,7 @@ def test_without_a_listener_warnings_are_warnings(tmp_path):
 
 
 def test_issue_6_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
-    trained, eagerly, tmp_path, monkeypatch
+    trained, eager, tmp_path, monkeypatch
 ):
     """The second step of the second epoch gets a weight that is no number."""
     run, recipe = tmp_path / "run", trained.recipe

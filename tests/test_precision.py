@@ -16,15 +16,6 @@ HALF = PRECISIONS[1:]
 PAPERS = ("deeplab3d", "enhanced_unet", "squeeze_unet", "unet2d", "wp_unet")
 
 
-@pytest.fixture
-def eager():
-    """Building a graph takes longer than a few steps."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def training_of(recipe, source, precision, accumulate=1):  # noqa: F811
     """What ``train_recipe`` gives to each phase."""
     cases = open_cache(source / "cache", recipe.preprocess)
@@ -68,7 +59,6 @@ def test_issue_6_line_3_twenty_steps_have_a_finite_falling_loss(name, precision,
     assert np.mean(losses[-3:]) < 0.98 * np.mean(losses[:3])
 
 
-@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 def test_a_run_in_float16_resumes_and_leaves_a_network_of_float32(eager, source, tmp_path):  # noqa: F811
     """Two phases, one-cycle (which sets beta_1 through the wrapped optimizer), a frozen encoder."""
     recipe, before = micro("squeeze_unet"), keras.config.dtype_policy()

@@ -28,17 +28,7 @@ from kitsseg.train import train_recipe
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_model_optimization")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Building a graph takes longer than these few steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def zeros_of(run):

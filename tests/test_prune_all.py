@@ -22,20 +22,10 @@ from kitsseg.train import train_recipe
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_model_optimization")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
-)
+pytestmark = pytest.mark.usefixtures("eagerly")
 PAPERS = ("deeplab3d", "enhanced_unet", "squeeze_unet", "unet2d", "wp_unet")
 TIES = 3  # of many float32 weights some are equal, and equals at the threshold all stay
 CASES = tuple(f"case_{i:05d}" for i in range(3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Building graphs takes longer than these few steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def one_phase(name, steps):

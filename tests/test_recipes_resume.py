@@ -21,9 +21,7 @@ from kitsseg.recipe import Augmentation, OneCycle, PatchSampler, SliceSampler
 from kitsseg.run import read_history
 from kitsseg.schedules import one_cycle
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Even though the `tf.config.experimental_run_functions_eagerly`"
-)
+pytestmark = pytest.mark.usefixtures("eagerly")
 CASES = tuple(f"case_{i:05d}" for i in range(5))
 SHAPE = (12, 36, 40)
 EPOCHS, STEPS = 2, 3
@@ -83,15 +81,6 @@ def stages(recipe):
             else [phase.name]
         )
     ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eagerly():
-    """Building a graph takes a minute for all these short runs together; the killed processes below build theirs."""
-    tf = pytest.importorskip("tensorflow")
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 class StopAt:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from conftest import read_json
+from conftest import StopAfter, read_json
 
 from kitsseg.data.cache import open_cache
 from kitsseg.data.slices import SliceBatches, ValidationSlices
@@ -74,18 +74,6 @@ def test_the_best_epoch_is_what_is_kept(trained):
     np.testing.assert_allclose(
         np.mean(again), min(row["val_loss"] for row in read_history(trained.run)), rtol=1e-4
     )
-
-
-class StopAfter:
-    """A progress callable that interrupts after so many calls, as Ctrl-C would."""
-
-    def __init__(self, calls):
-        self.left = calls
-
-    def __call__(self, *_):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(trained, tmp_path):

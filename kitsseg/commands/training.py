@@ -52,7 +52,7 @@ def add(command):
         "channels, as kitsseg shrink (default: single weights)",
     )
     sub.add_argument("--block", type=int, choices=(2, 4), help="channels in a block (default: 2)")
-    sub.add_argument("--epochs", type=at_least(1), help="epochs of fine-tuning (default: 10)")
+    sub.add_argument("--epochs", type=at_least(1), help="epochs of fine-tuning (default: 20)")
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished pruning")
 
     sub = command("shrink", _shrink, "remove whole channels from a finished run's network, then train on")
