@@ -18,7 +18,7 @@ import numpy as np
 from kitsseg.atomic import atomic_path
 from kitsseg.data.planes import normalize
 from kitsseg.errors import InputError
-from kitsseg.segment import probabilities_of
+from kitsseg.segment import probabilities_of, refined
 from kitsseg.sliding_window import pad_to_multiple
 
 __all__ = ["COLUMNS", "CaseLog", "cheap_inference", "chosen_cases", "is_due", "label_case", "mean_scores"]
@@ -61,11 +61,7 @@ def label_case(case, predict, spec, inference, postprocess):
     else:
         for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
             labels[k] = plane.argmax(axis=-1)
-    if postprocess is None:
-        return labels
-    from kitsseg.postprocess import refine
-
-    return refine(labels, case.geometry.spacing_mm, postprocess)
+    return refined(labels, case.geometry.spacing_mm, postprocess)
 
 
 def mean_scores(rows):

@@ -122,9 +122,8 @@ def _seed_dropout(model, key):
     """Begin an epoch's dropout at a state that follows from its number: Keras saves the state with no network."""
     for i, layer in enumerate(model.layers):
         if generator := getattr(layer, "seed_generator", None):
-            seed = (
-                np.random.SeedSequence((*key, i)).generate_state(1)[0] >> 1
-            )  # JAX takes uint32, TensorFlow int64
+            # 31 bits: JAX takes uint32, TensorFlow int64
+            seed = np.random.SeedSequence((*key, i)).generate_state(1)[0] >> 1
             generator.state.assign(np.array([seed, 0], generator.state.dtype))
 
 

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
+from keras import ops
+
 from kitsseg.errors import InputError
 from kitsseg.fine_tune import check_recipe, fine_tune, last_phase
 from kitsseg.networks import read_network
-from kitsseg.pruning_report import sparsity_rows, sparsity_totals
 from kitsseg.pruning_weights import prunable_weights
 from kitsseg.recipe import Pruning
 from kitsseg.run import finished_run
@@ -89,6 +91,6 @@ def prune_run(
 
 
 def _sparsity_of(weights):
-    model = read_network(weights)
-    pruned = [variable for _, variable in prunable_weights(model)]
-    return sparsity_totals(model, sparsity_rows(model, pruned))["sparsity"]
+    matrices = [ops.convert_to_numpy(variable) for _, variable in prunable_weights(read_network(weights))]
+    zeros = sum(int(np.count_nonzero(matrix == 0)) for matrix in matrices)
+    return zeros / sum(matrix.size for matrix in matrices)

@@ -24,6 +24,7 @@ __all__ = [
     "predict_labels",
     "prepare_scan",
     "probabilities_of",
+    "refined",
     "score_cached_cases",
 ]
 
@@ -148,7 +149,7 @@ def ensemble_labels(prepared, spacing_mm, postprocess=None, progress=None):
             for item in prepared
         ]
         labels = averaged_labels(streams, progress)
-    return _refined(labels, spacing_mm, postprocess)
+    return refined(labels, spacing_mm, postprocess)
 
 
 def _probabilities(item, predict):
@@ -170,7 +171,8 @@ def _argmax_labels(item, progress):
     return labels
 
 
-def _refined(labels, spacing_mm, postprocess):
+def refined(labels, spacing_mm, postprocess):
+    """Labels after a recipe's post-processing, as they are for None."""
     if postprocess is None:
         return labels
     # SciPy's graphs take a third of a second to import, of the one in which a prediction can be done
@@ -241,6 +243,6 @@ def score_cached_cases(cases, predict, spec, inference, postprocess):
         for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
             labels[k] = plane.argmax(axis=-1)
         truth = np.stack([case.labels(k) for k in range(shape[0])])
-        score = score_case(_refined(labels, spacing, postprocess), truth, spacing)
+        score = score_case(refined(labels, spacing, postprocess), truth, spacing)
         scores.append((score["tk_dice"], score["tu_dice"], score["composite"]))
     return dict(zip(("tk", "tu", "composite"), np.mean(scores, axis=0).tolist(), strict=True))
