@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test notebooks notebooks-colab docs lint clean
+COLAB_VENV = $(VENV)-colab
+COLAB_PYTHON ?= $(shell for p in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python $(PYTHON); do \
+    "$$p" -c "" 2>/dev/null && echo "$$p" && break; done)
+
+.PHONY: demo test notebooks-colab docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
@@ -14,16 +18,11 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist load -m "not slow" \
 	    tests/models/test_all_builders.py tests/test_losses.py tests/test_pruning.py
+	$(MAKE) notebooks-colab
 
-# every cell of every notebook, about ten minutes; CI runs unet2d's only
-notebooks: $(VENV)/installed-test
-	$(BIN)/python -m pytest tests/test_notebooks.py -m ""
-
-# the same with the versions that Colab ships; needs Python 3.13 as PYTHON
-notebooks-colab:
-	$(PYTHON) -m venv .venv-colab
-	.venv-colab/bin/python -m pip install --quiet --constraint .ci/colab-constraints.txt --editable ".[test]"
-	.venv-colab/bin/python -m pytest tests/test_notebooks.py -m ""
+# the notebooks once more with what Colab ships: on Python 3.13 where there is one, else on PYTHON
+notebooks-colab: $(COLAB_VENV)/installed
+	$(COLAB_VENV)/bin/python -m pytest -n 2 tests/test_notebooks.py
 
 # the API reference, in site/index.html; fails on a warning, a missing docstring or a dead link
 docs: $(VENV)/installed-docs
@@ -45,10 +44,15 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/installed
 
+$(COLAB_VENV)/installed: setup.cfg pyproject.toml .ci/colab-constraints.txt
+	$(COLAB_PYTHON) -m venv $(COLAB_VENV)
+	$(COLAB_VENV)/bin/python -m pip install --quiet --constraint .ci/colab-constraints.txt --editable ".[notebook]"
+	touch $@
+
 $(VENV)/installed-docs: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) demo site build dist *.egg-info
+	rm -rf $(VENV) $(COLAB_VENV) demo site build dist *.egg-info

@@ -55,17 +55,8 @@ def test_they_are_valid_thin_and_hold_no_output(path):
     )
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path,
-            marks=[pytest.mark.slow, *([] if path.stem == "unet2d" else [pytest.mark.notebook])],
-            id=path.stem,
-        )
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_cell_runs_from_a_clean_kernel(path, tmp_path):
     """As a new user would run it, in demo mode; only fewer patients and epochs than the form says."""
     notebook = read(path)
