@@ -174,7 +174,8 @@ _TINY_SETTINGS = (
 TINY = replace(
     PAPER,
     name="deeplab3d:tiny",
-    preprocess=replace(PAPER.preprocess, spacing_mm=(None, 3.0, 3.0)),
+    # whatever the slices of a scan are, a patch is a cube of 96 mm
+    preprocess=replace(PAPER.preprocess, spacing_mm=(4.0, 3.0, 3.0)),
     model={**PAPER.model, "width_divisor": 2},
     phases=(
         replace(
