@@ -40,7 +40,7 @@ from kitsseg.train import train_recipe
 from kitsseg.training_state import steps_of
 
 # how many times the epochs of the demo; the five differ tenfold in what a step costs
-STRETCH = {"unet2d": 16, "wp_unet": 8, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 4}
+STRETCH = {"unet2d": 16, "wp_unet": 8, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 7}
 
 
 def main():

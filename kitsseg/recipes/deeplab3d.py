@@ -175,7 +175,7 @@ TINY = replace(
     PAPER,
     name="deeplab3d:tiny",
     # whatever the slices of a scan are, a patch is a cube of 96 mm
-    preprocess=replace(PAPER.preprocess, spacing_mm=(4.0, 3.0, 3.0)),
+    preprocess=replace(PAPER.preprocess, spacing_mm=(4.0, 3.0, 3.0), crop_to_body=True),
     model={**PAPER.model, "width_divisor": 2},
     phases=(
         replace(
@@ -190,7 +190,7 @@ TINY = replace(
         ),
         replace(
             PAPER.phases[1],
-            sampler=PatchSampler(cases_per_batch=3, patch_size=(24, 24, 24)),
+            sampler=PatchSampler(cases_per_batch=3, patch_size=(24, 28, 28)),
             augmentation=Augmentation(flip_probability=0.5),
             epochs=2,
             steps_per_epoch=40,
@@ -204,6 +204,7 @@ TINY = replace(
     | {
         "preprocess.spacing_mm": _TINY,
         "model.width_divisor": _TINY,
+        "preprocess.crop_to_body": "ours: of the patches drawn from the background fewer are then of air",
         **{f"phases.{name}.{key}": _TINY for name in ("scratch", "finetune") for key in _TINY_SETTINGS},
         **{
             f"phases.{name}.augmentation.flip_probability": "ours: the demo has too few patients to train without"
