@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import data_peers
+from process_memory import status_mib
 
 from kitsseg import recipes
 from kitsseg.data.cache import open_cache
@@ -89,7 +90,7 @@ def memory(cases):
     """Anonymous memory that the pipelines add to TensorFlow's own: mapped files do not count, caches would."""
     tf = one_thread_for_tensorflow()
     list(tf.data.Dataset.range(3).map(lambda x: x + 1).prefetch(1))
-    before = anonymous_mib()
+    before = status_mib("RssAnon")
     if before is None:
         print("anonymous memory: only known on Linux, not measured")
         return
@@ -97,10 +98,10 @@ def memory(cases):
         for _ in slice_dataset(batches_of(name, cases), 0, 20):
             pass
         print(
-            f"anonymous memory of {name}: {anonymous_mib() - before:.0f} MiB over TensorFlow's own "
+            f"anonymous memory of {name}: {status_mib('RssAnon') - before:.0f} MiB over TensorFlow's own "
             f"{before:.0f} (target {MEMORY_TARGET_MIB} at most)"
         )
-        before = anonymous_mib()
+        before = status_mib("RssAnon")
 
 
 def one_thread_for_tensorflow():
@@ -109,14 +110,6 @@ def one_thread_for_tensorflow():
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     return tf
-
-
-def anonymous_mib():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) / 1024
-    return None
 
 
 def compare(title, unit, cases, work, peers, count, rounds, folder):

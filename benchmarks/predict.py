@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from process_memory import status_mib
 
 GRID_MM = (3.0, 0.78162497, 0.78162497)
 TARGET = 50
@@ -279,7 +280,7 @@ def measure(connection, name, case):
         connection.send(f"not within the memory that was free ({type(error).__name__})")
         return
     seconds, other = time.process_time() - before, None
-    mib = peak_mib()
+    mib = status_mib("VmHWM") or float("nan")
     if isinstance(result, np.ndarray):
         file = case["folder"] / "labels.npy"
         if name == "ours":
@@ -297,14 +298,6 @@ def leave_memory_to_others(share=0.6):
         lines = Path("/proc/meminfo").read_text().splitlines()
         [free] = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
         resource.setrlimit(resource.RLIMIT_DATA, (int(share * free), int(share * free)))
-
-
-def peak_mib():
-    with contextlib.suppress(OSError):  # of this program, without that of the process it was forked from
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 if __name__ == "__main__":

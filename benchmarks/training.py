@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from process_memory import status_mib
 
 ENGINES = (
     ("tensorflow", "float32"),
@@ -146,7 +147,7 @@ def serve(name, engine, precision, batch):
         begin = time.perf_counter()
         loss = train(steps)
         print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
-    print(json.dumps({"mib": peak_mib(), "loss": loss}), flush=True)
+    print(json.dumps({"mib": status_mib("VmHWM") or float("nan"), "loss": loss}), flush=True)
 
 
 def network_of(name):
@@ -272,14 +273,6 @@ def fastest(product):
 
 def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def peak_mib():
-    """The most memory that this process has had."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
 
 
 if __name__ == "__main__":
