@@ -5,17 +5,19 @@ import zipfile
 import keras
 import numpy as np
 
+from kitsseg.averages import averaged_weights, keep_averages
 from kitsseg.data.patches import PatchBatches, ValidationPatches
 from kitsseg.data.slices import SliceBatches, ValidationSlices
 from kitsseg.epoch_log import checkpoint, pruning_state
 from kitsseg.errors import InputError
+from kitsseg.execution import set_execution
 from kitsseg.networks import read_network
 from kitsseg.optimizers import freeze
 from kitsseg.pruning import PruneLowMagnitude
 from kitsseg.pruning_schedules import schedule_of
 from kitsseg.recipe import PatchSampler
 
-__all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of"]
+__all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "weights_of"]
 
 
 class _Parts:
@@ -83,33 +85,30 @@ def compiled_network(training, phase, rows, weights):
     """The network: as the last checkpoint left it, or with the weights of the phase before."""
     recipe, devices = training.recipe, training.devices
     if rows:
-        return load_checkpoint(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
+        model = load_checkpoint(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
+        set_execution(model, training, phase)
+        return model
     model = recipe.build_model(**recipe.model)
     if weights is not None:
-        model.set_weights(load_checkpoint(weights).get_weights())
+        model.set_weights(weights_of(training, weights))
     freeze(model, phase.rate_factors)
     loss, loss_weights = recipe.build_loss(**recipe.loss), None
     if isinstance(loss, tuple):
         loss, loss_weights = loss
-    on_tensorflow = keras.config.backend() == "tensorflow"
-    mirrored = on_tensorflow and devices.count > 1
+    mirrored = keras.config.backend() == "tensorflow" and devices.count > 1
     if mirrored:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
-    # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
-    on_cpu = on_tensorflow and not keras.distribution.list_devices("gpu")
     optimizer = recipe.build_optimizer(phase)
     if training.accumulate > 1:
         optimizer.gradient_accumulation_steps = training.accumulate
+    if training.ema:
+        keep_averages(optimizer, training.ema, training.accumulate)
     if mirrored:
         _check_mirrored(optimizer, training)
-    model.compile(
-        optimizer,
-        loss,
-        loss_weights=loss_weights,
-        jit_compile=False if on_cpu or mirrored else "auto",
-    )
+    model.compile(optimizer, loss, loss_weights=loss_weights)
+    set_execution(model, training, phase)
     model.optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
     return model
 
@@ -129,6 +128,11 @@ def pruning_of(training, phase, rows):
     if rows:
         pruning.load(pruning_state(checkpoint(training, phase, rows[-1]["epoch"])))
     return pruning
+
+
+def weights_of(training, path):
+    """The weights of a checkpoint as they are used: their averages, if the run keeps some."""
+    return averaged_weights(load_checkpoint(path, compile=training.ema is not None))
 
 
 def load_checkpoint(path, compile=False):

@@ -85,7 +85,8 @@ def train_folds(
     only = range(folds) if only is None else only
     if outside := [number for number in only if not 0 <= number < folds]:
         raise InputError(f"--fold: expected 0 to {folds - 1}, found {outside[0]}.")
-    shared = {"seed": seed, "epochs": epochs} | {key: options.get(key) for key in ("precision", "accumulate")}
+    shared = {"seed": seed, "epochs": epochs}
+    shared |= {key: options.get(key) for key in ("precision", "accumulate", "ema")}
     start_folds(out, recipe, splits, shared)
     for number in only:
         run = out / f"fold-{number}"

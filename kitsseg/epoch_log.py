@@ -62,7 +62,8 @@ class EpochLog(keras.callbacks.Callback):
         accumulate, loss = self.training.accumulate, float(logs["loss"])
         step = batch // accumulate + 1
         if not math.isfinite(loss):  # it is the mean of the epoch so far: this step is the first
-            self._stop("loss", loss, f", at step {step} of {self.phase.steps_per_epoch}")
+            until = "by" if self.model.steps_per_execution > accumulate else "at"
+            self._stop("loss", loss, f", {until} step {step} of {self.phase.steps_per_epoch}")
         if (batch + 1) % accumulate == 0:
             done = self.training.done_steps + self.epoch * self.phase.steps_per_epoch + step
             if self.monitor:

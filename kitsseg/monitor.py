@@ -8,6 +8,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+from kitsseg.averages import averaged_weights
 from kitsseg.case_validation import CaseLog, cheap_inference, chosen_cases, is_due, mean_scores
 from kitsseg.errors import InputError
 from kitsseg.segment import as_probabilities
@@ -111,7 +112,7 @@ class Monitor:
         """Columns of history.csv: means over whole validation cases after an epoch, where they are due."""
         if not is_due(phase, epoch):
             return {}
-        recipe, weights = self.training.recipe, model.get_weights()
+        recipe, weights = self.training.recipe, averaged_weights(model)
         names = chosen_cases(self.names, phase.validate_cases)
 
         def score():
@@ -122,9 +123,9 @@ class Monitor:
         scores = mean_scores(self._outside(score))
         return {"val_case_tk_dice": scores["tk"], "val_case_tu_dice": scores["tu"]}
 
-    def round_scores(self, name, epoch, network):
+    def round_scores(self, name, epoch, weights):
         """{"tk", "tu", "composite"} of all validation cases after a round, as the recipe labels a scan."""
-        self.network.set_weights(network.get_weights())
+        self.network.set_weights(weights)
         rows = self._score(name, epoch, self.names, self.predict, self.training.recipe.inference)
         scores = mean_scores(rows)
         if self.say:

@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from kitsseg.atomic import atomic_path
+from kitsseg.averages import averages
 from kitsseg.errors import InputError
 from kitsseg.pruning_masks import block_mask, global_masks, is_pointwise, m_by_n_mask, magnitude_mask
 from kitsseg.pruning_schedules import at_step
@@ -113,8 +114,8 @@ class PruneLowMagnitude(keras.callbacks.Callback):
         if self._kept is None:
             return
         kept = {id(variable): mask for (_, variable), mask in zip(self._weights, self._kept)}
-        for variable, average in _averages(getattr(self.model, "optimizer", None)):
-            if id(variable) in kept and average is not None:
+        for variable, average in averages(getattr(self.model, "optimizer", None)):
+            if id(variable) in kept:
                 average.assign(ops.where(kept[id(variable)], average.value, 0))
 
     def strip(self):
@@ -215,11 +216,3 @@ class PruneLowMagnitude(keras.callbacks.Callback):
 def _blocked(layer, variable):
     """Whether the last axis holds the output channels of what is a matrix at each position."""
     return is_pointwise(variable.shape) and not type(layer).__name__.endswith("Transpose")
-
-
-def _averages(optimizer):
-    """Pairs (variable, its moving average) of optimizers with ``use_ema``."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    for each in getattr(optimizer, "optimizers", [optimizer]):
-        if getattr(each, "use_ema", False) and hasattr(each, "_model_variables_moving_average"):
-            yield from zip(each._trainable_variables, each._model_variables_moving_average)

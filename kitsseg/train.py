@@ -12,13 +12,15 @@ from pathlib import Path
 import keras
 
 from kitsseg.atomic import atomic_path
+from kitsseg.averages import ValidateAverages
 from kitsseg.checkpoints import clear_leftovers, go_back, is_whole
-from kitsseg.compiled import batches_of, compiled_network, load_checkpoint, pruning_of
+from kitsseg.compiled import batches_of, compiled_network, pruning_of, weights_of
 from kitsseg.data.cache import open_cache
 from kitsseg.data.slices import slice_dataset
 from kitsseg.devices import ONE_DEVICE
 from kitsseg.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
 from kitsseg.errors import InputError
+from kitsseg.execution import check_execution
 from kitsseg.model_card import write_model_card
 from kitsseg.monitor import Monitor, check_labels
 from kitsseg.precision import computing_in
@@ -45,6 +47,9 @@ def train_recipe(
     details=None,
     precision="float32",
     accumulate=1,
+    ema=None,
+    xla="auto",
+    steps_per_execution=1,
     devices=ONE_DEVICE,
     validate_cases_every=None,
     tensorboard=None,
@@ -59,12 +64,18 @@ def train_recipe(
         run: folder for the result; new, unless ``resume``.
         seed: of the initial weights and of the sampling.
         epochs: epochs of every phase, instead of the recipe's.
-        resume: go on with an unfinished run; all but ``devices`` must be as it was started.
+        resume: go on with an unfinished run; all but ``devices``, ``xla`` and ``steps_per_execution`` must be as it
+            was started.
         progress: called as progress(description, done, total) in training steps.
         details: further entries of ``run.json`` that a resumed run must share.
         precision: one of ``kitsseg.precision.PRECISIONS``; the network that is saved is of float32.
         accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
             of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
+        ema: momentum, such as 0.999, of an average of the weights over the steps, which is validated, kept and handed
+            on in their place (``kitsseg.averages``); None: no averages.
+        xla: "on" or "off": compile the steps with XLA or not; "auto": as Keras does on a GPU, never on a CPU with
+            TensorFlow, which then takes 2 to 13 times as long.
+        steps_per_execution: steps in one call, where nothing is set before each of them (``kitsseg.execution``).
         devices: ``kitsseg.devices.use_devices(...)``. Of several processes all call this with the same arguments.
         validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
             recipe's number; 0: never.
@@ -88,6 +99,9 @@ def train_recipe(
     for phase in recipe.phases:
         patches = isinstance(phase.sampler, PatchSampler)
         devices.check(3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size, accumulate)
+    one_by_one = check_execution(recipe, devices, xla, steps_per_execution)
+    if ema is not None and not 0 < ema < 1:
+        raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {ema:g}.")
     cases = open_cache(cache, recipe.preprocess)
     for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
         # a damaged file is found here: TensorFlow's threads would bury what is said of it
@@ -96,7 +110,8 @@ def train_recipe(
     if tensorboard:
         check_folder(tensorboard)  # now: nothing is left behind yet
     phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
-    details = {"precision": precision, "accumulate": accumulate} | (details or {})
+    computing = {"precision": precision, "accumulate": accumulate, "ema": ema}
+    details = computing | (details or {})
     with computing_in(precision), devices.own_run(run, resume) as own:
         if resume:
             record, history = unfinished(own, recipe, split, seed, details)
@@ -106,26 +121,16 @@ def train_recipe(
             create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
             record, history = read_run(own), []
         started = time.monotonic() - record["seconds"]
-        training = Training(
-            recipe,
-            cases,
-            split,
-            own,
-            seed,
-            record,
-            history,
-            started,
-            progress,
-            precision,
-            accumulate,
-            devices,
-        )
+        options = computing | {"devices": devices, "xla": xla, "steps_per_execution": steps_per_execution}
+        training = Training(recipe, cases, split, own, seed, record, history, started, progress, **options)
         training.checkpoints.mkdir(exist_ok=True)
         if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
             warned = [*warned, damage]
         training.monitor = Monitor(training, split.validation, say, tensorboard)
         for text in warned:
             training.monitor.warn(text)
+        if say and one_by_one:
+            say(one_by_one)
         weights = None
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
@@ -140,7 +145,7 @@ def _finish(training, weights):
     recipe, run, record = training.recipe, training.run, training.record
     with computing_in("float32"):
         model = recipe.build_model(**recipe.model)
-    model.set_weights(load_checkpoint(weights).get_weights())
+    model.set_weights(weights_of(training, weights))
     with atomic_path(run / "model.keras") as temporary:
         model.save(temporary)
     if words := recipe.phases[-1].pruning:
@@ -176,7 +181,7 @@ def _train_phase(training, phase, split, seed, weights):
                 steps_per_epoch=steps,
                 shuffle=False,
                 verbose=0,
-                callbacks=[pruning, log] if pruning else [log],
+                callbacks=[each for each in (pruning, training.ema and ValidateAverages(), log) if each],
             )
     return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
 
@@ -209,7 +214,7 @@ def _train_progressively(training, phase, split, seed, weights):
     def score_round():
         name = training.history[-1]["phase"]
         return training.devices.agreed(
-            training.monitor.round_scores(name, phase.epochs, load_checkpoint(last))
+            training.monitor.round_scores(name, phase.epochs, weights_of(training, last))
         )
 
     def keep_round(number):

@@ -21,6 +21,7 @@ class Training:
         started: when training would have started, by ``time.monotonic``, had it never been interrupted.
         done_steps: of the phases and rounds that are over.
         monitor: Monitor of the run.
+        ema: momentum of the averages of the weights; None: there are none.
     """
 
     recipe: object
@@ -37,6 +38,9 @@ class Training:
     devices: Devices = ONE_DEVICE
     done_steps: int = 0
     monitor: object = None
+    ema: float | None = None
+    xla: str = "auto"
+    steps_per_execution: int = 1
 
     @property
     def checkpoints(self):

@@ -38,7 +38,8 @@ for count in counts.split(","):
     devices = use_devices(int(count), *process)
     for name in names.split(","):
         run = Path(f"{name}-{devices.count}-{devices.processes}")
-        train_recipe(ten_steps(name), cache, split_of_cases(), run, 3, devices=devices)
+        ema = 0.8 if name == "unet3d" else None  # validation then is that of averages
+        train_recipe(ten_steps(name), cache, split_of_cases(), run, 3, ema=ema, devices=devices)
 """
 
 

@@ -46,7 +46,7 @@ LAYERS = [
     ["components"],
     ["pruning_masks", "pruning_schedules", "pruning_weights"],
     ["data", "models", "losses", "metrics", "macs", "sliding_window", "scores", "surface"],
-    ["checkpoints", "devices", "precision"],
+    ["averages", "checkpoints", "devices", "execution", "precision"],
     ["recipe", "errors", "atomic", "quiet", "memory", "replicas"],
     ["phase"],
     ["__init__"],

@@ -25,6 +25,28 @@ def add_hardware(sub):
         help="compute each batch in N parts, where it does not fit the memory of the GPU (default: 1)",
     )
     group.add_argument(
+        "--ema",
+        metavar="MOMENTUM",
+        type=float,
+        help="average the weights over the steps, such as 0.999 (of the last thousand, about); the averages are "
+        "validated and kept (default: no averages)",
+    )
+    group.add_argument(
+        "--xla",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compile the steps with XLA; auto: as Keras does on a GPU, with JAX always, never with TensorFlow on a "
+        "CPU, where it is slower (default: auto)",
+    )
+    group.add_argument(
+        "--steps-per-execution",
+        metavar="N",
+        type=at_least(1),
+        default=1,
+        help="steps in one call, which a small network on a fast GPU needs; phases that prune or have a one-cycle "
+        "schedule go step by step (default: 1)",
+    )
+    group.add_argument(
         "--devices",
         metavar="N|all",
         type=_devices,
@@ -49,7 +71,14 @@ def hardware_of(arguments):
 
     a = arguments
     devices = use_devices(a.devices, a.coordinator, a.process)
-    return {"precision": a.precision, "accumulate": a.accumulate, "devices": devices}
+    return {
+        "precision": a.precision,
+        "accumulate": a.accumulate,
+        "ema": a.ema,
+        "xla": a.xla,
+        "steps_per_execution": a.steps_per_execution,
+        "devices": devices,
+    }
 
 
 def _devices(text):

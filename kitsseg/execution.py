@@ -1,0 +1,69 @@
+"""How the steps of training are executed: compiled by XLA or not, one by one or several in one call.
+
+Neither changes what is computed but for rounding, so that a run may be resumed with another choice.
+"""
+
+import keras
+
+from kitsseg.errors import InputError
+from kitsseg.recipe import OneCycle
+
+__all__ = ["XLA", "check_execution", "set_execution", "step_by_step"]
+
+XLA = ("auto", "on", "off")
+
+
+def step_by_step(phase):
+    """Whether something is set before every single step of a phase: masks, or the rate of a one-cycle."""
+    return phase.pruning is not None or isinstance(phase.schedule, OneCycle)
+
+
+def check_execution(recipe, devices, xla, steps_per_execution):
+    """See that the choice fits the recipe, before training starts.
+
+    Returns: what to tell the user, or None.
+    Raises: InputError.
+    """
+    if xla not in XLA:
+        raise InputError(f"--xla: expected one of {', '.join(XLA)}; found {xla!r}.")
+    if xla == "on" and _mirrored(devices):
+        raise InputError(
+            "--xla on: Keras on TensorFlow compiles no step for several devices. Set KERAS_BACKEND=jax, where XLA "
+            "compiles all of them, or leave --xla out."
+        )
+    n = steps_per_execution
+    if n < 1:
+        raise InputError(f"--steps-per-execution: expected at least 1, found {n}.")
+    if n == 1:
+        return None
+    single = [phase.name for phase in recipe.phases if step_by_step(phase)]
+    grouped = [phase for phase in recipe.phases if not step_by_step(phase)]
+    if not grouped:
+        raise InputError(
+            f"--steps-per-execution {n}: in every phase of {recipe.name} something is set before each step (the masks "
+            "of pruning, or the rate of a one-cycle schedule). Leave the option out."
+        )
+    for phase in grouped:
+        if phase.steps_per_epoch % n:
+            raise InputError(
+                f"--steps-per-execution {n}: expected a number that divides the {phase.steps_per_epoch} steps of an "
+                f"epoch of phase {phase.name}."
+            )
+    if not single:
+        return None
+    return f"{', '.join(single)}: one step at a time, since masks or rates are set before each"
+
+
+def set_execution(model, training, phase):
+    """Set a compiled model to what ``check_execution`` let pass."""
+    # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
+    on_tensorflow = keras.config.backend() == "tensorflow"
+    without = _mirrored(training.devices) or (on_tensorflow and not keras.distribution.list_devices("gpu"))
+    # None: Keras finds out at the first step what this network and these devices allow
+    model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[training.xla]
+    n = 1 if step_by_step(phase) else training.steps_per_execution
+    model.steps_per_execution = n * training.accumulate if n > 1 else 1
+
+
+def _mirrored(devices):
+    return keras.config.backend() == "tensorflow" and devices.count > 1
