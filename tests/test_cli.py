@@ -260,6 +260,12 @@ def test_a_bad_case_leaves_the_whole_ones_before_it(kitsseg, tmp_path):
         ("synthesize D --seed -1", "argument --seed: expected a whole number from 0, found -1"),
         ("train unet2d C R --seed -1", "argument --seed: expected a whole number from 0, found -1"),
         ("train unet2d C R --epochs 0", "argument --epochs: expected a whole number from 1, found 0"),
+        ("train unet2d C R --ema often", "argument --ema: invalid float value: 'often'"),
+        ("train unet2d C R --xla yes", "argument --xla: invalid choice: 'yes' .*auto.*on.*off"),
+        (
+            "train unet2d C R --steps-per-execution 0",
+            "argument --steps-per-execution: expected a whole number from 1, found 0",
+        ),
         ("demo --cases 4", "argument --cases: expected a whole number from 5, found 4"),
         ("train", "the following arguments are required: recipe, cache, run"),
         ("predict R --out P", "the following arguments are required: INPUT"),

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from kitsseg import recipes
 from kitsseg.case_folds import check_unseen, fold_splits, start_folds
 from kitsseg.cli import main
 from kitsseg.commands.console import console
+from kitsseg.commands.cross_validation import _command
 from kitsseg.compare import compare_scores
 from kitsseg.cross_validate import COLUMNS, score_folds, train_folds
 from kitsseg.data.nifti import read_labels
@@ -120,6 +122,30 @@ def test_the_commands_say_what_is_left(crossed):
     assert f"next: kitsseg cross-validate unet2d:micro {crossed[0].parent}" not in last
     assert "every case by the run that never saw it" in last
     assert "phantom" not in last  # these cases are not marked as synthetic
+
+
+def test_what_is_left_is_told_with_every_option():
+    options = {
+        "precision": "mixed_bfloat16",
+        "accumulate": 2,
+        "ema": 0.99,
+        "xla": "on",
+        "steps_per_execution": 10,
+    }
+    given = {
+        "recipe": "unet2d",
+        "cache": "C",
+        "out": "O",
+        "data": None,
+        "folds": 4,
+        "epochs": None,
+        "seed": 0,
+    }
+    names = {"images": None, "labels": "a b/{case}.nii", "cyst": None}
+    assert _command(SimpleNamespace(**given, **options, **names)) == (
+        "kitsseg cross-validate unet2d C O --data DATA --folds 4 --precision mixed_bfloat16 --accumulate 2 --ema 0.99 "
+        "--xla on --steps-per-execution 10 --labels 'a b/{case}.nii'"
+    )
 
 
 def test_every_fold_is_an_ordinary_run_that_never_saw_its_cases(crossed):
