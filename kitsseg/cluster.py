@@ -25,7 +25,7 @@ def on_cluster(address, function, jobs):
     except ImportError as error:
         raise InputError(
             f"--scheduler: the package distributed is missing ({error}). "
-            'Install it with: pip install "kitsseg[cluster]"'
+            "Install it with: pip install distributed"
         ) from error
     try:
         client = Client(address, timeout=ANSWERS_WITHIN)

@@ -44,7 +44,7 @@ def format_table(rows, summary):
         lines += [f"{n} scan{'s' * (n != 1)} failed in kitsseg predict: {', '.join(summary['failed'])}."]
     if summary["truth_without_prediction"]:
         missing = summary["truth_without_prediction"]
-        lines += [f"{len(missing)} truth cases have no prediction and are not scored: {', '.join(missing)}."]
+        lines += [f"{len(missing)} truth cases were not predicted, so not scored: {', '.join(missing)}."]
     if summary.get("phantom"):
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
     return "\n".join(lines)

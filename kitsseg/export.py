@@ -165,9 +165,8 @@ def _format(out, format, precision, sparse):
         )
     missing = [name for name in PACKAGES[format] if find_spec(name) is None]
     if missing:
-        raise InputError(
-            f'--format {format}: needs {", ".join(missing)}. Install with: pip install "kitsseg[export]"'
-        )
+        names = " ".join(name.replace("_", "-") for name in missing)
+        raise InputError(f"--format {format}: needs {', '.join(missing)}. Install with: pip install {names}")
     if keras.config.backend() != "tensorflow":
         raise InputError(
             f"kitsseg export: needs the TensorFlow backend, found {keras.config.backend()}. Unset KERAS_BACKEND."

@@ -2,6 +2,7 @@
 
 from datetime import date
 from html import escape
+from pathlib import Path
 
 from kitsseg import __version__
 from kitsseg.report_chart import training_chart
@@ -166,7 +167,7 @@ def _facts(run, summary):
     versions = run.get("versions") or {}
     facts = {
         "recipe": summary.get("recipe") or run.get("recipe"),
-        "run folder": summary.get("run"),
+        "run folder": Path(summary["run"]).name if summary.get("run") else None,
         "averaged with": ", ".join(summary.get("also") or ()) or None,
         "status": run.get("status"),
         "training time": f"{run['seconds'] / 60:.1f} min" if run.get("seconds") else None,

@@ -75,11 +75,11 @@ def claims(reported, beside):
         lines.append(f"<tr>{cells}</tr>")
     heads = ["the paper's figure", "value"]
     if beside is not None:
-        heads += ["ours, same definition", "predicting nothing", "definition"]
+        heads += ["here, same definition", "predicting nothing", "definition"]
     head = "".join(
         f"<th scope='col'{' class=words' if name == 'definition' else ''}>{name}</th>" for name in heads
     )
-    compare = " Ours are of other cases: compare only where cases and definition agree." if beside else ""
+    compare = " Here are other cases: compare only where cases and definition agree." if beside else ""
     return [
         "<section><h2>What the paper reports</h2><div class='scroll'><table class='narrow'>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -131,7 +131,6 @@ def failures(rows, summary):
     failed = summary.get("failed") or {}
     groups = [
         ("Prediction failed", [f"{case}: {entry['reason']}" for case, entry in failed.items()]),
-        ("Truth without a prediction, not scored", summary["truth_without_prediction"]),
         (
             f"Masks without a voxel ({summary['empty_rule']})",
             [f"{row['case']}: {row['empty'].replace('_', ' ')}" for row in rows if row["empty"]],
@@ -148,8 +147,16 @@ def failures(rows, summary):
             listed = "; ".join(escape(str(case)) for case in cases[:MISSED_SHOWN]) + more
             parts.append(f"<dt>{escape(name)}: {len(cases)}</dt><dd>{listed}</dd>")
     if not parts:
-        parts = ["<dt>None</dt><dd>Every case has a prediction, no mask is empty, no tumor was missed.</dd>"]
-    return [f"<section><h2>Failures</h2><dl>{''.join(parts)}</dl></section>"]
+        parts = ["<dt>None</dt><dd>No prediction failed, no mask is empty, no tumor was missed.</dd>"]
+    if left := summary[
+        "truth_without_prediction"
+    ]:  # of a run: the patients it was trained on, and those forgotten
+        more = f" and {len(left) - MISSED_SHOWN} more" if len(left) > MISSED_SHOWN else ""
+        listed = ", ".join(escape(str(case)) for case in left[:MISSED_SHOWN]) + more
+        aside = f"<p class='aside'>Not predicted, so not scored: {len(left)} of the cases with a truth: {listed}.</p>"
+    else:
+        aside = ""
+    return [f"<section><h2>Failures</h2><dl>{''.join(parts)}</dl>{aside}</section>"]
 
 
 def pruning(rows):

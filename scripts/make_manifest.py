@@ -11,13 +11,17 @@ from kitsseg.data.manifest import read_manifest, write_manifest
 from kitsseg.data.manifest_rows import make_manifest
 
 MANIFEST = Path(__file__).parent.parent / "data_manifest.csv"
+SHIPPED = (
+    Path(__file__).parent.parent / "kitsseg" / "data_manifest.csv"
+)  # the same: not every system has links
 
 
 def main():
     data = sys.argv[1] if len(sys.argv) > 1 else None
     before = read_manifest(MANIFEST)
     manifest, computed = make_manifest(data, before)
-    write_manifest(manifest, MANIFEST)
+    for path in (MANIFEST, SHIPPED):
+        write_manifest(manifest, path)
     changed = [case for case in manifest if manifest[case] != before.get(case)]
     print(f"{MANIFEST}: {len(computed)} cases computed, {len(changed)} changed: {' '.join(changed)}")
 

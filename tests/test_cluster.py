@@ -86,7 +86,7 @@ def test_nobody_answers(monkeypatch):
         list(on_cluster("nonsense://", double, [(1, 2)]))
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(
-        InputError, match=r'--scheduler: the package distributed is missing .*"kitsseg\[cluster\]"'
+        InputError, match=r"--scheduler: the package distributed is missing .*pip install distributed"
     ):
         list(on_cluster("tcp://127.0.0.1:9", double, [(1, 2)]))
 

@@ -194,19 +194,19 @@ def test_an_engine_that_does_not_fit_or_is_not_there(trained, tmp_path, monkeypa
 
 @needs("litert")
 @pytest.mark.parametrize(
-    "suffix, engine, extra",
+    "suffix, engine, package",
     [
-        (".tflite", "litert", "export"),
-        pytest.param(".onnx", "onnxruntime", "export", marks=needs("onnxruntime")),
+        (".tflite", "litert", "ai-edge-litert"),
+        pytest.param(".onnx", "onnxruntime", "onnxruntime", marks=needs("onnxruntime")),
         pytest.param(".onnx", "openvino", "openvino", marks=needs("onnxruntime")),
     ],
 )
-def test_a_missing_engine_is_no_silent_fallback(exported, monkeypatch, suffix, engine, extra):
+def test_a_missing_engine_is_no_silent_fallback(exported, monkeypatch, suffix, engine, package):
     source = read_exported(exported[suffix])
     for name in [name for name in sys.modules if name.split(".")[0] == PACKAGES[engine]]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, PACKAGES[engine], None)
-    with pytest.raises(InputError, match=rf"--engine {engine}: .* missing .*kitsseg\[{extra}\]"):
+    with pytest.raises(InputError, match=rf"--engine {engine}: .* missing .*pip install {package}$"):
         open_network(source, engine)
     with pytest.raises(InputError, match=r"--engine keras: .* can be run by"):
         open_network(source, "keras")

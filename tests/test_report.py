@@ -462,7 +462,7 @@ def test_failures_are_listed(project):
     page = Page(project / "report.html")
     for text in (
         "Prediction failed: 1 case_00009: case_00009.nii.gz: <damaged>",
-        "Truth without a prediction, not scored: 1 case_00002",
+        "Not predicted, so not scored: 1 of the cases with a truth: case_00002",
         "case_00001: predicted tumor",
         "Tumor missed altogether: 1 case_00001",
     ):

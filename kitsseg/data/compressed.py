@@ -126,7 +126,7 @@ def require_blosc2():
     except ImportError as error:
         raise InputError(
             f"a compressed cache needs the package blosc2, which cannot be imported ({error}). "
-            'Install it with: pip install "kitsseg[compress]"'
+            "Install it with: pip install blosc2"
         ) from error
     return blosc2
 

@@ -5,7 +5,7 @@ wrong volume without a word is refused: several series or phases in one folder, 
 slices that are not parallel. The grid is that of a NIfTI file with axes (columns, rows, slices), as the common
 converters write it: affine in mm and RAS+, code "scanner". Peak memory is the int16 volume plus a few slices.
 
-Needs pydicom: ``pip install 'kitsseg[dicom]'``.
+Needs pydicom (the extra ``dicom``).
 """
 
 import logging
@@ -161,7 +161,7 @@ def _pydicom(path):
         import pydicom
     except ImportError as error:
         raise InputError(
-            f"{path}: reading DICOM needs pydicom, found none. Run: pip install 'kitsseg[dicom]'"
+            f"{path}: reading DICOM needs pydicom, found none. Run: pip install pydicom"
         ) from error
     return pydicom
 
