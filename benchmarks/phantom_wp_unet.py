@@ -3,7 +3,7 @@
 Trains a dense network with the paper's 1.3M parameters on synthetic patients, prunes it to several sparsities (single
 weights and blocks of two), shrinks it, and scores every one on patients that none has seen. The pruned ones trained
 twice its steps; so did "dense-long", from scratch, which is what they must be compared with. The shrunk networks train
-on for three times as many epochs as the pruned ones, which takes less time than those. Each is an ordinary run in OUT;
+on for three times as many epochs as the pruned ones, which takes about as long. Each is an ordinary run in OUT;
 what is there already is kept. Then: python benchmarks/inference.py --dense OUT/dense,OUT/dense.csv ...
 
 Phantom results: they show what pruning costs and saves, nothing about CT of patients.

@@ -18,7 +18,7 @@ from kitsseg.data.cache import open_cache
 from kitsseg.data.cached_windows import cached_images
 from kitsseg.engines import open_network
 from kitsseg.errors import InputError
-from kitsseg.export_check import LEAST_DICE, Comparison, check, compare
+from kitsseg.export_check import LEAST_DICE, Comparison, check, check_loads, compare
 from kitsseg.export_files import write_network
 from kitsseg.exported import SUFFIXES, read_exported
 from kitsseg.networks import read_network
@@ -127,6 +127,8 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
         count = CHECKED_3D if _axes(inference) == 3 else CHECKED
         images = cached_images(unseen or train, shape, spec, count)
         try:
+            if precision == "int8":
+                check_loads(temporary)
             comparison = compare(_outputs(network, open_network(read_exported(temporary)), images, softmax))
             check(comparison, precision)
         except InputError as error:

@@ -1,12 +1,14 @@
 """Whether an exported network labels as the one it came from, judged where background cannot hide a difference."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
 from kitsseg.errors import InputError
 
-__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Comparison", "check", "compare"]
+__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Comparison", "check", "check_loads", "compare"]
 
 # Least Dice between the labels of both, pooled over the images: (kidney with tumor, tumor). Chosen (ours):
 LEAST_DICE = {
@@ -19,6 +21,11 @@ LEAST_DICE = {
 LEAST_AGREEMENT = (
     0.9999  # of all voxels, float32 only: elsewhere it says little, most voxels being background
 )
+LOADS = """
+import sys
+from ai_edge_litert.interpreter import Interpreter
+Interpreter(model_path=sys.argv[1]).allocate_tensors()
+"""
 FEW = 10  # voxels: so many may differ in all images, whatever share of a tiny tumor that is
 
 
@@ -42,6 +49,19 @@ class Comparison:
     tu_dice: float | None
     tk_differing: int
     tu_differing: int
+
+
+def check_loads(path):
+    """Load an int8 LiteRT file in a process of its own: at one that it cannot prepare LiteRT ends the process.
+
+    Raises: InputError for such a file.
+    """
+    done = subprocess.run([sys.executable, "-c", LOADS, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(
+            f"LiteRT cannot prepare the int8 file (exit code {done.returncode}). A sum in the network that is the same "
+            "whatever the image, as a dead layer gives it, does this. Export it as float16 or float32, or train again."
+        )
 
 
 def compare(outputs):

@@ -233,6 +233,28 @@ def test_int8_is_small_and_close(trained, tmp_path, monkeypatch):
 
 
 @needs_litert
+def test_an_int8_file_that_would_end_the_process_is_not_kept(trained, tmp_path, monkeypatch):
+    """An addition whose result is always 0: LiteRT answers with SIGABRT, not with an error."""
+    inputs = keras.Input((*SIZE, 1), name="image")
+    x = layers.Conv2D(2, 3, padding="same")(inputs)
+    minus = layers.Conv2D(2, 1, use_bias=False, name="minus")
+    dead = layers.Add()([x, minus(x)])
+    network = keras.Model(inputs, layers.Conv2D(3, 1, name="logits")(dead))
+    minus.set_weights([-np.eye(2, dtype=np.float32)[None, None]])
+    image = np.random.default_rng(0).normal(size=(1, *SIZE, 1)).astype("float32")
+    path = tmp_path / "dead.tflite"
+    write_network(network, path, "litert", (*SIZE, 1), {}, "int8", calibration=[image])
+    monkeypatch.setattr(export, "CALIBRATED", 8)
+    monkeypatch.setattr(export, "write_network", lambda _, temporary, *others: shutil.copy(path, temporary))
+    out = tmp_path / "out" / "network.tflite"
+    with pytest.raises(
+        InputError, match="not kept: LiteRT cannot prepare the int8 file .* Export it as float16"
+    ):
+        export_micro(trained, out, precision="int8")
+    assert not list(out.parent.iterdir())
+
+
+@needs_litert
 def test_a_bad_quantization_is_not_kept(trained, tmp_path, monkeypatch):
     """Planted: calibrated on images without contrast, so that whatever is brighter saturates."""
 
