@@ -203,6 +203,7 @@ def start_keras(name, engine, precision, images, labels):
 
 def start_torch(name, engine, precision, images, labels):
     import numpy as np
+    sys.modules["triton"] = None  # of PyTorch's GPU build; two LLVMs in one process, its own and TensorFlow's, end it
     import torch
     from training_torch import TorchTwin, loss_of, to_torch
 
