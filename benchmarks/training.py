@@ -203,7 +203,9 @@ def start_keras(name, engine, precision, images, labels):
 
 def start_torch(name, engine, precision, images, labels):
     import numpy as np
-    sys.modules["triton"] = None  # of PyTorch's GPU build; two LLVMs in one process, its own and TensorFlow's, end it
+
+    # PyTorch's GPU build brings it, and with it a second LLVM beside TensorFlow's, which ends the process
+    sys.modules["triton"] = None
     import torch
     from training_torch import TorchTwin, loss_of, to_torch
 
