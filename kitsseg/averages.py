@@ -27,9 +27,8 @@ def keep_averages(optimizer, momentum, parts=1):
 
 def averages(optimizer):
     """Pairs (variable, its average) of an optimizer, none where it keeps none."""
-    optimizer = getattr(
-        optimizer, "inner_optimizer", optimizer
-    )  # of the one that scales the loss for float16
+    # the one that scales the loss for float16 holds another
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     for each in getattr(optimizer, "optimizers", [optimizer]):
         if getattr(each, "use_ema", False) and hasattr(each, "_model_variables_moving_average"):
             pairs = zip(each._trainable_variables, each._model_variables_moving_average)

@@ -95,8 +95,7 @@ def compiled_network(training, phase, rows, weights):
     loss, loss_weights = recipe.build_loss(**recipe.loss), None
     if isinstance(loss, tuple):
         loss, loss_weights = loss
-    mirrored = keras.config.backend() == "tensorflow" and devices.count > 1
-    if mirrored:
+    if devices.mirrored:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
@@ -105,7 +104,7 @@ def compiled_network(training, phase, rows, weights):
         optimizer.gradient_accumulation_steps = training.accumulate
     if training.ema:
         keep_averages(optimizer, training.ema, training.accumulate)
-    if mirrored:
+    if devices.mirrored:
         _check_mirrored(optimizer, training)
     model.compile(optimizer, loss, loss_weights=loss_weights)
     set_execution(model, training, phase)

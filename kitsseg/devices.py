@@ -37,6 +37,11 @@ class Devices:
     processes: int = 1
     strategy: object = None
 
+    @property
+    def mirrored(self):
+        """Whether ``tf.distribute.MirroredStrategy`` divides the batches, which Keras limits in several ways."""
+        return keras.config.backend() == "tensorflow" and self.count > 1
+
     def scope(self):
         """Networks built, loaded and trained in this context use all devices."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()

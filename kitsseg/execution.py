@@ -26,7 +26,7 @@ def check_execution(recipe, devices, xla, steps_per_execution):
     """
     if xla not in XLA:
         raise InputError(f"--xla: expected one of {', '.join(XLA)}; found {xla!r}.")
-    if xla == "on" and _mirrored(devices):
+    if xla == "on" and devices.mirrored:
         raise InputError(
             "--xla on: Keras on TensorFlow compiles no step for several devices. Set KERAS_BACKEND=jax, where XLA "
             "compiles all of them, or leave --xla out."
@@ -58,12 +58,8 @@ def set_execution(model, training, phase):
     """Set a compiled model to what ``check_execution`` let pass."""
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_tensorflow = keras.config.backend() == "tensorflow"
-    without = _mirrored(training.devices) or (on_tensorflow and not keras.distribution.list_devices("gpu"))
+    without = training.devices.mirrored or (on_tensorflow and not keras.distribution.list_devices("gpu"))
     # None: Keras finds out at the first step what this network and these devices allow
     model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[training.xla]
     n = 1 if step_by_step(phase) else training.steps_per_execution
     model.steps_per_execution = n * training.accumulate if n > 1 else 1
-
-
-def _mirrored(devices):
-    return keras.config.backend() == "tensorflow" and devices.count > 1

@@ -143,20 +143,22 @@ def failures(rows, summary):
     parts = []
     for name, cases in groups:
         if cases:
-            more = f" and {len(cases) - MISSED_SHOWN} more" if len(cases) > MISSED_SHOWN else ""
-            listed = "; ".join(escape(str(case)) for case in cases[:MISSED_SHOWN]) + more
-            parts.append(f"<dt>{escape(name)}: {len(cases)}</dt><dd>{listed}</dd>")
+            parts.append(f"<dt>{escape(name)}: {len(cases)}</dt><dd>{_listed(cases, '; ')}</dd>")
     if not parts:
         parts = ["<dt>None</dt><dd>No prediction failed, no mask is empty, no tumor was missed.</dd>"]
-    if left := summary[
-        "truth_without_prediction"
-    ]:  # of a run: the patients it was trained on, and those forgotten
-        more = f" and {len(left) - MISSED_SHOWN} more" if len(left) > MISSED_SHOWN else ""
-        listed = ", ".join(escape(str(case)) for case in left[:MISSED_SHOWN]) + more
-        aside = f"<p class='aside'>Not predicted, so not scored: {len(left)} of the cases with a truth: {listed}.</p>"
-    else:
-        aside = ""
-    return [f"<section><h2>Failures</h2><dl>{''.join(parts)}</dl>{aside}</section>"]
+    lines = [f"<section><h2>Failures</h2><dl>{''.join(parts)}</dl>"]
+    # of a run: the patients it was trained on, and those forgotten
+    if left := summary["truth_without_prediction"]:
+        lines.append(
+            f"<p class='aside'>Not predicted, so not scored: {len(left)} of the cases with a truth: "
+            f"{_listed(left, ', ')}.</p>"
+        )
+    return [*lines, "</section>"]
+
+
+def _listed(cases, separator):
+    more = f" and {len(cases) - MISSED_SHOWN} more" if len(cases) > MISSED_SHOWN else ""
+    return separator.join(escape(str(case)) for case in cases[:MISSED_SHOWN]) + more
 
 
 def pruning(rows):

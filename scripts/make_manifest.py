@@ -11,9 +11,8 @@ from kitsseg.data.manifest import read_manifest, write_manifest
 from kitsseg.data.manifest_rows import make_manifest
 
 MANIFEST = Path(__file__).parent.parent / "data_manifest.csv"
-SHIPPED = (
-    Path(__file__).parent.parent / "kitsseg" / "data_manifest.csv"
-)  # the same: not every system has links
+# the same once more: not every system has links
+SHIPPED = MANIFEST.parent / "kitsseg" / MANIFEST.name
 
 
 def main():

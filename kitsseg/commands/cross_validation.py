@@ -67,9 +67,11 @@ def _cross_validate(arguments):
 def _command(a):
     """The command that does the rest."""
     words = ["kitsseg cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
-    defaults = {"folds": 5, "epochs": None, "seed": 0, "precision": "float32", "accumulate": 1, "ema": None}
+    defaults = {"folds": 5, "epochs": None, "seed": 0}
+    defaults |= {"precision": "float32", "accumulate": 1, "ema": None}
     defaults |= {"xla": "auto", "steps_per_execution": 1}
-    for name, default in (defaults | {"images": None, "labels": None, "cyst": None}).items():
+    defaults |= {"images": None, "labels": None, "cyst": None}
+    for name, default in defaults.items():
         if (value := getattr(a, name)) != default:
             words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
     return " ".join(map(str, words))
