@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from kitsseg import recipes
+from kitsseg.atomic import atomic_path
 from kitsseg.data.cache import open_cache
 from kitsseg.data.preprocess import preprocess_cases
 from kitsseg.data.slices import SliceBatches, slice_dataset
@@ -94,6 +95,7 @@ def main():
     parser.add_argument("--new", type=int, default=6, help="patients that neither training sees")
     parser.add_argument("--epochs", type=int, help="epochs of every phase, instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="file for the table")
     a = parser.parse_args()
     recipe, started = recipes.get(a.recipe), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -106,18 +108,30 @@ def main():
         some, rest = split_slices(cases, 0.75, np.random.default_rng(a.seed))
         by_case = dict(list(cases.items())[: round(0.75 * a.cases)])
         others = {name: case for name, case in cases.items() if name not in by_case}
-        print(f"{recipe.name}, {a.cases} synthetic patients, {len(new)} new ones; pooled Dice of slices")
-        print(f"{'split':10} {'scored on':34} {'DiceMulti':>10} {'kidney+tumor':>13} {'tumor':>7}")
+        rows = [
+            "| trained on | scored on | fastai's DiceMulti | kidney with tumor | tumor |",
+            "|---|---|---|---|---|",
+        ]
         for name, part, held_out, words in (
-            ("by slice", some, rest, "left-out slices, same patients"),
-            ("by case", by_case, others, "left-out patients"),
+            ("a random 75 % of all slices", some, rest, "the other slices of the same patients"),
+            (
+                f"all slices of {len(by_case)} of the {a.cases} patients",
+                by_case,
+                others,
+                "the patients left out",
+            ),
         ):
             model = train(recipe, part, a.epochs, a.seed)
-            for where, scored in ((words, held_out), ("new patients", new)):
-                print(
-                    "{:10} {:34} {:10.3f} {:13.3f} {:7.3f}".format(name, where, *dice(model, scored, recipe))
-                )
-        print(f"{time.monotonic() - started:.0f} s")
+            for trained, where, scored in (
+                (name, words, held_out),
+                ("the same network", f"{a.new} new patients", new),
+            ):
+                scores = " | ".join(f"{value:.3f}" for value in dice(model, scored, recipe))
+                rows.append(f"| {trained} | {where} | {scores} |")
+        print(*rows, f"{time.monotonic() - started:.0f} s", sep="\n")
+        if a.out:
+            with atomic_path(a.out) as temporary:
+                temporary.write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import argparse
 import os
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from kitsseg.atomic import atomic_path
 from kitsseg.macs import count_macs
 from kitsseg.models import build_squeeze_unet
 
@@ -21,12 +23,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="file for the table")
     arguments = parser.parse_args()
     shape = (arguments.size, arguments.size, 3)
     networks = {
-        "resnet34": build_squeeze_unet(shape, encoder="resnet34"),
-        "squeezenet1_1, skips": build_squeeze_unet(shape, encoder="squeezenet1_1", skips=True),
-        "squeezenet1_1, as unet_learner builds it": build_squeeze_unet(
+        "ResNet-34": build_squeeze_unet(shape, encoder="resnet34"),
+        "SqueezeNet 1.1 with skips": build_squeeze_unet(shape, encoder="squeezenet1_1", skips=True),
+        "SqueezeNet 1.1 as fastai builds it, without skips": build_squeeze_unet(
             shape, encoder="squeezenet1_1", skips=False
         ),
     }
@@ -38,12 +41,15 @@ def main():
             network.predict_on_batch(image)
             if round_number:  # the first compiles
                 times[name].append(1000 * (time.perf_counter() - started))
-    base = statistics.median(times["resnet34"])
+    base = statistics.median(times["ResNet-34"])
+    rows = ["| network | G multiply-adds | ms | beside ResNet-34 |", "|---|---|---|---|"]
     for name, network in networks.items():
         median = statistics.median(times[name])
-        print(
-            f"{name:42} {count_macs(network) / 1e9:7.2f} GMAC {median:8.1f} ms {median / base:6.2f} x resnet34"
-        )
+        rows.append(f"| {name} | {count_macs(network) / 1e9:.2f} | {median:.0f} | {median / base:.2f} |")
+    print(*rows, sep="\n")
+    if arguments.out:
+        with atomic_path(arguments.out) as temporary:
+            temporary.write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from kitsseg.data.cases import prediction_name
 from kitsseg.errors import InputError
 from kitsseg.evaluate import evaluate_folders
 from kitsseg.predict import predict_cases
+from kitsseg.record_paths import absolute_paths, relative_paths
 from kitsseg.report import write_report
 from kitsseg.run import read_history, read_run, update_run, write_history
 from kitsseg.train import train_recipe
@@ -159,7 +160,7 @@ def _predict(run, split, data, layout, progress):
             f"{data}: {len(absent)} of the {len(split.test)} cases of {run.name} are not there, such as "
             f"{min(absent.values())}. Give the folder that the cache was made from."
         )
-    return json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+    return absolute_paths(json.loads((folder / "predictions.json").read_text(encoding="utf-8")), folder)
 
 
 def _gather(out, plan, runs, predicted):
@@ -181,7 +182,8 @@ def _gather(out, plan, runs, predicted):
         "failed": {},
     }
     with atomic_path(out / "predictions" / "predictions.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(relative_paths(record, out / "predictions"), indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _table(rows, splits, histories):

@@ -27,6 +27,7 @@ from kitsseg.evaluate_details import (
 from kitsseg.evaluate_files import count_files, read_boxes
 from kitsseg.evaluate_pairs import find_pairs
 from kitsseg.ladder import RUNGS, all_background, ladder
+from kitsseg.record_paths import absolute_paths, relative_paths
 from kitsseg.scores import SCORES, VOLUMES, score_counts, summarize_scores
 
 __all__ = ["COLUMNS", "Evaluation", "evaluate_folders"]
@@ -37,7 +38,7 @@ EMPTY_RULE = "both masks empty: 1; exactly one empty: 0"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was written: ``rows`` as in scores.csv, ``summary`` as in scores.json."""
+    """What was written: ``rows`` as in scores.csv, ``summary`` as in scores.json but with absolute paths."""
 
     rows: list[dict]
     summary: dict
@@ -120,7 +121,7 @@ def _recorded_by_predict(folder):
     if not file.exists():
         return {}
     try:
-        record = json.loads(file.read_text())
+        record = absolute_paths(json.loads(file.read_text()), folder)
         _ = (record.get("split") or {}).get("hash")
         failed = {case: {"reason": entry["reason"]} for case, entry in record.get("failed", {}).items()}
         record = {key: value for key, value in record.items() if key not in ("cases", "kitsseg")}
@@ -145,7 +146,7 @@ def _files(pair, values):
 
 
 def _write(out, rows, summary, columns):
-    text = json.dumps(summary, indent=1, allow_nan=False)
+    text = json.dumps(relative_paths(summary, out.parent), indent=1, allow_nan=False)
     with atomic_path(out.with_suffix(".json")) as beside:  # both files or neither
         beside.write_text(text + "\n")
         with atomic_path(out) as temporary, temporary.open("w", newline="") as file:

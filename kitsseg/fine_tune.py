@@ -8,6 +8,7 @@ from pathlib import Path
 from kitsseg.data.splits import load_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import settings
+from kitsseg.record_paths import relative_path
 from kitsseg.run import finished_run
 from kitsseg.train import train_recipe
 
@@ -64,7 +65,7 @@ def fine_tune(
         if getattr(phase, name) != getattr(base, name):
             evidence[f"phases.{phase.name}.{name}"] = f"ours: given to kitsseg {command}"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    parent = {"run": str(Path(run).resolve()), "recipe": recipe.name, "model_sha256": digest}
+    parent = {"run": relative_path(run, out), "recipe": recipe.name, "model_sha256": digest}
     return train_recipe(
         replace(tuned, evidence=evidence),
         cache,

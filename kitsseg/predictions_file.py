@@ -19,6 +19,7 @@ from kitsseg.atomic import atomic_path
 from kitsseg.data.checksums import crc32
 from kitsseg.data.nifti import read_labels
 from kitsseg.errors import InputError
+from kitsseg.record_paths import absolute_paths, relative_paths
 
 __all__ = ["PREDICTIONS", "Predictions"]
 
@@ -127,7 +128,8 @@ class Predictions:
             "failed": {name: entries[name] for name in sorted(entries) if "reason" in entries[name]},
         }
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(relative_paths(record, self.out), indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _read(path):
@@ -138,6 +140,7 @@ def _read(path):
             if "reason" not in entry:
                 _ = entry["file"], entry["image_bytes"], entry["crc32"], entry["phantom"]
         _ = record["split"]["part"], record["engine"]
+        record = absolute_paths(record, path.parent)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: expected the record of kitsseg predict, found something else ({type(error).__name__}: {error}). "

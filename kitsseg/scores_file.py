@@ -8,6 +8,7 @@ from pathlib import Path
 from kitsseg.errors import InputError
 from kitsseg.hierarchical import HEC_LABELS
 from kitsseg.ladder import RUNGS
+from kitsseg.record_paths import absolute_paths
 from kitsseg.scores import SCORES, VOLUMES
 
 __all__ = ["TEXT_COLUMNS", "check_form", "read_scores"]
@@ -58,7 +59,8 @@ FORM = {
 
 
 def read_scores(path):
-    """The rows of a scores.csv with numbers as numbers (None where a value is not defined), and its scores.json.
+    """The rows of a scores.csv with numbers as numbers (None where a value is not defined), and its scores.json
+    with the paths in it made absolute.
 
     Raises: InputError if either is missing, or not written by ``kitsseg evaluate``.
     """
@@ -84,6 +86,7 @@ def read_scores(path):
             f"{path}: has {len(found)} cases, {beside.name} beside it {len(expected)} others. {again}"
         )
     check_form(summary, FORM, beside, again)
+    summary = absolute_paths(summary, beside.parent)
     for name, mean in means.items():
         # written so that NaN fails too
         if not abs(mean - sum(row[name] for row in rows) / len(rows)) <= 1e-9:

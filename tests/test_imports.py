@@ -47,7 +47,7 @@ LAYERS = [
     ["pruning_masks", "pruning_schedules", "pruning_weights"],
     ["data", "models", "losses", "metrics", "macs", "sliding_window", "scores", "surface"],
     ["averages", "checkpoints", "devices", "execution", "precision"],
-    ["recipe", "errors", "atomic", "quiet", "memory", "replicas"],
+    ["recipe", "errors", "atomic", "record_paths", "quiet", "memory", "replicas"],
     ["phase"],
     ["__init__"],
 ]
