@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -950,6 +951,36 @@ def test_the_whole_road(kitsseg, monkeypatch, tmp_path):
     assert test in page
     assert "Phantom results" in page
     assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_the_demo_shows_commands_that_do_what_it_did(kitsseg, monkeypatch, tmp_path):
+    tiny = recipes.get("unet2d:tiny")
+    micro = replace(micro_recipe_of_tests(spec_of_tests()), name="unet2d:tiny", preprocess=tiny.preprocess)
+    monkeypatch.setattr(recipes, "get", lambda name: {"unet2d:tiny": micro}[name])
+    monkeypatch.chdir(tmp_path)
+    code, out, err = kitsseg("demo", "--cases", "5", "--out", "a folder")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    shown = [shlex.split(line)[2:] for line in lines if line.startswith("$ kitsseg ")]
+    assert [words[0] for words in shown] == [
+        "synthesize",
+        "preprocess",
+        "train",
+        "predict",
+        "evaluate",
+        "report",
+    ]
+    assert not any(line.startswith("next:") for line in lines)
+    assert "  open a folder/report.html  scores, training curves and pictures, in a browser" in lines
+    Path("a folder").rename("first")
+    Path("a folder").mkdir()
+    shutil.copy("first/split.json", "a folder")
+    for words in shown:
+        assert kitsseg(*words)[::2] == (0, ""), words
+    first, second = (read_json(f"{folder}/scores.json") for folder in ("first", "a folder"))
+    assert first["split"] == second["split"]
+    assert first["cases"] == second["cases"]  # the same label maps, by their hashes, and the same places
 
 
 def test_real_labels_can_be_rendered(kitsseg, data, tmp_path):

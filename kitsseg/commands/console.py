@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["console", "done", "progress_bar"]
+__all__ = ["console", "done", "progress_bar", "without_next"]
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -30,8 +30,22 @@ def progress_bar():
         )
 
 
+_says_next = True
+
+
+@contextmanager
+def without_next():
+    """In this block ``done`` names no next command: whoever runs several in a row knows what follows."""
+    global _says_next
+    _says_next = False
+    try:
+        yield
+    finally:
+        _says_next = True
+
+
 def done(text, next_command=None):
     """Say what was written, and the command that usually follows."""
     console.print(escape(text))
-    if next_command:
+    if next_command and _says_next:
         console.print(f"next: [bold]{escape(next_command)}[/bold]")

@@ -1,6 +1,8 @@
 """kitsseg demo: the whole road on synthetic patients."""
 
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -31,8 +33,9 @@ def _demo(arguments):
 
 
 def demo(recipe, out, n_cases, seed):
-    """The whole road on synthetic patients."""
-    from kitsseg.commands.console import console
+    """The whole road on synthetic patients; each step is shown as the command that does the same."""
+    from kitsseg.commands.console import console, without_next
+    from kitsseg.data.splits import save_split
 
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -41,21 +44,61 @@ def demo(recipe, out, n_cases, seed):
         )
     started = time.monotonic()
     console.print(
-        f"[bold]kitsseg demo[/bold]: {recipe.name} on {n_cases} synthetic patients (phantoms) in {out}\n"
+        f"[bold]kitsseg demo[/bold]: {recipe.name} on {n_cases} synthetic patients (phantoms) in {out}"
     )
     free = shutil.disk_usage(out.parent if out.parent.exists() else Path.cwd()).free
     if free < 500 << 20:
         raise InputError(
             f"{out}: the demo needs 500 MiB of disk, found {free >> 20} MiB free. Free some space."
         )
-    synthesize(out / "data", n_cases, (40, 128, 128), seed, None)
-    preprocess(recipe, out / "data", out / "cache")
-    # a quarter for the test: with few patients a single one would say little
-    split = choose_split(out / "cache", recipe, None, (0.6, 0.15, 0.25))
-    train_on(split, recipe, out / "cache", out / "run", seed)
-    predict(out / "run", [out / "data"], out / "predictions", "test", False, None)
-    evaluate(out / "predictions", out / "data", out / "scores.csv")
-    report(out / "scores.csv", out / "report.html")
-    console.print(
-        f"\nthe whole demo took {time.monotonic() - started:.0f} s; the report: {out / 'report.html'}"
-    )
+    data, cache, split_file, run = out / "data", out / "cache", out / "split.json", out / "run"
+    predictions, scores, page = out / "predictions", out / "scores.csv", out / "report.html"
+    with without_next():
+        _show("synthesize", data, "--cases", n_cases, "--seed", seed)
+        synthesize(data, n_cases, (40, 128, 128), seed, None)
+        _show("preprocess", recipe.name, data, cache)
+        preprocess(recipe, data, cache)
+        _show("train", recipe.name, cache, run, "--split", split_file, "--seed", seed)
+        # a quarter for the test: with few patients a single one would say little
+        split = choose_split(cache, recipe, None, (0.6, 0.15, 0.25))
+        save_split(split, split_file)
+        train_on(split, recipe, cache, run, seed)
+        _show("predict", run, data, "--part", "test", "--out", predictions)
+        predict(run, [data], predictions, "test", False, None)
+        _show("evaluate", predictions, data, "--out", scores)
+        evaluate(predictions, data, scores)
+        _show("report", scores, "--out", page)
+        report(scores, page)
+    console.print(f"\nthe whole demo took {time.monotonic() - started:.0f} s")
+    _say_what_next(recipe.name.split(":")[0], out, cache, run)
+
+
+def _show(*command):
+    from rich.markup import escape
+
+    from kitsseg.commands.console import console
+
+    console.print("\n[bold]$ kitsseg " + escape(shlex.join(map(str, command))) + "[/bold]")
+
+
+def _say_what_next(name, out, cache, run):
+    from rich.markup import escape
+
+    from kitsseg.commands.console import console
+
+    other = "wp_unet" if name != "wp_unet" else "unet2d"
+    lines = {
+        f"open {out / 'report.html'}": "scores, training curves and pictures, in a browser",
+        f"kitsseg recipes show {name}": "what the paper states, and where each setting comes from",
+        f"kitsseg demo --recipe {other} --out demo-{other}": "another paper on the same patients",
+        f"kitsseg prune {run} {cache} {out / 'pruned'} --sparsity 0.8": "zero four fifths of the weights",
+        "kitsseg download DATA": "KiTS19 itself, 20 GB; then the commands above without :tiny",
+    }
+    console.print("\n[bold]what to do next[/bold]")
+    for command, words in lines.items():
+        console.print(f"  [bold]{escape(command)}[/bold]  {words}")
+    here = Path(sys.argv[0]).resolve()
+    if here.stem == "kitsseg" and shutil.which("kitsseg") != str(here):
+        console.print(
+            f"  (kitsseg lies in {here.parent}: source {here.parent / 'activate'} to have it at hand)"
+        )
