@@ -44,7 +44,9 @@ def format_table(rows, summary):
         lines += [f"{n} scan{'s' * (n != 1)} failed in kitsseg predict: {', '.join(summary['failed'])}."]
     if summary["truth_without_prediction"]:
         missing = summary["truth_without_prediction"]
-        lines += [f"{len(missing)} truth cases were not predicted, so not scored: {', '.join(missing)}."]
+        part = (summary.get("split") or {}).get("part")
+        why = f"not in the {part} part, which was predicted" if part else "not predicted"
+        lines += [f"{len(missing)} cases with a truth are not scored ({why}): {', '.join(missing)}."]
     if summary.get("phantom"):
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
     return "\n".join(lines)

@@ -76,7 +76,8 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
             f"--format litert: {record['recipe']} is a 3D network, and LiteRT has no 3D operations of its own. "
             "Export it as onnx or saved_model."
         )
-    shape, inference = _input_shape(spec, inference, size)
+    trained = record["settings"]["phases"][0]["sampler"]["patch_size"]
+    shape, inference = _input_shape(spec, inference, size, trained)
     cases = open_cache(cache or record.get("cache") or "", spec)
     parts = record["split"]["cases"]
     train = [cases[name] for name in parts["train"] if name in cases]
@@ -171,7 +172,7 @@ def _format(out, format, precision, sparse):
         raise InputError(f"--format {format}: needs {', '.join(missing)}. Install with: pip install {names}")
     if keras.config.backend() != "tensorflow":
         raise InputError(
-            f"kitsseg export: needs the TensorFlow backend, found {keras.config.backend()}. Unset KERAS_BACKEND."
+            f"export: needs the TensorFlow backend, found {keras.config.backend()}. Unset KERAS_BACKEND."
         )
     return format
 
@@ -181,7 +182,7 @@ def _axes(inference):
     return 3 if inference.margin is not None or len(inference.tile or ()) == 3 else 2
 
 
-def _input_shape(spec, inference, size):
+def _input_shape(spec, inference, size, trained):
     """((rows, columns, channels), how the fixed size is used); slices in front for a 3D network."""
     n = _axes(inference)
     if size is not None:
@@ -200,8 +201,9 @@ def _input_shape(spec, inference, size):
         tile = tuple(length + -length % inference.multiple for length in spec.slice_size)
     else:
         raise InputError(
-            "kitsseg export: this recipe takes whole slices, whose size differs from scan to scan, and the file "
-            "needs one. Give --size ROWS,COLUMNS: larger slices are then predicted in overlapping windows of it."
+            "export: this recipe takes whole slices, whose size differs from scan to scan, and the file needs one. "
+            f"Give --size ROWS,COLUMNS, such as the --size {','.join(map(str, trained))} it was trained on: larger "
+            "slices are then predicted in overlapping windows of it."
         )
     if inference.margin is not None and min(tile) <= 2 * inference.margin:
         raise InputError(f"--size {tile}: expected sizes above two margins of {inference.margin} voxels.")

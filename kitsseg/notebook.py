@@ -1,6 +1,7 @@
 """What the notebooks call beside the library: the runtime, folders, patients, and tables and pages to look at."""
 
 import html
+import math
 from pathlib import Path
 
 from kitsseg.errors import InputError
@@ -9,24 +10,15 @@ __all__ = [
     "comparison_table",
     "demo_scores",
     "describe_device",
+    "describe_training",
     "folders",
     "get_patients",
+    "receptive_field_chart",
     "results_table",
     "show_page",
     "sparsity_chart",
     "train_or_resume",
 ]
-
-# our metrics: where they stand in scores.json, and what they mean
-DEFINITIONS = {
-    "tk_dice": "KiTS19's TK Dice: kidney with tumor against the rest, per case, mean over cases",
-    "tu_dice": "KiTS19's TU Dice: tumor against the rest, per case, mean over cases",
-    "composite": "mean of TK and TU Dice",
-    "kidney_label_dice": "Dice of the kidney label without tumor, per case, mean over cases",
-    "macro_dice_with_background": "all voxels pooled, mean of the classes' Dice, background counted as a class "
-    "(fastai's DiceMulti)",
-    "pixel_accuracy": "share of all voxels with the right label",
-}
 
 
 def describe_device():
@@ -117,30 +109,27 @@ def train_or_resume(recipe, cache, split, run, epochs=None, seed=0):
         )
 
 
-def results_table(recipe, scores, same_metric):
+def results_table(recipe, scores):
     """The paper's figures beside ours and beside predicting nothing, each with its definition.
 
     Args:
         recipe: Recipe.
         scores: scores.csv of ``evaluate_folders``.
-        same_metric: from the paper's own name of a figure (a key of ``recipe.reported``) to the name of our metric
-            of the same definition. Figures of the paper without one are listed with nothing beside them.
 
     Returns: ``IPython.display.HTML``.
     """
     from IPython.display import HTML
 
+    from kitsseg.report_sections import CLAIMS
     from kitsseg.scores_file import read_scores
 
     _, summary = read_scores(scores)
-    rows = [
-        (name, f"{value:,}", *_ours(summary, same_metric.get(name)))
-        for name, value in recipe.reported.items()
-    ]
+    rows = [(name, f"{value:,}", *_ours(summary, name)) for name, value in recipe.reported.items()]
+    ours = {CLAIMS.get(name) for name in recipe.reported}
     rows += [
-        ("", "not reported", *_ours(summary, metric))
+        ("", "not reported", *_score(summary, metric))
         for metric in ("tk_dice", "tu_dice", "macro_dice_with_background", "pixel_accuracy")
-        if metric not in same_metric.values()
+        if metric not in ours
     ]
     heads = ("the paper's name", "paper", "ours", "predicting nothing", "what is measured")
     kind = "synthetic patients: phantom results" if summary.get("phantom") else "patients of KiTS19"
@@ -207,15 +196,28 @@ def comparison_table(scores):
     )
 
 
-def _ours(summary, metric):
-    if metric is None:
-        return "-", "-", "the paper does not define it well enough to compute it"
-    beside = summary["beside_all_background"]
-    if metric in beside["prediction"]:
-        ours, nothing = beside["prediction"][metric], beside["all_background"][metric]
-    else:
-        ours, nothing = summary["scores"][metric]["mean"], 0.0
-    return f"{ours:.3f}", f"{nothing:.3f}", DEFINITIONS[metric]
+def _ours(summary, name):
+    """Cells beside a paper's figure: ours, predicting nothing, what is measured."""
+    from kitsseg.report_sections import CLAIMS, without_counterpart
+
+    if name in CLAIMS:
+        return _score(summary, CLAIMS[name])
+    if not name.startswith("parameters"):
+        return "-", "-", without_counterpart(name)
+    from kitsseg.networks import read_network
+
+    trainable = read_network(Path(summary["run"]) / "model.keras").trainable_weights
+    count = sum(math.prod(weights.shape) for weights in trainable)
+    return f"{count:,}", "-", "trainable parameters of the network that was trained here, small in the demo"
+
+
+def _score(summary, metric):
+    from kitsseg.ladder import RUNGS
+
+    ours, nothing = (
+        summary["beside_all_background"][which][metric] for which in ("prediction", "all_background")
+    )
+    return f"{ours:.3f}", f"{nothing:.3f}", RUNGS[metric].definition
 
 
 def show_page(path, height=900):
@@ -224,6 +226,46 @@ def show_page(path, height=900):
 
     page = html.escape(Path(path).read_text(encoding="utf-8"))
     return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" frameborder="0"></iframe>')
+
+
+def describe_training(recipe):
+    """Say how much arithmetic the recipe's training is, and how long that would take on Colab's T4."""
+    from kitsseg.training_work import training_work
+
+    work = training_work(recipe)
+    least, most = (
+        f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes" for hours in work.hours()
+    )
+    _say(
+        f"{work.steps:,} steps, {work.images:,} {work.what}, {work.flops / 1e12:,.0f} Tflop. On a T4 that is {least} "
+        f"to {most}: arithmetic with a share of its 8.1 Tflop/s as CPUs reach here, not a measurement; reading and "
+        "validation come on top. The bar below says what is left on this machine."
+    )
+
+
+def receptive_field_chart(run, recipe):
+    """How much what lies so far from a place matters for the network's answer there; needs matplotlib.
+
+    Args:
+        run: folder of a finished run. recipe: the Recipe it was trained with.
+    """
+    from matplotlib import pyplot
+
+    from kitsseg.networks import read_network
+    from kitsseg.receptive_field import influence_by_distance
+
+    model = read_network(Path(run) / "model.keras")
+    patch = recipe.phases[0].sampler.patch_size
+    found = influence_by_distance(model, (*patch, model.input_shape[-1]))
+    figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    for name, (distances, influence) in zip(("columns", "rows", "slices"), reversed(found)):
+        axes.semilogy(distances, influence, label=name)
+    axes.set(
+        ylim=(1e-4, 1.5), xlabel="distance, voxels of the network's grid", ylabel="influence, nearest: 1"
+    )
+    axes.legend()
+    pyplot.close(figure)
+    return figure
 
 
 def sparsity_chart(run):

@@ -41,7 +41,11 @@ def case_picture(files):
             f'<div style="flex:{width:.0f} 1 0">{show_plane(view)}'
             f'<p class="where">{view.plane}, {view.where}</p></div>'
         )
-    outside = f"; {found.outside_ml:.1f} ml of the prediction lie outside" if found.outside_ml else ""
+    outside = (
+        f"; {found.outside_ml:.1f} ml of the prediction lie outside of these pictures"
+        if found.outside_ml
+        else ""
+    )
     return f'<div class="planes">{"".join(parts)}</div><p class="where">{found.why}{outside}</p>'
 
 

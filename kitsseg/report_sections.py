@@ -4,7 +4,7 @@ from html import escape
 
 from kitsseg.ladder import RUNGS
 
-__all__ = ["claims", "details", "failures", "ladder_table", "pruning"]
+__all__ = ["CLAIMS", "claims", "details", "failures", "ladder_table", "pruning", "without_counterpart"]
 
 # The papers' figures (``Recipe.reported``) whose definition is one of ours; what is not named here has none.
 CLAIMS = {
@@ -24,8 +24,16 @@ CLAIMS = {
     "training accuracy": "pixel_accuracy",
     "training mean IoU": "mean_iou",
 }
-UNDEFINED = "not defined in the paper"
 MISSED_SHOWN = 30
+
+
+def without_counterpart(name):
+    """Why a paper's figure that is not among ``CLAIMS`` has none of ours beside it."""
+    if name.startswith(("42 named cases", "same weights", "training stops")):  # MLPerf's reference
+        return "scored on a resampled grid, not on the scan's own"
+    if "Dice" in name:
+        return "not defined in the paper"
+    return "no score of label maps"
 
 
 def ladder_table(beside):
@@ -70,8 +78,7 @@ def claims(reported, beside):
             ours, nothing = (beside[which][key] for which in ("prediction", "all_background"))
             cells += f"{_cell(ours)}{_cell(nothing)}<td class='words'>{escape(RUNGS[key].definition)}</td>"
         elif beside is not None:
-            words = UNDEFINED if "Dice" in str(name) else "no score of label maps"
-            cells += f"<td>-</td><td>-</td><td class='words'>{words}</td>"
+            cells += f"<td>-</td><td>-</td><td class='words'>{without_counterpart(str(name))}</td>"
         lines.append(f"<tr>{cells}</tr>")
     heads = ["the paper's figure", "value"]
     if beside is not None:

@@ -15,6 +15,7 @@ Each file is replaced as a whole, never written in place.
 import contextlib
 import csv
 import json
+import os
 import platform
 from dataclasses import fields
 from importlib import metadata
@@ -118,7 +119,11 @@ def finished_run(folder):
             )
         parent = record.get("parent")
         how = "shrink" if "shrink" in record else "prune"
-        command = f"{how} {parent['run']}" if parent else f"train {record.get('recipe')}"
+        command = (
+            f"{how} {os.path.normpath(Path(folder) / parent['run'])}"
+            if parent
+            else f"train {record.get('recipe')}"
+        )
         raise InputError(
             f"{weights}: missing; the run's status is {record.get('status')!r}. "
             f"Finish it with: kitsseg {command} CACHE {folder} --resume"

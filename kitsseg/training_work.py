@@ -18,11 +18,13 @@ class TrainingWork:
     """Attributes:
     steps: of all phases and rounds.
     images: slices or patches in all of these steps, repeated ones counted again.
+    what: "slices" or "patches".
     flops: floating-point operations; the backward pass counts as twice the forward pass.
     """
 
     steps: int
     images: int
+    what: str
     flops: float
 
     def hours(self, peak=T4_FLOPS):
@@ -51,4 +53,5 @@ def training_work(recipe):
         macs = count_macs(model, (*sampler.patch_size, model.input_shape[-1]))
         steps, images = steps + of_phase, images + of_phase * batch
         flops += of_phase * batch * macs * 2 * 3
-    return TrainingWork(steps, images, flops)
+    what = "slices" if isinstance(sampler, SliceSampler) else "patches"
+    return TrainingWork(steps, images, what, flops)

@@ -12,6 +12,7 @@ from pathlib import Path
 from notebook_texts import TEXTS
 
 from kitsseg import recipes
+from kitsseg.training_work import training_work
 
 REPOSITORY = "kitsseg/kitsseg"
 FOLDER = Path(__file__).parents[1] / "colab"
@@ -39,8 +40,11 @@ def paper_notebook(name):
 **What you get here.** With `DEMO = True` ten synthetic patients, a small version of the network, and every step of the
 road in about two minutes on a CPU: the figures are *phantom results* and say nothing about the paper's method. With
 `DEMO = False` the same cells download KiTS19 (20 GB; CC BY-NC-SA 4.0), train the paper's network and score it on patients it
-has never seen. That takes many hours on a T4; nobody has measured it for this notebook yet, and a disconnected Colab goes on
-where it was if `USE_DRIVE = True`.
+has never seen. By arithmetic the training alone takes {hours(name)} on a T4 (`VARIANT = "practical"`:
+{hours(f"{name}:practical")}); nobody has measured it. Begin with `CASES = "0-19"`, and see what the bar says is left.
+
+With `USE_DRIVE = True` runs and results are kept on your Drive, and a disconnected Colab goes on where it was. Scans and
+cache are not: a new machine downloads and prepares them again.
 
 Research software for late-arterial contrast CT, not a medical device.
 """,
@@ -76,6 +80,7 @@ setting below says where it comes from: the paper, the authors' code, or us.
         """from kitsseg.commands.recipes import show_recipe
 
 show_recipe(recipe)
+notebook.describe_training(recipe)
 """,
     )
     yield (
@@ -100,7 +105,7 @@ preprocess_cases(data, local / "cache", recipe.preprocess)
         "markdown",
         """## Training
 
-Patients are split before any slice is drawn: no patient is on two sides. After a disconnect run all cells again: training
+Patients are split before anything is drawn from them: no patient is on two sides. After a disconnect run all cells again: training
 goes on after its last finished epoch.
 """,
     )
@@ -143,16 +148,14 @@ result = evaluate_folders(kept / "predictions", data, kept / "scores.csv")
     )
     yield (
         "code",
-        f"""notebook.results_table(
-    recipe,
-    kept / "scores.csv",
-    {json.dumps(text["metric"], indent=8).rstrip("}").rstrip() + "," + chr(10) + "    }"},
-)
+        """notebook.results_table(recipe, kept / "scores.csv")
 """,
     )
     yield (
         "markdown",
         """A network that predicts nothing scores high wherever background counts: compare with its column, not with zero.
+In the demo a small network has seen six patients for a minute or two: expect kidneys, roughly, and hardly a tumor.
+`kitsseg demo` trains it longer, on ten.
 
 ## Pictures
 
@@ -166,6 +169,20 @@ Training curves, then each test patient, worst first: truth and prediction outli
 notebook.show_page(write_report(kept / "scores.csv", kept / "report.html"))
 """,
     )
+    if text.get("look"):
+        yield (
+            "markdown",
+            """## How far the network looks
+
+By how much the answer in the middle of a patch changes with what lies so far away, along each axis. Zero, where a curve
+ends, is out of reach.
+""",
+        )
+        yield (
+            "code",
+            """notebook.receptive_field_chart(run, recipe)
+""",
+        )
     yield (
         "markdown",
         "## What does not add up in the paper\n\n" + "".join(f"* {line}\n" for line in text["fair"]),
@@ -223,6 +240,14 @@ synthetic patients: phantom results.
         """notebook.comparison_table(scores)
 """,
     )
+
+
+def hours(recipe):
+    """What ``training_work`` says of a T4, in words."""
+    least, most = training_work(recipes.get(recipe)).hours()
+    if most < 2:
+        return f"{60 * least:.0f} to {60 * most:.0f} minutes"
+    return f"{least:.1f} to {most:.0f} hours" if most < 48 else f"{least / 24:.1f} to {most / 24:.0f} days"
 
 
 def badge(name):

@@ -168,7 +168,7 @@ def test_one_prediction_file(folders):
     found = evaluate_folders(file, tmp / "truth", tmp / "scores.csv")
     assert [row["case"] for row in found.rows] == ["case_00001"]
     assert found.summary["truth_without_prediction"] == ["case_00000", "case_00002"]
-    assert "2 truth cases were not predicted, so not scored: case_00000, case_00002" in format_table(
+    assert "2 cases with a truth are not scored (not predicted): case_00000, case_00002." in format_table(
         found.rows, found.summary
     )
     directly = evaluate_folders(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz", tmp / "one.csv")

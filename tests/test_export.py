@@ -360,7 +360,11 @@ def test_progress_and_no_notices(trained, tmp_path, capfd):
             {"precision": "int4"},
             r"--precision int4: expected one of float32, float16, int8",
         ),
-        ("network.tflite", {"size": None}, r"takes whole slices, whose size differs .* Give --size"),
+        (
+            "network.tflite",
+            {"size": None},
+            r"takes whole slices, whose size differs .* Give --size .*, such as the --size 32,32 it was",
+        ),
         ("network.tflite", {"size": (40,)}, r"--size \(40,\): expected 2 sizes of at least 1: rows, columns"),
         ("network.tflite", {"size": (41, 48)}, r"expected multiples of 4, the network's stride"),
         ("network.tflite", {"cache": "nowhere"}, r"nowhere: expected the cache preprocess-"),

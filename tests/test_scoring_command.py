@@ -57,6 +57,17 @@ def test_evaluate_compare_and_rank_with_cysts_and_surfaces(cases, capsys):
     assert "ranking" not in run(capsys, "compare a/scores.csv b/scores.csv")[1]  # b has no surfaces now
 
 
+def test_two_scores_of_one_folder_go_by_their_own_names(cases, capsys):
+    for name in ("full", "small"):
+        assert run(capsys, f"evaluate a truth --classes kits23 --out {name}.csv")[0] == 0
+    code, text = run(capsys, "compare full.csv small.csv")
+    assert code == 0
+    assert {"full", "small"} <= {line.split()[1] for line in text.splitlines() if len(line.split()) > 2}
+    assert run(capsys, "compare full.csv full.csv")[1].startswith(
+        "kitsseg: full.csv: full is the name of full.csv already. Give another: NAME=full.csv"
+    )
+
+
 def test_cysts_need_a_word(cases, capsys):
     code, text = run(capsys, "evaluate a truth --out s.csv")
     assert code == 1 and "cyst" in text and len(text.splitlines()) == 1
@@ -72,10 +83,12 @@ def test_report_and_preview(cases, capsys):
         0,
         "wrote one.png: case_00001\n",
     )
+    assert not (cases / "report.html").exists()
+    assert run(capsys, "report s.csv") == (0, "wrote report.html: open it in a browser\n")
+    assert (cases / "report.html").read_text() == (cases / "r.html").read_text()
     with Image.open("one.png") as picture:
         assert min(picture.size) > 100
     for line, complaint in (
-        ("report s.csv", "expected --out FILE.html or --preview FILE.png, found neither"),
         ("report s.csv --out r.html --case case_00001", "--case names the case of --preview"),
         ("report s.csv --preview one.png --case case_9", "expected case_9 among its 2 cases"),
         ("report . --preview one.png", "scores.csv: expected the scores of kitsseg evaluate, found nothing"),

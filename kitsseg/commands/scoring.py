@@ -34,7 +34,9 @@ def add(command):
 
     sub = command("report", _report, "one self-contained HTML page about a run or about scores")
     sub.add_argument("source", type=Path, help="a run folder, or the scores.csv of kitsseg evaluate")
-    sub.add_argument("--out", type=Path, help="the HTML file")
+    sub.add_argument(
+        "--out", type=Path, help="the HTML file (default: report.html, or none where --preview is given)"
+    )
     sub.add_argument(
         "--preview", metavar="PNG", type=Path, help="a picture of one case: the worst, or the one of --case"
     )
@@ -122,11 +124,14 @@ def _print_ranking(console, files):
 
 
 def _named(texts):
-    """Scores files by what to call them: NAME of NAME=FILE, else the file's folder."""
+    """Scores files by what to call them: NAME of NAME=FILE, else their folder, else what tells them apart in it."""
     files = {}
     for text in texts:
         name, _, path = text.rpartition("=")
-        name = name or Path(path).resolve().parent.name
+        if not name:  # two files of one folder by their own names
+            folders = [Path(other).resolve().parent for other in texts if "=" not in other]
+            folder = Path(path).resolve().parent
+            name = Path(path).stem if folders.count(folder) > 1 else folder.name
         if name in files:
             raise InputError(
                 f"{path}: {name} is the name of {files[name]} already. Give another: NAME={path}"
@@ -136,14 +141,12 @@ def _named(texts):
 
 
 def _report(arguments):
-    if not (arguments.out or arguments.preview):
-        raise InputError("report: expected --out FILE.html or --preview FILE.png, found neither.")
     if arguments.case and not arguments.preview:
         raise InputError("report: --case names the case of --preview FILE.png; that is missing.")
     if arguments.preview:
         preview(arguments.source, arguments.preview, arguments.case)
-    if arguments.out:
-        report(arguments.source, arguments.out)
+    if arguments.out or not arguments.preview:
+        report(arguments.source, arguments.out or Path("report.html"))
 
 
 def preview(source, out, case=None):

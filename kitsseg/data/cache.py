@@ -131,7 +131,8 @@ def open_cache(cache, spec):
         )
         found = f"caches of other recipes: {', '.join(others)}" if others else "none"
         raise InputError(
-            f"{cache}: expected the cache {folder.name}, found {found}. Run kitsseg preprocess first."
+            f"{cache}: expected the cache {folder.name}, found {found}. Run kitsseg preprocess "
+            "with the recipe that is to read it first; caches of several recipes lie side by side."
         )
     check_specification(folder, spec)
     cases = {path.parent.name: _open_case(path.parent) for path in sorted(folder.glob("[!.]*/case.json"))}

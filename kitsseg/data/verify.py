@@ -114,10 +114,10 @@ def _has_cysts(case):
 def _not_compared(case, row, phantom):
     """A note on what the manifest says nothing about."""
     if phantom:
-        found, advice = "a phantom", "Checked by itself: files, grids, values"
+        found, advice = "a phantom", "Nothing to do: files, grids and values were checked"
     elif row is None:
         found = "no case of KiTS19"
-        advice = "Checked by itself: files, grids, values, change since the first check"
+        advice = "Nothing to do: files, grids, values and change since the first check were checked"
     elif _has_cysts(case):
         found = "labels of KiTS21 or KiTS23"
         advice = "The labels are checked by themselves, the image is compared"

@@ -177,16 +177,16 @@ TINY = replace(
     model={
         **PAPER.model,
         "input_shape": (None, None, 1),
-        "filters": (8, 16, 32, 64, 64),
+        "filters": (12, 24, 48, 96, 96),
         "norm_momentum": 0.9,
     },
     phases=(
-        replace(_TRAIN, **_QUICK, epochs=18, learning_rate=3e-3),
+        replace(_TRAIN, **_QUICK, epochs=12, learning_rate=3e-3),
         replace(
             _PRUNE,
             **_QUICK,
-            epochs=5,
-            learning_rate=1e-3,
+            epochs=11,
+            learning_rate=3e-3,
             pruning=Pruning(sparsity=0.5, schedule="polynomial", until=0.5, frequency=10),
         ),
     ),

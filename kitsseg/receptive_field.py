@@ -1,0 +1,51 @@
+"""How far a network looks: by how much its answer at one place changes with what lies so far away."""
+
+import keras
+import numpy as np
+
+__all__ = ["influence_by_distance"]
+
+
+def influence_by_distance(model, input_shape, n_distances=24, n_images=2, seed=0):
+    """Change of the logits in the middle when one plane of the image changes, along each axis.
+
+    The image is noise of the scale of normalized HU. The voxels of a plane (of a row or a column in 2D) at some
+    distance from the middle are drawn anew, and the absolute change of the logits of the middle voxel is averaged over
+    classes, both sides and images. What a theoretical receptive field only bounds is measured here, with the weights as
+    they are; a distance beyond that field gives 0 to the bit.
+
+    Args:
+        model: ``keras.Model`` of one image (batch, [slices,] rows, columns, channels) to logits; of several outputs the
+            last is taken.
+        input_shape: of an image, without the batch axis.
+        n_distances: at most so many distances an axis, spread evenly.
+        n_images: noise images.
+        seed: of the noise.
+
+    Returns: for each axis of space (distances in voxels, influence there beside that of the nearest), arrays.
+    """
+    rng, space = np.random.default_rng(seed), input_shape[:-1]
+    middle = tuple(size // 2 for size in space)
+    images = rng.normal(size=(n_images, *input_shape)).astype("float32")
+    others = rng.normal(size=(n_images, *input_shape)).astype("float32")
+
+    def logits(batch):
+        outputs = model(batch, training=False)
+        last = outputs[-1] if isinstance(outputs, list | tuple) else outputs
+        return keras.ops.convert_to_numpy(last)[(slice(None), *middle)]
+
+    before, found = logits(images), []
+    for axis, center in enumerate(middle):
+        most = space[axis] - 1 - center
+        distances = np.unique(np.linspace(0, most, min(n_distances, most + 1)).round().astype(int))
+        influence = []
+        for distance in distances:
+            changes = []
+            for at in {center - distance, center + distance}:
+                changed, plane = images.copy(), (slice(None),) * (axis + 1) + (at,)
+                changed[plane] = others[plane]
+                changes.append(np.abs(logits(changed) - before).mean())
+            influence.append(np.mean(changes))
+        influence = np.array(influence)
+        found.append((distances, influence / influence.max() if influence.max() else influence))
+    return found
