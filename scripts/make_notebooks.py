@@ -12,7 +12,7 @@ from pathlib import Path
 from notebook_texts import TEXTS
 
 from kitsseg import recipes
-from kitsseg.training_work import training_work
+from kitsseg.commands.quiet_keras import start_keras
 
 REPOSITORY = "kitsseg/kitsseg"
 FOLDER = Path(__file__).parents[1] / "colab"
@@ -244,6 +244,8 @@ synthetic patients: phantom results.
 
 def hours(recipe):
     """What ``training_work`` says of a T4, in words."""
+    from kitsseg.training_work import training_work
+
     least, most = training_work(recipes.get(recipe)).hours()
     if most < 2:
         return f"{60 * least:.0f} to {60 * most:.0f} minutes"
@@ -280,6 +282,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
+    start_keras()
     made = {name: paper_notebook(name) for name in recipes.names()} | {"compare": compare_notebook()}
     stale = []
     for name, cells in made.items():
