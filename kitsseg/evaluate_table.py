@@ -29,13 +29,14 @@ def format_table(rows, summary):
         )
 
     means = {name: summary["scores"][name]["mean"] for name in COLUMNS}
-    lines = [" " * first + "".join(head.rjust(widths[name]) for name, head in COLUMNS.items())]
+    lines = _ladder(summary["beside_all_background"])  # long: what matters most is to stand last
+    lines += [" " * first + "".join(head.rjust(widths[name]) for name, head in COLUMNS.items())]
     lines += [line(row["case"], row) for row in rows] + [line("mean", means)]
     lines += [line("empty prediction", summary["beside_all_background"]["all_background"])]
     low, high = summary["composite_interval_95"]
     n = summary["n_cases"]
     lines += [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]
-    lines += _details(summary) + _ladder(summary["beside_all_background"])
+    lines += _details(summary)
     if summary["empty_cases"]:
         count = summary["empty_cases"]
         lines += [f"{count} case{'s' * (count > 1)} with an empty mask ({summary['empty_rule']})."]
@@ -76,7 +77,7 @@ def _details(summary):
 def _ladder(beside):
     """The same label maps under every definition."""
     width = max(len(rung.name) for rung in RUNGS.values()) + 2
-    lines = ["", "the same label maps under other definitions".ljust(width) + "  these  empty prediction"]
+    lines = ["the same label maps under other definitions".ljust(width) + "  these  empty prediction"]
     for key, rung in RUNGS.items():
         ours, nothing = (beside[name][key] for name in ("prediction", "all_background"))
         lines.append(f"{rung.name:{width}}{_number(ours)}{_number(nothing):>18}")

@@ -62,7 +62,7 @@ def build_page(rows, summary, run, history, pictures, notes, sparsity=()):
     beside = summary.get("beside_all_background")
     if rows:
         body += _scores(rows, summary)
-    body += claims(known.get("reported"), beside)
+    body += claims(known.get("reported"), beside, summary.get("phantom"))
     if rows:
         body += ladder_table(beside) + details(summary) + failures(rows, summary)
     if run:
@@ -176,8 +176,7 @@ def _facts(run, summary):
         "hash of the split": split.get("hash"),
         "labels": _labels(summary.get("label_release")),
         "part that was predicted": split.get("part"),
-        "inference": ", ".join(f"{key} {value}" for key, value in (summary.get("inference") or {}).items())
-        or None,
+        "inference": _inference(summary.get("inference")),
         "cases of the split": ", ".join(f"{len(names)} {part}" for part, names in cases.items()) or None,
         "trained with": ", ".join(f"{name} {version}" for name, version in versions.items()) or None,
         "kitsseg that trained": run.get("kitsseg"),
@@ -192,8 +191,19 @@ def _facts(run, summary):
     return [f"<section><h2>How this was made</h2><dl>{lines}</dl></section>"]
 
 
+def _inference(how):
+    """In words; what a later version may have added stays as it stands."""
+    if not how:
+        return None
+    how = dict(how)
+    tile, axes = how.pop("tile", None), how.pop("mirror_axes", None)
+    words = ["overlapping tiles of " + " x ".join(map(str, tile)) if tile else "whole slices"]
+    words.append(f"mean over copies mirrored along {len(axes)} axes" if axes else "no mirrored copies")
+    return ", ".join([*words, *(f"{key} {value}" for key, value in how.items())])
+
+
 def _labels(release):
     if not release:
         return None
-    words = {"kits19": "as the KiTS19 repository holds them today", "other": "others"}
+    words = {"kits19": "as the KiTS19 repository holds them today", "other": "not from the KiTS19 repository"}
     return ", ".join(f"{n} {words.get(name, name)}" for name, n in release.items() if n)

@@ -66,7 +66,7 @@ def _bar(value):
     return f"<td class='bar' style='--v:{value:.4f}'>{value:.4f}</td>"
 
 
-def claims(reported, beside):
+def claims(reported, beside, phantom=False):
     """What the paper reports, beside ours where the definition is the same; ``beside`` is None without scores."""
     if not reported:
         return []
@@ -82,7 +82,8 @@ def claims(reported, beside):
         lines.append(f"<tr>{cells}</tr>")
     heads = ["the paper's figure", "value"]
     if beside is not None:
-        heads += ["here, same definition", "predicting nothing", "definition"]
+        here = "here, on phantoms: not comparable" if phantom else "here, same definition"
+        heads += [here, "predicting nothing", "definition"]
     head = "".join(
         f"<th scope='col'{' class=words' if name == 'definition' else ''}>{name}</th>" for name in heads
     )

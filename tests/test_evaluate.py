@@ -218,17 +218,17 @@ def test_table_shows_the_numbers(folders):
     tmp, _, _ = folders
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
     lines = format_table(found.rows, found.summary).splitlines()
+    ladder, lines = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert lines[0].split()[:3] == ["TK", "TU", "composite"]
     assert lines[2].split()[:2] == ["case_00001", f"{found.rows[1]['tk_dice']:.4f}"]
     assert lines[4].split()[:2] == ["mean", f"{found.summary['scores']['tk_dice']['mean']:.4f}"]
     assert lines[5].split() == ["empty", "prediction", *["0.0000"] * 4]
     assert len({len(line) for line in lines[:5]}) == 1  # columns are aligned
-    ladder = lines[lines.index("") + 1 :]
     beside = found.summary["beside_all_background"]
     for line, (key, rung) in zip(ladder[1:], RUNGS.items()):
         figures = [beside[name][key] for name in ("prediction", "all_background")]
         assert line.startswith(rung.name) and line.split()[-2:] == [f"{figure:.4f}" for figure in figures]
-    assert len({len(line) for line in ladder[: 1 + len(RUNGS)]}) == 1
+    assert len({len(line) for line in ladder}) == 1
 
 
 def test_prediction_without_truth(folders):

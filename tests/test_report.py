@@ -427,7 +427,7 @@ def test_chart_of_one_epoch_and_of_none():
 
 def test_claims_of_the_papers_stand_beside_ours_where_the_definition_is_the_same(project):
     reported = {"leaderboard TK Dice": 0.858, "validation Dice": 0.9599, "parameters": 560000}
-    found = evaluate(project, project / "scores.csv", reported=reported)
+    found = evaluate(project, project / "scores.csv", reported=reported, phantom=True)
     write_report(project / "scores.csv", project / "report.html")
     section = re.search(
         r"<h2>What the paper reports.*?</section>", Page(project / "report.html").source, re.S
@@ -437,6 +437,23 @@ def test_claims_of_the_papers_stand_beside_ours_where_the_definition_is_the_same
     assert re.findall(r">([\d.-]+)<", rows["leaderboard TK Dice"]) == ["0.858", ours, "0.000"]
     assert "not defined in the paper" in rows["validation Dice"]
     assert "no score of label maps" in rows["parameters"]
+    assert "here, on phantoms: not comparable" in section
+    evaluate(project, project / "scores.csv", reported=reported, phantom=False)
+    assert "here, same definition" in Page(write_report(project / "scores.csv", project / "real.html")).source
+
+
+def test_how_scans_were_predicted_in_words(project):
+    for how, words in (
+        ({"tile": None, "mirror_axes": []}, "whole slices, no mirrored copies"),
+        (
+            {"tile": [224, 224], "mirror_axes": [0, 1]},
+            "overlapping tiles of 224 x 224, mean over copies mirrored along 2 axes",
+        ),
+        ({"tile": None, "mirror_axes": [], "later": 3}, "whole slices, no mirrored copies, later 3"),
+    ):
+        evaluate(project, project / "scores.csv", inference=how)
+        page = Page(write_report(project / "scores.csv", project / "report.html")).source
+        assert f"<dt>inference</dt><dd>{words}</dd>" in page
 
 
 @pytest.mark.parametrize("name", ["wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d", "unet2d"])

@@ -39,13 +39,13 @@ def show_recipes(recipes):
 def show_recipe(recipe):
     """Claim, reported figures, and each setting with its evidence."""
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from kitsseg.commands.console import console, done
     from kitsseg.recipe import settings
 
     console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.paper)}\n{escape(recipe.claim)}\n")
-    table = Table("setting", "value", "evidence")
+    table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), "evidence")
     for name, value in settings(recipe):
         if value is not None and value != ():
             table.add_row(name, escape(str(value)), escape(recipe.evidence[name]))
