@@ -7,6 +7,7 @@ import json
 import math
 from contextlib import closing
 from dataclasses import asdict, replace
+from errno import EEXIST, ENOTEMPTY
 from typing import NamedTuple
 
 import numpy as np
@@ -141,8 +142,14 @@ class _Job(NamedTuple):
 
 
 def _do(job):
-    with at_work(job.target.parent / "spec.json"), atomic_folder(job.target) as temporary:
-        _write_case(job.case, temporary, job.spec, job.compress)
+    try:
+        with at_work(job.target.parent / "spec.json"), atomic_folder(job.target) as temporary:
+            _write_case(job.case, temporary, job.spec, job.compress)
+    except OSError as error:
+        if error.errno not in (EEXIST, ENOTEMPTY):
+            raise
+        # another process that fills the same cache was quicker: if it took the same files, its case is as good
+        _check_cached(job.case, job.target, job.compress)
 
 
 def _write_case(case, folder, spec, compress):

@@ -94,6 +94,31 @@ def test_an_interruption_leaves_whole_cases_only(data, tmp_path, spec, monkeypat
     assert names == ["case_00000", "spec.json"]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_another_process_may_be_quicker_with_the_same_files_only(same, data, tmp_path, spec, monkeypatch):
+    """Two jobs that fill one cache: both find a case missing, and the other one has it done first."""
+    write_case, called = preprocess._write_case, []
+
+    def slow(case, *others):
+        write_case(case, *others)
+        if not called:
+            called.append(case.name)
+            preprocess_cases(data, tmp_path / "cache", spec)  # the other job, as a whole
+            if not same:  # it saw other labels of this case
+                labels = case.labels.read_bytes()
+                case.labels.write_bytes(labels + b" ")
+
+    monkeypatch.setattr(preprocess, "_write_case", slow)
+    if same:
+        folder, made, _ = preprocess_cases(data, tmp_path / "cache", spec)
+        assert called[0] in made and open_cache(folder, spec).keys() == {path.name for path in data.iterdir()}
+        assert not list(folder.glob(".*"))
+    else:
+        with pytest.raises(InputError, match="made from other files") as error:
+            preprocess_cases(data, tmp_path / "cache", spec)
+        assert called[0] in str(error.value)
+
+
 def test_a_changed_source_is_refused(data, tmp_path, spec):
     preprocess_cases(data, tmp_path / "cache", spec)
     make_case(data / "case_00002", seed=77)
