@@ -61,6 +61,7 @@ EPOCHS = {text["demo_epochs"]}  # @param {{type:"integer"}}
 USE_DRIVE = False  # @param {{type:"boolean"}}
 
 from kitsseg import notebook, recipes
+from kitsseg import notebook_views as views
 
 notebook.describe_device()
 local, kept = notebook.folders("{name}", USE_DRIVE)
@@ -129,7 +130,7 @@ The share of zeros in each layer that the schedule acts on. Depthwise kernels, b
         )
         yield (
             "code",
-            """notebook.sparsity_chart(run)
+            """views.sparsity_chart(run)
 """,
         )
     yield (
@@ -148,7 +149,7 @@ result = evaluate_folders(kept / "predictions", data, kept / "scores.csv")
     )
     yield (
         "code",
-        """notebook.results_table(recipe, kept / "scores.csv")
+        """views.results_table(recipe, kept / "scores.csv")
 """,
     )
     yield (
@@ -166,7 +167,7 @@ Training curves, then each test patient, worst first: truth and prediction outli
         "code",
         """from kitsseg.report import write_report
 
-notebook.show_page(write_report(kept / "scores.csv", kept / "report.html"))
+views.show_page(write_report(kept / "scores.csv", kept / "report.html"))
 """,
     )
     if text.get("look"):
@@ -180,7 +181,7 @@ ends, is out of reach.
         )
         yield (
             "code",
-            """notebook.receptive_field_chart(run, recipe)
+            """views.receptive_field_chart(run, recipe)
 """,
         )
     yield (
@@ -216,6 +217,7 @@ EPOCHS = 6  # @param {type:"integer"}
 USE_DRIVE = False  # @param {type:"boolean"}
 
 from kitsseg import notebook
+from kitsseg import notebook_views as views
 
 notebook.describe_device()
 local, kept = notebook.folders("compare", USE_DRIVE)
@@ -237,7 +239,7 @@ synthetic patients: phantom results.
     )
     yield (
         "code",
-        """notebook.comparison_table(scores)
+        """views.comparison_table(scores)
 """,
     )
 

@@ -13,7 +13,7 @@ PACKAGE = Path(kitsseg.__file__).parent
 
 # From the top down; a module may import those of lower layers, and the parts of its own command.
 LAYERS = [
-    ["__main__", "notebook"],
+    ["__main__", "notebook", "notebook_views"],
     ["cli"],
     ["commands"],
     ["recipes"],
