@@ -888,13 +888,19 @@ def test_a_recipe_with_the_evidence_of_every_setting(name, variant, kitsseg, mon
     assert f"preprocess-{recipe.preprocess.digest()}\n" in out
 
 
-@pytest.mark.slow
-def test_the_whole_road(kitsseg, monkeypatch, tmp_path):
-    """Each command says what it wrote and what comes next; it is there, and what comes next works."""
-    tiny = recipes.get("unet2d:tiny")
-    micro = replace(micro_recipe_of_tests(spec_of_tests()), name="unet2d:tiny", preprocess=tiny.preprocess)
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """In a folder of its own, unet2d:tiny is the micro recipe, with its own preprocessing."""
+    spec = recipes.get("unet2d:tiny").preprocess
+    micro = replace(micro_recipe_of_tests(spec_of_tests()), name="unet2d:tiny", preprocess=spec)
     monkeypatch.setattr(recipes, "get", lambda name: {"unet2d:tiny": micro}[name])
     monkeypatch.chdir(tmp_path)
+    return micro
+
+
+@pytest.mark.slow
+def test_the_whole_road(kitsseg, tiny, tmp_path):
+    """Each command says what it wrote and what comes next; it is there, and what comes next works."""
 
     def succeed(command):
         code, out, err = kitsseg(*command.split())
@@ -957,11 +963,7 @@ def test_the_whole_road(kitsseg, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_shows_commands_that_do_what_it_did(kitsseg, monkeypatch, tmp_path):
-    tiny = recipes.get("unet2d:tiny")
-    micro = replace(micro_recipe_of_tests(spec_of_tests()), name="unet2d:tiny", preprocess=tiny.preprocess)
-    monkeypatch.setattr(recipes, "get", lambda name: {"unet2d:tiny": micro}[name])
-    monkeypatch.chdir(tmp_path)
+def test_the_demo_shows_commands_that_do_what_it_did(kitsseg, tiny):
     code, out, err = kitsseg("demo", "--cases", "5", "--out", "a folder")
     assert (code, err) == (0, "")
     lines = out.splitlines()
