@@ -81,7 +81,8 @@ setting below says where it comes from: the paper, the authors' code, or us.
         """from kitsseg.commands.recipes import show_recipe
 
 show_recipe(recipe)
-notebook.describe_training(recipe)
+if not DEMO:
+    notebook.describe_training(recipe)
 """,
     )
     yield (

@@ -32,6 +32,18 @@ def test_patches_and_rounds():
     assert training_work(rounds).steps - training_work(once).steps == more > 0
 
 
+def test_what_a_notebook_says_of_it(capsys):
+    from kitsseg.notebook import describe_training
+
+    describe_training(recipes.get("unet2d"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(
+        "1,920 steps, 13,440 slices, 416 Tflop. On a T4 that is 1 minutes to 7 minutes: arithmetic"
+    )
+    describe_training(recipes.get("enhanced_unet"))
+    assert "On a T4 that is 1.3 hours to 6.1 hours" in " ".join(capsys.readouterr().out.split())
+
+
 def test_pretrained_weights_are_not_downloaded():
     assert recipes.get("squeeze_unet").model["weights"] == "imagenet"
     assert training_work(recipes.get("squeeze_unet")).flops > 1e15
