@@ -35,6 +35,8 @@ class Comparison:
             signed-rank test, two-sided; 1 where no patient differs.
         left_out: dict of patient -> why it is not compared.
         phantom: whether any of the scans was synthesized.
+        unchecked: names of the runs whose folder is not there (or that were never known), so that nobody can say which
+            patients they have seen.
     """
 
     cases: tuple[str, ...]
@@ -42,6 +44,7 @@ class Comparison:
     differences: list
     left_out: dict
     phantom: bool
+    unchecked: tuple[str, ...]
 
 
 def compare_scores(files, out=None):
@@ -95,7 +98,8 @@ def compare_scores(files, out=None):
             writer = csv.DictWriter(file, list(differences[0]))
             writer.writeheader()
             writer.writerows(differences)
-    return Comparison(cases, means, differences, left_out, bool(phantom))
+    unchecked = tuple(name for name, (_, summary) in read.items() if not _knows_its_patients(summary))
+    return Comparison(cases, means, differences, left_out, bool(phantom), unchecked)
 
 
 def _interval(values, drawn):
@@ -103,13 +107,16 @@ def _interval(values, drawn):
     return float(values.mean()), float(low), float(high)
 
 
+def _knows_its_patients(summary):
+    return bool(summary.get("run")) and (Path(summary["run"]) / "run.json").is_file()
+
+
 def _left_out(tables, summaries):
     """Patients that not every run was scored on, or that a run has seen."""
     found = {}
     for name, summary in summaries.items():
-        folder = summary.get("run")
-        if folder and (Path(folder) / "run.json").is_file():
-            parts = read_run(folder)["split"]["cases"]
+        if _knows_its_patients(summary):
+            parts = read_run(summary["run"])["split"]["cases"]
             for part, words in (("train", "trained on"), ("validation", "chosen by")):
                 for case in parts[part]:
                     found.setdefault(case, f"{name} was {words} it")

@@ -74,6 +74,15 @@ def test_patients_a_run_has_seen_are_left_out(scores, tmp_path):
     found = compare_scores(scores)
     assert found.left_out == {"case_00001": "half was trained on it", "case_00002": "half was chosen by it"}
     assert found.cases == ("case_00000", "case_00003", "case_00004")
+    assert found.unchecked == ("whole",)  # nobody knows which run that was
+
+
+def test_a_run_that_is_gone_cannot_say_whom_it_has_seen(scores, tmp_path):
+    for name in scores:
+        seen_by(scores[name], tmp_path / f"run-{name}")
+    assert compare_scores(scores).unchecked == ()
+    (tmp_path / "run-half").rename(tmp_path / "elsewhere")
+    assert compare_scores(scores).unchecked == ("half",)
 
 
 def test_patients_only_one_run_was_scored_on_are_left_out(scores, tmp_path):

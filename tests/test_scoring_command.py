@@ -62,6 +62,9 @@ def test_two_scores_of_one_folder_go_by_their_own_names(cases, capsys):
         assert run(capsys, f"evaluate a truth --classes kits23 --out {name}.csv")[0] == 0
     code, text = run(capsys, "compare full.csv small.csv")
     assert code == 0
+    assert text.startswith(
+        "no run folder of full, small: whether they were trained on any of these patients is not"
+    )
     assert {"full", "small"} <= {line.split()[1] for line in text.splitlines() if len(line.split()) > 2}
     assert run(capsys, "compare full.csv full.csv")[1].startswith(
         "kitsseg: full.csv: full is the name of full.csv already. Give another: NAME=full.csv"

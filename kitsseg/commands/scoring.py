@@ -74,6 +74,13 @@ def _compare(arguments):
     result = compare_scores(files, arguments.out)
     for case, why in sorted(result.left_out.items()):
         console.print(escape(f"left out: {case} ({why})"))
+    if result.unchecked:
+        names = ", ".join(result.unchecked)
+        console.print(
+            escape(
+                f"no run folder of {names}: whether they were trained on any of these patients is not known"
+            )
+        )
     kind = "synthetic patients, phantom results" if result.phantom else "patients"
     table = Table("run", "TK Dice", "TU Dice", "composite", title=f"mean over {len(result.cases)} {kind}")
     for name, means in result.means.items():
