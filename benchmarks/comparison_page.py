@@ -1,7 +1,5 @@
 """The tables and the plot of comparison.py, and their places in the pages of the documentation."""
 
-import re
-
 import numpy as np
 
 from kitsseg.atomic import atomic_path
@@ -13,8 +11,8 @@ __all__ = ["write_tables"]
 # what the tables call a network
 LABELS = {
     "wp_unet": "`wp_unet`, pruned to 50 %",
-    "wp_unet-dense": "the same without masks",
-    "wp_unet-shrunk": "that, shrunk to half of its channels, trained on",
+    "wp_unet-dense": "`wp_unet`, without masks",
+    "wp_unet-shrunk": "`wp_unet`, without masks, then shrunk to half",
 }
 
 
@@ -82,12 +80,15 @@ def network_tables(facts, scores):
 
 def put_tables(page, tables):
     """Put each table between its marks; a page without a mark of any of them is an error."""
-    text = before = page.read_text(encoding="utf-8")
+    text, put = page.read_text(encoding="utf-8"), 0
     for name, table in tables.items():
-        begin, end = f"<!-- table {name} -->", "<!-- end of table -->"
-        pattern = f"({re.escape(begin)}\n).*?(\n{re.escape(end)})"
-        text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table}{m[2]}", text, flags=re.DOTALL)
-    if not any(f"<!-- table {name} -->" in before for name in tables):
+        begin, end = f"<!-- table {name} -->\n", "<!-- end of table -->"
+        before, found, after = text.partition(begin)
+        if found:
+            if end not in after:
+                raise SystemExit(f"{page}: expected {end} after {begin.strip()}.")
+            text, put = f"{before}{begin}{table}\n{after[after.index(end) :]}", put + 1
+    if not put:
         raise SystemExit(f"{page}: expected a line <!-- table NAME --> with NAME one of {', '.join(tables)}.")
     with atomic_path(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
