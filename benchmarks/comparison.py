@@ -52,14 +52,8 @@ DENSE, SHRUNK, SHRUNK_EPOCHS = "wp_unet-dense", "wp_unet-shrunk", 60
 NETWORKS = ("unet2d", "wp_unet", DENSE, SHRUNK, "squeeze_unet", "enhanced_unet", "deeplab3d")
 # the longest first; the shrunk network is made after the dense one, by the same process
 JOBS = (
-    "deeplab3d",
-    "squeeze_unet",
-    DENSE,
-    "enhanced_unet",
-    "unet2d",
-    "wp_unet",
-    "slice_leak",
-    "squeeze_speed",
+    *("deeplab3d", "squeeze_unet", "slice_leak", DENSE),
+    *("enhanced_unet", "unet2d", "wp_unet", "squeeze_speed"),
 )
 SCRIPTS = {"slice_leak": ("--epochs", "12"), "squeeze_speed": ()}
 
