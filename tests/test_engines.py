@@ -119,7 +119,7 @@ def test_prediction_with_a_file_equals_that_with_the_run(trained, exported, tmp_
     assert read_json(tmp_path / "run" / "predictions.json")["engine"] == "tensorflow"
     summary = read_json(tmp_path / "file" / "predictions.json")
     assert summary["engine"] == "litert"
-    assert summary["run"] == str(exported[".tflite"])
+    assert (tmp_path / "file" / summary["run"]).samefile(exported[".tflite"])
     assert summary["recipe"] == "unet2d:micro"
 
 
