@@ -197,7 +197,7 @@ def _inference(how):
         return None
     how = dict(how)
     tile, axes = how.pop("tile", None), how.pop("mirror_axes", None)
-    words = ["overlapping tiles of " + " x ".join(map(str, tile)) if tile else "whole slices"]
+    words = ["tiles of " + " x ".join(map(str, tile)) if tile else "whole slices"]
     words.append(f"mean over copies mirrored along {len(axes)} axes" if axes else "no mirrored copies")
     return ", ".join([*words, *(f"{key} {value}" for key, value in how.items())])
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from kitsseg.macs import count_macs
 from kitsseg.recipe import SliceSampler
+from kitsseg.training_state import steps_of
 
 __all__ = ["T4_FLOPS", "TrainingWork", "training_work"]
 
@@ -15,11 +16,13 @@ REACHED = (0.13, 0.61)
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """Attributes:
-    steps: of all phases and rounds.
-    images: slices or patches in all of these steps, repeated ones counted again.
-    what: "slices" or "patches".
-    flops: floating-point operations; the backward pass counts as twice the forward pass.
+    """What a training adds up to.
+
+    Attributes:
+        steps: of all phases and rounds.
+        images: slices or patches in all of these steps, repeated ones counted again.
+        what: "slices" or "patches".
+        flops: floating-point operations; the backward pass counts as twice the forward pass.
     """
 
     steps: int
@@ -48,8 +51,7 @@ def training_work(recipe):
     for phase in recipe.phases:
         sampler = phase.sampler
         batch = sampler.batch_size if isinstance(sampler, SliceSampler) else 3 * sampler.cases_per_batch
-        rounds = phase.progressive.rounds if phase.progressive else 1
-        of_phase = rounds * phase.epochs * phase.steps_per_epoch
+        of_phase = steps_of(phase)
         macs = count_macs(model, (*sampler.patch_size, model.input_shape[-1]))
         steps, images = steps + of_phase, images + of_phase * batch
         flops += of_phase * batch * macs * 2 * 3

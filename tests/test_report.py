@@ -447,7 +447,7 @@ def test_how_scans_were_predicted_in_words(project):
         ({"tile": None, "mirror_axes": []}, "whole slices, no mirrored copies"),
         (
             {"tile": [224, 224], "mirror_axes": [0, 1]},
-            "overlapping tiles of 224 x 224, mean over copies mirrored along 2 axes",
+            "tiles of 224 x 224, mean over copies mirrored along 2 axes",
         ),
         ({"tile": None, "mirror_axes": [], "later": 3}, "whole slices, no mirrored copies, later 3"),
     ):
