@@ -80,7 +80,7 @@ def main():
             measured(SHRUNK, a.out, data, bool(a.labels), a.share)
         return
     options = ["--share", str(a.share), *(["--labels", str(a.labels)] if a.labels else [])]
-    run_jobs([name for name in JOBS if name in a.only], a.out, options)
+    run_jobs([name for name in JOBS if name in a.only and not is_done(name, a.out)], a.out, options)
     facts = {
         name: json.loads(file.read_text())
         for name in NETWORKS
@@ -88,6 +88,15 @@ def main():
     }
     write_tables(a.out, facts, [name for name in SCRIPTS if name in a.only], a.pages)
     print(f"{(time.monotonic() - started) / 60:.0f} min in all")
+
+
+def is_done(name, out):
+    """Whether all that a job writes is there already."""
+    if name in SCRIPTS:
+        return (out / "tables" / f"{name}.md").is_file()
+    return all(
+        (out / made / "facts.json").is_file() for made in ((DENSE, SHRUNK) if name == DENSE else (name,))
+    )
 
 
 def run_jobs(names, out, options):
@@ -99,9 +108,7 @@ def run_jobs(names, out, options):
             name = waiting.pop(0)
             command = [sys.executable, here, out, *options, "--only", name, "--here"]
             if name in SCRIPTS:
-                (out / "tables").mkdir(exist_ok=True)
-                if (table := out / "tables" / f"{name}.md").is_file():
-                    continue
+                table = out / "tables" / f"{name}.md"
                 command = [sys.executable, here.with_name(f"{name}.py"), "--out", table, *SCRIPTS[name]]
             with (out / f"{name}.log").open("w") as log, only_core(core, cores):
                 running[core] = name, time.monotonic(), subprocess.Popen(command, stdout=log, stderr=log)
@@ -135,25 +142,21 @@ def measured(name, out, data, real, share):
     recipe, folder = recipe_of(name, share), out / name
     if (folder / "facts.json").is_file():
         return
-    cache, run = out / recipe.name.split(":")[0] / "cache", folder / "run"
-    if name == DENSE:
-        cache = folder / "cache"  # another process fills wp_unet's
-    elif name == SHRUNK:
-        cache = out / DENSE / "cache"
+    # one for each process; the shrunk network follows the dense one in the same
+    cache, run = out / (DENSE if name == SHRUNK else name) / "cache", folder / "run"
     preprocess_cases(data, cache, recipe.preprocess)
     cases = open_cache(cache, recipe.preprocess)
     split = named_split(cases) if real else make_split(cases, (0.6, 0.15, 0.25))
-    steps = sum(map(steps_of, recipe.phases))
+    steps, epochs = sum(map(steps_of, recipe.phases)), max(1, round(share * SHRUNK_EPOCHS))
     if not (run / "model.keras").is_file():
         resume = (run / "run.json").is_file()
         if name == SHRUNK:
-            epochs = max(1, round(share * SHRUNK_EPOCHS))
             shrink_run(recipe, out / DENSE / "run", cache, run, keep=0.5, epochs=epochs, resume=resume)
         else:
             train_recipe(recipe, cache, split, run, resume=resume)
     seconds = read_run(run)["seconds"]
     if name == SHRUNK:
-        steps += max(1, round(share * SHRUNK_EPOCHS)) * recipe.phases[-1].steps_per_epoch
+        steps += epochs * recipe.phases[-1].steps_per_epoch
         seconds += read_run(out / DENSE / "run")["seconds"]
     started = time.process_time()
     predict_cases(run, [data], folder / "predictions", part="test")
@@ -167,7 +170,6 @@ def measured(name, out, data, real, share):
         "train_s": seconds,
         "predict_ms": 1e3 * predict_s / sum(cases[case].geometry.scan_shape[0] for case in split.test),
         "megabytes": (run / "model.keras").stat().st_size / 1e6,
-        "patients": [len(split.train), len(split.validation), len(split.test)],
     }
     with atomic_path(folder / "facts.json") as temporary:
         temporary.write_text(json.dumps(facts))
