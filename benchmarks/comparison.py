@@ -31,20 +31,20 @@ import numpy as np
 from comparison_page import write_tables
 
 from kitsseg import recipes
-from kitsseg.atomic import atomic_path
-from kitsseg.data.cache import open_cache
-from kitsseg.data.preprocess import preprocess_cases
+from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
 from kitsseg.data.splits import CaseSplit, load_split, make_split
-from kitsseg.data.synthesize import render_cases, synthesize_cases
-from kitsseg.evaluate import evaluate_folders
-from kitsseg.macs import count_macs
-from kitsseg.networks import read_network
+from kitsseg.files.atomic import atomic_path
+from kitsseg.inference.cohort import predict_cases
+from kitsseg.models.loading import read_network
+from kitsseg.models.macs import count_macs
 from kitsseg.phase import Plateau
-from kitsseg.predict import predict_cases
-from kitsseg.run import read_run
-from kitsseg.shrink_run import shrink_run
-from kitsseg.train import train_recipe
-from kitsseg.training_state import steps_of
+from kitsseg.records.run import read_run
+from kitsseg.scoring.evaluate import evaluate_folders
+from kitsseg.training.state import steps_of
+from kitsseg.training.train import train_recipe
+from kitsseg.workflows.shrink import shrink_run
 
 # how many times the epochs of the demo, which differ in number
 STRETCH = {"unet2d": 3, "wp_unet": 3, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 7}

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from kitsseg.data.augment import batchgenerators_transform
+from kitsseg.data.sampling.augment import batchgenerators_transform
 
 __all__ = ["PATCHES", "SLICES"]
 

@@ -23,16 +23,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kitsseg.data.cache import open_cache
-from kitsseg.data.cached_windows import cached_images
-from kitsseg.engines import open_network
-from kitsseg.export_files import write_network
-from kitsseg.exported import read_exported
-from kitsseg.macs import count_macs
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.cache.windows import cached_images
+from kitsseg.export.writers import write_network
+from kitsseg.inference.engines import open_network
 from kitsseg.models import build_wp_unet
-from kitsseg.networks import read_network
-from kitsseg.run import finished_run
-from kitsseg.scores_file import read_scores
+from kitsseg.models.loading import read_network
+from kitsseg.models.macs import count_macs
+from kitsseg.records.exported import read_exported
+from kitsseg.records.run import finished_run
+from kitsseg.scoring.scores_file import read_scores
 
 TABLE_2 = {"unet": 5_680_353, "dw_unet": 2_601_921, "wp_unet": 1_297_441}  # the paper's parameters
 PACKAGES = {"onnxruntime": ("onnxruntime", "tf2onnx"), "openvino": ("openvino", "tf2onnx")}

@@ -18,17 +18,17 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from kitsseg import recipes
-from kitsseg.compare import compare_scores
-from kitsseg.data.cache import open_cache
-from kitsseg.data.preprocess import preprocess_cases
+from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.data.splits import make_split
-from kitsseg.data.synthesize import synthesize_cases
-from kitsseg.evaluate import evaluate_folders
-from kitsseg.predict import predict_cases
-from kitsseg.run import read_run
-from kitsseg.shrink_run import shrink_run
-from kitsseg.sweep import COLUMNS, sweep_run
-from kitsseg.train import train_recipe
+from kitsseg.inference.cohort import predict_cases
+from kitsseg.records.run import read_run
+from kitsseg.scoring.compare import compare_scores
+from kitsseg.scoring.evaluate import evaluate_folders
+from kitsseg.training.train import train_recipe
+from kitsseg.workflows.shrink import shrink_run
+from kitsseg.workflows.sweep import COLUMNS, sweep_run
 
 SPARSITIES = {"magnitude": (0.5, 0.7, 0.8, 0.85, 0.9), "block": (0.5, 0.8)}
 KEEPS = (0.5, 0.375)

@@ -50,7 +50,7 @@ def main():
 
 
 def read(path):
-    from kitsseg.data.nifti import read_labels
+    from kitsseg.data.formats.nifti import read_labels
 
     volume = read_labels(path)
     return volume.array, volume.grid.spacing_mm
@@ -70,7 +70,7 @@ def made(slices):
 
 def write_probabilities(folder, labels, spacing):
     """One-hot labels, interpolated to the grid, with noise so that no two classes tie: float32, slice by slice."""
-    from kitsseg.data.resample import resample_slices, resampled_shape
+    from kitsseg.data.geometry.resample import resample_slices, resampled_shape
 
     grid, rng = resampled_shape(labels.shape, spacing, GRID_MM), np.random.default_rng(0)
     planes = [resample_slices(labels == c, grid, (0, 0, 0), grid, linear=True) for c in range(3)]
@@ -93,7 +93,7 @@ def probabilities(case):
 
 
 def ours(case):
-    from kitsseg.data.geometry import Geometry, labels_on_scan
+    from kitsseg.data.geometry.geometry import Geometry, labels_on_scan
 
     geometry = Geometry(case["scan"], case["spacing"], case["grid"], (0, 0, 0), case["grid"])
     return labels_on_scan(probabilities(case), geometry)
@@ -159,8 +159,8 @@ def tile_of(shape):
 
 
 def ours_2d(case):
+    from kitsseg.inference.windows2d import slice_probabilities
     from kitsseg.recipe import InferenceSpec
-    from kitsseg.sliding_window import slice_probabilities
 
     spec, answer = InferenceSpec(tile=TILE_2D, gaussian=True), tile_of(TILE_2D)
     plane = np.zeros((512, 512, 1), np.float32)
@@ -168,7 +168,7 @@ def ours_2d(case):
 
 
 def ours_3d(case):
-    from kitsseg.volume_tiles import overlapping_probabilities
+    from kitsseg.inference.tiles3d import overlapping_probabilities
 
     answer, volume = tile_of(TILE_3D), np.zeros(case["grid"], np.float32)
     planes = overlapping_probabilities(
@@ -207,9 +207,9 @@ BACK = {
     "nnU-Net resampling in torch": nnunet_torch,
 }
 IMPORTS = {
-    "ours": ["kitsseg.data.geometry"],
-    "ours_2d": ["kitsseg.recipe", "kitsseg.sliding_window"],
-    "ours_3d": ["kitsseg.volume_tiles"],
+    "ours": ["kitsseg.data.geometry.geometry"],
+    "ours_2d": ["kitsseg.recipe", "kitsseg.inference.windows2d"],
+    "ours_3d": ["kitsseg.inference.tiles3d"],
     "scipy_zoom": ["scipy.ndimage"],
     "torch_interpolate": ["torch"],
     "nnunet": ["nnunetv2.preprocessing.resampling.default_resampling"],

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.data.nifti_writer import write_image
+from kitsseg.data.formats.nifti_writer import write_image
 
 TARGET_S, TARGET_MB = 1.0, 300.0
 FEWEST = 2  # slices
@@ -91,7 +91,7 @@ def make_models(folder):
     from inference import PACKAGES, installed, random_statistics
 
     from kitsseg import recipes
-    from kitsseg.export_files import write_network
+    from kitsseg.export.writers import write_network
 
     recipe = recipes.get("wp_unet")
     rows, columns, _ = shape = recipe.model["input_shape"]

@@ -25,10 +25,10 @@ import numpy as np
 from scipy.ndimage import zoom
 
 from kitsseg import recipes
-from kitsseg.data.nifti import read_image, read_labels
-from kitsseg.data.nifti_writer import write_image
-from kitsseg.data.preprocess import preprocess_cases
-from kitsseg.data.resample import resample_slices, resampled_shape
+from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.geometry.resample import resample_slices, resampled_shape
 
 # the scan as it is: the peers below do not resample either
 SPEC = replace(recipes.get("unet2d").preprocess, spacing_mm=(None, None, None), crop_to_body=False)

@@ -22,21 +22,21 @@ import keras
 import numpy as np
 
 from kitsseg import recipes
-from kitsseg.atomic import atomic_path
-from kitsseg.data.cache import open_cache
-from kitsseg.data.preprocess import preprocess_cases
+from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.data.splits import make_split
-from kitsseg.data.synthesize import synthesize_cases
-from kitsseg.evaluate import evaluate_folders
-from kitsseg.networks import read_network
-from kitsseg.predict import predict_cases
-from kitsseg.prune import prune_run
-from kitsseg.pruning import PruneLowMagnitude
-from kitsseg.pruning_masks import n_kept
-from kitsseg.pruning_weights import prunable_weights
-from kitsseg.run import read_history, read_run
-from kitsseg.scores_file import read_scores
-from kitsseg.train import train_recipe
+from kitsseg.files.atomic import atomic_path
+from kitsseg.inference.cohort import predict_cases
+from kitsseg.models.loading import read_network
+from kitsseg.pruning.callback import PruneLowMagnitude
+from kitsseg.pruning.masks import n_kept
+from kitsseg.pruning.weights import prunable_weights
+from kitsseg.records.run import read_history, read_run
+from kitsseg.scoring.evaluate import evaluate_folders
+from kitsseg.scoring.scores_file import read_scores
+from kitsseg.training.train import train_recipe
+from kitsseg.workflows.prune import prune_run
 
 # of a million float32 weights some are equal, and equals at the threshold are all kept, as tfmot does
 TIES = 3

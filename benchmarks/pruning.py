@@ -16,10 +16,10 @@ import keras
 import numpy as np
 
 from kitsseg.models import build_wp_unet
-from kitsseg.pruning import PruneLowMagnitude
-from kitsseg.pruning_masks import magnitude_mask, n_kept
-from kitsseg.pruning_schedules import constant_sparsity
-from kitsseg.pruning_weights import prunable_weights
+from kitsseg.pruning.callback import PruneLowMagnitude
+from kitsseg.pruning.masks import magnitude_mask, n_kept
+from kitsseg.pruning.schedules import constant_sparsity
+from kitsseg.pruning.weights import prunable_weights
 
 
 def main():

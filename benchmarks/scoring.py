@@ -21,14 +21,14 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from kitsseg.components import components
-from kitsseg.data.label_box import foreground_box
-from kitsseg.data.nifti import read_labels
-from kitsseg.data.nifti_writer import write_labels
-from kitsseg.distances import distance_mm
-from kitsseg.evaluate_files import count_files, read_boxes
-from kitsseg.scores import score_counts
-from kitsseg.surface import hausdorff_mm, surface_distances
+from kitsseg.data.formats.nifti import read_labels
+from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.geometry.label_box import foreground_box
+from kitsseg.labels.components import components
+from kitsseg.labels.distances import distance_mm
+from kitsseg.scoring.dice import score_counts
+from kitsseg.scoring.label_files import count_files, read_boxes
+from kitsseg.scoring.surface import hausdorff_mm, surface_distances
 
 ROUNDS, SLOW_S = 3, 10
 MEMORY_MIB = 100  # for the Dice from two files, the interpreter and its modules not counted
@@ -143,7 +143,7 @@ def dice_memory_mib(prediction, truth):
     Of its own memory (VmHWM): what ``getrusage`` says of a child starts at the peak of its parent.
     """
     code = (
-        "import sys; from kitsseg.evaluate_files import count_files; import kitsseg.scores\n"
+        "import sys; from kitsseg.scoring.label_files import count_files; import kitsseg.scoring.dice\n"
         "def kib(key):\n"
         "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(key))\n"
         "before = kib('VmRSS')\n"

@@ -22,13 +22,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 from kitsseg import recipes
-from kitsseg.atomic import atomic_path
-from kitsseg.data.cache import open_cache
-from kitsseg.data.preprocess import preprocess_cases
-from kitsseg.data.slices import SliceBatches, slice_dataset
+from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.phantoms.synthesize import synthesize_cases
+from kitsseg.data.sampling.slices import SliceBatches, slice_dataset
 from kitsseg.data.splits import CaseSplit
-from kitsseg.data.synthesize import synthesize_cases
-from kitsseg.predict import as_probabilities, probabilities_of
+from kitsseg.files.atomic import atomic_path
+from kitsseg.inference.cohort import as_probabilities, probabilities_of
 from kitsseg.recipe import Augmentation
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from kitsseg.atomic import atomic_path
-from kitsseg.macs import count_macs
+from kitsseg.files.atomic import atomic_path
 from kitsseg.models import build_squeeze_unet
+from kitsseg.models.macs import count_macs
 
 
 def main():

@@ -170,8 +170,8 @@ def start_keras(name, engine, precision, images, labels):
     import keras
     import tensorflow as tf
 
-    from kitsseg.macs import count_macs
-    from kitsseg.precision import computing_in
+    from kitsseg.models.macs import count_macs
+    from kitsseg.runtime.precision import computing_in
 
     with computing_in(precision):
         recipe, model, loss, weights = network_of(name)

@@ -26,7 +26,7 @@ Raises: ValueError for a bad argument, for labels that do not fit the logits, an
 import keras
 from keras import ops
 
-from kitsseg.replicas import replica_count, sum_over_replicas
+from kitsseg.runtime.replicas import replica_count, sum_over_replicas
 
 __all__ = ["CrossEntropySoftDice", "FocalTversky", "Tversky", "TverskyFocal"]
 

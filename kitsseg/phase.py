@@ -123,7 +123,7 @@ class Progressive:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """Magnitude pruning while a phase trains (see ``kitsseg.pruning``).
+    """Magnitude pruning while a phase trains (see ``kitsseg.pruning.callback``).
 
     Attributes:
         sparsity: share of zeros in the pruned tensors at the end, below 1.

@@ -29,25 +29,25 @@ background, kidney, tumor.
 
 | to | see |
 |---|---|
-| find and read cases | `kitsseg.data.cases.find_cases`, `kitsseg.data.nifti.read_image`, `kitsseg.data.nifti.read_labels` |
-| make synthetic ones | `kitsseg.data.synthesize` |
-| resample and cache them | `kitsseg.data.preprocess`, `kitsseg.data.cache.open_cache` |
-| draw batches of slices or patches | `kitsseg.data.slices.SliceBatches`, `kitsseg.data.patches`, `kitsseg.data.splits.make_split` |
+| find and read cases | `kitsseg.data.layouts.find.find_cases`, `kitsseg.data.formats.nifti.read_image`, `kitsseg.data.formats.nifti.read_labels` |
+| make synthetic ones | `kitsseg.data.phantoms.synthesize` |
+| resample and cache them | `kitsseg.data.cache.build`, `kitsseg.data.cache.cases.open_cache` |
+| draw batches of slices or patches | `kitsseg.data.sampling.slices.SliceBatches`, `kitsseg.data.sampling.patches`, `kitsseg.data.splits.make_split` |
 | build a network | `kitsseg.models` |
 | measure its error | `kitsseg.losses`, `kitsseg.metrics` |
 | read or write a recipe | `kitsseg.recipes.get`, `kitsseg.recipe`, `kitsseg.phase` |
-| train it | `kitsseg.train.train_recipe` |
-| make a network smaller | `kitsseg.prune`, `kitsseg.shrink_run`, `kitsseg.export` |
-| segment scans | `kitsseg.predict` |
-| score label maps | `kitsseg.evaluate.evaluate_folders`, `kitsseg.scores`, `kitsseg.compare.compare_scores` |
-| show all that on a page | `kitsseg.report` |
+| train it | `kitsseg.training.train.train_recipe` |
+| make a network smaller | `kitsseg.workflows.prune`, `kitsseg.workflows.shrink`, `kitsseg.export.export` |
+| segment scans | `kitsseg.inference.cohort` |
+| score label maps | `kitsseg.scoring.evaluate.evaluate_folders`, `kitsseg.scoring.dice`, `kitsseg.scoring.compare.compare_scores` |
+| show all that on a page | `kitsseg.report.report` |
 """
 
 
 def public_modules():
     """Names of the packages and of all modules with ``__all__``, imported, without those of the command line."""
     import kitsseg
-    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
     names = ["kitsseg"]

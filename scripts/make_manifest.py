@@ -7,8 +7,8 @@ hold, and the figures of the images of 2019, stay as they are; splits and known 
 import sys
 from pathlib import Path
 
-from kitsseg.data.manifest import read_manifest, write_manifest
-from kitsseg.data.manifest_rows import make_manifest
+from kitsseg.data.kits19.make_manifest import make_manifest
+from kitsseg.data.kits19.manifest import read_manifest, write_manifest
 
 MANIFEST = Path(__file__).parent.parent / "data_manifest.csv"
 # the same once more: not every system has links

@@ -12,7 +12,7 @@ from pathlib import Path
 from notebook_texts import TEXTS
 
 from kitsseg import recipes
-from kitsseg.commands.quiet_keras import start_keras
+from kitsseg.runtime.start_keras import start_keras
 
 REPOSITORY = "kitsseg/kitsseg"
 FOLDER = Path(__file__).parents[1] / "colab"
@@ -60,8 +60,9 @@ PATIENTS = 10  # @param {{type:"integer"}}
 EPOCHS = {text["demo_epochs"]}  # @param {{type:"integer"}}
 USE_DRIVE = False  # @param {{type:"boolean"}}
 
-from kitsseg import notebook, recipes
-from kitsseg import notebook_views as views
+from kitsseg import recipes
+from kitsseg.notebook import steps as notebook
+from kitsseg.notebook import views
 
 notebook.describe_device()
 local, kept = notebook.folders("{name}", USE_DRIVE)
@@ -97,7 +98,7 @@ if not DEMO:
     )
     yield (
         "code",
-        """from kitsseg.data.preprocess import preprocess_cases
+        """from kitsseg.data.cache.build import preprocess_cases
 
 data = notebook.get_patients(local / "data", DEMO, PATIENTS, CASES)
 preprocess_cases(data, local / "cache", recipe.preprocess)
@@ -113,7 +114,7 @@ goes on after its last finished epoch.
     )
     yield (
         "code",
-        """from kitsseg.data.cache import open_cache
+        """from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.splits import load_split, make_split
 
 cases = open_cache(local / "cache", recipe.preprocess)
@@ -141,8 +142,8 @@ The share of zeros in each layer that the schedule acts on. Depthwise kernels, b
     )
     yield (
         "code",
-        """from kitsseg.evaluate import evaluate_folders
-from kitsseg.predict import predict_cases
+        """from kitsseg.scoring.evaluate import evaluate_folders
+from kitsseg.inference.cohort import predict_cases
 
 predict_cases(run, [data], kept / "predictions", part="test")
 result = evaluate_folders(kept / "predictions", data, kept / "scores.csv")
@@ -166,7 +167,7 @@ Training curves, then each test patient, worst first: truth and prediction outli
     )
     yield (
         "code",
-        """from kitsseg.report import write_report
+        """from kitsseg.report.report import write_report
 
 views.show_page(write_report(kept / "scores.csv", kept / "report.html"))
 """,
@@ -217,8 +218,8 @@ PATIENTS = 10  # @param {type:"integer"}
 EPOCHS = 6  # @param {type:"integer"}
 USE_DRIVE = False  # @param {type:"boolean"}
 
-from kitsseg import notebook
-from kitsseg import notebook_views as views
+from kitsseg.notebook import steps as notebook
+from kitsseg.notebook import views
 
 notebook.describe_device()
 local, kept = notebook.folders("compare", USE_DRIVE)
@@ -247,7 +248,7 @@ synthetic patients: phantom results.
 
 def hours(recipe):
     """What ``training_work`` says of a T4, in words."""
-    from kitsseg.training_work import training_work
+    from kitsseg.training.work import training_work
 
     least, most = training_work(recipes.get(recipe)).hours()
     if most < 2:

@@ -6,7 +6,6 @@ Parameters and multiply-adds are counted on the networks as they are built; the 
 import math
 
 from kitsseg import recipes
-from kitsseg.macs import count_macs
 from kitsseg.models import (
     build_deeplab3d,
     build_enhanced_unet,
@@ -15,6 +14,7 @@ from kitsseg.models import (
     build_unet3d,
     build_wp_unet,
 )
+from kitsseg.models.macs import count_macs
 
 # network, parameters in the paper, what is scored and open
 ROWS = [

@@ -69,6 +69,6 @@ def add_layout(sub, labels=True):
 
 def layout_of(arguments):
     """The Layout that these options describe."""
-    from kitsseg.data.cases import Layout
+    from kitsseg.data.layouts.find import Layout
 
     return Layout(arguments.images, getattr(arguments, "labels", None), getattr(arguments, "cyst", None))

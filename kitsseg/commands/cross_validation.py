@@ -38,10 +38,10 @@ def add(command):
 def _cross_validate(arguments):
     from kitsseg import recipes
     from kitsseg.commands.console import done, progress_bar
-    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
-    from kitsseg.cross_validate import score_folds, train_folds
+    from kitsseg.workflows.cross_validate import score_folds, train_folds
 
     a = arguments
     recipe, hardware, layout = recipes.get(a.recipe), hardware_of(a), layout_of(a)

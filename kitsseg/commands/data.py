@@ -71,7 +71,7 @@ def _synthesize(arguments):
 
 def synthesize(out, n_cases, size, seed, labels):
     from kitsseg.commands.console import done, progress_bar
-    from kitsseg.data.synthesize import render_cases, synthesize_cases
+    from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
 
     with progress_bar() as progress:
         if labels is None:
@@ -88,7 +88,7 @@ def _download(arguments):
 
 def download(dest, cases=None, labels_only=False, source=None, jobs=4, images_url=None, labels_url=None):
     from kitsseg.commands.console import console, done, progress_bar
-    from kitsseg.data.download import choose_files, download_files
+    from kitsseg.data.download.download import choose_files, download_files
 
     urls = {"images_url": images_url, "labels_url": labels_url}
     urls = {name: url for name, url in urls.items() if url}
@@ -112,9 +112,9 @@ def _verify(arguments):
 def verify(data, cases=None, labels_only=False, not_kits19=False, layout=None):
     from kitsseg.commands.console import done, progress_bar
     from kitsseg.commands.findings_table import show_findings
-    from kitsseg.data.kits_files import parse_cases
-    from kitsseg.data.manifest import read_manifest
-    from kitsseg.data.verify import verify_data
+    from kitsseg.data.download.catalog import parse_cases
+    from kitsseg.data.kits19.manifest import read_manifest
+    from kitsseg.data.kits19.verify import verify_data
     from kitsseg.errors import InputError
 
     manifest = read_manifest()
@@ -141,8 +141,8 @@ def _manifest(arguments):
 
 def write_manifest(data, out, images_2019=False):
     from kitsseg.commands.console import done, progress_bar
-    from kitsseg.data import manifest
-    from kitsseg.data.manifest_rows import make_manifest
+    from kitsseg.data.kits19 import manifest
+    from kitsseg.data.kits19.make_manifest import make_manifest
 
     before = manifest.read_manifest()
     with progress_bar() as progress:
@@ -181,7 +181,7 @@ def _preprocess(arguments):
 
 def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
     from kitsseg.commands.console import done, progress_bar
-    from kitsseg.data.preprocess import plan_cache, preprocess_cases
+    from kitsseg.data.cache.build import plan_cache, preprocess_cases
 
     plan = plan_cache(data, cache, recipe.preprocess, layout, compress)
     if plan.bytes > 100e6:  # less is not worth a word
@@ -203,8 +203,8 @@ def _statistics(arguments):
 def statistics(recipe, cache, split):
     from kitsseg.commands.console import console
     from kitsseg.commands.training import choose_split
-    from kitsseg.data.cache import open_cache
-    from kitsseg.data.statistics import training_counts
+    from kitsseg.data.cache.cases import open_cache
+    from kitsseg.data.cache.hu_statistics import training_counts
 
     split = choose_split(cache, recipe, split)
     hu = training_counts(open_cache(cache, recipe.preprocess), split)

@@ -26,7 +26,7 @@ def add(command):
 
 def _demo(arguments):
     from kitsseg import recipes
-    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
     demo(recipes.get(f"{arguments.recipe}:tiny"), arguments.out, arguments.cases, arguments.seed)

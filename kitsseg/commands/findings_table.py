@@ -1,6 +1,6 @@
 """The table of `kitsseg verify`."""
 
-from kitsseg.data.findings import Finding
+from kitsseg.data.kits19.findings import Finding
 
 __all__ = ["fold_alike", "show_findings"]
 

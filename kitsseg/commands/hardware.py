@@ -67,7 +67,7 @@ def add_hardware(sub):
 
 def hardware_of(arguments):
     """Keyword arguments of ``train_recipe``; call it before anything is computed."""
-    from kitsseg.devices import use_devices
+    from kitsseg.runtime.devices import use_devices
 
     a = arguments
     devices = use_devices(a.devices, a.coordinator, a.process)

@@ -109,8 +109,8 @@ def _sizes(text):
 
 
 def _predict(arguments):
-    from kitsseg.commands.quiet_keras import start_keras
-    from kitsseg.exported import format_of
+    from kitsseg.records.exported import format_of
+    from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
     if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in [a.run, *a.also]):
@@ -121,7 +121,7 @@ def _predict(arguments):
 
 def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=None, **more):
     from kitsseg.commands.console import console, done, progress_bar
-    from kitsseg.predict import NAMED, failures, predict_cohort
+    from kitsseg.inference.cohort import NAMED, failures, predict_cohort
 
     with progress_bar() as progress:
         outcome = predict_cohort(
@@ -150,7 +150,7 @@ def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=No
 
 
 def _export(arguments):
-    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
     a = arguments
@@ -159,7 +159,7 @@ def _export(arguments):
 
 def export(run, out, format, precision, softmax, size, cache, sparse):
     from kitsseg.commands.console import console, done, progress_bar
-    from kitsseg.export import export_run
+    from kitsseg.export.export import export_run
 
     with progress_bar() as progress:
         result = export_run(run, out, format, precision, softmax, size, cache, sparse, progress)

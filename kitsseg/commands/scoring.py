@@ -54,8 +54,8 @@ def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=Fals
     from rich.markup import escape
 
     from kitsseg.commands.console import console, done, progress_bar
-    from kitsseg.evaluate import evaluate_folders
-    from kitsseg.evaluate_table import format_table
+    from kitsseg.commands.score_table import format_table
+    from kitsseg.scoring.evaluate import evaluate_folders
 
     with progress_bar() as progress:
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
@@ -68,7 +68,7 @@ def _compare(arguments):
     from rich.table import Table
 
     from kitsseg.commands.console import console, done
-    from kitsseg.compare import compare_scores
+    from kitsseg.scoring.compare import compare_scores
 
     files = _named(arguments.scores)
     result = compare_scores(files, arguments.out)
@@ -108,8 +108,8 @@ def _print_ranking(console, files):
     from rich.markup import escape
     from rich.table import Table
 
-    from kitsseg.hierarchical import rank_runs
-    from kitsseg.scores_file import read_scores
+    from kitsseg.scoring.kits23 import rank_runs
+    from kitsseg.scoring.scores_file import read_scores
 
     read = {name: read_scores(path) for name, path in files.items()}
     cases = {frozenset(row["case"] for row in rows) for rows, _ in read.values()}
@@ -158,7 +158,7 @@ def _report(arguments):
 
 def preview(source, out, case=None):
     from kitsseg.commands.console import done
-    from kitsseg.report import write_preview
+    from kitsseg.report.report import write_preview
 
     case = write_preview(source, out, case)
     done(f"wrote {out}: {case}")
@@ -166,7 +166,7 @@ def preview(source, out, case=None):
 
 def report(source, out):
     from kitsseg.commands.console import done, progress_bar
-    from kitsseg.report import write_report
+    from kitsseg.report.report import write_report
 
     with progress_bar() as progress:
         write_report(source, out, progress)

@@ -83,7 +83,7 @@ def add(command):
 
 def _train(arguments):
     from kitsseg import recipes
-    from kitsseg.commands.quiet_keras import start_keras
+    from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
     a = arguments
@@ -109,15 +109,15 @@ def _prune(arguments):
         raise InputError("prune: --method channel is for several --sparsity; for one use kitsseg shrink.")
     from kitsseg import recipes
     from kitsseg.commands.console import console, progress_bar
-    from kitsseg.commands.quiet_keras import start_keras
-    from kitsseg.run import read_run
+    from kitsseg.records.run import read_run
+    from kitsseg.runtime.start_keras import start_keras
 
     recipe = recipes.get(read_run(a.run)["recipe"])
     start_keras()
     if several:
         _sweep(recipe, a)
         return
-    from kitsseg.prune import prune_run
+    from kitsseg.workflows.prune import prune_run
 
     sparsity, schedule = PRESETS[a.preset] if a.preset else (a.sparsity[0], a.schedule or "polynomial")
     block = (a.block or 2) if a.method == "block" else None
@@ -133,7 +133,7 @@ def _sweep(recipe, a):
     from rich.table import Table
 
     from kitsseg.commands.console import console, done, progress_bar
-    from kitsseg.sweep import sweep_run
+    from kitsseg.workflows.sweep import sweep_run
 
     with progress_bar() as progress:
         rows = sweep_run(
@@ -162,13 +162,13 @@ def _sweep(recipe, a):
 def _shrink(arguments):
     from kitsseg import recipes
     from kitsseg.commands.console import console, progress_bar
-    from kitsseg.commands.quiet_keras import start_keras
-    from kitsseg.run import read_run
+    from kitsseg.records.run import read_run
+    from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
     recipe = recipes.get(read_run(a.run)["recipe"])
     start_keras()
-    from kitsseg.shrink_run import shrink_run
+    from kitsseg.workflows.shrink import shrink_run
 
     with progress_bar() as progress:
         shrink_run(recipe, a.run, a.cache, a.out, a.keep, a.by, a.multiple, a.epochs, a.resume, progress)
@@ -206,7 +206,7 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
     It never depends on the seed of the training, so that runs with other seeds stay comparable.
     """
     from kitsseg.commands.console import console
-    from kitsseg.data.cache import open_cache
+    from kitsseg.data.cache.cases import open_cache
     from kitsseg.data.splits import load_split, make_split
 
     cases = open_cache(cache, recipe.preprocess)
@@ -226,7 +226,7 @@ def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardwar
     Args: as for ``train_recipe``; hardware, watching: further keyword arguments of it.
     """
     from kitsseg.commands.console import progress_bar
-    from kitsseg.train import train_recipe
+    from kitsseg.training.train import train_recipe
 
     options = (hardware or {}) | watching
     if hardware and hardware["devices"].process:  # the first process shows what all of them do

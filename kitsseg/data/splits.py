@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.atomic import atomic_path
 from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
 
 __all__ = ["CaseSplit", "load_split", "make_split", "save_split", "split_names"]
 

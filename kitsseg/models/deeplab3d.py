@@ -20,7 +20,7 @@ Check:  559,667 trainable parameters, just below the paper's 560k; 562,307 with 
 import keras
 from keras import layers
 
-from kitsseg.models.layers3d import DepthwiseConv3D, UpsampleTrilinear
+from kitsseg.models.layers.layers3d import DepthwiseConv3D, UpsampleTrilinear
 
 __all__ = ["build_deeplab3d"]
 

@@ -18,7 +18,7 @@ Check:  5,687,504 parameters, 5,680,016 of them trainable. The base network, fro
 import keras
 from keras import layers
 
-from kitsseg.models.blocks import check_image_shape
+from kitsseg.models.layers.blocks2d import check_image_shape
 
 __all__ = ["build_enhanced_unet", "build_plain_unet", "keep_final_head"]
 

@@ -18,9 +18,9 @@ from functools import partial
 import keras
 from keras import layers
 
-from kitsseg.models import encoders
-from kitsseg.models.torch_layers import ICNR, NearestResize, PixelShuffle, kaiming_normal
-from kitsseg.models.torch_weights import load_torchvision_weights
+from kitsseg.models.layers.torch_compat import ICNR, NearestResize, PixelShuffle, kaiming_normal
+from kitsseg.models.pretrained import encoders
+from kitsseg.models.pretrained.torchvision import load_torchvision_weights
 
 __all__ = ["ENCODERS", "build_squeeze_unet"]
 

@@ -16,7 +16,7 @@ Check:  12,298,643 parameters, 12,291,123 of them trainable. Other readings: 1 o
 import keras
 from keras import layers
 
-from kitsseg.models.blocks import UpsampleBilinear, check_image_shape
+from kitsseg.models.layers.blocks2d import UpsampleBilinear, check_image_shape
 
 __all__ = ["build_unet2d"]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from kitsseg.models.blocks import check_image_shape
+from kitsseg.models.layers.blocks2d import check_image_shape
 
 __all__ = ["build_wp_unet"]
 

@@ -22,7 +22,7 @@ __all__ = ["PAPER", "PRACTICAL", "TINY"]
 
 def build_model(norm_momentum=0.99, **options):
     from kitsseg.models import build_enhanced_unet
-    from kitsseg.models.blocks import set_norm_momentum
+    from kitsseg.models.layers.blocks2d import set_norm_momentum
 
     model = build_enhanced_unet(**options)
     set_norm_momentum(model, norm_momentum)

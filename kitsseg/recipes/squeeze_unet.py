@@ -24,7 +24,7 @@ def build_loss(**options):
 
 
 def build_optimizer(phase):
-    from kitsseg.optimizers import GroupAdamW
+    from kitsseg.optimizers.group_adamw import GroupAdamW
 
     return GroupAdamW(phase.learning_rate, phase.rate_factors)
 

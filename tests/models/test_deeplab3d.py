@@ -5,9 +5,9 @@ from keras import layers, ops
 from scipy import ndimage
 
 from kitsseg.losses import TverskyFocal
-from kitsseg.macs import count_macs
 from kitsseg.models.deeplab3d import build_deeplab3d
-from kitsseg.models.layers3d import DepthwiseConv3D, UpsampleTrilinear
+from kitsseg.models.layers.layers3d import DepthwiseConv3D, UpsampleTrilinear
+from kitsseg.models.macs import count_macs
 
 RNG = np.random.default_rng(0)
 

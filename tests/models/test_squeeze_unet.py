@@ -12,16 +12,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from support import ROOT
 
 from kitsseg.errors import InputError
-from kitsseg.models import encoders
-from kitsseg.models.encoders import encoder_layers
+from kitsseg.models.pretrained import encoders
+from kitsseg.models.pretrained.encoders import encoder_layers
+from kitsseg.models.pretrained.torchvision import assign_state_dict, load_torchvision_weights
 from kitsseg.models.squeeze_unet import build_squeeze_unet
-from kitsseg.models.torch_weights import assign_state_dict, load_torchvision_weights
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location(
-    "export_torchvision_features", HERE.parents[1] / "scripts" / "export_torchvision_features.py"
+    "export_torchvision_features", ROOT / "scripts" / "export_torchvision_features.py"
 )
 export = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(export)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kitsseg.models.blocks import UpsampleBilinear
+from kitsseg.models.layers.blocks2d import UpsampleBilinear
 from kitsseg.models.unet2d import build_unet2d
 
 

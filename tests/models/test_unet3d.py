@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from kitsseg import recipes
-from kitsseg.macs import count_macs
+from kitsseg.models.macs import count_macs
 from kitsseg.models.unet3d import build_unet3d
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,88 @@
+"""What ``kitsseg evaluate`` prints: a line per case, the means, and the ladder beside an empty prediction."""
+
+from kitsseg.scoring.ladder import RUNGS
+
+__all__ = ["format_table"]
+
+COLUMNS = {
+    "tk_dice": "TK",
+    "tu_dice": "TU",
+    "composite": "composite",
+    "kidney_label_dice": "kidney label",
+    "tumor_precision": "tumor precision",
+    "tumor_recall": "tumor recall",
+}
+
+
+def format_table(rows, summary):
+    """Plain text.
+
+    Args:
+        rows, summary: of ``Evaluation``.
+    """
+    widths = {name: max(len(head), 6) + 2 for name, head in COLUMNS.items()}
+    first = max(len("empty prediction"), *(len(row["case"]) for row in rows))
+
+    def line(title, values):
+        return title.ljust(first) + "".join(
+            f"{values[name]:{widths[name]}.4f}" for name in COLUMNS if name in values
+        )
+
+    means = {name: summary["scores"][name]["mean"] for name in COLUMNS}
+    lines = _ladder(summary["beside_all_background"])  # long: what matters most is to stand last
+    lines += [" " * first + "".join(head.rjust(widths[name]) for name, head in COLUMNS.items())]
+    lines += [line(row["case"], row) for row in rows] + [line("mean", means)]
+    lines += [line("empty prediction", summary["beside_all_background"]["all_background"])]
+    low, high = summary["composite_interval_95"]
+    n = summary["n_cases"]
+    lines += [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]
+    lines += _details(summary)
+    if summary["empty_cases"]:
+        count = summary["empty_cases"]
+        lines += [f"{count} case{'s' * (count > 1)} with an empty mask ({summary['empty_rule']})."]
+    if summary.get("failed"):
+        n = len(summary["failed"])
+        lines += [f"{n} scan{'s' * (n != 1)} failed in kitsseg predict: {', '.join(summary['failed'])}."]
+    if summary["truth_without_prediction"]:
+        missing = summary["truth_without_prediction"]
+        part = (summary.get("split") or {}).get("part")
+        why = f"not in the {part} part, which was predicted" if part else "not predicted"
+        lines += [f"{len(missing)} cases with a truth are not scored ({why}): {', '.join(missing)}."]
+    if summary.get("phantom"):
+        lines += ["Synthetic patients: phantom results, no statement about CT scans."]
+    return "\n".join(lines)
+
+
+def _details(summary):
+    lines = []
+    if "hec" in summary:
+        dice = ", ".join(f"{name} {values['mean']:.4f}" for name, values in summary["hec"]["dice"].items())
+        lines.append(f"KiTS23 classes, Dice: {dice}.")
+    for name, values in summary.get("surface", {"classes": {}})["classes"].items():
+        hd95 = values["hd95_mm"]
+        mean = "not defined" if hd95["mean"] is None else f"{hd95['mean']:.2f} mm"
+        lines.append(
+            f"{name}: surface Dice {values['surface_dice']['mean']:.4f} at {values['tolerance_mm']:.3f} mm, HD95 "
+            f"{mean} (defined in {hd95['defined']} of {summary['n_cases']} cases)."
+        )
+    if "lesions" in summary:
+        found = summary["lesions"]
+        lines.append(
+            f"Tumors: {found['lesions_found']} of {found['lesions']} found; {found['false_lesions']} of "
+            f"{found['predicted_lesions']} predicted ones false ({found['rule']})."
+        )
+    return lines
+
+
+def _ladder(beside):
+    """The same label maps under every definition."""
+    width = max(len(rung.name) for rung in RUNGS.values()) + 2
+    lines = ["the same label maps under other definitions".ljust(width) + "  these  empty prediction"]
+    for key, rung in RUNGS.items():
+        ours, nothing = (beside[name][key] for name in ("prediction", "all_background"))
+        lines.append(f"{rung.name:{width}}{_number(ours)}{_number(nothing):>18}")
+    return [*lines, ""]
+
+
+def _number(value):
+    return "      -" if value is None else f"{value:7.4f}"

@@ -1,0 +1,254 @@
+"""Cases to cache, in a stream: the largest thing in memory is one scan as int16, for each process at work.
+
+A real KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
+"""
+
+import json
+import math
+from contextlib import closing
+from dataclasses import asdict, replace
+from errno import EEXIST, ENOTEMPTY
+from typing import NamedTuple
+
+import numpy as np
+
+from kitsseg.data.cache.cases import (
+    CACHE_VERSION,
+    cache_folder,
+    check_specification,
+    read_record,
+    spec_record,
+    write_record,
+)
+from kitsseg.data.cache.compressed import require_blosc2, write_compressed
+from kitsseg.data.cache.hu_statistics import count_hu
+from kitsseg.data.cache.plan import CachePlan, planned_bytes
+from kitsseg.data.cache.sources import source_record, unchanged
+from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
+from kitsseg.data.geometry.geometry import plan_geometry
+from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, label_box
+from kitsseg.data.geometry.planes import network_planes
+from kitsseg.data.geometry.zcut import cut_range
+from kitsseg.data.layouts.find import find_cases
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_folder, atomic_path
+from kitsseg.files.checksums import crc32_of_planes
+from kitsseg.files.leftovers import at_work, clear_leftovers
+from kitsseg.runtime.workers import in_processes, one_by_one
+
+__all__ = ["check_pair", "plan_cache", "preprocess_cases"]
+
+
+def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, compress=False):
+    """Preprocess every case of a folder; cases that are done already are left alone.
+
+    A case that cannot be preprocessed does not hold up the others: the error comes when these are done. What a killed
+    process left half made is removed.
+
+    Args:
+        data: folder of cases, labels included (``find_cases``).
+        cache: folder for the result; a sub-folder named by the digest of ``spec`` is made in it.
+        spec: PreprocessSpec.
+        progress: called as progress(description, done, total).
+        layout: Layout; None: what the folder holds decides.
+        workers: processes; each holds one scan at a time. With more than one, a script that calls this must not do
+            so while it is imported (``if __name__ == "__main__":``).
+        compress: make a cache of about half the size that is read several times as slowly.
+
+    Returns: (folder of the cache, names of the cases done now, names of those that were there).
+    Raises: InputError if the disk is too small, for bad cases, a cached case whose source files have changed since or
+        that is damaged, and a cache of another version; without blosc2 if ``compress`` is asked for.
+    """
+    plan = plan_cache(data, cache, spec, layout, compress)
+    folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
+    clear_leftovers(folder / "spec.json")  # they take up space
+    plan.check_space()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "spec.json").exists():
+        with atomic_path(folder / "spec.json") as temporary:
+            temporary.write_text(json.dumps(spec_record(spec), indent=1))
+
+    jobs = [_Job(case, folder / case.name, spec, compress) for case in missing]
+    if workers > 1 and len(jobs) > 1:
+        # the largest first: the last one to end is then a small one
+        jobs.sort(key=lambda job: -_size(job.case.image))
+        results = in_processes(_do, jobs, workers)
+    else:
+        results = one_by_one(_do, jobs)
+    failed, done = {}, len(cases) - len(missing)
+    report = progress or (lambda *_: None)
+    report("preprocess", done, len(cases))
+    with closing(results):
+        for job, error in results:
+            done += 1
+            report(f"preprocessed {job}", done, len(cases))
+            if error is not None:
+                failed[job.case.name] = error
+    if failed:
+        raise _all_of(failed, len(cases))
+    made = [case.name for case in missing]
+    return folder, made, [case.name for case in cases if case.name not in set(made)]
+
+
+def plan_cache(data, cache, spec, layout=None, compress=False):
+    """What ``preprocess_cases`` with these arguments would do: CachePlan. Nothing is written.
+
+    Raises: InputError as ``preprocess_cases``, but for the size of the disk and what the scans hold.
+    """
+    if compress:
+        require_blosc2()
+    cases = find_cases(data, layout=layout)
+    folder, missing = cache_folder(cache, spec), []
+    if (folder / "spec.json").exists() or any(folder.glob("[!.]*/case.json")):
+        check_specification(folder, spec)
+    for case in cases:
+        if (folder / case.name).exists():
+            _check_cached(case, folder / case.name, compress)
+        else:
+            missing.append(case)
+    return CachePlan(folder, cases, missing, planned_bytes(missing, spec, compress), compress)
+
+
+def check_pair(image, labels):
+    """Refuse an image and a label map that do not lie on the same voxels.
+
+    Args:
+        image, labels: Volume of each.
+
+    Raises: InputError naming both files.
+    """
+    shapes = image.grid.header.get_data_shape(), labels.grid.header.get_data_shape()
+    if shapes[0][:3] != shapes[1][:3]:
+        raise InputError(
+            f"{labels.path}: expected shape {shapes[0]} as {image.path.name} has, found {shapes[1]}. "
+            "Are these two files of the same scan?"
+        )
+    affines = [volume.grid.header.get_best_affine() for volume in (image, labels)]
+    if not np.allclose(*affines, atol=1e-3, rtol=0):
+        raise InputError(
+            f"{labels.path}: expected the affine of {image.path.name}, {affines[0].round(4).tolist()}, "
+            f"found {affines[1].round(4).tolist()}. Resample the labels onto the scan."
+        )
+
+
+class _Job(NamedTuple):
+    case: object
+    target: object
+    spec: object
+    compress: bool
+
+    def __str__(self):
+        return self.case.name
+
+
+def _do(job):
+    try:
+        with at_work(job.target.parent / "spec.json"), atomic_folder(job.target) as temporary:
+            _write_case(job.case, temporary, job.spec, job.compress)
+    except OSError as error:
+        if error.errno not in (EEXIST, ENOTEMPTY):
+            raise
+        # another process that fills the same cache was quicker: if it took the same files, its case is as good
+        _check_cached(job.case, job.target, job.compress)
+
+
+def _write_case(case, folder, spec, compress):
+    sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
+    # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
+    labels = read_labels(case.labels, case.label_values)
+    first, boxed, labels = *foreground_box(labels.array), replace(labels, array=None)
+    image = read_image(case.image)
+    check_pair(image, labels)
+    geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
+    geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
+    in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
+    hu = count_hu(plane[mask > 0] for plane, mask in zip(in_scan, boxed, strict=True))
+
+    area = np.zeros((3, geometry.shape[0]), np.int64)
+    label_start, box = label_box(foreground_planes(boxed, first, geometry, area))
+    planes = network_planes(image.array, geometry, spec)
+    dtype, shape = (
+        (np.int16, geometry.shape) if spec.channels == 1 else (np.uint8, (*geometry.shape, spec.channels))
+    )
+    chunks = None
+    if compress:
+        chunks = [
+            asdict(write_compressed(folder / "image.blosc2", dtype, planes)),
+            asdict(write_compressed(folder / "labels.blosc2", np.uint8, box)),
+        ]
+    else:
+        _write_stream(folder / "labels.npy", np.uint8, box.shape, box)
+        _write_stream(folder / "image.npy", dtype, shape, planes)
+    record = {
+        "version": CACHE_VERSION,
+        "sources": sources,
+        "label_values": case.label_values,
+        "geometry": geometry.as_dict(),
+        "label_start": label_start,
+        "label_shape": box.shape,
+        "labels_crc32": crc32_of_planes(box),
+        "chunks": chunks,
+        "kidney_area": area[1].tolist(),
+        "tumor_area": area[2].tolist(),
+        "hu_counts": {"first": hu.first, "counts": hu.counts.tolist()},
+        "phantom": is_phantom(image.grid.header),
+        "channels": spec.channels,
+    }
+    write_record(folder, record)
+
+
+def _cut_long_scan(geometry, first, last, spec):
+    """Limit the slices of a long scan to a range that keeps all foreground; ``first`` and ``last`` of the scan."""
+    n, grid = geometry.scan_shape[0], geometry.grid_shape[0]
+    if spec.longest_scan is None or n <= spec.longest_scan or last < first:
+        return geometry
+    zmin, zmax = cut_range(first, last, n, spec.longest_scan, spec.cut_margin)
+    start, stop = math.floor(zmin * grid / n), math.ceil(zmax * grid / n)
+    return replace(geometry, start=(start, *geometry.start[1:]), stop=(stop, *geometry.stop[1:]))
+
+
+def _write_stream(path, dtype, shape, planes):
+    """Write an ``.npy`` plane by plane; a memory map would count every written page as memory in use.
+
+    ``np.save`` would say of a full disk only how many items were written.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for plane in planes:
+            file.write(np.ascontiguousarray(plane, dtype).data)
+
+
+def _sources(case):
+    return {"image": source_record(case.image), "labels": source_record(case.labels)}
+
+
+def _check_cached(case, folder, compress):
+    record = read_record(folder)
+    same_files = all(unchanged(record["sources"][kind], getattr(case, kind)) for kind in ("image", "labels"))
+    values = record["label_values"]  # a label beyond these did not occur: it would have been refused
+    if not same_files or list(case.label_values[: len(values)]) != values:
+        raise InputError(
+            f"{folder}: made from other files than those in {case.image.parent} (size, time, contents or meaning of "
+            "labels differ). Remove this folder to preprocess the case again, or use another cache folder."
+        )
+    if compress != (record["chunks"] is not None):
+        was, option = ("not compressed", "without") if compress else ("compressed", "with")
+        raise InputError(
+            f"{folder}: was {was}, and a cache is one or the other. Go on {option} --compress, or use another "
+            "cache folder."
+        )
+
+
+def _size(path):
+    return source_record(path)["bytes"]
+
+
+def _all_of(failed, n_cases):
+    """One error for all cases that failed."""
+    if len(failed) == 1:
+        return next(iter(failed.values()))
+    reasons = " ".join(str(failed[name]) for name in sorted(failed))
+    return InputError(
+        f"{len(failed)} of {n_cases} cases could not be preprocessed; the others are done. {reasons}"
+    )

@@ -1,0 +1,235 @@
+"""Preprocessed cases on disk: arrays that are memory-mapped, and what is needed to sample and to undo.
+
+    CACHE/preprocess-<digest>/spec.json                the specification, whose digest names the folder
+    CACHE/preprocess-<digest>/case_00000/image.npy     int16 HU, (slices, rows, columns), C order; or, for
+                                                       recipes of several channels, uint8 with a last axis
+                                         labels.npy    uint8, only the box that holds kidney or tumor
+                                         case.json     geometry, label box, foreground area of each slice, sources,
+                                                       how many foreground voxels have each HU, checksums
+
+A compressed cache has image.blosc2 and labels.blosc2 instead of the two ``.npy``. HU stay as they are: clipping and
+scaling cost microseconds a crop. A case folder appears whole or not at all. What is damaged, was made by another
+specification or by another version of this module is refused, never made anew on the quiet. Checksums cover
+``case.json``, the labels and whatever is compressed; in ``image.npy``, which is read in place, no bit is checked.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from kitsseg.data.cache.compressed import Chunks, CompressedArray
+from kitsseg.data.cache.hu_statistics import HuCounts
+from kitsseg.data.geometry.geometry import Geometry
+from kitsseg.errors import InputError
+from kitsseg.files.checksums import crc32_of_planes
+
+__all__ = [
+    "CACHE_VERSION",
+    "CachedCase",
+    "cache_folder",
+    "check_specification",
+    "open_cache",
+    "read_record",
+    "spec_record",
+    "write_record",
+]
+
+CACHE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One preprocessed case.
+
+    Attributes:
+        kidney_area, tumor_area: pixels of each label in each slice.
+        phantom: whether the scan was synthesized.
+        hu_counts: HuCounts of the scan's foreground voxels, before any resampling.
+        labels_crc32: of each slice of the label box.
+        chunks: (Chunks of the image, Chunks of the labels) of a compressed case.
+    """
+
+    name: str
+    folder: Path
+    geometry: Geometry
+    label_start: tuple[int, int, int]
+    kidney_area: np.ndarray
+    tumor_area: np.ndarray
+    phantom: bool
+    channels: int
+    label_shape: tuple[int, int, int] | None = None
+    hu_counts: HuCounts | None = None
+    labels_crc32: list[int] | None = None
+    chunks: tuple[Chunks, Chunks] | None = None
+
+    @cached_property
+    def image(self):
+        """int16 HU (slices, rows, columns), or uint8 with a last axis of channels.
+
+        A memory-mapped ``numpy.ndarray``, or a CompressedArray. Index it (``image[k, 10:40]``) rather than convert it
+        with ``numpy.asarray``, which reads all of a compressed one.
+        """
+        shape = self.geometry.shape
+        dtype, shape = (np.int16, shape) if self.channels == 1 else (np.uint8, (*shape, self.channels))
+        if self.chunks:
+            return CompressedArray(self.folder / "image.blosc2", dtype, shape, self.chunks[0])
+        return _load(self.folder / "image.npy", dtype, shape)
+
+    @cached_property
+    def boxed_labels(self):
+        """uint8 labels of the box that starts at ``label_start``, as ``image``; all else is background."""
+        if self.chunks:
+            return CompressedArray(self.folder / "labels.blosc2", np.uint8, self.label_shape, self.chunks[1])
+        path = self.folder / "labels.npy"
+        box = _load(path, np.uint8, self.label_shape)
+        if self.labels_crc32 is not None and crc32_of_planes(box) != self.labels_crc32:
+            raise _damaged(path, "a checksum is wrong")
+        return box
+
+    def labels(self, k, rows=slice(None), columns=slice(None)):
+        """Labels of slice ``k``, or of a window of it (slices with non-negative bounds)."""
+        _, height, width = self.geometry.shape
+        y0, y1, _ = rows.indices(height)
+        x0, x1, _ = columns.indices(width)
+        window = np.zeros((max(y1 - y0, 0), max(x1 - x0, 0)), np.uint8)
+        z, top, left = self.label_start
+        box = self.boxed_labels
+        if z <= k < z + box.shape[0]:
+            a, b = max(y0, top), min(y1, top + box.shape[1])
+            c, d = max(x0, left), min(x1, left + box.shape[2])
+            if a < b and c < d:
+                window[a - y0 : b - y0, c - x0 : d - x0] = box[k - z, a - top : b - top, c - left : d - left]
+        return window
+
+
+def cache_folder(cache, spec):
+    """The folder inside ``cache`` that belongs to a specification."""
+    return Path(cache) / f"preprocess-{spec.digest()}"
+
+
+def open_cache(cache, spec):
+    """Open the preprocessed cases of a specification.
+
+    Args:
+        cache: the folder given to ``kitsseg preprocess``, or the ``preprocess-...`` folder inside it.
+        spec: PreprocessSpec of the recipe that will use them.
+
+    Returns: dict from case name to CachedCase, sorted by name.
+    Raises: InputError if there is no such cache, if it was made by another specification, or is incomplete.
+    """
+    cache = Path(cache)
+    folder = cache if (cache / "spec.json").is_file() else cache_folder(cache, spec)
+    if not (folder / "spec.json").is_file():
+        others = (
+            sorted(path.parent.name for path in cache.glob("preprocess-*/spec.json"))
+            if cache.is_dir()
+            else []
+        )
+        found = f"caches of other recipes: {', '.join(others)}" if others else "none"
+        raise InputError(
+            f"{cache}: expected the cache {folder.name}, found {found}. Run kitsseg preprocess "
+            "with the recipe that is to read it first; caches of several recipes lie side by side."
+        )
+    check_specification(folder, spec)
+    cases = {path.parent.name: _open_case(path.parent) for path in sorted(folder.glob("[!.]*/case.json"))}
+    if not cases:
+        raise InputError(f"{folder}: expected preprocessed cases, found none. Run kitsseg preprocess again.")
+    return cases
+
+
+def spec_record(spec):
+    """What ``spec.json`` holds."""
+    return json.loads(json.dumps({"version": CACHE_VERSION, "spec": asdict(spec)}))
+
+
+def check_specification(folder, spec):
+    """Refuse a cache folder that another specification made, or another version of this package.
+
+    Raises: InputError.
+    """
+    path = folder / "spec.json"
+    try:
+        made_by = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged ({error}). Remove the folder and run kitsseg preprocess again."
+        ) from error
+    expected = spec_record(spec)
+    version = made_by.get("version") if isinstance(made_by, dict) else None
+    if version != expected["version"] and isinstance(version, int):
+        raise InputError(
+            f"{folder}: expected a cache of version {CACHE_VERSION}, found version {version}, which another kitsseg "
+            "made. Remove the folder and run kitsseg preprocess again."
+        )
+    if made_by != expected:
+        raise InputError(
+            f"{folder}: expected a cache of version {CACHE_VERSION} made by {asdict(spec)}, found {made_by}. "
+            "Use the recipe that made it, or run kitsseg preprocess with yours."
+        )
+
+
+def write_record(folder, record):
+    """Write ``case.json``, with the digest of its own contents."""
+    (folder / "case.json").write_text(json.dumps(record | {"sha256": _digest(record)}))
+
+
+def read_record(folder):
+    """What ``write_record`` wrote.
+
+    Raises: InputError if a character of it has changed.
+    """
+    path = folder / "case.json"
+    try:
+        record = json.loads(path.read_text())
+        if record.pop("sha256") != _digest(record):
+            raise ValueError("its checksum is wrong")
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged ({error!r}). Remove the folder and run kitsseg preprocess again."
+        ) from error
+    return record
+
+
+def _digest(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _open_case(folder):
+    record = read_record(folder)
+    chunks = record["chunks"] and tuple(Chunks(**part) for part in record["chunks"])
+    hu = record["hu_counts"]
+    return CachedCase(
+        folder.name,
+        folder,
+        Geometry.from_dict(record["geometry"]),
+        tuple(record["label_start"]),
+        np.array(record["kidney_area"], np.int64),
+        np.array(record["tumor_area"], np.int64),
+        bool(record["phantom"]),
+        int(record["channels"]),
+        tuple(record["label_shape"]),
+        HuCounts(hu["first"], np.array(hu["counts"], np.int64)),
+        record["labels_crc32"],
+        chunks,
+    )
+
+
+def _load(path, dtype, shape):
+    try:
+        array = np.load(path, mmap_mode="r").view(np.ndarray)  # still mapped; np.memmap is slow to index
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, error) from error
+    if array.dtype != dtype or (shape is not None and array.shape != shape) or not array.flags.c_contiguous:
+        raise InputError(
+            f"{path}: expected {np.dtype(dtype)} of shape {shape}, found {array.dtype} {array.shape}. "
+            "Remove its folder and run kitsseg preprocess again."
+        )
+    return array
+
+
+def _damaged(path, reason):
+    return InputError(f"{path}: missing or damaged ({reason}). Remove its folder and preprocess again.")

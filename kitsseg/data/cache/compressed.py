@@ -1,0 +1,135 @@
+"""Arrays compressed slice by slice: any slice can be read alone, and nothing is lost.
+
+A file holds one Blosc2 chunk a slice, one after the other; where each begins, and its CRC-32, stand in the index of
+the case. Bytes are sorted by significance, replaced by their differences along the rows, and packed by Zstandard at
+level 1. LZ4 with sorted bytes alone reads twice as fast and takes a quarter more, which for all of KiTS19 is beyond
+13 GB.
+"""
+
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.errors import InputError
+from kitsseg.files.checksums import crc32
+
+__all__ = ["Chunks", "CompressedArray", "require_blosc2", "write_compressed"]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Where the chunks of a file lie.
+
+    Attributes:
+        offsets: of each chunk, and of the end of the last.
+        crc32: of each chunk's bytes.
+    """
+
+    offsets: list[int]
+    crc32: list[int]
+
+
+class CompressedArray:
+    """A compressed array that is indexed as a NumPy array is: first by slice, then within it.
+
+    A chunk is checked when it is first read. Several threads may read at once.
+
+    Args:
+        path: file that ``write_compressed`` wrote; ``chunks``: what it returned.
+        dtype, shape: of the array.
+
+    Raises: InputError if the file is missing or not as long as it should be, if a chunk that is read is damaged, and
+        if blosc2 is not installed.
+    """
+
+    def __init__(self, path, dtype, shape, chunks):
+        self._blosc2 = require_blosc2()
+        self.path, self.dtype, self.shape, self.ndim = path, np.dtype(dtype), tuple(shape), len(shape)
+        try:
+            size = path.stat().st_size
+            self._bytes = np.memmap(path, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)
+        except OSError as error:
+            raise _damaged(path, error) from error
+        if size != chunks.offsets[-1] or len(chunks.offsets) != self.shape[0] + 1:
+            raise _damaged(
+                path, f"expected {chunks.offsets[-1]} bytes of {self.shape[0]} slices, found {size}"
+            )
+        self._chunks, self._checked = chunks, np.zeros(self.shape[0], bool)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __iter__(self):
+        return (self._plane(k) for k in range(len(self)))
+
+    def __getitem__(self, key):
+        key = key if isinstance(key, tuple) else (key,)
+        if not isinstance(key[0], slice):
+            return self._plane(range(len(self))[operator.index(key[0])])[key[1:]]
+        numbers = range(len(self))[key[0]]
+        if not numbers:
+            return np.empty((1, *self.shape[1:]), self.dtype)[(slice(0), *key[1:])]
+        first = self._plane(numbers[0])[key[1:]]
+        out = np.empty((len(numbers), *first.shape), self.dtype)
+        out[0] = first
+        for i, k in enumerate(numbers[1:], 1):
+            out[i] = self._plane(k)[key[1:]]
+        return out
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def _plane(self, k):
+        chunk = self._bytes[self._chunks.offsets[k] : self._chunks.offsets[k + 1]]
+        if not self._checked[k]:
+            if crc32(chunk.data) != self._chunks.crc32[k]:
+                raise _damaged(self.path, f"the checksum of slice {k} is wrong")
+            self._checked[k] = True
+        plane = np.empty(self.shape[1:], self.dtype)
+        self._blosc2.decompress2(chunk, dst=plane, nthreads=1)
+        return plane
+
+
+def write_compressed(path, dtype, planes):
+    """Write planes of one shape as a CompressedArray reads them; returns Chunks."""
+    blosc2, dtype = require_blosc2(), np.dtype(dtype)
+    filters = [blosc2.Filter.SHUFFLE, blosc2.Filter.BYTEDELTA]
+    offsets, sums = [0], []
+    with path.open("wb") as file:
+        for plane in planes:
+            plane = np.ascontiguousarray(plane, dtype)
+            # one block a chunk: a slice is read whole, and by one thread
+            chunk = blosc2.compress2(
+                plane,
+                codec=blosc2.Codec.ZSTD,
+                clevel=1,
+                filters=filters,
+                filters_meta=[0, dtype.itemsize],
+                typesize=dtype.itemsize,
+                blocksize=plane.nbytes,
+                nthreads=1,
+            )
+            file.write(chunk)
+            offsets.append(offsets[-1] + len(chunk))
+            sums.append(crc32(chunk))
+    return Chunks(offsets, sums)
+
+
+def require_blosc2():
+    """The module blosc2.
+
+    Raises: InputError if it is not installed.
+    """
+    try:
+        import blosc2
+    except ImportError as error:
+        raise InputError(
+            f"a compressed cache needs the package blosc2, which cannot be imported ({error}). "
+            "Install it with: pip install blosc2"
+        ) from error
+    return blosc2
+
+
+def _damaged(path, reason):
+    return InputError(f"{path}: missing or damaged ({reason}). Remove its folder and preprocess again.")

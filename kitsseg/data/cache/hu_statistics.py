@@ -1,0 +1,101 @@
+"""Exact statistics of the HU of kidney and tumor, over any cases, from counts made when they were preprocessed.
+
+nnU-Net clips a CT to the percentiles 0.5 and 99.5 of all foreground voxels of the training cases and normalizes by
+their mean and standard deviation. The counts of single cases add up, so that every split gets its own exact figures
+without a second pass over the scans.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.data.sampling.draws import cases_of_part
+from kitsseg.errors import InputError
+
+__all__ = ["HuCounts", "count_hu", "training_counts"]
+
+_LOWEST = -32768  # of int16
+
+
+@dataclass(frozen=True)
+class HuCounts:
+    """How many voxels have each HU: ``counts[i]`` have ``first + i``.
+
+    Attributes:
+        first: HU of the first count.
+        counts: int64 (values,); the first and the last are not 0. Empty for no voxel.
+    """
+
+    first: int
+    counts: np.ndarray
+
+    @property
+    def voxels(self):
+        return int(self.counts.sum())
+
+    @property
+    def mean(self):
+        return self._power_sum(1) / self.voxels
+
+    @property
+    def std(self):
+        """Standard deviation of these voxels (nothing is subtracted from their number), as nnU-Net's."""
+        n, total = self.voxels, self._power_sum(1)
+        return math.sqrt(n * self._power_sum(2) - total**2) / n  # integers up to the root: exact
+
+    def percentile(self, q):
+        """The value below which ``q`` % lie, between two voxels linearly, as ``numpy.percentile``."""
+        position = (self.voxels - 1) * q / 100
+        ends = np.cumsum(self.counts)
+        low = math.floor(position)
+        below, above = np.searchsorted(ends, [low, math.ceil(position)], side="right")
+        return float(self.first + below + (above - below) * (position - low))
+
+    def _power_sum(self, power):
+        values = np.arange(self.first, self.first + len(self.counts))
+        return int((values**power * self.counts).sum())
+
+    def __add__(self, other):
+        parts = [part for part in (self, other) if len(part.counts)]
+        if not parts:
+            return self
+        first = min(part.first for part in parts)
+        counts = np.zeros(max(part.first + len(part.counts) for part in parts) - first, np.int64)
+        for part in parts:
+            counts[part.first - first :][: len(part.counts)] += part.counts
+        return HuCounts(first, counts)
+
+
+def count_hu(planes):
+    """HuCounts of all values of some int16 arrays."""
+    counts = np.zeros(1 << 16, np.int64)
+    for values in planes:
+        if values.size:
+            low = int(values.min())
+            found = np.bincount(np.ravel(values).astype(np.intp) - low)
+            counts[low - _LOWEST :][: len(found)] += found
+    there = np.flatnonzero(counts)
+    if not len(there):
+        return HuCounts(0, np.zeros(0, np.int64))
+    return HuCounts(int(there[0]) + _LOWEST, counts[there[0] : there[-1] + 1].copy())
+
+
+def training_counts(cases, split):
+    """HuCounts of all foreground voxels of the cases that train; those that validate or test never count.
+
+    Args:
+        cases: dict from name to CachedCase (``open_cache``).
+        split: CaseSplit.
+
+    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or none with foreground.
+    """
+    total = HuCounts(0, np.zeros(0, np.int64))
+    for case in cases_of_part(cases, split, "train"):
+        total += case.hu_counts
+    if not total.voxels:
+        raise InputError(
+            f"split {split.name}: expected kidney or tumor in its {len(split.train)} training cases, found none. "
+            "Look at their segmentations."
+        )
+    return total

@@ -1,0 +1,48 @@
+"""Single images from the cache, as a network of a fixed size sees them: to calibrate and to check exported networks."""
+
+import itertools
+
+import numpy as np
+
+from kitsseg.data.geometry.planes import normalize
+
+__all__ = ["cached_images"]
+
+
+def cached_images(cases, shape, spec, count):
+    """Yield float32 images (1, *shape) from the cache: in turn a slice with kidney or tumor, and any slice.
+
+    Each is a window around the middle of the case's labels, as large as ``shape``, edges repeated where a slice is
+    smaller. For a 3D ``shape`` one window of each case.
+
+    Args:
+        cases: CachedCase of each. spec: their PreprocessSpec. count: at most so many.
+    """
+    if len(shape) == 4:
+        for case in cases[:count]:
+            yield _window(case.image, _middle(case), shape[:3], spec)
+        return
+    every = [(case, k) for case in cases for k in range(case.geometry.shape[0])]
+    positive = [(case, k) for case, k in every if case.kidney_area[k] + case.tumor_area[k]]
+    spread = (_spread(positive, count // 2), _spread(every, count))
+    alternating = (item for pair in itertools.zip_longest(*spread) for item in pair if item is not None)
+    for case, k in itertools.islice(alternating, count):
+        yield _window(case.image[k], _middle(case)[1:], shape[:2], spec)
+
+
+def _spread(items, count):
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
+
+
+def _middle(case):
+    return [a + n // 2 for a, n in zip(case.label_start, case.boxed_labels.shape, strict=True)]
+
+
+def _window(hu, middle, size, spec):
+    n = len(size)
+    starts = [
+        min(max(m - t // 2, 0), max(s - t, 0)) for m, t, s in zip(middle, size, hu.shape[:n], strict=True)
+    ]
+    piece = np.asarray(hu[tuple(slice(a, a + t) for a, t in zip(starts, size, strict=True))])
+    missing = [(0, t - s) for t, s in zip(size, piece.shape)]
+    return normalize(np.pad(piece, missing + [(0, 0)] * (piece.ndim - n), mode="edge"), spec)[None]

@@ -1,0 +1,135 @@
+"""One file of KiTS19 on its way to its place in a data folder: checked before it gets its name, then recorded."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kitsseg.data.download.catalog import DamagedFile, check_file, find_local
+from kitsseg.data.download.connections import Connections
+from kitsseg.data.download.http import HostError, fetch_file, forget_part, part_of
+from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, RecordedHash, record_hash
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+
+__all__ = ["Landing"]
+
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where files go and where they come from; ``land`` may be called by several threads, for different files.
+
+    Attributes:
+        dest: the data folder.
+        source: a folder to take files from, or None for the network.
+        connections: of the download; says when to stop.
+        hashes: what the folder's record held at the start.
+        arrived: path of a file -> bytes of it that have arrived; written here, for whoever shows them.
+    """
+
+    dest: Path
+    source: Path | None
+    connections: Connections
+    hashes: dict[str, RecordedHash]
+    arrived: dict[str, int]
+
+    def land(self, file):
+        """Bring one file to its place, or check the one that is there.
+
+        Returns: (whether it was fetched, a remark or None).
+        Raises: InputError; HostError; Stopped; OSError.
+        """
+        path = self.dest / file.path
+        checked = self._check_existing(file, path) if path.exists() else None
+        fetched = checked is None
+        if fetched:
+            checked = self._fetch(file, path) if self.source is None else self._take(file, path)
+        sha256, remark = checked
+        forget_part(part_of(path))
+        record_hash(self.dest, file.path, sha256, path.stat().st_size)
+        return fetched, remark
+
+    def _check_existing(self, file, path):
+        """(SHA-256, remark) of a file that is there and not recorded; None if it is not whole and must be fetched."""
+        try:
+            sha256, remark = check_file(path, file)
+        except DamagedFile as damage:
+            if not damage.whole:
+                return None
+            raise InputError(f"{path}: {damage}. Move it away, and call again to fetch it.") from damage
+        self._compare_record(file, path, sha256)
+        return sha256, remark
+
+    def _fetch(self, file, path):
+        try:
+            try:
+                return self._fetch_once(file, path)
+            except DamagedFile:
+                return self._fetch_once(file, path)
+        except DamagedFile as damage:
+            raise InputError(
+                f"{path}: arrived damaged twice from {file.url}: {damage}. Call again later, or give --from with a "
+                "folder of files."
+            ) from damage
+        except HostError:
+            raise
+        except InputError as error:
+            raise InputError(f"{path}: not fetched. {error}") from error
+
+    def _fetch_once(self, file, path):
+        part = part_of(path)
+        announced = fetch_file(file.url, part, self.connections, partial(self.arrived.__setitem__, file.path))
+        try:
+            sha256, remark = check_file(part, file, announced)
+        except DamagedFile:
+            forget_part(part)  # which of its bytes are wrong cannot be known
+            raise
+        self._compare_record(file, path, sha256)
+        self.connections.check_stopped()
+        with part.open("rb+") as opened:
+            os.fsync(opened.fileno())
+        part.replace(path)
+        return sha256, remark
+
+    def _take(self, file, path):
+        found = find_local(self.source, file)
+        if found is None:
+            raise InputError(
+                f"{path}: is damaged, and {self.source} has no {file.path}. Fetch it without --from."
+            )
+        found = found.resolve()  # of the blob, where the folder holds links
+        with atomic_path(path) as temporary:
+            try:
+                os.link(found, temporary)
+            except OSError:  # another disk, or a file system without links
+                self._copy(found, temporary, file)
+            try:
+                sha256, remark = check_file(temporary, file)
+            except DamagedFile as damage:
+                raise InputError(
+                    f"{found}: {damage}. Replace it, or fetch the case without --from."
+                ) from damage
+            self._compare_record(file, path, sha256)
+            self.connections.check_stopped()
+        return sha256, remark
+
+    def _copy(self, found, target, file):
+        copied = 0
+        with found.open("rb") as reader, target.open("wb") as writer:
+            while chunk := reader.read(_CHUNK_BYTES):
+                self.connections.check_stopped()
+                writer.write(chunk)
+                copied += len(chunk)
+                self.arrived[file.path] = copied
+        shutil.copystat(found, target)
+
+    def _compare_record(self, file, path, sha256):
+        recorded = self.hashes.get(file.path)
+        if recorded and recorded.sha256 != sha256:
+            raise InputError(
+                f"{path}: this file is not the one that was recorded here first. If you trust it, take its path out of "
+                f"{HASHES_FILE}, otherwise move the file away; then call again."
+            )

@@ -1,0 +1,236 @@
+"""One file over HTTP: resumed where it stopped, tried again after what passes, never taken for whole before it is.
+
+What has arrived lies in a ``.part`` file, with what the server said about the file beside it in ``.part.json``. The
+next attempt, or the next call, asks for the rest only, and only of the same file: the one with the SHA-256 that the
+host announces (Hugging Face does), else with the same ETag or date (``If-Range``). If the server ignores the range, or
+its file has changed, the file is fetched from its beginning.
+
+Why the standard library: pooch cannot resume; huggingface_hub serves one of the two hosts, keeps the files in a cache
+of its own, and cannot be pointed at the plain file server of a hospital.
+"""
+
+import contextlib
+import email.utils
+import http.client
+import json
+import random
+import re
+import ssl
+import time
+import urllib.error
+from urllib.parse import urlsplit
+
+from kitsseg import __version__
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+
+__all__ = ["HostError", "fetch_file", "forget_part", "part_of", "part_size"]
+
+_CHUNK_BYTES = 1 << 18
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status of what may be better in a while
+_KEPT = "Call again to go on: what has arrived is kept."
+
+
+class HostError(InputError):
+    """A host cannot be reached: none of its files can be had now."""
+
+
+class _Passing(Exception):
+    """What may be better at the next attempt, not before ``wait_s`` seconds if the server asks for them."""
+
+    def __init__(self, reason, wait_s=0.0, unreachable=False):
+        super().__init__(reason)
+        self.wait_s, self.unreachable = wait_s, unreachable
+
+
+def part_of(path):
+    """Where the beginning of a file lies until it is whole."""
+    return path.with_name(f"{path.name}.part")
+
+
+def part_size(part):
+    """Bytes that have arrived."""
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def forget_part(part):
+    """Remove a beginning, and what is known about it."""
+    part.unlink(missing_ok=True)
+    _facts_path(part).unlink(missing_ok=True)
+
+
+def fetch_file(url, part, connections, on_bytes=lambda size: None):
+    """Fetch ``url`` into the file ``part``, from where it stops, up to the end that the server announces.
+
+    Args:
+        connections: the Connections of this download; its patience says how often, and how long to wait.
+        on_bytes: called with the size that ``part`` has reached.
+
+    Returns: the SHA-256 that the host announces, or None. Whether the file is right is for the caller to check.
+    Raises: HostError; InputError if the file cannot be had; Stopped; OSError of the disk. ``part`` is kept.
+    """
+    patience, host = connections.patience, urlsplit(url).netloc
+    reached, failures = part_size(part), 0
+    while True:
+        try:
+            return _attempt(url, part, connections, on_bytes)
+        except _Passing as problem:
+            failures = 0 if part_size(part) > reached else failures + 1
+            reached = max(reached, part_size(part))
+            if problem.wait_s > patience.longest_asked_wait_s:
+                wait = f"{host} asks to wait {problem.wait_s:.0f} s"
+                raise InputError(
+                    f"{url}: {problem}; {wait}. Call again later: what has arrived is kept."
+                ) from None
+            tries = patience.attempts if host in connections.answered else patience.first_attempts
+            if failures >= tries and problem.unreachable:
+                raise HostError(
+                    f"{host}: cannot be reached ({problem}). Check the network and the proxy (HTTPS_PROXY), or give "
+                    f"--from with a folder of the files. {_KEPT}"
+                ) from None
+            if failures >= tries:
+                raise InputError(f"{url}: {problem}, {failures} times without progress. {_KEPT}") from None
+            backoff = min(patience.longest_wait_s, patience.first_wait_s * 2 ** max(failures - 1, 0))
+            connections.wait(max(problem.wait_s, backoff * random.uniform(0.5, 1.0)))
+
+
+def _attempt(url, part, connections, on_bytes):
+    """One request; returns the announced SHA-256 once ``part`` is as long as the server says."""
+    facts, have = _read_facts(part, url), part_size(part)
+    if not facts or not (facts["sha256"] or facts["validator"]):
+        have = 0
+    elif have and have == facts["total"]:
+        return facts["sha256"]
+    headers = {"User-Agent": f"kitsseg/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if not facts["sha256"]:
+            headers["If-Range"] = facts["validator"]
+    host = urlsplit(url).netloc
+    try:
+        response, announced = connections.open(url, headers)
+        connections.answered.add(host)
+        with response:
+            return _receive(response, announced, url, part, facts, have, connections, on_bytes)
+    except urllib.error.HTTPError as error:
+        connections.answered.add(host)
+        with error:
+            return _without_body(error, url, part, facts, have)
+    except (OSError, http.client.HTTPException) as error:
+        connections.check_stopped()
+        if getattr(error, "filename", None):
+            raise  # of the disk
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise HostError(
+                f"{host}: its certificate is not trusted ({reason.verify_message}). If your network inspects https, "
+                "name its certificates in SSL_CERT_FILE."
+            ) from error
+        unreachable = isinstance(error, urllib.error.URLError)
+        raise _Passing(_one_line(reason), unreachable=unreachable) from error
+
+
+def _receive(response, announced, url, part, facts, have, connections, on_bytes):
+    validator = _validator(response.headers)
+    if response.status == 206 and have:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip())
+        same = announced == facts["sha256"] if facts["sha256"] else validator in (facts["validator"], None)
+        if not found or not same or int(found[1]) != have or facts["total"] not in (None, int(found[2])):
+            forget_part(part)
+            raise _Passing(
+                "its file has changed while it was fetched, or it sends another range than asked for"
+            )
+        total = int(found[2])
+    elif response.status == 200:
+        length = response.headers.get("Content-Length", "")
+        have, total = 0, int(length) if length.isdigit() else None
+        facts = {"url": url, "sha256": announced, "validator": validator, "total": total}
+    else:
+        raise InputError(f"{url}: expected the file, found HTTP status {response.status}. Check the address.")
+    with _open(part, have) as file:
+        if not have:
+            _write_facts(part, facts)
+        on_bytes(have)
+        while chunk := response.read1(_CHUNK_BYTES):
+            connections.check_stopped()
+            have += len(chunk)
+            _write(file, chunk, part)
+            on_bytes(have)
+    connections.check_stopped()
+    if total is not None and have < total:
+        raise _Passing(f"the connection ended after {have} of {total} bytes")
+    if total is not None and have > total:
+        forget_part(part)
+        raise _Passing(f"it sent {have} bytes, more than the {total} it announced")
+    return facts["sha256"]
+
+
+def _without_body(error, url, part, facts, have):
+    """What an HTTP error status means."""
+    if error.code == 416 and have:  # nothing from there on: all was there, or the file is another one
+        if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
+            return facts["sha256"]
+        forget_part(part)
+        raise _Passing("its file has become shorter") from error
+    status = f"HTTP status {error.code} ({error.reason})" if error.reason else f"HTTP status {error.code}"
+    if error.code in _PASSING:
+        raise _Passing(status, _asked_wait_s(error.headers)) from error
+    raise InputError(
+        f"{url}: {status}. The host does not give this file: check the address, or give --from with a folder of files."
+    ) from error
+
+
+def _asked_wait_s(headers):
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdigit():
+        return float(asked)
+    with contextlib.suppress(ValueError):
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    return 0.0
+
+
+def _validator(headers):
+    """What If-Range may hold: a strong ETag, else a date."""
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else headers.get("Last-Modified")
+
+
+def _one_line(reason):
+    return " ".join((getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).split())
+
+
+def _facts_path(part):
+    return part.with_name(f"{part.name}.json")
+
+
+def _read_facts(part, url):
+    """What is known about the file whose beginning is ``part``; None if nothing, or if it is of another address."""
+    try:
+        facts = json.loads(_facts_path(part).read_text(encoding="utf-8"))
+        return facts if facts["url"] == url and {"sha256", "validator", "total"} <= facts.keys() else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write_facts(part, facts):
+    with atomic_path(_facts_path(part)) as temporary:
+        temporary.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _open(part, have):
+    """To go on at ``have`` bytes, or with an emptied file: before new facts are written, so that they never mix."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    return part.open("ab" if have else "wb", buffering=0)
+
+
+def _write(file, chunk, part):
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        error.filename = str(part)  # says that it is the disk, and which file
+        raise

@@ -1,0 +1,246 @@
+"""NIfTI in and out: volumes in KiTS axes (slices, rows, columns), the file's own grid kept for the way back.
+
+A file is decompressed as a stream straight into the array that is returned, and read to its end, so that the
+checksum of a ``.nii.gz`` is always verified: nibabel's lazy reader stops before it, and one flipped bit then goes
+unnoticed in most files. Peak memory is the returned array, a sixteenth of it for a CT of 512 columns, and a few
+blocks of 4 MiB or of eight planes, in every axis order and direction and for every data type.
+"""
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from kitsseg.data.formats.grid import KITS_AXES, Grid, Volume
+from kitsseg.data.formats.grid import grid_of as _grid
+from kitsseg.data.formats.plane_order import fill_planes
+from kitsseg.errors import InputError
+
+try:
+    from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
+
+    _gzip_open, _gzip_errors = igzip.open, (igzip.BadGzipFile, isal_zlib.IsalError)
+except ImportError:
+    _gzip_open, _gzip_errors = gzip.open, ()
+
+__all__ = ["KITS_AXES", "KITS_LABELS", "PHANTOM", "Grid", "Volume", "is_phantom", "read_image", "read_labels"]
+
+PHANTOM = (
+    "kitsseg phantom, no patient"  # description of every synthetic scan, so that results say what they are
+)
+_DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError, ImageFileError, HeaderDataError, *_gzip_errors)
+KITS_LABELS = (0, 1, 2)
+_WORDS = ("background", "kidney", "tumor", "cyst")
+_BLOCK_BYTES = 4 << 20  # stays in the cache of the processor between the steps
+_OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
+
+
+def read_image(path):
+    """Read a CT in HU.
+
+    Args:
+        path: a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or -2, any integer or float data type, any axis order; or the
+            folder of one DICOM series (see ``kitsseg.data.formats.dicom``).
+
+    Returns: Volume with int16 ``array``; fractions of HU are rounded, values outside int16 saturate.
+    Raises: InputError for anything that is not a whole, finite 3-D volume of at least two slices;
+        FileNotFoundError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from kitsseg.data.formats.dicom import read_series
+
+        volume = read_series(path)
+    else:
+        volume = _read(path, np.int16, _hu_from_stored)
+    if all((plane == volume.array[0, 0, 0]).all() for plane in volume.array):
+        raise InputError(
+            f"{path}: expected a CT in HU, found the same value in every voxel. Export the scan again."
+        )
+    return volume
+
+
+def read_labels(path, values=KITS_LABELS):
+    """Read a label map: uint8 ``array``, 0 background, 1 kidney, 2 tumor.
+
+    Args:
+        values: what the file's labels 0, 1, 2, ... become; None for one that is not allowed. (0, 1, 2, 1) takes
+            label 3, the cyst of KiTS21 and KiTS23, as kidney.
+
+    Raises: InputError as ``read_image``, and for labels that are not among ``values``.
+    """
+    path = Path(path)
+    allowed = np.array([value is not None for value in values])
+    table = np.array([value or 0 for value in values], np.uint8)
+
+    def convert(stored, header, path):
+        numbers = _scaled(stored, header, path)
+        if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.rint(numbers)):
+            raise InputError(
+                f"{path}: labels must be integers; found fractions. Is this an image instead of a label map?"
+            )
+        inside = numbers <= len(values) - 1
+        if numbers.dtype.kind != "u":
+            inside &= numbers >= 0
+        if inside.all():
+            labels = numbers.astype(np.uint8)
+            if allowed.all():
+                return labels if values == tuple(range(len(values))) else table[labels]
+            inside = allowed[labels]
+            if inside.all():
+                return table[labels]
+        else:
+            inside[inside] = allowed[numbers[inside].astype(np.uint8)]
+        raise InputError(_unknown_label(path, values, numbers[~inside]))
+
+    return _read(path, np.uint8, convert)
+
+
+def _unknown_label(path, values, wrong):
+    names = [f"{k} {_WORDS[value]}" for k, value in enumerate(values) if value is not None]
+    hint = "Is this a KiTS19 label map?"
+    if values == KITS_LABELS and (wrong == 3).all():
+        hint = (
+            "In KiTS21 and KiTS23 it is cyst: say what that is to be with --cyst kidney, tumor or background."
+        )
+    return f"{path}: labels must be {', '.join(names)}; also found {wrong[0]:g} in at least {wrong.size} voxels. {hint}"
+
+
+def _hu_from_stored(stored, header, path):
+    values = _scaled(stored, header, path)
+    if values.dtype == np.int16:
+        return values
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{path}: HU must be finite; found NaN or infinity. Repair or export the scan again."
+            )
+        values = np.rint(values)
+        return np.clip(values, -32768, 32767, out=values).astype(np.int16)
+    if values.dtype == np.uint64:  # has no common integer type with the lower bound
+        return np.minimum(values, 32767).astype(np.int16)
+    return np.clip(values, -32768, 32767).astype(np.int16)
+
+
+def _scaled(stored, header, path):
+    """Apply the header's slope and intercept; the result is float64 only if they say so."""
+    if not _is_scaled(header):
+        return stored
+    slope, intercept = header.get_slope_inter()
+    values = stored.astype(np.float64)
+    values *= slope
+    values += intercept
+    return values
+
+
+def _is_scaled(header):
+    return header.get_slope_inter() not in ((None, None), (1.0, 0.0))
+
+
+def _read(path, dtype, convert):
+    if path.is_dir():
+        raise InputError(f"{path}: expected a NIfTI file (.nii or .nii.gz), found a folder.")
+    if path.name.lower().endswith(_OTHER_FORMATS) and path.exists():
+        raise InputError(
+            f"{path}: expected a NIfTI file (.nii or .nii.gz), found another format. Convert it to .nii.gz first."
+        )
+    try:
+        with _open(path) as stream:
+            header = _read_header(stream, path)
+            grid = _grid(header, path)
+            array = _empty(grid.shape, dtype)
+            _fill(grid.file_view(array), stream, header, path, convert)
+            while stream.read(1 << 20):  # to the end: the checksum is checked there
+                pass
+    except _DAMAGE as error:
+        raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: too large for the memory ({error}). Check its header, or use a larger machine."
+        ) from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or error.errno:
+            raise
+        raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
+    return Volume(path, array, grid)
+
+
+def _empty(shape, dtype):
+    try:
+        return np.empty(shape, dtype)
+    except ValueError as error:  # of more bytes than there are addresses
+        raise MemoryError(error) from error
+
+
+def _open(path):
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return _gzip_open(path, "rb") if zipped else path.open("rb")
+
+
+def _read_header(stream, path):
+    start = stream.read(4)
+    if not start:
+        raise EOFError("the file is empty")
+    if len(start) < 4:
+        raise EOFError("the file ends inside the header")
+    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
+    if 348 in sizes:
+        kind, size = nib.Nifti1Header, 348
+    elif 540 in sizes:
+        kind, size = nib.Nifti2Header, 540
+    elif (start + stream.read(128))[128:] == b"DICM":
+        raise InputError(
+            f"{path}: expected a NIfTI file, found one DICOM file. Give the folder of the whole series."
+        )
+    else:
+        raise HeaderDataError("no NIfTI header")
+    block = start + stream.read(size - 4)
+    if len(block) < size:
+        raise EOFError("the file ends inside the header")
+    header = kind.from_fileobj(io.BytesIO(block), check=False)
+    if bytes(header["magic"])[:2] != b"n+":
+        raise HeaderDataError("no single-file NIfTI header")
+    try:
+        header.get_data_dtype()
+    except KeyError as error:
+        raise HeaderDataError(f"there is no data type {error}") from error
+    if not abs(float(header["vox_offset"])) < 1 << 30:  # written so that NaN fails too
+        raise HeaderDataError(f"data start {header['vox_offset']} lies outside the file")
+    offset = int(header["vox_offset"]) or size + 4
+    if offset < size:
+        raise HeaderDataError(f"data start {offset} lies inside the header")
+    stream.read(offset - size)
+    return header
+
+
+def _fill(target, stream, header, path, convert):
+    """Decode the stream, which runs along the file's first axis fastest, into ``target`` (file axes)."""
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise InputError(f"{path}: expected numbers, found data of type {dtype}. Export a grayscale volume.")
+    n0, n1, _ = target.shape
+    widest = n0 * n1 * (8 if _is_scaled(header) else dtype.itemsize)
+
+    def read(count):
+        raw = _read_exactly(stream, count * n1 * n0 * dtype.itemsize)
+        return convert(np.frombuffer(raw, dtype).reshape(count, n1, n0), header, path)
+
+    fill_planes(target, read, max(1, _BLOCK_BYTES // widest))
+
+
+def _read_exactly(stream, size):
+    data = stream.read(size)  # readinto of a gzip file reads like this and then copies
+    if len(data) < size:
+        raise EOFError(f"the file ends {size - len(data)} bytes or more too early")
+    return data
+
+
+def is_phantom(header):
+    """Whether a scan says in its header that kitsseg synthesized it."""
+    return bytes(header["descrip"].tobytes()).rstrip(b"\0") == PHANTOM.encode()

@@ -1,0 +1,151 @@
+"""Comparing the files of one case with each other, with the manifest and with the recorded hashes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kitsseg.data.kits19.manifest import ManifestCase
+from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, RecordedHash
+
+__all__ = ["Finding", "Known", "compare_grid", "compare_image", "compare_labels", "compare_pair"]
+
+GRID_TOLERANCE = 1e-3  # mm: preprocessing refuses a pair of files whose affines differ by more
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        level: ``error`` (do not train on this), ``warning``, or ``note`` (what was not checked, and why).
+        case, check: what was looked at.
+        found, expected, advice: in words.
+    """
+
+    level: str
+    case: str
+    check: str
+    found: str
+    expected: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the cases of a folder are compared with.
+
+    Attributes:
+        manifest: name -> ManifestCase.
+        recorded: name of a case -> RecordedHash of its image.
+        seen: SHA-256 of an image -> first case that has it; grows as cases are checked.
+    """
+
+    manifest: Mapping[str, ManifestCase]
+    recorded: Mapping[str, RecordedHash]
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def owner_of_labels(self, sha256):
+        """The case whose labels were released with this hash, or None."""
+        return next((row.case for row in self.manifest.values() if row.label_sha256 == sha256), None)
+
+    def owner_of_image(self, sha256, case):
+        """The other case that this image belongs to by the hashes of 2019, the record, or this very check."""
+        owners = [row.case for row in self.manifest.values() if row.image_sha256_2019 == sha256]
+        owners += [name for name, file in self.recorded.items() if file.sha256 == sha256]
+        owners.append(self.seen.setdefault(sha256, case))
+        return next((owner for owner in owners if owner != case), None)
+
+
+def compare_labels(path, sha256, row, known):
+    """Compare a label file of KiTS19 with the released one, byte for byte."""
+    if row.label_sha256 is None or sha256 == row.label_sha256:
+        return []
+    owner = known.owner_of_labels(sha256)
+    found = f"the label map of {owner}" if owner else _file(path.stat().st_size, sha256)
+    advice = "Download the labels again; keep maps of your own under another case name"
+    if not owner and "relabeled-2019-12-20" in row.flags:
+        advice += ". These may be the labels from before the correction of 2019-12-20"
+    expected = _file(row.label_bytes, row.label_sha256)
+    return [Finding("error", row.case, "hash of the labels", found, expected, advice)]
+
+
+def compare_grid(what, grid, row, known):
+    """Compare shape and spacing of a file of KiTS19 with the manifest."""
+    if row.shape is None or not (difference := _grid_difference(grid, row)):
+        return []
+    others = [
+        other.case for other in known.manifest.values() if other.shape and not _grid_difference(grid, other)
+    ]
+    advice = "Download it again"
+    if others:
+        more = f" or {len(others) - 3} others" if len(others) > 3 else ""
+        advice += f"; this is the grid of {', '.join(others[:3])}{more}"
+    return [Finding("error", row.case, f"grid of the {what}", *difference, advice)]
+
+
+def compare_pair(case, image, labels):
+    """Image and labels must lie on the same voxels, in the file and in the patient."""
+    shapes = [grid.header.get_data_shape()[:3] for grid in (image, labels)]
+    affines = [grid.header.get_best_affine() for grid in (image, labels)]
+    if shapes[0] != shapes[1]:
+        expected, found = (f"shape {_numbers(shape)} in the file" for shape in shapes)
+    elif not _equal_mm(image.spacing_mm, labels.spacing_mm):
+        expected, found = (f"spacing {_numbers(grid.spacing_mm)} mm" for grid in (image, labels))
+    elif not _equal_mm(*affines):
+        expected, found = (f"affine {affine[:3].round(3).tolist()}" for affine in affines)
+    else:
+        return []
+    advice = (
+        "Are these two files of the same scan? Download both again, or resample the labels onto the image"
+    )
+    return [Finding("error", case, "grid of the labels against the image", found, expected, advice)]
+
+
+def compare_image(case, path, sha256, row, known):
+    """Compare the hash of an image with that of 2019, the recorded one, and those of the other cases.
+
+    Args:
+        row: ManifestCase, or None for a case that is none of KiTS19 or a phantom.
+
+    Returns: (findings, whether the hash is new and ought to be recorded).
+    """
+    recorded = known.recorded.get(case)
+    of_2019 = row is not None and sha256 == row.image_sha256_2019
+    found, check = _file(path.stat().st_size, sha256), "hash of the image"
+    if owner := known.owner_of_image(sha256, case):
+        advice = "Download or copy the right one; one patient under two names makes a split leak"
+        finding = Finding("error", case, check, f"the image of {owner}", f"the image of {case}", advice)
+        return [finding], False
+    if recorded and recorded.sha256 != sha256 and not of_2019:
+        expected = f"{_file(recorded.bytes, recorded.sha256)}, as recorded"
+        advice = f"Download or copy it again; if you replaced it on purpose, remove it from {HASHES_FILE}"
+        return [Finding("error", case, check, found, expected, advice)], False
+    if recorded and recorded.sha256 == sha256:
+        return [], False
+    if row is None or row.image_sha256_2019 is None or of_2019:
+        return [], True
+    expected = f"{_file(row.image_bytes_2019, row.image_sha256_2019)}, as of 2019"
+    advice = "Nothing, if it comes from today's host: it is recorded and trusted from now on"
+    return [Finding("warning", case, check, found, expected, advice)], True
+
+
+def _grid_difference(grid, row):
+    """(found, expected) where a grid is not that of the manifest, or None."""
+    if grid.shape != row.shape:
+        return f"shape {_numbers(grid.shape)}", f"shape {_numbers(row.shape)}"
+    if not _equal_mm(grid.spacing_mm, row.spacing_mm):
+        return f"spacing {_numbers(grid.spacing_mm)} mm", f"spacing {_numbers(row.spacing_mm)} mm"
+    return None
+
+
+def _equal_mm(left, right):
+    return np.allclose(left, right, atol=GRID_TOLERANCE, rtol=0)
+
+
+def _file(size, sha256):
+    return f"{size:,} bytes, SHA-256 {sha256[:12]}…"
+
+
+def _numbers(values):
+    return " x ".join(f"{value:.6g}" for value in values)

@@ -1,0 +1,190 @@
+"""Is a data folder whole? Files, hashes, grids, labels and HU of every case, and whether it is the case it says it is.
+
+An image whose hash is not that of 2019 is trusted on first use: the hash is recorded in the folder, and from then on
+the file must stay as it was. A label map of KiTS19 must be the released one, byte for byte. Of phantoms and of cases
+that KiTS19 does not have, only what a case says about itself is checked.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.kits19.findings import (
+    Finding,
+    Known,
+    compare_grid,
+    compare_image,
+    compare_labels,
+    compare_pair,
+)
+from kitsseg.data.kits19.make_manifest import file_sha256, says_phantom
+from kitsseg.data.kits19.manifest import read_manifest
+from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, read_hashes, record_hash
+from kitsseg.data.layouts.find import IMAGE_NAMES, LABEL_NAMES, Case, Layout, find_cases
+from kitsseg.data.layouts.nnunet import nnunet_root
+from kitsseg.errors import InputError
+
+__all__ = ["Finding", "verify_data"]
+
+
+def verify_data(folder, cases=None, manifest=None, labels_only=False, layout=None, progress=None):
+    """Check the cases of a folder.
+
+    Every file is read to its end, one at a time. Hashes of the images of cases without an error are recorded in the
+    folder (``hash_record``); those of phantoms are not.
+
+    Args:
+        folder: of cases in KiTS19 layout, or another that ``find_cases`` knows; or of one case.
+        cases: names of the cases to check; all by default.
+        manifest: name -> ManifestCase to compare with; that of the package by default. An empty one compares nothing.
+        labels_only: images are neither expected nor read.
+        layout: Layout, of data that need one to be found.
+        progress: called as ``progress(description, done, total)``.
+
+    Returns: (findings: list of Finding in the order of the cases, names of the cases that were checked).
+    Raises: InputError if the folder holds no cases or its record of hashes cannot be read.
+    """
+    layout = Layout() if layout is None else layout
+    found = {case.name: case for case in find_cases(folder, False, False, layout)}
+    root = _root(Path(folder), next(iter(found.values())))
+    wanted = set(cases or ())
+    if layout == Layout():  # folders of cases without any of their files
+        wanted |= {sub.name for sub in root.glob("case_*") if sub.is_dir() and root == Path(folder)}
+    absent = {name: Case(name, root / name / IMAGE_NAMES[0], None) for name in wanted - found.keys()}
+    names = sorted(found.keys() | absent.keys()) if cases is None else sorted(set(cases))
+    hashes = read_hashes(root)
+    recorded = {name: hashes.get(_place(case.image, root)) for name, case in found.items() if case.image}
+    recorded = {name: file for name, file in recorded.items() if file}
+    known = Known(read_manifest() if manifest is None else manifest, recorded)
+    findings = []
+    for done, name in enumerate(names):
+        if progress:
+            progress(f"verify {name}", done, len(names))
+        findings += _verify_case(found.get(name) or absent[name], known, labels_only, root)
+    if progress:
+        progress("verified", len(names), len(names))
+    return findings, names
+
+
+def _root(folder, case):
+    """The folder that keeps the record: that of all cases, also where only one or one part of them is given."""
+    here, file = folder.resolve(), case.image or case.labels
+    if file.parent == here and file.name in IMAGE_NAMES + LABEL_NAMES:
+        return here.parent
+    nnunet = nnunet_root(folder)
+    return nnunet[0] if nnunet and file.is_relative_to(nnunet[0]) else folder
+
+
+def _place(image, root):
+    return image.relative_to(root).as_posix()
+
+
+def _verify_case(case, known, labels_only, root):
+    row = known.manifest.get(case.name)
+    image, labels, findings = _files(case, row, labels_only)
+    phantom = case.image is not None and case.image.is_file() and says_phantom(case.image)
+    findings += _not_compared(case, row, phantom)
+    image_row = None if phantom else row
+    image_grid = label_grid = image_sha256 = None
+    if labels:
+        reader = partial(read_labels, values=case.label_values)
+        label_grid, sha256, more = _read(labels, case.name, "labels", reader)
+        findings += more
+        # labels drawn for a phantom are in no manifest, but a phantom's image may belong to real ones
+        own = _has_cysts(case) or (phantom and known.owner_of_labels(sha256) is None)
+        if row and sha256 and not own:
+            findings += compare_labels(labels, sha256, row, known)
+            findings += compare_grid("labels", label_grid, row, known) if label_grid else []
+    if image:
+        image_grid, image_sha256, more = _read(image, case.name, "image", read_image)
+        findings += more
+    if image_grid and image_row:
+        findings += compare_grid("image", image_grid, image_row, known)
+    if image_grid and label_grid:
+        findings += compare_pair(case.name, image_grid, label_grid)
+    if image_sha256:
+        more, new = compare_image(case.name, image, image_sha256, image_row, known)
+        if not new:
+            findings += more
+        elif not any(finding.level == "error" for finding in findings):
+            findings += more
+            findings += [] if phantom else _record(case, image_sha256, root)
+    return findings
+
+
+def _has_cysts(case):
+    """Whether a label map is one of KiTS21 or KiTS23, whose images are those of KiTS19."""
+    of_kits21 = case.labels is not None and case.labels.name.startswith("aggregated")
+    return of_kits21 or len(case.label_values) > 3
+
+
+def _not_compared(case, row, phantom):
+    """A note on what the manifest says nothing about."""
+    if phantom:
+        found, advice = "a phantom", "Nothing to do: files, grids and values were checked"
+    elif row is None:
+        found = "no case of KiTS19"
+        advice = "Nothing to do: files, grids, values and change since the first check were checked"
+    elif _has_cysts(case):
+        found = "labels of KiTS21 or KiTS23"
+        advice = "The labels are checked by themselves, the image is compared"
+    else:
+        return []
+    return [Finding("note", case.name, "manifest", found, "a case of the manifest", advice)]
+
+
+def _files(case, row, labels_only):
+    """(image, labels, findings): None for a file that is not there, and a finding if it ought to be."""
+    image = case.image if case.image and case.image.exists() and not labels_only else None
+    folder = (case.image or case.labels).parent
+    if not folder.is_dir():
+        there = "no such folder"
+    else:
+        names = [
+            path.name + ("" if path.exists() else " (a link to nothing)") for path in sorted(folder.iterdir())
+        ]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        there = f"the folder holds {', '.join(names[:4]) or 'nothing'}{more}"
+    findings = []
+    if image is None and not labels_only:
+        name, advice = case.image.name if case.image else "an image", "Download it, or remove the case"
+        findings.append(Finding("error", case.name, "files", there, name, advice))
+    if case.labels is None and row is not None and row.label_sha256:
+        findings.append(Finding("error", case.name, "files", there, "a label map", "Download it"))
+    elif case.labels is None and row is None:
+        advice = "Nothing, if the case is for prediction only"
+        findings.append(Finding("warning", case.name, "files", there, "a label map", advice))
+    return image, case.labels, findings
+
+
+def _read(path, case, what, reader):
+    """(grid, SHA-256, findings) of a file; grid and hash are None where they cannot be had."""
+    expected = {"image": "a whole CT in HU", "labels": "a whole map of the labels 0, 1, 2"}[what]
+    grid = sha256 = None
+    findings = []
+    try:
+        sha256 = file_sha256(path) if path.is_file() else None
+        grid = reader(path).grid
+    except InputError as error:  # PATH: what is wrong. What to do.
+        found, _, advice = str(error).removeprefix(f"{path}: ").partition(". ")
+        advice = advice.rstrip(".") or "Download or export it again"
+        findings.append(Finding("error", case, what, found.rstrip("."), expected, advice))
+    except OSError as error:
+        found, advice = error.strerror or str(error), "Check the disk and the permissions"
+        findings.append(Finding("error", case, what, found, expected, advice))
+    if grid and what == "labels" and grid.header.get_data_dtype().kind == "f":
+        found = f"whole numbers, but stored as {grid.header.get_data_dtype()}"
+        advice = "kitsseg reads them; other programs may interpolate them. Save them as uint8"
+        findings.append(Finding("warning", case, what, found, "an integer type", advice))
+    return grid, sha256, findings
+
+
+def _record(case, sha256, root):
+    try:
+        record_hash(root, _place(case.image, root), sha256, case.image.stat().st_size)
+    except OSError as error:
+        advice = "Make the folder writable; until then a later change of the image goes unnoticed"
+        expected = f"its hash in {HASHES_FILE}"
+        found = error.strerror or str(error)
+        return [Finding("warning", case.name, "record of the image", found, expected, advice)]
+    return []

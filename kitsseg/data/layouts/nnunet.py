@@ -1,0 +1,144 @@
+"""nnU-Net raw datasets: their cases, and what the labels that ``dataset.json`` names become."""
+
+import json
+import re
+
+from kitsseg.data.layouts.kits import CYST, Case
+from kitsseg.errors import InputError
+
+__all__ = ["nnunet_cases", "nnunet_root", "values_of_labels"]
+
+_PARTS = ("Tr", "Ts")
+_SPELLINGS = {
+    "tumour": "tumor",
+    "tumors": "tumor",
+    "tumours": "tumor",
+    "kidneys": "kidney",
+    "cysts": "cyst",
+    "mass": "masses",
+}
+
+
+def nnunet_root(folder):
+    """(folder of an nnU-Net raw dataset, its parts "Tr" and "Ts" that are meant), or None."""
+    if any((folder / f"{kind}{part}").is_dir() for kind in ("images", "labels") for part in _PARTS):
+        return folder, _PARTS
+    match = re.fullmatch("(images|labels)(Tr|Ts)", folder.resolve().name)
+    return (folder.resolve().parent, (match[2],)) if match else None
+
+
+def nnunet_cases(folder, parts, layout):
+    """Cases of an nnU-Net raw dataset: ``imagesTr/NAME_0000.nii.gz`` with ``labelsTr/NAME.nii.gz``.
+
+    Args:
+        folder: holds ``dataset.json``, of version 1 or 2. parts: "Tr", "Ts" or both.
+
+    Raises: InputError for other channels than one CT, labels other than kidney, tumor and cyst, or a name in both
+        parts.
+    """
+    record = folder / "dataset.json"
+    dataset = _read_json(record)
+    channels = dataset.get("channel_names", dataset.get("modality"))
+    if not isinstance(channels, dict) or [str(name).upper() for name in channels.values()] != ["CT"]:
+        raise InputError(f"{record}: expected one channel, CT, found {channels}. kitsseg segments CT alone.")
+    ending = dataset.get("file_ending", ".nii.gz")
+    if ending not in (".nii.gz", ".nii"):
+        raise InputError(
+            f"{record}: expected file_ending .nii.gz or .nii, found {ending}. Convert the files first."
+        )
+    values = values_of_labels(dataset.get("labels"), layout.cyst, record)
+    cases = {}
+    for part in parts:
+        images, labels = folder / f"images{part}", folder / f"labels{part}"
+        names = {name.removesuffix(f"_0000{ending}") for name in _names(images, f"_0000{ending}")}
+        names |= {name.removesuffix(ending) for name in _names(labels, ending)}
+        for name in sorted(names):
+            if name in cases:
+                raise InputError(
+                    f"{images}: expected cases of other names than in {cases[name].image.parent.name}, "
+                    f"found {name} in both. Give one of the two folders."
+                )
+            cases[name] = Case(name, images / f"{name}_0000{ending}", labels / f"{name}{ending}", values)
+    return list(cases.values())
+
+
+def _names(folder, ending):
+    if not folder.is_dir():
+        return []
+    return [p.name for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".")]
+
+
+def _read_json(path):
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: missing; an nnU-Net dataset names its channels and labels there. "
+            "Add it, or say where the files are with --images and --labels."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: expected the JSON record of an nnU-Net dataset ({error}).") from error
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{path}: expected the JSON record of an nnU-Net dataset, found a {type(record).__name__}."
+        )
+    return record
+
+
+def values_of_labels(labels, cyst, path):
+    """What the labels of an nnU-Net dataset become.
+
+    Args:
+        labels: of dataset.json: {"kidney": 1} of version 2, {"1": "kidney"} of version 1, or regions as nnU-Net's own
+            KiTS23 conversion has them: {"kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}.
+        cyst: "kidney", "tumor", "background" or None.
+        path: of the file, for the messages.
+
+    Returns: tuple; entry k is what label k becomes, None where it is not allowed.
+    Raises: InputError that lists the names found.
+    """
+    meant = {}  # label -> names of the regions it lies in
+    try:
+        for key, value in labels.items():
+            name, numbers = (value, key) if str(key).isdecimal() else (key, value)
+            name = name.strip().lower()
+            for number in numbers if isinstance(numbers, list) else [numbers]:
+                meant.setdefault(_whole(number), set()).add(_SPELLINGS.get(name, name))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: expected labels with their names and numbers, found {labels}.") from error
+    values = {number: _value(names, cyst) for number, names in meant.items()}
+    wrong = [number for number, value in values.items() if value == "unknown"]
+    if (
+        wrong
+        or values.get(0) != 0
+        or not {1, 2} <= set(values.values())
+        or max(values) > 255
+        or min(values) < 0
+    ):
+        raise InputError(
+            f"{path}: expected the labels background (0), kidney and tumor, and at most cyst; found "
+            f"{labels}. Make a dataset with these labels."
+        )
+    return tuple(values.get(number) for number in range(max(values) + 1))
+
+
+def _whole(number):
+    if isinstance(number, str) and number.isdecimal():
+        return int(number)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"{number} is no label")
+    return number
+
+
+def _value(names, cyst):
+    """What a label becomes that lies in the regions of these names."""
+    if names == {"background"}:
+        return 0
+    if names == {"kidney"}:
+        return 1
+    if not names <= {"kidney", "masses", "tumor", "cyst"} or {"tumor", "cyst"} <= names:
+        return "unknown"
+    if "tumor" in names:
+        return 2
+    # a mass of the kidney that is no tumor is a cyst
+    return CYST[cyst] if cyst else None

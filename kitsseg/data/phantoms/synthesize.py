@@ -1,0 +1,180 @@
+"""Synthetic patients on disk in KiTS19 layout: what everything else can be tried on without the dataset.
+
+A case is a function of the seed and its number or name alone: asking for more cases changes none of them.
+"""
+
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from kitsseg.data.formats.nifti import KITS_AXES, PHANTOM, read_labels
+from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.layouts.find import find_cases
+from kitsseg.data.phantoms.anatomy import ellipsoid_distance
+from kitsseg.data.phantoms.render import render_ct
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_folder
+
+__all__ = ["draw_labels", "render_cases", "synthesize_cases"]
+
+TUMOR_ML = (1.0, 450.0)  # KiTS19: 0.8 to 1464, but its largest do not fit a volume around the kidneys
+SMALLEST = (8, 32, 32)
+
+
+def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None):
+    """Write synthetic patients: ``case_00000/imaging.nii.gz`` and ``segmentation.nii.gz`` and so on.
+
+    Args:
+        out: folder of the cases; made if missing.
+        n_cases: how many.
+        size: (slices, rows, columns). The field of view is a patient's, 170-190 mm along the slices and
+            370-400 mm along the columns, whatever the size: fewer voxels are larger voxels.
+        seed: an integer from 0; the same seed gives the same cases.
+        progress: called as ``progress(description, done, total)`` after each case.
+
+    Returns: folders of the cases.
+    Raises: InputError if an argument is out of range, or if a case's folder is there already and holds
+        anything: nothing is written then.
+    """
+    check_seed(seed)
+    if n_cases < 1:
+        raise InputError(f"expected at least one case, got {n_cases}.")
+    if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST)):
+        raise InputError(
+            f"expected a size of slices, rows and columns of at least {SMALLEST}, got {tuple(size)}."
+        )
+    folders = [Path(out) / f"case_{number:05d}" for number in range(n_cases)]
+    check_empty(folders)
+    for number, folder in enumerate(folders):
+        rng = np.random.default_rng((seed, number))
+        across = rng.uniform(370, 400) / size[2]
+        spacing_mm = (round(rng.uniform(170, 190) / size[0], 3), round(across, 5), round(across, 5))
+        labels = draw_labels(size, spacing_mm, rng)
+        image = render_ct(labels, spacing_mm, rng)
+        with atomic_folder(folder) as temporary:
+            write_image(temporary / "segmentation.nii.gz", labels, spacing_mm)
+            write_image(temporary / "imaging.nii.gz", image, spacing_mm, PHANTOM)
+        if progress:
+            progress("synthesize", number + 1, n_cases)
+    return folders
+
+
+def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
+    """Write CT volumes for real label maps, in the same layout; the label maps are copied byte for byte.
+
+    Args:
+        labels_dir: cases in KiTS19 layout, with or without images; images are not looked at.
+        out: folder of the new cases.
+        seed: an integer from 0; a case depends on it, its name and its label map only.
+        cases: names of the cases to render; all by default.
+        progress: called as ``progress(description, done, total)`` after each case.
+
+    Returns: folders of the cases.
+    Raises: InputError for a label map that cannot be read, has other axes than KiTS19's or is empty; for
+        unknown case names, and if a case's folder is there already and holds anything: nothing is written
+        then.
+    """
+    check_seed(seed)
+    found = {case.name: case for case in find_cases(labels_dir, need_image=False)}
+    names = sorted(found) if cases is None else list(cases)
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise InputError(f"{labels_dir}: expected {', '.join(unknown)}, found only {', '.join(found)}.")
+    folders = [Path(out) / name for name in names]
+    check_empty(folders)
+    for number, (name, folder) in enumerate(zip(names, folders)):
+        source = found[name].labels
+        volume = read_labels(source)
+        grid = volume.grid
+        if grid.axes != (0, 1, 2) or any(grid.flipped):
+            raise InputError(
+                f"{source}: expected the axes of KiTS19, {KITS_AXES}, found others. "
+                "Take the label maps as KiTS19 released them."
+            )
+        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+        try:
+            image = render_ct(volume.array, grid.spacing_mm, rng)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        with atomic_folder(folder) as temporary:
+            shutil.copyfile(source, temporary / source.name)
+            write_image(temporary / "imaging.nii.gz", image, grid.spacing_mm, PHANTOM)
+        if progress:
+            progress("render", number + 1, len(names))
+    return folders
+
+
+def check_seed(seed):
+    if seed < 0:
+        raise InputError(f"expected a seed of 0 or more, got {seed}.")
+
+
+def check_empty(folders):
+    """Nothing is ever overwritten: it might be the only copy of a real case."""
+    for folder in folders:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder}: expected no such case yet, found it. Choose another folder or remove it."
+            )
+
+
+def draw_labels(shape, spacing_mm, rng):
+    """Draw kidneys and one tumor.
+
+    Args:
+        shape: (slices, rows, columns); the kidneys lie around the middle of the volume.
+        spacing_mm: voxel size in the same order.
+        rng: ``numpy.random.Generator``.
+
+    Returns: uint8 labels (slices, rows, columns): two kidneys of about 90-190 ml (one patient in 20 has only
+        one) and a tumor of 1-450 ml, median 30, that grows out of one of them. All labels occur at any size.
+    """
+    labels = np.zeros(shape, np.uint8)
+    extent = np.array(shape) * spacing_mm
+    middle = extent * (0.5, 0.57, 0.5) + rng.normal(0, (3, 6, 5))
+    coordinates = [np.arange(n) * s for n, s in zip(shape, spacing_mm)]
+    size, apart, level = rng.normal(1, 0.06), rng.uniform(62, 76), rng.normal(6, 5)
+    sides = (-1, 1) if rng.random() > 0.05 else (rng.choice((-1, 1)),)
+    bodies = []
+    for side in sides:  # -1 is the patient's right, whose kidney lies lower
+        center = middle + (-side * level, rng.normal(0, 5), side * apart)
+        radii = size * rng.normal((54, 26, 29), (3, 1.5, 1.5))
+        tilt = side * np.radians(rng.uniform(8, 22))  # upper poles lean to the spine
+        z, y, x = np.ix_(*(c - m for c, m in zip(coordinates, center)))
+        z, x = z * np.cos(tilt) - x * np.sin(tilt), z * np.sin(tilt) + x * np.cos(tilt)
+        bend = rng.uniform(0, 2 * np.pi, 2)
+        y = y + 2 * np.sin(z / 14 + bend[0])
+        x = side * x + 2 * np.sin(z / 17 + bend[1])  # now lateral is positive
+        sinus = ellipsoid_distance((z, y + 9, x + 24), (22, 15, 20))
+        labels[(ellipsoid_distance((z, y, x + 4 * (z / 40) ** 2), radii) < 0) & (sinus > 0)] = 1
+        bodies.append((side, center, radii))
+    side, center, radii = bodies[rng.integers(len(bodies))]
+    volume = np.clip(np.exp(rng.normal(np.log(30), 1.2)), *TUMOR_ML)
+    radius = (volume * 750 / np.pi) ** (1 / 3)
+    # toward lateral, front or back; the larger, the farther out, so that a kidney is left
+    direction = rng.normal(size=3) * (0.7, 1, 0.7) + (0, 0, 0.6)
+    direction[2] = side * abs(direction[2])
+    direction /= np.linalg.norm(direction)
+    surface = direction / np.sqrt(((direction / radii) ** 2).sum())
+    at = center + surface + direction * radius * rng.uniform(-0.7, 0.15)
+    at = np.clip(at, 1.1 * radius, np.maximum(extent - 1.1 * radius, 1.1 * radius))
+    draw_tumor(labels, [c - m for c, m in zip(coordinates, at)], volume, spacing_mm, rng)
+    return labels
+
+
+def draw_tumor(labels, coordinates, volume, spacing_mm, rng):
+    """Set a bumpy ellipsoid of ``volume`` ml to 2: the voxels nearest to its center, at least four."""
+    z, y, x = np.ix_(*coordinates)
+    a, b, c = rng.uniform(0, 2 * np.pi, 3)
+    radius = (volume * 750 / np.pi) ** (1 / 3)
+    z, y, x = (p * s for p, s in zip((z, y, x), rng.uniform(0.88, 1.12, 3)))
+    bumps = (
+        0.12
+        * radius
+        * (np.sin(2.5 * y / radius + a) + np.sin(2.5 * x / radius + b) + np.sin(2.5 * z / radius + c))
+    )
+    distance = (np.sqrt(z**2 + y**2 + x**2) + bumps).ravel()
+    count = min(max(4, round(volume * 1000 / np.prod(spacing_mm))), labels.size // 8)
+    labels.reshape(-1)[np.argpartition(distance, count)[:count]] = 2

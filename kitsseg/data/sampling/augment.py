@@ -1,0 +1,219 @@
+"""Random crop, scale and flips of one slice: what Chen and Jin do with batchgenerators, twice.
+
+``draw_crop`` and ``cut`` are the fast path: an unscaled crop is a view, a flip a negative stride, and only the scaled
+share is interpolated (linearly; labels nearest). ``batchgenerators_transform`` is the same in the library that the
+authors used (cubic), for its own pipelines and for the parity path, ``cut_batchgenerators``. Both draw from the same
+distributions, except for the last start of an unscaled crop, which batchgenerators never takes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.data.geometry.resample import blend
+
+__all__ = [
+    "Crop",
+    "apply_batchgenerators",
+    "batchgenerators_transform",
+    "center_crop",
+    "cut",
+    "cut_batchgenerators",
+    "draw_crop",
+    "pad_to",
+]
+
+LINES = 32
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One drawn crop.
+
+    Attributes:
+        size: (rows, columns) that come out.
+        center: of the crop in the slice, in pixels; pixel i covers i - 0.5 to i + 0.5.
+        scale: of the sampling grid; 0.6 shows 0.6 of the size, enlarged.
+        flips: whether rows and columns are mirrored.
+    """
+
+    size: tuple[int, int]
+    center: tuple[float, float]
+    scale: float
+    flips: tuple[bool, bool]
+
+
+def draw_crop(rng, shape, size, augmentation):
+    """Draw a crop of a slice that is at least as large as the crop.
+
+    A scaled crop keeps its center at least half an unscaled crop from the border, as batchgenerators does; what it
+    shows beyond the border repeats the edge.
+    """
+    # the same seven numbers whatever becomes of them: one call, where each of its own would cost more than a crop
+    whether, side, amount, *place, flip_rows, flip_columns = rng.random(7).tolist()
+    scale = 1.0
+    if whether < augmentation.scale_probability:
+        low, high = augmentation.scale_range
+        low, high = (low, 1) if low < 1 and side < 0.5 else (max(low, 1), high)
+        scale = low + amount * (high - low)
+    if scale == 1.0:
+        center = tuple(int(u * (n - m + 1)) + (m - 1) / 2 for u, n, m in zip(place, shape, size, strict=True))
+    else:
+        center = tuple(
+            m / 2 + u * (n - m) if n > m else n / 2 for u, n, m in zip(place, shape, size, strict=True)
+        )
+    p = augmentation.flip_probability
+    return Crop(tuple(size), center, scale, (flip_rows < p, flip_columns < p))
+
+
+def center_crop(shape, size):
+    """The unscaled crop in the middle of a slice."""
+    center = tuple((n - m) // 2 + (m - 1) / 2 for n, m in zip(shape, size, strict=True))
+    return Crop(tuple(size), center, 1.0, (False, False))
+
+
+def cut(image, labels, crop):
+    """Take a crop out of a slice.
+
+    Args:
+        image: (rows, columns) int16 HU, or (rows, columns, channels) uint8.
+        labels: (rows, columns) uint8, or a function of two slices (rows, columns) that returns such a window.
+        crop: Crop.
+
+    Returns: (image, labels), both of ``crop.size``. An unscaled image is a view of the slice, of its type; a scaled
+        one is float32. Labels are uint8.
+    """
+    if crop.scale == 1.0:
+        rows, columns = (
+            slice(round(c - (m - 1) / 2), round(c - (m - 1) / 2) + m) for c, m in zip(crop.center, crop.size)
+        )
+        window = image[rows, columns]
+        truth = labels(rows, columns) if callable(labels) else labels[rows, columns]
+    else:
+        window, truth = _scaled(image, labels, crop)
+    step = tuple(slice(None, None, -1 if flip else 1) for flip in crop.flips)
+    return window[step], truth[step]
+
+
+def _scaled(image, labels, crop):
+    positions = [
+        (np.arange(m) - (m - 1) / 2) * crop.scale + c for m, c in zip(crop.size, crop.center, strict=True)
+    ]
+    taps, windows = [], []
+    for position, n in zip(positions, image.shape):
+        inside = np.clip(position, 0, n - 1)
+        low = inside.astype(np.intp)
+        high = np.minimum(low + 1, n - 1)
+        windows.append(slice(int(low[0]), int(high[-1]) + 1))
+        taps.append((low - low[0], high - low[0], (inside - low).astype(np.float32)))
+    rows, columns = windows
+    plane = np.ascontiguousarray(image[rows, columns])
+    for tap in taps:
+        plane = _blend_lines(plane, *tap)
+    truth = labels(rows, columns) if callable(labels) else labels[rows, columns]
+    outside = []
+    for axis, (position, n, window) in enumerate(zip(positions, image.shape, windows)):
+        nearest = np.rint(position).astype(np.intp)
+        truth = truth.take(np.clip(nearest, window.start, window.stop - 1) - window.start, axis)
+        outside.append((nearest < 0) | (nearest >= n))
+    # beyond the border there is no kidney: background, although the image repeats its edge
+    truth[outside[0]] = 0
+    truth[:, outside[1]] = 0
+    return plane, truth
+
+
+def _blend_lines(plane, low, high, weight):
+    """Interpolate along the first axis, which changes places with the second: whole lines are taken, not pixels.
+
+    In blocks that stay in the processor's cache: arrays of a whole slice would be asked of the system, and given
+    back to it, each time.
+    """
+    out = np.empty((plane.shape[1], len(low), *plane.shape[2:]), np.float32)
+    weight = weight.reshape(-1, *(1,) * (plane.ndim - 1))
+    for i in range(0, len(low), LINES):
+        block = slice(i, i + LINES)
+        below, above = (plane.take(lines[block], 0).astype(np.float32, copy=False) for lines in (low, high))
+        out[:, block] = blend(below, above, weight[block]).swapaxes(0, 1)
+    return out
+
+
+def pad_to(image, labels, size, value):
+    """Pad a slice that is smaller than ``size`` evenly, the image with ``value``, the labels with background."""
+    missing = [max(m - n, 0) for n, m in zip(image.shape, size)]
+    if not any(missing):
+        return image, labels
+    widths = [(m // 2, m - m // 2) for m in missing]
+    channels = [(0, 0)] * (image.ndim - 2)
+    return np.pad(image, widths + channels, constant_values=value), np.pad(labels, widths)
+
+
+def batchgenerators_transform(size, augmentation):
+    """An augmentation as a transform of batchgenerators, as the authors call it (cubic interpolation).
+
+    Args:
+        size: (rows, columns) for slices, which are cropped, scaled and flipped along both axes; or (slices, rows,
+            columns) for patches, which are flipped along rows and columns and must have that size already.
+        augmentation: Augmentation.
+
+    Returns: ``Compose`` of a dict of data (batch, channels, *space) float32 and seg (batch, channels, *space); it
+        draws from NumPy's global state, as all of that library does.
+    Raises: ValueError for scaled patches, and for another flip probability than 0 or the library's 0.5.
+    """
+    from batchgenerators.transforms.abstract_transforms import Compose
+    from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
+
+    transforms = []
+    if len(size) == 2:
+        crop = SpatialTransform(
+            size,
+            patch_center_dist_from_border=[m // 2 for m in size],
+            do_elastic_deform=False,
+            do_rotation=False,
+            do_scale=True,
+            scale=augmentation.scale_range,
+            random_crop=True,
+            order_data=3,
+            border_mode_data="nearest",
+            order_seg=0,
+            p_scale_per_sample=augmentation.scale_probability,
+        )
+        transforms.append(crop)
+    elif augmentation.scale_probability:
+        raise ValueError(
+            f"batchgenerators_transform: 3D patches are not scaled; scale_probability must be 0, found "
+            f"{augmentation.scale_probability}."
+        )
+    if augmentation.flip_probability not in (0, 0.5):
+        raise ValueError(
+            f"batchgenerators_transform: batchgenerators flips with probability 0.5, found "
+            f"{augmentation.flip_probability}. Use the fast path."
+        )
+    if augmentation.flip_probability:
+        transforms.append(MirrorTransform(axes=(0, 1) if len(size) == 2 else (1, 2), p_per_sample=1))
+    return Compose(transforms)
+
+
+def cut_batchgenerators(image, labels, size, augmentation, rng):
+    """A random crop of a slice through ``batchgenerators_transform``.
+
+    Args:
+        image, labels: a slice (rows, columns), at least ``size``; the image may have channels as its last axis.
+        rng: numpy Generator; NumPy's global state is seeded from it and put back.
+
+    Returns: (image float32, labels uint8), both of ``size``.
+    """
+    transform = batchgenerators_transform(size, augmentation)
+    channels = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
+    window, truth = apply_batchgenerators(transform, channels, labels, rng)
+    return window[0] if image.ndim == 2 else np.moveaxis(window, 0, -1), truth
+
+
+def apply_batchgenerators(transform, channels, labels, rng):
+    """Apply a transform of batchgenerators to one image (channels, *space) and its labels (*space)."""
+    before = np.random.get_state()
+    try:
+        np.random.seed(rng.integers(2**32))
+        batch = transform(data=channels[None].astype(np.float32), seg=labels[None, None])
+    finally:
+        np.random.set_state(before)
+    return batch["data"][0], batch["seg"][0, 0].astype(np.uint8)

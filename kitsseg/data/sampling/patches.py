@@ -1,0 +1,256 @@
+"""Batches of 3D patches whose center voxels are background, kidney and tumor equally often.
+
+As in ``kitsseg.data.sampling.slices`` a batch is a pure function of (seed, index). Kidney and tumor are 1 % of a
+scan, so their voxels are kept as runs: some ten thousand numbers a case instead of a million voxels, and
+still every voxel of a class is drawn with the same probability.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.data.cache.cases import CachedCase
+from kitsseg.data.geometry.planes import normalize
+from kitsseg.data.sampling.augment import apply_batchgenerators, batchgenerators_transform
+from kitsseg.data.sampling.buffers import Buffers
+from kitsseg.data.sampling.draws import (
+    batch_rng,
+    cases_of_part,
+    checked_index,
+    empty_batch,
+    in_circles,
+    own_places,
+)
+from kitsseg.errors import InputError
+
+__all__ = ["ClassRuns", "PatchBatches", "ValidationPatches", "class_runs"]
+
+LABELS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class ClassRuns:
+    """Where the voxels of each class of a case lie.
+
+    Attributes:
+        case: CachedCase.
+        counts: voxels of background, kidney and tumor.
+        ends: for kidney and tumor, how many voxels its runs hold up to the end of each run (uint32).
+        shifts: for each run, what to add to the number of a voxel within its class to get its flat index in
+            the label box (uint32).
+    """
+
+    case: CachedCase
+    counts: tuple[int, int, int]
+    ends: dict[int, np.ndarray]
+    shifts: dict[int, np.ndarray]
+
+    def draw(self, rng, label):
+        """A voxel (slice, row, column) of a class, all of them equally likely.
+
+        Raises: ValueError if the class has none.
+        """
+        if not self.counts[label]:
+            raise ValueError(f"{self.case.name} holds no voxel of label {label}; draw another one.")
+        box, start = self.case.boxed_labels, self.case.label_start
+        if label == 0:
+            while True:  # 99 % of a scan is background: the first try is nearly always right
+                voxel = tuple(int(i) for i in rng.integers(self.case.geometry.shape))
+                inside = tuple(i - a for i, a in zip(voxel, start))
+                if not all(0 <= i < m for i, m in zip(inside, box.shape)) or not box[inside]:
+                    return voxel
+        number = int(rng.integers(self.counts[label]))
+        # an argument of another type would have the whole array converted
+        run = np.searchsorted(self.ends[label], np.uint32(number), side="right")
+        inside = np.unravel_index(int(self.shifts[label][run]) + number, box.shape)
+        return tuple(int(i) + a for i, a in zip(inside, start))
+
+
+def class_runs(case):
+    """Find the runs of kidney and of tumor in a CachedCase.
+
+    Runs follow the C order of the label box, along columns; one may go on from the end of a row to the next.
+
+    Returns: ClassRuns.
+    Raises: InputError if the case has no background.
+    """
+    flat = np.asarray(case.boxed_labels).reshape(-1)
+    first = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])[: flat.size])
+    lengths, values = np.diff(first, append=flat.size), flat[first]
+    counts, ends, shifts = [math.prod(case.geometry.shape), 0, 0], {}, {}
+    for label in LABELS[1:]:
+        chosen = values == label
+        end = np.cumsum(lengths[chosen])
+        ends[label] = end.astype(np.uint32)
+        shifts[label] = (first[chosen] - (end - lengths[chosen])).astype(np.uint32)
+        counts[label] = int(end[-1]) if len(end) else 0
+        counts[0] -= counts[label]
+    if not counts[0]:
+        raise InputError(
+            f"{case.folder}: expected some background in {case.name}, found every voxel labelled. "
+            "Look at its segmentation, or leave the case out of the split."
+        )
+    return ClassRuns(case, tuple(counts), ends, shifts)
+
+
+class PatchBatches:
+    """Random training batches of patches, three of each case.
+
+    Each case is used once before any is used again, and a batch holds different cases (unless there are
+    fewer than ``cases_per_batch``). The center voxel lies at index P // 2 of the patch, before flips; at a
+    border the patch is moved inward. Along an axis that is shorter than the patch the case is padded
+    evenly, the image with the lower end of the HU window, the labels with background.
+
+    Args:
+        cases: dict from name to CachedCase (``open_cache``).
+        split: CaseSplit; only the cases of ``part`` are drawn.
+        part: "train", "validation" or "test".
+        sampler: PatchSampler. augmentation: Augmentation, flips of rows and columns only.
+        spec: PreprocessSpec of the cache, one channel.
+        seed: of everything random here.
+        path: "fast", or "batchgenerators" for flips by that library.
+        shard: (index, count): only the patches that process ``index`` of ``count`` draws, as for ``SliceBatches``.
+
+    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or a patient in two parts of the
+        split; ValueError for scaling, for a specification of several channels and for a batch that cannot be
+        divided evenly.
+    Source: Daza et al. state 39 patches of 13 patients, and centers equally likely in each category. One
+        patch of each class from each patient is our reading of that.
+    """
+
+    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0, path="fast", shard=None):
+        if path not in ("fast", "batchgenerators"):
+            raise ValueError(f'PatchBatches: path is "fast" or "batchgenerators", found "{path}".')
+        if augmentation.scale_probability > 0:
+            raise ValueError(
+                f"PatchBatches: 3D patches are not scaled; scale_probability must be 0, found "
+                f"{augmentation.scale_probability}."
+            )
+        self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
+        self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
+        self.patch_size = tuple(sampler.patch_size)
+        self._places = own_places(len(LABELS) * sampler.cases_per_batch, shard)
+        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
+        self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
+        self._transform = (
+            batchgenerators_transform(self.patch_size, augmentation) if path == "batchgenerators" else None
+        )
+        self._runs = {}
+
+    def draw(self, index):
+        """What batch ``index`` holds: a list of (case number, label of the center, center voxel)."""
+        cases, drawn = self._cases_of_batch(index), []
+        for position in range(self._places.start // len(LABELS), -(-self._places.stop // len(LABELS))):
+            # random numbers of its own for each case: no process need look into those of another
+            case, rng = cases[position], self._rng(index, 2 + position)
+            if case not in self._runs:
+                self._runs[case] = class_runs(self.cases[case])
+            stratified = self.sampler.mode == "stratified"
+            labels = LABELS if stratified else rng.integers(len(LABELS), size=len(LABELS)).tolist()
+            drawn += [(case, *_center(self._runs[case], rng, label)) for label in labels]
+        first = self._places.start % len(LABELS)
+        return drawn[first : first + self.batch_size]
+
+    def batch(self, index):
+        """Batch ``index``: images (batch, slices, rows, columns, 1) float32, labels without the 1 int32."""
+        images, labels = empty_batch(self)
+        random = self._rng(index, 1).random((self._places.stop, 2))[self._places.start :]
+        flips = random < (self.augmentation.flip_probability if self._transform is None else 0)
+        for position, (case, _, center) in enumerate(self.draw(index)):
+            # written through a mirrored view, a flip costs nothing
+            view = (slice(None), *(slice(None, None, -1 if flip else 1) for flip in flips[position]))
+            _take(self.cases[case], center, self.spec, images[position][view], labels[position][view])
+            if self._transform is not None:
+                image, labels[position] = apply_batchgenerators(
+                    self._transform,
+                    images[position, ..., 0][None],
+                    labels[position],
+                    np.random.default_rng(random[position].view(np.uint64)),
+                )
+                images[position] = image[0][..., None]
+        return images, labels
+
+    def __getitem__(self, index):
+        return self.batch(checked_index(index))
+
+    def _cases_of_batch(self, index):
+        n, size = len(self.cases), self.sampler.cases_per_batch
+        shuffled = in_circles(lambda circle: self._rng(circle, 2**32 - 1).permutation(n), n, size, index)
+        return shuffled.tolist()
+
+    def _rng(self, index, stream):
+        return batch_rng(self.seed, index, stream)
+
+
+class ValidationPatches:
+    """A fixed list of validation patches: for each case one of each class, one batch a case.
+
+    The centers depend on the number of a case in the split and on nothing else. Args and Raises as for
+    ``PatchBatches``.
+    """
+
+    def __init__(self, cases, split, part, sampler, spec, shard=None):
+        self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
+        self.patch_size, self._places = tuple(sampler.patch_size), own_places(len(LABELS), shard)
+        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
+        self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
+        self._drawn = {}
+
+    def __len__(self):
+        return len(self.cases)
+
+    def draw(self, index):
+        """As ``PatchBatches.draw``, for case ``index``."""
+        index = int(index)
+        if index not in self._drawn:
+            rng, runs = np.random.Generator(np.random.Philox(key=[0, index])), class_runs(self.cases[index])
+            self._drawn[index] = [(index, *_center(runs, rng, label)) for label in LABELS]
+        return [self._drawn[index][place] for place in self._places]
+
+    def batch(self, index):
+        """As ``PatchBatches.batch``."""
+        images, labels = empty_batch(self)
+        for position, (case, _, center) in enumerate(self.draw(index)):
+            _take(self.cases[case], center, self.spec, images[position], labels[position])
+        return images, labels
+
+    def __getitem__(self, index):
+        return self.batch(checked_index(index, len(self)))
+
+
+def _one_channel(spec):
+    if spec.channels != 1:
+        raise ValueError(f"3D patches are cut from one channel of HU; the specification has {spec.channels}.")
+    return spec
+
+
+def _center(runs, rng, label):
+    label = label if runs.counts[label] else 0  # a case without tumor gives background instead
+    return label, runs.draw(rng, label)
+
+
+def _take(case, center, spec, image, labels):
+    """Write the patch around ``center`` to ``image`` (slices, rows, columns, 1) and ``labels``."""
+    size, shape = labels.shape, case.geometry.shape
+    start = [
+        min(max(c - m // 2, 0), n - m) if n >= m else -((m - n) // 2) for c, m, n in zip(center, size, shape)
+    ]
+    source, target = _overlap(start, size, (0, 0, 0), shape)
+    if any(n < m for n, m in zip(shape, size)):
+        image[...] = normalize(np.full((1, 1), spec.hu_window[0], np.float32), spec)
+    normalize(case.image[source], spec, out=image[target])
+    source, target = _overlap(start, size, case.label_start, case.boxed_labels.shape)
+    small = np.zeros(size, np.uint8)  # the int32 are written once: a batch of them is more than a cache holds
+    small[target] = case.boxed_labels[source]
+    labels[...] = small
+
+
+def _overlap(start, size, box_start, box_size):
+    """Where a patch and a box share voxels: slices of the box, and of the patch; empty if they share none."""
+    low = [max(a, b) for a, b in zip(start, box_start)]
+    high = [max(x, min(a + m, b + n)) for x, a, m, b, n in zip(low, start, size, box_start, box_size)]
+    return (
+        tuple(slice(x - b, y - b) for x, y, b in zip(low, high, box_start)),
+        tuple(slice(x - a, y - a) for x, y, a in zip(low, high, start)),
+    )

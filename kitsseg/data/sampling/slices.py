@@ -1,0 +1,251 @@
+"""Batches of axial slices with an exact number of positive ones, for tf.data and for plain NumPy.
+
+A batch is a pure function of (seed, index): the same in every process, on every machine, and after resuming. Nothing
+here needs TensorFlow but ``slice_dataset``, which hands the very same batches to ``tf.data``::
+
+    batches = SliceBatches(cases, split, "train", sampler, augmentation, spec, seed=0)
+    images, labels = batches[1000]                                          # NumPy arrays
+    part = SliceBatches(..., seed=0, shard=(1, 4))[1000]                    # the second quarter of that batch
+    dataset = slice_dataset(batches, 1000, 2000)                            # goes on after 1,000 steps
+
+For training in several processes (the JAX backend, tf.distribute's multi-worker strategies) each of them gives its own
+``shard``: together they make the batches of one process, so that its loss curve is theirs.
+"""
+
+import numpy as np
+
+from kitsseg.data.geometry.planes import normalize
+from kitsseg.data.sampling.augment import (
+    batchgenerators_transform,
+    center_crop,
+    cut,
+    cut_batchgenerators,
+    draw_crop,
+    pad_to,
+)
+from kitsseg.data.sampling.buffers import Buffers
+from kitsseg.data.sampling.draws import (
+    batch_rng,
+    cases_of_part,
+    checked_index,
+    empty_batch,
+    in_circles,
+    own_places,
+)
+from kitsseg.errors import InputError
+
+__all__ = ["SliceBatches", "ValidationSlices", "slice_dataset"]
+
+
+class SliceBatches:
+    """Random training batches of slices.
+
+    Each case is used once before any is used again, and a batch holds different cases (unless there are fewer cases
+    than slices in a batch). The first ``positive`` of them give a slice with kidney or tumor, the others any slice.
+    The order within a batch is shuffled.
+
+    Args:
+        cases: dict from name to CachedCase (``open_cache``).
+        split: CaseSplit; only the cases of ``part`` are drawn.
+        part: "train", "validation" or "test".
+        sampler: SliceSampler. augmentation: Augmentation. spec: PreprocessSpec of the cache.
+        seed: of everything random here.
+        path: "fast", or "batchgenerators" for the authors' own augmentation library (cubic, slower).
+        shard: (index, count): only the slices that process ``index`` of ``count`` draws, an even part of each batch.
+            Those of all processes, in order, are the batch that one process would draw.
+
+    Attributes:
+        batch_size: of the batches that come out: the sampler's, divided by the number of processes.
+
+    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, a case without a positive slice, or a
+        patient in two parts of the split; ValueError for a batch that cannot be divided evenly.
+    """
+
+    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0, path="fast", shard=None):
+        if path not in ("fast", "batchgenerators"):
+            raise ValueError(f'SliceBatches: path is "fast" or "batchgenerators", found "{path}".')
+        if path == "batchgenerators":
+            batchgenerators_transform(sampler.patch_size, augmentation)  # what it cannot do is said now
+        self.cases = cases_of_part(cases, split, part)
+        self.sampler, self.augmentation, self.spec, self.seed, self.path = (
+            sampler,
+            augmentation,
+            spec,
+            seed,
+            path,
+        )
+        self._places = own_places(sampler.batch_size, shard)
+        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
+        self.image_shape, self.label_shape = _shapes(sampler, spec)
+        self._shapes = [case.geometry.shape for case in self.cases]
+        self._ends = np.cumsum([shape[0] for shape in self._shapes])
+        self._last_order = None, None
+        self._positive = []
+        for case in self.cases:
+            area = case.kidney_area + case.tumor_area
+            slices = np.flatnonzero(area)
+            if sampler.positive and not len(slices):
+                raise InputError(
+                    f"{case.folder}: no slice of {case.name} holds kidney or tumor; it cannot train."
+                )
+            weights = area[slices] if sampler.positive_weights == "area" else np.ones(len(slices), np.int64)
+            self._positive.append((slices, np.cumsum(weights)))
+
+    def draw(self, index):
+        """Which slices batch ``index`` holds: a list of (case number, slice number), order shuffled."""
+        drawn = self._draw_all(index)
+        return [drawn[place] for place in self._places]
+
+    def batch(self, index):
+        """Batch ``index``: images (batch, rows, columns, channels) float32, labels (batch, rows, columns) int32."""
+        images, labels = empty_batch(self)
+        rng = self._rng(index, 1)
+        # for the places of other processes too: what a place holds must not depend on who draws it
+        drawn = [(self.cases[case], k, self._draw_crop(rng, case)) for case, k in self._draw_all(index)]
+        for own, place in enumerate(self._places):
+            window, labels[own] = self._cut(*drawn[place])
+            normalize(window, self.spec, out=images[own])
+        return images, labels
+
+    def __getitem__(self, index):
+        return self.batch(checked_index(index))
+
+    def _draw_all(self, index):
+        if self.sampler.unit == "slice":
+            return self._draw_slices(index)
+        rng, wanted = self._rng(index, 0), []
+        numbers = rng.random(self.sampler.batch_size).tolist()
+        for position, (case, number) in enumerate(zip(self._cases_of_batch(index), numbers, strict=True)):
+            if position < self.sampler.positive:
+                slices, cumulative = self._positive[case]
+                chosen = cumulative.searchsorted(int(number * cumulative[-1]), side="right")
+                wanted.append((case, int(slices[chosen])))
+            else:
+                wanted.append((case, int(number * self._shapes[case][0])))
+        return [wanted[i] for i in rng.permutation(len(wanted)).tolist()]
+
+    def _draw_crop(self, rng, case):
+        """A Crop, or the seed of batchgenerators."""
+        if self.path == "batchgenerators":
+            return int(rng.integers(2**32))
+        size = self.sampler.patch_size
+        shape = [max(n, m) for n, m in zip(self._shapes[case][1:], size)]
+        return draw_crop(rng, shape, size, self.augmentation)
+
+    def _cut(self, case, k, crop):
+        size = self.sampler.patch_size
+        image, truth = _whole_or_lazy(case, k, size, self.spec)
+        if self.path == "fast":
+            return cut(image, truth, crop)
+        truth = truth(slice(None), slice(None)) if callable(truth) else truth
+        return cut_batchgenerators(image, truth, size, self.augmentation, np.random.default_rng(crop))
+
+    def _draw_slices(self, index):
+        """The next slices of a random order of all slices, drawn anew each time it is used up."""
+        total, size, drawn = int(self._ends[-1]), self.sampler.batch_size, []
+        for position in range(index * size, (index + 1) * size):
+            order = self._order(position // total, total)
+            slice_number = int(order[position % total])
+            case = int(np.searchsorted(self._ends, slice_number, side="right"))
+            drawn.append((case, slice_number - (int(self._ends[case - 1]) if case else 0)))
+        return drawn
+
+    def _order(self, round_number, total):
+        last = self._last_order  # read once: tf.data calls from a thread of its own
+        if last[0] != round_number:
+            last = self._last_order = round_number, self._rng(round_number, 2**32 - 1).permutation(total)
+        return last[1]
+
+    def _cases_of_batch(self, index):
+        n = len(self.cases)
+        return in_circles(lambda circle: self._order(circle, n), n, self.sampler.batch_size, index).tolist()
+
+    def _rng(self, index, stream):
+        return batch_rng(self.seed, index, stream)
+
+
+class ValidationSlices:
+    """A fixed list of validation slices, center crops, in the same mixture as the training batches.
+
+    For each case ``sampler.positive`` slices spread evenly over those with kidney or tumor (over all, in a case
+    without any) and the rest of ``sampler.batch_size`` spread evenly over all, one batch a case. Args and Raises as for
+    ``SliceBatches``.
+    """
+
+    def __init__(self, cases, split, part, sampler, spec, shard=None):
+        self.cases, self.sampler, self.spec = cases_of_part(cases, split, part), sampler, spec
+        self._places = own_places(sampler.batch_size, shard)
+        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
+        self.image_shape, self.label_shape = _shapes(sampler, spec)
+
+    def __len__(self):
+        return len(self.cases)
+
+    def draw(self, index):
+        """Slice numbers of case ``index``."""
+        case = self.cases[index]
+        positive = np.flatnonzero(case.kidney_area + case.tumor_area)
+        everything = np.arange(case.geometry.shape[0])
+        counts = (self.sampler.positive, self.sampler.batch_size - self.sampler.positive)
+        pools = (positive if len(positive) else everything, everything)
+        drawn = [
+            int(pool[int((i + 0.5) * len(pool) / count)])
+            for pool, count in zip(pools, counts, strict=True)
+            for i in range(count)
+        ]
+        return [drawn[place] for place in self._places]
+
+    def batch(self, index):
+        """As ``SliceBatches.batch``."""
+        case, size = self.cases[index], self.sampler.patch_size
+        images, labels = empty_batch(self)
+        for position, k in enumerate(self.draw(index)):
+            image, truth = _whole_or_lazy(case, k, size, self.spec)
+            image, labels[position] = cut(image, truth, center_crop(image.shape[:2], size))
+            normalize(image, self.spec, out=images[position])
+        return images, labels
+
+    def __getitem__(self, index):
+        return self.batch(checked_index(index, len(self)))
+
+
+def slice_dataset(batches, start, stop, targets=None):
+    """Batches ``start`` to ``stop`` as a ``tf.data.Dataset`` of (images, labels), in order.
+
+    Args:
+        batches: SliceBatches, ValidationSlices, or the patches of ``kitsseg.data.sampling.patches``.
+        targets: applied to the labels; for networks whose outputs want different targets.
+
+    A strategy of tf.distribute divides each batch among its replicas (``fit`` under its scope does that); among
+    several workers give each of them batches of its own ``shard``.
+    """
+    import tensorflow as tf
+
+    def load(index):
+        images, labels = tf.numpy_function(batches.batch, [index], (tf.float32, tf.int32))
+        images.set_shape((batches.batch_size, *batches.image_shape))
+        labels.set_shape((batches.batch_size, *batches.label_shape))
+        return images, labels if targets is None else targets(labels)
+
+    # one call a batch, in the thread of prefetch; a second one would wait for the interpreter lock. One batch waits,
+    # one is in the making, one in use: 34 MB each for the 39 patches of deeplab3d
+    dataset = tf.data.Dataset.range(start, stop).map(load).prefetch(1)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread holds every call of fit up at the end, up to twice the time
+    policies = tf.data.experimental.AutoShardPolicy
+    # a worker that draws its own shard must not be given every n-th batch of it
+    options.experimental_distribute.auto_shard_policy = policies.OFF if batches.shard else policies.DATA
+    return dataset.with_options(options)
+
+
+def _whole_or_lazy(case, k, size, spec):
+    """Slice ``k`` as (image, labels); labels is a function of a window where no padding is needed."""
+    image = case.image[k]
+    if all(n >= m for n, m in zip(image.shape, size)):
+        return image, lambda rows, columns: case.labels(k, rows, columns)
+    return pad_to(image, case.labels(k), size, int(np.floor(spec.hu_window[0])) if spec.hu_window else 0)
+
+
+def _shapes(sampler, spec):
+    """The shape of one image and of its labels."""
+    return (*sampler.patch_size, spec.channels), tuple(sampler.patch_size)

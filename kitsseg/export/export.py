@@ -1,0 +1,210 @@
+"""From a finished run to one file that other software can run: LiteRT, ONNX or SavedModel.
+
+What is exported is the network alone, for one image of a fixed size: batch normalizations folded, weights as
+constants. What surrounds it in prediction travels along as metadata (see :mod:`kitsseg.records.exported`). Every
+file is run against the network it came from before it gets its name.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kitsseg import __version__
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.cache.windows import cached_images
+from kitsseg.errors import InputError
+from kitsseg.export.check import LEAST_DICE, Comparison, check, check_loads, compare
+from kitsseg.export.writers import write_network
+from kitsseg.files.atomic import atomic_folder, atomic_path
+from kitsseg.inference.engines import open_network
+from kitsseg.models.loading import read_network
+from kitsseg.records.exported import SUFFIXES, read_exported
+from kitsseg.records.run import finished_run
+
+__all__ = ["ExportResult", "export_run"]
+
+PACKAGES = {"litert": ("ai_edge_litert",), "onnx": ("onnx", "tf2onnx", "onnxruntime"), "saved_model": ()}
+CHECKED, CHECKED_3D, CALIBRATED = 32, 2, 64  # images
+NOTICE = (
+    "Research software, not a medical device: no clinical use. The license of the program is Apache-2.0; whether "
+    "these weights may be passed on also depends on the data they were trained on."
+)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and how it compares with the run's network (``check``): on cached slices of validation and
+    test cases, or, where the cache has none of these, of training cases."""
+
+    path: Path
+    format: str
+    precision: str
+    input_shape: tuple[int, ...]
+    n_bytes: int
+    check: Comparison
+
+
+def export_run(run, out, format=None, precision="float32", softmax=False, size=None, cache=None, sparse=False,
+               progress=None):  # fmt: skip
+    """Export the network of a run.
+
+    Args:
+        run: folder of a finished run.
+        out: file that ends in ``.tflite`` or ``.onnx``, or, for a SavedModel, new folder.
+        format: "litert", "onnx" or "saved_model"; None goes by the name of ``out``.
+        precision: "float32"; for LiteRT also "float16" (weights) or "int8" (all but input and output, calibrated on
+            slices of the run's training part).
+        softmax: put the softmax inside, so that the output are probabilities instead of logits.
+        size: (rows, columns), for a 3D network (slices, rows, columns), of the input; None takes the recipe's slice
+            or tile.
+        cache: of ``kitsseg preprocess``; None takes the one the run was trained on.
+        sparse: LiteRT's storage of weights of which many are zero.
+        progress: called as progress(description, done, total).
+
+    Returns: ExportResult.
+    Raises: InputError for an unfinished run, a missing package, a combination that does not exist, or a file whose
+        labels differ too much from the network's (``export_check``); nothing is kept then.
+    """
+    out = Path(out)
+    format = _format(out, format, precision, sparse)
+    record, weights, spec, inference, _ = finished_run(run)
+    if _axes(inference) == 3 and format == "litert":
+        raise InputError(
+            f"--format litert: {record['recipe']} is a 3D network, and LiteRT has no 3D operations of its own. "
+            "Export it as onnx or saved_model."
+        )
+    trained = record["settings"]["phases"][0]["sampler"]["patch_size"]
+    shape, inference = _input_shape(spec, inference, size, trained)
+    cases = open_cache(cache or record.get("cache") or "", spec)
+    parts = record["split"]["cases"]
+    train = [cases[name] for name in parts["train"] if name in cases]
+    unseen = [cases[name] for part in ("validation", "test") for name in parts[part] if name in cases]
+    if not (unseen or train):
+        raise InputError(
+            f"{cache or record['cache']}: expected cases of the run's split, found none. Give --cache."
+        )
+    steps = ["load the network", "convert", "check"]
+
+    def step(number):
+        if progress:
+            progress(steps[number], number, len(steps))
+
+    step(0)
+    network = _last_output(read_network(weights))
+    step(1)
+    calibration = list(cached_images(train, shape, spec, CALIBRATED)) if precision == "int8" else None
+    if precision == "int8" and not calibration:
+        raise InputError(
+            "--precision int8: expected training cases in the cache to calibrate on, found none."
+        )
+    metadata = {
+        "kitsseg": __version__,
+        "notice": NOTICE,
+        **{key: record.get(key) for key in ("recipe", "paper", "reported", "phantom", "versions")},
+        # without the names of the cases: they may be patients
+        "split": {key: record["split"][key] for key in ("name", "hash")},
+        "settings": {
+            **{key: record["settings"][key] for key in ("preprocess", "postprocess", "model")},
+            "inference": asdict(inference),
+        },
+        "labels": {"0": "background", "1": "kidney", "2": "tumor"},
+        "input": {
+            "shape": (1, *shape),
+            "dtype": "float32",
+            "content": "as normalize() of settings.preprocess",
+        },
+        "output": {"softmax": softmax, "content": "probabilities" if softmax else "logits"},
+        "precision": precision,
+    }
+    whole = atomic_folder if format == "saved_model" else atomic_path
+    if format == "saved_model" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: expected a new or empty folder, found one in use. Choose another.")
+    with whole(out) as temporary:
+        write_network(network, temporary, format, shape, metadata, precision, softmax, calibration, sparse)
+        step(2)
+        count = CHECKED_3D if _axes(inference) == 3 else CHECKED
+        images = cached_images(unseen or train, shape, spec, count)
+        try:
+            if precision == "int8":
+                check_loads(temporary)
+            comparison = compare(_outputs(network, open_network(read_exported(temporary)), images, softmax))
+            check(comparison, precision)
+        except InputError as error:
+            raise InputError(f"{out}: not kept: {error}") from error
+        n_bytes = sum(path.stat().st_size for path in (temporary, *temporary.rglob("*")) if path.is_file())
+    return ExportResult(out, format, precision, (1, *shape), n_bytes, comparison)
+
+
+def _outputs(network, exported, images, softmax):
+    """Yield (output of the network, output of the exported one) of each image."""
+    for image in images:
+        expected = network.predict_on_batch(image)
+        yield np.asarray(keras.ops.softmax(expected)) if softmax else expected, exported.scores(image)
+
+
+def _last_output(network):
+    """With deep supervision the last output is the full-size one."""
+    return keras.Model(network.input, network.outputs[-1], name=network.name)
+
+
+def _format(out, format, precision, sparse):
+    """The format, once everything that needs no run is found to be in order."""
+    by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}
+    format = format or by_suffix.get(out.suffix)
+    if format not in SUFFIXES or out.suffix != SUFFIXES[format]:
+        raise InputError(
+            f"{out}: expected a name that ends in .tflite (litert) or .onnx, or a folder without a suffix "
+            f"(saved_model); found it with --format {format}."
+        )
+    if precision not in LEAST_DICE:
+        raise InputError(f"--precision {precision}: expected one of {', '.join(LEAST_DICE)}.")
+    if format != "litert" and (precision != "float32" or sparse):
+        raise InputError(
+            f"--format {format}: --precision {precision}{' and --sparse' if sparse else ''}: only litert files "
+            "have float16, int8 and sparse weights. Leave it out, or export a .tflite file."
+        )
+    missing = [name for name in PACKAGES[format] if find_spec(name) is None]
+    if missing:
+        names = " ".join(name.replace("_", "-") for name in missing)
+        raise InputError(f"--format {format}: needs {', '.join(missing)}. Install with: pip install {names}")
+    if keras.config.backend() != "tensorflow":
+        raise InputError(
+            f"export: needs the TensorFlow backend, found {keras.config.backend()}. Unset KERAS_BACKEND."
+        )
+    return format
+
+
+def _axes(inference):
+    """Axes of an image: 3 for a network that sees tiles of volumes."""
+    return 3 if inference.margin is not None or len(inference.tile or ()) == 3 else 2
+
+
+def _input_shape(spec, inference, size, trained):
+    """((rows, columns, channels), how the fixed size is used); slices in front for a 3D network."""
+    n = _axes(inference)
+    if size is not None:
+        if len(size) != n or any(length < 1 for length in size):
+            raise InputError(
+                f"--size {size}: expected {n} sizes of at least 1: {'slices, ' * (n - 2)}rows, columns."
+            )
+        if any(length % inference.multiple for length in size):
+            raise InputError(
+                f"--size {size}: expected multiples of {inference.multiple}, the network's stride."
+            )
+        tile, inference = tuple(size), replace(inference, tile=tuple(size))
+    elif inference.tile is not None:
+        tile = inference.tile
+    elif spec.slice_size is not None:
+        tile = tuple(length + -length % inference.multiple for length in spec.slice_size)
+    else:
+        raise InputError(
+            "export: this recipe takes whole slices, whose size differs from scan to scan, and the file needs one. "
+            f"Give --size ROWS,COLUMNS, such as the --size {','.join(map(str, trained))} it was trained on: larger "
+            "slices are then predicted in overlapping windows of it."
+        )
+    if inference.margin is not None and min(tile) <= 2 * inference.margin:
+        raise InputError(f"--size {tile}: expected sizes above two margins of {inference.margin} voxels.")
+    return (*tile, spec.channels), inference

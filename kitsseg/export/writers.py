@@ -1,0 +1,111 @@
+"""A network as a LiteRT, ONNX or SavedModel file, its metadata inside. The same network gives the same bytes.
+
+Except for a SavedModel, to which TensorFlow adds a random fingerprint.
+"""
+
+import json
+import warnings
+import zipfile
+
+from kitsseg.errors import InputError
+from kitsseg.inference.engines import constant_function
+from kitsseg.models.fold import fold_batch_norm
+from kitsseg.records.exported import METADATA
+from kitsseg.runtime.quiet import quiet_stderr
+
+__all__ = ["write_network"]
+
+OPSET = 17
+
+
+def write_network(network, path, format, shape, metadata, precision="float32", softmax=False, calibration=None,
+                  sparse=False):  # fmt: skip
+    """Write a network with one output, for one image, unchecked.
+
+    Args:
+        network: ``keras.Model`` that gives logits, on the TensorFlow backend.
+        path: file, or for a SavedModel an existing empty folder.
+        shape: of an image, with its channels.
+        metadata: goes into the file as JSON.
+        calibration: float32 images (1, *shape), for int8.
+        format, precision, softmax, sparse: as in ``export_run``.
+
+    Raises: InputError where ``sparse`` makes the file no smaller.
+    """
+    import tensorflow as tf
+
+    logits = constant_function(fold_batch_norm(network, shape))
+
+    def compute(image):
+        return tf.nn.softmax(logits(image)) if softmax else tf.identity(logits(image))
+
+    holder = tf.Module()
+    holder.__call__ = function = tf.function(
+        compute, input_signature=[tf.TensorSpec((1, *shape), tf.float32, name="image")], autograph=False
+    )
+    text = json.dumps(metadata, indent=1)
+    with quiet_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the converters
+        if format == "saved_model":
+            tf.saved_model.save(holder, str(path), signatures=function)
+            (path / "assets.extra").mkdir()
+            (path / "assets.extra" / METADATA).write_text(text)
+        elif format == "onnx":
+            _write_onnx(function, path, text)
+        else:
+            _write_litert(function, holder, path, text, precision, calibration, sparse)
+
+
+def _write_litert(function, holder, path, text, precision, calibration, sparse):
+    import tensorflow as tf
+
+    def convert(*optimizations):
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [function.get_concrete_function()], holder
+        )
+        converter.optimizations = list(optimizations)
+        if precision != "float32":
+            converter.optimizations.append(tf.lite.Optimize.DEFAULT)
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            converter.representative_dataset = lambda: ([image] for image in calibration)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return converter.convert()
+
+    content = convert()
+    if sparse:
+        dense, content = len(content), convert(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
+        if len(content) >= dense:
+            raise InputError(
+                f"--sparse: the file has {len(content)} bytes, without it {dense}: too few weights are zero. "
+                "Leave --sparse out, or prune the run first."
+            )
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:  # behind the FlatBuffer, which does not notice
+        archive.writestr(zipfile.ZipInfo(METADATA), text)
+
+
+def _write_onnx(function, path, text):
+    import onnx
+    import tf2onnx
+
+    model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
+    # tf2onnx names and orders things differently every time: the same run shall give the same file
+    graph, names = model.graph, {}
+    fixed = {value.name for value in (*graph.input, *graph.output)}
+    for number, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{number}"
+        for tensors in (node.input, node.output):
+            tensors[:] = [
+                name if name in fixed or not name else names.setdefault(name, f"t{len(names)}")
+                for name in tensors
+            ]
+    initializers = [value for value in graph.initializer if value.name in names]
+    del graph.initializer[:], graph.value_info[:]
+    graph.doc_string = ""
+    for value in initializers:
+        value.name = names[value.name]
+    graph.initializer.extend(sorted(initializers, key=lambda value: int(value.name[1:])))
+    onnx.helper.set_model_props(model, {"kitsseg": text})
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,259 @@
+"""From scans to label maps on the scans' own voxels: one scan or a cohort, here or on a cluster."""
+
+import functools
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from kitsseg.data.formats.nifti import is_phantom, read_image
+from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.layouts.find import prediction_name
+from kitsseg.data.layouts.scans import find_scans
+from kitsseg.errors import InputError
+from kitsseg.inference.ensemble import cases_of_part, describe, ensemble_of, open_ensemble
+from kitsseg.inference.scan import (
+    as_probabilities,
+    ensemble_labels,
+    predict_labels,
+    prepare_scan,
+    probabilities_of,
+    score_cached_cases,
+)
+from kitsseg.records.predictions import Predictions, crc32_of, size_of
+from kitsseg.runtime.cluster import on_cluster
+from kitsseg.runtime.memory import give_back_memory
+
+__all__ = [
+    "Outcome",
+    "as_probabilities",
+    "failures",
+    "predict_cases",
+    "predict_cohort",
+    "predict_labels",
+    "predict_scan",
+    "probabilities_of",
+    "score_cached_cases",
+]
+
+NAMED = 3  # failed scans in the message; all are in predictions.json
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cohort.
+
+    Attributes:
+        written: label maps of all scans that have one now, in order.
+        kept: how many of them were there already.
+        failed: case name -> reason, in order.
+    """
+
+    written: list[Path]
+    kept: int
+    failed: dict[str, str]
+
+
+def predict_cases(run, inputs, out, *arguments, **options):
+    """As ``predict_cohort``; returns the paths of the label maps.
+
+    Raises: InputError if any scan failed, after all others are done.
+    """
+    outcome = predict_cohort(run, inputs, out, *arguments, **options)
+    if outcome.failed:
+        raise InputError(failures(outcome, out))
+    return outcome.written
+
+
+def predict_cohort(
+    run,
+    inputs,
+    out,
+    part=None,
+    whole_slices=False,
+    mirror=None,
+    refine_labels=True,
+    progress=None,
+    layout=None,
+    engine=None,
+    also=(),
+    shard=None,
+    scheduler=None,
+):
+    """Segment scans and write one label map each.
+
+    A scan whose label map is there already, whole and made by the same networks and settings, is left out; one that
+    fails is put down, with the reason, and the others go on. A call that was stopped goes on where it was.
+
+    Args:
+        run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
+            run and for a SavedModel only.
+        inputs: scans (``.nii``, ``.nii.gz``), case folders, folders of cases in any layout of ``find_cases``, or of
+            DICOM series.
+        out: folder for the label maps, named as KiTS19 asks for them, and for ``predictions.json``.
+        part: "train", "validation" or "test": only those of the scans that are in this part of the run's split.
+        whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
+            faster, slightly different at the tiles' borders.
+        mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
+        refine_labels: False leaves the recipe's post-processing out.
+        progress: called as progress(description, done, total).
+        layout: Layout, where a folder alone does not say which files are scans.
+        engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``
+            names it.
+        also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run
+            counts the same, and the post-processing is that of ``run``.
+        shard: (i, n): the i-th of n jobs, from 1, that share the scans and the folder.
+        scheduler: address of a Dask scheduler whose workers segment the scans.
+
+    Returns: Outcome.
+    Raises: InputError for an unfinished run, an engine that cannot compute it, inputs without scans, and a folder
+        that holds predictions made in another way.
+    """
+    scans = find_scans(inputs, layout)
+    ensemble = ensemble_of((run, *also), whole_slices, mirror, refine_labels, engine)
+    if part is not None:
+        scans = _only(scans, cases_of_part(ensemble, part), part)
+    if shard is not None:
+        scans = _share(scans, *shard)
+    header = describe(ensemble)
+    header["split"]["part"] = part
+    out = Path(out)
+    record = Predictions(out, header, shard)
+    out.mkdir(parents=True, exist_ok=True)
+    todo, failed = _todo(scans, record, progress)
+    kept = len(scans) - len(todo) - len(failed)
+    if todo:
+        results = (
+            _by_cluster(scheduler, ensemble, todo, out, progress)
+            if scheduler
+            else _one_by_one(ensemble, todo, out, record, progress)
+        )
+        for name, entry, engine_used in results:
+            if engine_used:
+                record.made_by(engine_used)
+            if "reason" in entry:
+                failed[name] = entry["reason"]
+                record.forget_file(name)
+            record.add(name, entry)
+    record.finish()
+    failed = {name: failed[name] for name in scans if name in failed}
+    return Outcome([out / prediction_name(name) for name in scans if name not in failed], kept, failed)
+
+
+def failures(outcome, out):
+    """One sentence about the scans that failed."""
+    total = len(outcome.written) + len(outcome.failed)
+    if total == 1:
+        return next(iter(outcome.failed.values()))
+    named = "; ".join(f"{name} ({reason})" for name, reason in list(outcome.failed.items())[:NAMED])
+    more = f"; and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
+    return (
+        f"{len(outcome.failed)} of {total} scans failed, the others are done: {named}{more}. "
+        f"{Path(out) / 'predictions.json'} lists them; the same command tries them again."
+    )
+
+
+def _todo(scans, record, progress):
+    """Scans without a whole label map, and those whose label map may not be replaced, with the reason."""
+    todo, failed = {}, {}
+    for index, (name, image) in enumerate(scans.items()):
+        if progress:
+            progress("look for label maps that are there", index, len(scans))
+        try:
+            if not record.is_whole(name, image):
+                todo[name] = image
+        except InputError as error:
+            failed[name] = str(error)
+    return todo, failed
+
+
+def _one_by_one(ensemble, todo, out, record, progress):
+    try:
+        if progress:
+            progress("load the network", 0, len(todo))
+        *_, engine = _opened(ensemble)
+        record.made_by(engine)
+        for index, (name, image) in enumerate(todo.items()):
+
+            def within(done, total, index=index, name=name):
+                if progress:
+                    progress(f"predict {name}", index + done / total, len(todo))
+
+            yield name, *predict_scan(ensemble, name, image, out, within)
+    finally:
+        _opened.cache_clear()
+
+
+def _by_cluster(address, ensemble, todo, out, progress):
+    jobs = [(ensemble, name, image.resolve(), out.resolve()) for name, image in todo.items()]
+    if progress:
+        progress("wait for the cluster", 0, len(jobs))
+    for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):
+        if progress:
+            progress(f"predicted {job[1]}", done, len(jobs))
+        yield job[1], *(result or ({"image": str(job[2]), "reason": f"its worker died ({error})"}, None))
+
+
+_one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
+
+
+def predict_scan(ensemble, name, image, out, progress=None):
+    """Segment one scan and write its label map; the networks stay loaded for the next.
+
+    Args:
+        ensemble: Ensemble. name: of the case. image: its path. out: folder for the label map.
+        progress: called as progress(done, total) in slices.
+
+    Returns: (entry for ``predictions.json``, engine): with "reason" if the scan cannot be read or segmented.
+    Raises: InputError for what concerns all scans: a network that cannot be loaded. OSError if writing fails.
+    """
+    with _one_at_a_time:
+        members, postprocess, engine = _opened(ensemble)
+        started, where = time.monotonic(), {"image": str(Path(image).resolve())}
+        try:
+            size = size_of(image)
+            scan = read_image(image)
+            grid = scan.grid
+            prepared = prepare_scan(scan.array, grid.spacing_mm, members)
+            del scan  # its memory too, unless what was prepared needs it
+            give_back_memory()
+            labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
+        except (InputError, OSError) as error:
+            return where | {"reason": str(error)}, engine
+        except Exception as error:  # whatever it is, the other scans may be fine
+            reason = f"{image}: {type(error).__name__}: {error}"
+            return where | {"reason": reason, "traceback": traceback.format_exc()}, engine
+        target = Path(out) / prediction_name(name)
+        write_labels(target, labels, grid)
+        entry = {
+            "file": target.name,
+            **where,
+            "image_bytes": size,
+            "crc32": crc32_of(target),
+            "phantom": is_phantom(grid.header),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        return entry, engine
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(ensemble):
+    return open_ensemble(ensemble)
+
+
+def _only(scans, wanted, part):
+    chosen = {name: path for name, path in scans.items() if name in wanted}
+    if not chosen:
+        raise InputError(
+            f"--part {part}: expected some of the {len(wanted)} {part} cases of the run's split, "
+            f"found none among {len(scans)} scans. Give the folder the run was trained on."
+        )
+    return chosen
+
+
+def _share(scans, number, count):
+    if not 1 <= number <= count:
+        raise InputError(f"--shard {number}/{count}: expected a number from 1 to {count}.")
+    names = sorted(scans)[number - 1 :: count]
+    return {name: scans[name] for name in names}

@@ -1,0 +1,249 @@
+"""What computes the logits: one engine, chosen before the first slice, never exchanged for another in silence.
+
+A run's ``model.keras`` is computed by TensorFlow, in a compiled function of our own (one slice costs 1.5 to 2 times
+less than ``keras.Model.predict``), or by Keras' ``predict_on_batch``, the only way on the JAX backend. Exported
+networks need neither Keras nor TensorFlow: LiteRT, ONNX Runtime and OpenVINO start in a fraction of a second.
+
+XLA stays off on a CPU: it makes depth-wise convolutions about ten times slower. Batches are not worth it there:
+on a CPU core eight slices at once take as long as eight in turn, and more memory.
+"""
+
+import functools
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.errors import InputError
+from kitsseg.records.exported import Exported
+from kitsseg.runtime.memory import give_back_memory
+from kitsseg.runtime.quiet import quiet_stderr
+
+__all__ = ["ENGINES", "Network", "constant_function", "open_network", "softmax"]
+
+# what each reads: the network of a run, or the formats of kitsseg export
+ENGINES = {
+    "keras": ("run",),
+    "tensorflow": ("run", "saved_model"),
+    "litert": ("litert",),
+    "onnxruntime": ("onnx",),
+    "openvino": ("onnx",),
+}
+PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is ready to predict.
+
+    Attributes:
+        engine: its name, see ``ENGINES``.
+        scores: from a float32 batch (batch, ..., channels) to float32 (batch, ..., classes), whichever is cheaper,
+            logits or probabilities: where only labels are wanted, their arg-max is the same.
+        probabilities: the same, to softmax probabilities.
+    """
+
+    engine: str
+    scores: Callable
+    probabilities: Callable
+
+    def __call__(self, batch):
+        return self.probabilities(batch)
+
+
+def open_network(source, engine=None):
+    """Load a network.
+
+    Args:
+        source: path of a run's ``model.keras``, or Exported.
+        engine: one of ``ENGINES``; None takes the fastest that needs no further package: for a run TensorFlow (on
+            the JAX backend Keras), for an exported network the one of its format.
+
+    Raises: InputError for a damaged file, an engine that cannot read it, or one that is not installed.
+    """
+    kind = source.format if isinstance(source, Exported) else "run"
+    path = source.path if isinstance(source, Exported) else source
+    able = [name for name, kinds in ENGINES.items() if kind in kinds]
+    if engine is None:
+        engine = able[0] if kind != "run" else _engine_of_backend()
+    if engine not in able:
+        raise InputError(
+            f"--engine {engine}: {path} can be run by {' or '.join(able)}. "
+            + (
+                "To use another engine, kitsseg export the run first."
+                if kind == "run"
+                else "Choose one of them."
+            )
+        )
+    if kind == "run":
+        scores = _run(path, engine)
+    else:
+        load = {
+            "litert": _litert,
+            "onnxruntime": _onnxruntime,
+            "openvino": _openvino,
+            "tensorflow": _saved_model,
+        }
+        try:
+            with quiet_stderr():
+                compute = load[engine](path)
+                compute(np.zeros(source.input_shape, np.float32))
+        except ImportError as error:
+            raise InputError(
+                f"--engine {engine}: its package is missing ({error}). "
+                f"Install it with: pip install {PACKAGES.get(engine, engine)}"
+            ) from error
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"{path}: {engine} cannot load it ({error}). Export the run again.") from error
+        scores = _one_by_one(compute, source.input_shape)
+    if kind != "run" and source.softmax:
+        return Network(engine, scores, scores)
+    return Network(engine, scores, lambda batch: softmax(scores(batch)))
+
+
+def softmax(logits):
+    """Probabilities of logits (..., classes). One class after the other: NumPy is slow along a short last axis."""
+    planes = np.moveaxis(logits, -1, 0)
+    exponentials = np.exp(planes - functools.reduce(np.maximum, planes))
+    exponentials /= exponentials.sum(axis=0)
+    return np.moveaxis(exponentials, 0, -1)
+
+
+def _engine_of_backend():
+    import keras
+
+    return "tensorflow" if keras.config.backend() == "tensorflow" else "keras"
+
+
+def _run(weights, engine):
+    """Logits of a run's network, batch normalizations folded; with deep supervision those of the last output."""
+    import keras
+
+    from kitsseg.models.fold import fold_batch_norm
+    from kitsseg.models.loading import read_network
+
+    backend = keras.config.backend()
+    if engine == "tensorflow" and backend != "tensorflow":
+        raise InputError(
+            f"--engine tensorflow: Keras runs on {backend} in this process. Unset KERAS_BACKEND, or choose keras."
+        )
+    try:
+        network = read_network(weights)
+    except (ValueError, OSError, TypeError) as error:
+        raise InputError(
+            f"{weights}: not a network that this version can read ({error}). Train again."
+        ) from error
+    network = fold_batch_norm(keras.Model(network.input, network.outputs[-1]))
+    gc.collect()  # the network as it was read is full of cycles
+    give_back_memory()
+    if engine == "tensorflow":
+        return _compiled(network)
+    network.compile(jit_compile=backend != "tensorflow")
+    return network.predict_on_batch
+
+
+def _compiled(network):
+    """The network as a graph for the size of the last batch; sizes change from scan to scan only.
+
+    The weights stay variables: as constants of the graph 49 MB of them took 780 MiB more, and it was no faster.
+    """
+    import tensorflow as tf
+
+    graph = None
+
+    def logits(batch):
+        nonlocal graph
+        if graph is None or graph.inputs[0].shape != batch.shape:
+            function = tf.function(lambda image: network(image, training=False), autograph=False)
+            graph = function.get_concrete_function(tf.TensorSpec(batch.shape, tf.float32))
+        return graph(tf.constant(batch, tf.float32)).numpy()
+
+    return logits
+
+
+def constant_function(network):
+    """A function of a batch that computes the network with arrays in place of variables.
+
+    A graph traced from it holds constants: what follows from weights alone is computed once, and every converter
+    understands it.
+    """
+    trainable, others = (
+        [np.asarray(variable) for variable in variables]
+        for variables in (network.trainable_variables, network.non_trainable_variables)
+    )
+
+    def compute(image):
+        return network.stateless_call(trainable, others, image, training=False)[0]
+
+    return compute
+
+
+def _one_by_one(compute, shape):
+    """A function of batches from one of single images: exported networks have one fixed size."""
+
+    def scores(batch):
+        if batch.shape[1:] != shape[1:]:
+            raise ValueError(f"expected images of shape {shape[1:]}, found {batch.shape[1:]}.")
+        images = [compute(np.ascontiguousarray(image[None], np.float32)) for image in batch]
+        return images[0] if len(images) == 1 else np.concatenate(images)
+
+    return scores
+
+
+def _litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=_threads())
+    interpreter.allocate_tensors()
+    [image], [result] = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def compute(batch):
+        interpreter.set_tensor(image["index"], batch)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
+
+    return compute
+
+
+def _onnxruntime(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.log_severity_level = 3  # errors
+    # its errors derive from Exception only
+    session_errors = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (session_errors.Fail, session_errors.InvalidProtobuf, session_errors.InvalidGraph) as error:
+        raise ValueError(error) from error
+    [image] = session.get_inputs()
+    return lambda batch: session.run(None, {image.name: batch})[0]
+
+
+def _openvino(path):
+    import openvino
+
+    # float32: on some CPUs it would take bfloat16 by itself
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": _threads(),
+    }
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda batch: request.infer([batch])[0].copy()
+
+
+def _saved_model(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return lambda batch: loaded(tf.constant(batch)).numpy()
+
+
+def _threads():
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,248 @@
+"""From one scan in memory to its labels: what the recipe does to it, windows and mirroring, the mean of networks.
+
+One slice of probabilities is in memory at a time for a 2D network, one slab of tiles for a 3D one; a volume of class
+probabilities never is.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitsseg.data.geometry.geometry import Geometry, averaged_labels, plan_geometry
+from kitsseg.data.geometry.planes import network_planes, normalize
+from kitsseg.inference.tiles3d import overlapping_probabilities, volume_probabilities
+from kitsseg.inference.windows2d import mirrored_mean, slice_probabilities
+from kitsseg.recipe import InferenceSpec, PreprocessSpec
+
+__all__ = [
+    "Member",
+    "as_probabilities",
+    "ensemble_labels",
+    "members_of",
+    "predict_labels",
+    "prepare_scan",
+    "probabilities_of",
+    "refined",
+    "score_cached_cases",
+]
+
+
+@dataclass(frozen=True)
+class Member:
+    """What predicts on one grid: a network, or the mean of several that see the same.
+
+    Attributes:
+        predict: from (batch, rows, columns, channels), or with slices, to class probabilities of the same size.
+        spec, inference: of its recipe.
+        scores: as ``predict``, cheaper, to logits; used where their arg-max is all that is needed. None: ``predict``.
+        weight: number of networks.
+    """
+
+    predict: Callable
+    spec: PreprocessSpec
+    inference: InferenceSpec
+    scores: Callable | None = None
+    weight: int = 1
+
+
+def members_of(networks):
+    """Members of an ensemble in which every network counts the same.
+
+    Networks of the same specifications, such as the folds of one recipe, are averaged tile by tile: interpolation
+    and weighted means are linear, so that the mean on the scan's grid is the same, and done once.
+
+    Args:
+        networks: (Network, PreprocessSpec, InferenceSpec) of each.
+    """
+    groups = {}
+    for network, spec, inference in networks:
+        groups.setdefault((spec, inference), []).append(network)
+    return [
+        Member(group[0].probabilities, spec, inference, group[0].scores)
+        if len(group) == 1
+        else Member(_mean([network.probabilities for network in group]), spec, inference, weight=len(group))
+        for (spec, inference), group in groups.items()
+    ]
+
+
+def _mean(functions):
+    def predict(batch):
+        total = np.array(functions[0](batch), np.float32)
+        for function in functions[1:]:
+            total += function(batch)
+        total /= len(functions)
+        return total
+
+    return predict
+
+
+def predict_labels(image, spacing_mm, predict, spec, inference, postprocess=None, progress=None, scores=None):
+    """Segment one scan with one network: ``prepare_scan`` and ``ensemble_labels`` in one."""
+    prepared = prepare_scan(image, spacing_mm, [Member(predict, spec, inference, scores)])
+    return ensemble_labels(prepared, spacing_mm, postprocess, progress)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as one member sees it: its planes, in order, and where they lie."""
+
+    member: Member
+    geometry: Geometry
+    planes: Iterable[np.ndarray]
+
+
+def prepare_scan(image, spacing_mm, members):
+    """Make what the members see of a scan.
+
+    If all their planes together are smaller than the scan they are made at once, and the scan may go; else they are
+    made one by one, and hold it.
+
+    Args:
+        image: (slices, rows, columns) int16 HU in KiTS axes. spacing_mm: of its voxels.
+        members: Member of each, one at least.
+
+    Returns: list of Prepared.
+    """
+    geometries = [plan_geometry(image, spacing_mm, member.spec) for member in members]
+    dtypes = [np.dtype(np.uint8 if member.spec.windows else np.int16) for member in members]
+    shapes = [
+        geometry.shape if member.spec.windows is None else (*geometry.shape, member.spec.channels)
+        for member, geometry in zip(members, geometries, strict=True)
+    ]
+    smaller = sum(math.prod(n) * t.itemsize for n, t in zip(shapes, dtypes, strict=True)) < image.nbytes
+    prepared = []
+    for member, geometry, shape, dtype in zip(members, geometries, shapes, dtypes, strict=True):
+        planes = network_planes(image, geometry, member.spec)
+        prepared.append(Prepared(member, geometry, _filled(shape, dtype, planes) if smaller else planes))
+    return prepared
+
+
+def _filled(shape, dtype, planes):
+    volume = np.empty(shape, dtype)
+    for k, plane in enumerate(planes):
+        volume[k] = plane
+    return volume
+
+
+def ensemble_labels(prepared, spacing_mm, postprocess=None, progress=None):
+    """Segment one scan: the arg-max, on its own grid, of the mean of the members' probabilities.
+
+    Args:
+        prepared: of ``prepare_scan``; good for one time.
+        spacing_mm: of the scan's voxels.
+        postprocess: RemoveFar, ReassignSmall or None.
+        progress: called as progress(done, total) in slices.
+
+    Returns: uint8 labels of the shape of the scan.
+    """
+    [first, *others] = prepared
+    as_it_is = first.geometry.grid_shape == first.geometry.scan_shape and not _averages(
+        first.member.inference
+    )
+    if not others and first.member.scores is not None and as_it_is:
+        labels = _argmax_labels(first, progress)
+    else:
+        streams = [
+            (_probabilities(item, item.member.predict), item.geometry, item.member.weight)
+            for item in prepared
+        ]
+        labels = averaged_labels(streams, progress)
+    return refined(labels, spacing_mm, postprocess)
+
+
+def _probabilities(item, predict):
+    return probabilities_of(
+        item.planes, item.geometry.shape, predict, item.member.spec, item.member.inference
+    )
+
+
+def _argmax_labels(item, progress):
+    """Where nothing is averaged or interpolated the arg-max of logits is that of probabilities."""
+    labels, geometry = np.zeros(item.geometry.scan_shape, np.uint8), item.geometry
+    box = labels[tuple(slice(a, b) for a, b in zip(geometry.start, geometry.stop, strict=True))]
+    for k, plane in enumerate(_probabilities(item, item.member.scores)):
+        found = plane.argmax(axis=-1)
+        if found.any():  # memory of empty slices is never touched
+            box[k] = found
+        if progress:
+            progress(k + 1, len(box))
+    return labels
+
+
+def refined(labels, spacing_mm, postprocess):
+    """Labels after a recipe's post-processing, as they are for None."""
+    if postprocess is None:
+        return labels
+    # SciPy's graphs take a third of a second to import, of the one in which a prediction can be done
+    from kitsseg.labels.postprocess import refine
+
+    return refine(labels, spacing_mm, postprocess)
+
+
+def _averages(inference):
+    return bool(inference.mirror_axes) or (inference.tile is not None and inference.margin is None)
+
+
+def probabilities_of(planes, shape, predict, spec, inference):
+    """Yield the class probabilities (rows, columns, classes) of each slice.
+
+    Args:
+        planes: the slices in order, as ``network_planes`` yields them or the cache holds them.
+        shape: (slices, rows, columns) of them together.
+        predict, spec, inference: as in ``Member``.
+    """
+    if inference.tile is None or len(inference.tile) == 2:
+        for plane in planes:
+            yield slice_probabilities(normalize(plane, spec), predict, inference)
+        return
+
+    def prepare(hu):
+        return normalize(hu, spec)
+
+    def mirrored(batch):
+        return mirrored_mean(batch[0], predict, inference.mirror_axes)[None]
+
+    volume = planes if isinstance(planes, np.ndarray) else _filled(shape, np.int16, planes)
+    predict_tile = mirrored if inference.mirror_axes else predict
+    air_hu = spec.hu_window[0]
+    if inference.margin is not None:
+        yield from volume_probabilities(
+            volume, prepare, predict_tile, inference.tile, inference.margin, air_hu
+        )
+    else:
+        yield from overlapping_probabilities(
+            volume, prepare, predict_tile, inference.tile, inference.overlap, inference.gaussian, air_hu
+        )
+
+
+def as_probabilities(network):
+    """A Keras network as a function from a batch of inputs to the softmax of its last output (NumPy, float32)."""
+    import keras
+
+    logits = network.outputs[-1]  # with deep supervision the last output is the full-size one
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    return keras.Model(network.input, probabilities).predict_on_batch
+
+
+def score_cached_cases(cases, predict, spec, inference, postprocess):
+    """Mean TK and TU Dice and composite over whole cached cases, on the grid of the cache.
+
+    Args:
+        cases: CachedCase of each. The other arguments: as in ``predict_labels``.
+
+    Returns: {"tk", "tu", "composite"}; figures to compare epochs or rounds by, not official scores.
+    """
+    from kitsseg.scoring.dice import score_case
+
+    scores = []
+    for case in cases:
+        shape, spacing = case.geometry.shape, case.geometry.spacing_mm
+        labels = np.empty(shape, np.uint8)
+        for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
+            labels[k] = plane.argmax(axis=-1)
+        truth = np.stack([case.labels(k) for k in range(shape[0])])
+        score = score_case(refined(labels, spacing, postprocess), truth, spacing)
+        scores.append((score["tk_dice"], score["tu_dice"], score["composite"]))
+    return dict(zip(("tk", "tu", "composite"), np.mean(scores, axis=0).tolist(), strict=True))

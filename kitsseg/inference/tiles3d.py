@@ -1,0 +1,155 @@
+"""A whole volume from a 3D network that sees tiles, one slab of it in memory at a time. NumPy only.
+
+Either the border of every tile is discarded and the cores lie side by side, or the tiles overlap and are averaged.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from kitsseg.inference.windows2d import gaussian_weights, tile_starts
+
+__all__ = ["overlapping_probabilities", "volume_probabilities"]
+
+
+def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_classes=3):
+    """Class probabilities of a volume, slice by slice.
+
+    The network's zero padding spoils the border of a tile. With margin m only the core, q = tile - 2 m
+    voxels of each axis, is used. The cores lie side by side from the first voxel on, so every voxel is
+    predicted exactly once; tiles reach m voxels beyond the volume in front and up to m + q - 1 behind,
+    where it repeats its edge. Probabilities of q slices are in memory at a time.
+
+    Args:
+        volume: (slices, rows, columns) int16 HU, memory-mapped or not.
+        prepare: from a tile of it to what the network sees, float32 (slices, rows, columns, channels).
+        predict: from (1, slices, rows, columns, channels) to class probabilities of the same size.
+        tile: (slices, rows, columns).
+        margin: voxels discarded at each border of a tile.
+        air_hu: tiles without a voxel above this are not predicted: they are background. None predicts all.
+        n_classes: background included.
+
+    Yields: for each slice in order (rows, columns, classes) float32.
+    Raises: ValueError for a tile without a core, or a prediction of another shape.
+    Source: Daza et al. state that the outer voxels of patches are discarded; how many is ours.
+    """
+    core = tuple(t - 2 * margin for t in tile)
+    if len(tile) != volume.ndim or margin < 0 or min(core) < 1:
+        raise ValueError(
+            f"volume_probabilities: each axis of a {volume.ndim}D tile must be longer than two margins of "
+            f"{margin} >= 0 voxels, found {tuple(tile)}. Enlarge the tile or lower the margin."
+        )
+
+    def tile_probabilities(start):
+        inside = tuple(slice(max(a - margin, 0), a - margin + t) for a, t in zip(start, tile))
+        hu = np.asarray(volume[inside])
+        if air_hu is not None and not (hu > air_hu).any():
+            return None
+        # the part of the tile before the volume, and the part behind it
+        front = [max(margin - a, 0) for a in start]
+        widths = [(f, t - f - n) for f, t, n in zip(front, tile, hu.shape)]
+        inputs = prepare(np.pad(hu, widths, mode="edge") if np.any(widths) else hu)[None]
+        probabilities = _checked(predict(inputs), tile, n_classes)
+        return probabilities[tuple(slice(margin, margin + q) for q in core)]
+
+    def slab(first):
+        shape = min(core[0], volume.shape[0] - first), *volume.shape[1:]
+        result = np.zeros((*shape, n_classes), np.float32)
+        for row, column in itertools.product(*(range(0, n, q) for n, q in zip(shape[1:], core[1:]))):
+            window = result[:, row : row + core[1], column : column + core[2]]
+            probabilities = tile_probabilities((first, row, column))
+            if probabilities is None:
+                window[..., 0] = 1
+            else:
+                window[...] = probabilities[tuple(slice(n) for n in window.shape[:3])]
+        return result
+
+    for first in range(0, volume.shape[0], core[0]):
+        yield from slab(first)  # holds no name of it: the last slab is gone before the next is made
+
+
+def overlapping_probabilities(
+    volume, prepare, predict, tile, overlap=0.5, gaussian=False, air_hu=None, n_classes=3
+):
+    """As ``volume_probabilities``, as the weighted mean of tiles that overlap.
+
+    Tiles are spread as those of ``sliding_window.slice_probabilities``, along all three axes; where a volume is
+    smaller than a tile it repeats its edge at the end. Sums of as many slices as a tile has are in memory: a slice is
+    divided by its weights, and gone, as soon as no further tile reaches it.
+
+    Args:
+        overlap: share of a tile that its neighbor covers at least.
+        gaussian: weight tiles by ``sliding_window.gaussian_weights`` instead of evenly.
+        The others: as in ``volume_probabilities``; a tile of air adds background with its weights.
+
+    Yields: for each slice in order (rows, columns, classes) float32.
+    Raises: ValueError for a tile of another number of axes, or a prediction of another shape.
+    """
+    if len(tile) != volume.ndim:
+        raise ValueError(
+            f"overlapping_probabilities: expected a tile of {volume.ndim} axes, found {tuple(tile)}. "
+            "Give (slices, rows, columns)."
+        )
+    size = tuple(max(n, t) for n, t in zip(volume.shape, tile))
+    slabs, *in_plane = (_shares(n, t, overlap, gaussian) for n, t in zip(size, tile))
+
+    def tile_probabilities(start):
+        hu = np.asarray(volume[tuple(slice(a, a + t) for a, t in zip(start, tile))])
+        if air_hu is not None and not (hu > air_hu).any():
+            return None
+        widths = [(0, t - n) for t, n in zip(tile, hu.shape)]
+        inputs = prepare(np.pad(hu, widths, mode="edge") if np.any(widths) else hu)[None]
+        return _checked(predict(inputs), tile, n_classes)
+
+    # NumPy is slow along a short last axis: classes and columns are one, but where a class is meant. One piece of
+    # memory for all slices, taken once and in large pages; slice s is in its part s % tile[0]
+    total = np.zeros((tile[0], size[1], size[2] * n_classes), np.float32)
+    weighted = np.empty((tile[1], tile[2] * n_classes), np.float32)
+
+    def add(start, share_of_slices, share_of_pixels):
+        probabilities = tile_probabilities(start)
+        rows = slice(start[1], start[1] + tile[1])
+        columns = slice(start[2] * n_classes, (start[2] + tile[2]) * n_classes)
+        for k, share in enumerate(share_of_slices):  # one by one: what is multiplied is added from the cache
+            window = total[(start[0] + k) % tile[0], rows, columns]
+            np.multiply(share_of_pixels, share, out=weighted)
+            if probabilities is None:
+                window[:, ::n_classes] += weighted[:, ::n_classes]
+            else:
+                np.multiply(weighted, probabilities[k].reshape(weighted.shape), out=weighted)
+                window += weighted
+
+    for (first, of_slices), following in zip(slabs, [*(start for start, _ in slabs[1:]), math.inf]):
+        for (row, of_rows), (column, of_columns) in itertools.product(*in_plane):
+            add((first, row, column), of_slices, of_rows[:, None] * of_columns.repeat(n_classes))
+        for k in range(first, min(following, volume.shape[0])):
+            plane = total[k % tile[0]]
+            finished = plane.reshape(*size[1:], n_classes)[: volume.shape[1], : volume.shape[2]].copy()
+            plane[...] = 0
+            yield finished
+
+
+def _shares(n, tile, overlap, gaussian):
+    """(first voxel of a tile, its shares (tile,) in the weighted mean) along one axis; at each voxel they add up to 1.
+
+    The weight of a tile is the product of those of its axes, and so is the sum of all tiles' weights: shares of the
+    axes, multiplied, are those of the tile, and nothing is left to be divided.
+    """
+    starts = tile_starts(n, tile, overlap)
+    weights = gaussian_weights((tile,)) if gaussian else np.ones(tile, np.float32)
+    sums = np.zeros(n)
+    for first in starts:
+        sums[first : first + tile] += weights
+    return [(first, (weights / sums[first : first + tile]).astype(np.float32)) for first in starts]
+
+
+def _checked(prediction, tile, n_classes):
+    """The prediction of one tile, without the batch axis."""
+    probabilities = np.asarray(prediction)
+    if probabilities.shape != (1, *tile, n_classes):
+        raise ValueError(
+            f"volume_probabilities: expected a prediction of shape {(1, *tile, n_classes)}, found "
+            f"{probabilities.shape}. Does the network keep the size of this tile?"
+        )
+    return probabilities[0]

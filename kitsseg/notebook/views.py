@@ -1,0 +1,154 @@
+"""What the notebooks show: tables of scores, pages, and charts."""
+
+import html
+import math
+from pathlib import Path
+
+from kitsseg.errors import InputError
+
+__all__ = ["comparison_table", "receptive_field_chart", "results_table", "show_page", "sparsity_chart"]
+
+
+def results_table(recipe, scores):
+    """The paper's figures beside ours and beside predicting nothing, each with its definition.
+
+    Args:
+        recipe: Recipe.
+        scores: scores.csv of ``evaluate_folders``.
+
+    Returns: ``IPython.display.HTML``.
+    """
+    from IPython.display import HTML
+
+    from kitsseg.report.sections import CLAIMS
+    from kitsseg.scoring.scores_file import read_scores
+
+    _, summary = read_scores(scores)
+    rows = [(name, f"{value:,}", *_ours(summary, name)) for name, value in recipe.reported.items()]
+    ours = {CLAIMS.get(name) for name in recipe.reported}
+    rows += [
+        ("", "not reported", *_score(summary, metric))
+        for metric in ("tk_dice", "tu_dice", "macro_dice_with_background", "pixel_accuracy")
+        if metric not in ours
+    ]
+    heads = ("the paper's name", "paper", "ours", "predicting nothing", "what is measured")
+    kind = "synthetic patients: phantom results" if summary.get("phantom") else "patients of KiTS19"
+    return HTML(_table(heads, rows) + f"<p>Ours: {summary['n_cases']} {kind}, none of them trained on.</p>")
+
+
+def comparison_table(scores):
+    """Runs side by side on the patients that all were scored on and none has seen.
+
+    Args:
+        scores: dict from what to call a run to its scores.csv.
+
+    Returns: ``IPython.display.HTML``.
+    """
+    from IPython.display import HTML
+
+    from kitsseg.scoring.compare import compare_scores
+
+    found = compare_scores(scores)
+    rows = [
+        (name, *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in means.values()))
+        for name, means in found.means.items()
+    ]
+    pairs = [
+        (f"{row['second']} - {row['first']}", row["metric"], f"{row['difference']:+.3f}")
+        + (f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['p']:.3g}")
+        for row in found.differences
+    ]
+    kind = "synthetic patients: phantom results" if found.phantom else "patients"
+    return HTML(
+        _table(("run", "TK Dice", "TU Dice", "composite"), rows)
+        + f"<p>Mean over {len(found.cases)} {kind}, 95 % interval by bootstrap over patients.</p>"
+        + _table(("second minus first", "metric", "difference", "95 % interval", "p (Wilcoxon)"), pairs)
+    )
+
+
+def show_page(path, height=900):
+    """An HTML page of ours inside the notebook, apart from the notebook's own styles."""
+    from IPython.display import HTML
+
+    page = html.escape(Path(path).read_text(encoding="utf-8"))
+    return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" frameborder="0"></iframe>')
+
+
+def receptive_field_chart(run, recipe):
+    """How much what lies so far from a place matters for the network's answer there; needs matplotlib.
+
+    Args:
+        run: folder of a finished run. recipe: the Recipe it was trained with.
+    """
+    from matplotlib import pyplot
+
+    from kitsseg.models.loading import read_network
+    from kitsseg.models.receptive_field import influence_by_distance
+
+    model = read_network(Path(run) / "model.keras")
+    patch = recipe.phases[0].sampler.patch_size
+    found = influence_by_distance(model, (*patch, model.input_shape[-1]))
+    figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
+    for name, (distances, influence) in zip(("columns", "rows", "slices"), reversed(found)):
+        axes.semilogy(distances, influence, label=name)
+    axes.set(
+        ylim=(1e-4, 1.5), xlabel="distance, voxels of the network's grid", ylabel="influence, nearest: 1"
+    )
+    axes.legend()
+    pyplot.close(figure)
+    return figure
+
+
+def sparsity_chart(run):
+    """The share of zeros in each pruned layer of a run, as bars; needs matplotlib.
+
+    Raises: InputError if the run was not pruned.
+    """
+    import csv
+
+    from matplotlib import pyplot
+
+    path = Path(run) / "sparsity.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; this run was not pruned.")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = pyplot.subplots(figsize=(7, 0.22 * len(rows) + 0.8), layout="constrained")
+    rows = [row for row in rows if row["pruned"] == "yes"]
+    axes.barh(
+        [row["weights"] for row in rows], [100 * float(row["sparsity"]) for row in rows], color="#4a7ab5"
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("zeros, %")
+    axes.tick_params(axis="y", labelsize=7)
+    pyplot.close(figure)
+    return figure
+
+
+def _ours(summary, name):
+    """Cells beside a paper's figure: ours, predicting nothing, what is measured."""
+    from kitsseg.report.sections import CLAIMS, without_counterpart
+
+    if name in CLAIMS:
+        return _score(summary, CLAIMS[name])
+    if not name.startswith("parameters"):
+        return "-", "-", without_counterpart(name)
+    from kitsseg.models.loading import read_network
+
+    trainable = read_network(Path(summary["run"]) / "model.keras").trainable_weights
+    count = sum(math.prod(weights.shape) for weights in trainable)
+    return f"{count:,}", "-", "trainable parameters of the network that was trained here, small in the demo"
+
+
+def _score(summary, metric):
+    from kitsseg.scoring.ladder import RUNGS
+
+    ours, nothing = (
+        summary["beside_all_background"][which][metric] for which in ("prediction", "all_background")
+    )
+    return f"{ours:.3f}", f"{nothing:.3f}", RUNGS[metric].definition
+
+
+def _table(heads, rows):
+    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + f"</tr>{''.join(lines)}</table>"

@@ -1,0 +1,103 @@
+"""What pruning has left of a network: zeros of each weight matrix, what they save on disk and could save in work."""
+
+import csv
+import zlib
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+
+from kitsseg.files.atomic import atomic_path
+from kitsseg.models.macs import macs_of_weights
+
+__all__ = ["COLUMNS", "gzip_size", "mac_shape", "sparsity_rows", "sparsity_totals", "write_sparsity"]
+
+COLUMNS = ("weights", "shape", "pruned", "size", "zeros", "sparsity", "mac", "effective_mac")
+OPEN_SIDE = {2: 256, 3: 64}  # voxels, by the axes of an image
+
+
+def sparsity_rows(model, pruned):
+    """A row for each trainable weight matrix and kernel of a model, in the order of its layers.
+
+    Args:
+        pruned: the variables that pruning masks (``kitsseg.pruning.weights.prunable_weights``).
+
+    Returns: dicts of ``COLUMNS``: weights (such as enc0_conv1/kernel), shape (such as 3x3x1x32), pruned ("yes" or
+        "no"), size, zeros, sparsity, mac (multiply-adds with these weights for one image of ``mac_shape(model)``; None
+        for a layer without a known count), effective_mac (those with weights other than zero: nothing that is
+        used here skips the others).
+    """
+    rows, masked = [], {id(variable) for variable in pruned}
+    macs = {id(variable): count for variable, count in macs_of_weights(model, mac_shape(model))}
+    for variable in model.trainable_weights:
+        if len(variable.shape) > 1:
+            size = int(np.prod(variable.shape))
+            zeros = size - int(np.count_nonzero(ops.convert_to_numpy(variable)))
+            mac = macs.get(id(variable))
+            rows.append(
+                {
+                    "weights": variable.path,
+                    "shape": "x".join(map(str, variable.shape)),
+                    "pruned": "yes" if id(variable) in masked else "no",
+                    "size": size,
+                    "zeros": zeros,
+                    "sparsity": zeros / size,
+                    "mac": mac,
+                    "effective_mac": None if mac is None else mac * (size - zeros) // size,
+                }
+            )
+    return rows
+
+
+def mac_shape(model):
+    """The image that multiply-adds are counted for: the model's input, open sides of 256 voxels, in 3D of 64."""
+    shape = model.input_shape[1:]
+    return tuple(OPEN_SIDE.get(len(shape) - 1) if size is None else size for size in shape)
+
+
+def sparsity_totals(model, rows):
+    """Sums over the rows of a model.
+
+    Returns: dict with parameters and nonzero_parameters (trainable ones, biases and normalizations included), zeros,
+        sparsity (of the pruned matrices), bytes and gzip_bytes of all weights as float32, mac and effective_mac (None
+        where a layer has no known count) for one image of mac_shape.
+    """
+    zeros = sum(row["zeros"] for row in rows)
+    pruned = [row for row in rows if row["pruned"] == "yes"]
+    dropped, size = (sum(row[key] for row in pruned) for key in ("zeros", "size"))
+    parameters = sum(int(np.prod(variable.shape)) for variable in model.trainable_weights)
+    dense, compressed = gzip_size(model)
+    known = all(row["mac"] is not None for row in rows)
+    macs = {key: sum(row[key] for row in rows) if known else None for key in ("mac", "effective_mac")}
+    return {
+        "parameters": parameters,
+        "nonzero_parameters": parameters - zeros,
+        "zeros": zeros,
+        "sparsity": dropped / size,
+        "bytes": dense,
+        "gzip_bytes": compressed,
+        **macs,
+        "mac_shape": list(mac_shape(model)),
+    }
+
+
+def gzip_size(model):
+    """Size in bytes of all weights of a model as float32, (as they are, compressed as gzip does).
+
+    Zeros save nothing in a .keras file: only compressing it does.
+    """
+    squeezed = zlib.compressobj(wbits=31)
+    plain = small = 0
+    for variable in model.weights:
+        content = np.ascontiguousarray(ops.convert_to_numpy(variable), np.float32).tobytes()
+        plain += len(content)
+        small += len(squeezed.compress(content))
+    return plain, small + len(squeezed.flush())
+
+
+def write_sparsity(rows, path):
+    """Write the rows as CSV."""
+    with atomic_path(Path(path)) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,78 @@
+"""The model card that every finished run carries: RUN/model_card.md, written from what the run folder records."""
+
+from pathlib import Path
+
+from kitsseg.files.atomic import atomic_path
+from kitsseg.records.run import read_history, read_run
+
+__all__ = ["write_model_card"]
+
+
+def write_model_card(folder):
+    """Write the card of a finished run.
+
+    Args:
+        folder: run folder; ``run.json`` and ``history.csv`` are read.
+
+    Returns: path of the card.
+    """
+    folder = Path(folder)
+    path = folder / "model_card.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(_card(read_run(folder), read_history(folder)), encoding="utf-8")
+    return path
+
+
+def _card(record, history):
+    split, settings = record["split"], record["settings"]
+    counts = ", ".join(f"{len(cases)} {part}" for part, cases in split["cases"].items())
+    synthetic = "**Trained on synthetic patients (phantoms).** " if record.get("phantom") else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines = [
+        f"# {record['recipe']}",
+        "",
+        f"{synthetic}A network that labels kidney (1) and kidney tumor (2) in abdominal CT, after {record['paper']}",
+        "",
+        "## Use",
+        "",
+        "Research on kidney and kidney tumor segmentation. **Not a medical device**: not for diagnosis, treatment or "
+        "any decision about a patient. Made for late-arterial contrast CT of adults with kidney tumors, as in KiTS19; "
+        "other phases, scans without contrast, cysts alone, transplants and children were never seen.",
+        "",
+        "## Data",
+        "",
+        f"Split `{split['name']}` by patient, hash `{split['hash']}`: {counts}. The names are in split.json. KiTS19 is "
+        "CC BY-NC-SA 4.0; a network trained on it inherits the question of what that permits.",
+        "",
+        "## Training",
+        "",
+        "| phase | epochs | first loss | last loss |",
+        "|---|---|---|---|",
+    ]
+    for phase in dict.fromkeys(row["phase"] for row in history):
+        rows = [row for row in history if row["phase"] == phase]
+        lines.append(f"| {phase} | {len(rows)} | {rows[0]['loss']:.4f} | {rows[-1]['loss']:.4f} |")
+    if record.get("parent"):
+        lines += ["", f"Started from the run `{record['parent']}`."]
+    lines += [
+        "",
+        f"{record['seconds']:.0f} s, seed {record['seed']}. {versions}.",
+        "",
+        "## Input and output",
+        "",
+        f"Preprocessing: `{settings['preprocess']}`",
+        "",
+        f"Inference: `{settings['inference']}`; post-processing: `{settings['postprocess']}`",
+        "",
+        "## Scores",
+        "",
+        "None are written here: a score belongs to a set of patients. Get it by `kitsseg predict RUN DATA --part test` "
+        "and `kitsseg evaluate`, and read it beside what predicting nothing scores, which the report shows.",
+        "",
+        "## Known limits",
+        "",
+        "Small tumors are missed more often than large ones, and very large ones that displace the kidney are labeled "
+        "in part. The labels of KiTS19 count cysts inside a tumor as tumor and carry the judgment of their annotators.",
+        "",
+    ]
+    return "\n".join(lines)

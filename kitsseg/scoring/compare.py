@@ -1,0 +1,141 @@
+"""``kitsseg compare``: several runs on the same patients, case by case.
+
+Two networks are compared on the differences of their patients, not on their means: the patients differ far more from
+each other than two networks do on one of them. Patients that any of the runs was trained on or chosen by are left
+out, and named.
+"""
+
+import csv
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+from kitsseg.records.run import read_run
+from kitsseg.scoring.dice import BOOTSTRAP_SEED, RESAMPLES
+from kitsseg.scoring.scores_file import read_scores
+
+__all__ = ["Comparison", "compare_scores"]
+
+METRICS = ("tk_dice", "tu_dice", "composite")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare_scores`` found.
+
+    Attributes:
+        cases: names of the patients compared.
+        means: dict of name -> metric -> (mean, low, high), the interval by bootstrap over patients, 95 %.
+        differences: dicts of first, second, metric, difference (second minus first), low, high, p: Wilcoxon's
+            signed-rank test, two-sided; 1 where no patient differs.
+        left_out: dict of patient -> why it is not compared.
+        phantom: whether any of the scans was synthesized.
+        unchecked: names of the runs whose folder is not there (or that were never known), so that nobody can say which
+            patients they have seen.
+    """
+
+    cases: tuple[str, ...]
+    means: dict
+    differences: list
+    left_out: dict
+    phantom: bool
+    unchecked: tuple[str, ...]
+
+
+def compare_scores(files, out=None):
+    """Compare runs on the patients they were all scored on.
+
+    Args:
+        files: dict from what to call a run to its scores.csv (``kitsseg evaluate``), at least two.
+        out: .csv file for the differences, if wanted.
+
+    Returns: Comparison.
+    Raises: InputError if fewer than two runs are given, two truths of a patient differ in volume, or fewer than two
+        patients are left.
+    """
+    if len(files) < 2:
+        raise InputError(f"compare: expected at least two scores.csv, found {len(files)}.")
+    if out is not None and (Path(out).suffix != ".csv" or Path(out).is_dir()):
+        raise InputError(f"{out}: expected the name of a .csv file to write the comparison to.")
+    read = {name: read_scores(path) for name, path in files.items()}
+    tables = {name: {row["case"]: row for row in rows} for name, (rows, _) in read.items()}
+    left_out = _left_out(tables, {name: summary for name, (_, summary) in read.items()})
+    cases = tuple(sorted(set.union(*map(set, tables.values())) - set(left_out)))
+    if len(cases) < 2:
+        reasons = "; ".join(f"{case}: {why}" for case, why in sorted(left_out.items())[:3])
+        raise InputError(
+            f"compare: expected at least two patients scored by every run, found {len(cases)} ({reasons}). "
+            "Score all runs on the same test patients: kitsseg train --split FILE."
+        )
+    _same_truth(tables, cases, files)
+    values = {
+        name: {metric: np.array([rows[case][metric] for case in cases]) for metric in METRICS}
+        for name, rows in tables.items()
+    }
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(cases), size=(RESAMPLES, len(cases)))
+    means = {
+        name: {metric: _interval(column, drawn) for metric, column in columns.items()}
+        for name, columns in values.items()
+    }
+    differences = []
+    for first, second in combinations(values, 2):
+        for metric in METRICS:
+            change = values[second][metric] - values[first][metric]
+            difference, low, high = _interval(change, drawn)
+            p = float(wilcoxon(change).pvalue) if np.any(change) else 1.0
+            differences.append(
+                {"first": first, "second": second, "metric": metric, "difference": difference}
+                | {"low": low, "high": high, "p": p, "patients": len(cases)}
+            )
+    phantom = any(summary.get("phantom") for _, summary in read.values())
+    if out is not None:
+        with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(differences[0]))
+            writer.writeheader()
+            writer.writerows(differences)
+    unchecked = tuple(name for name, (_, summary) in read.items() if not _knows_its_patients(summary))
+    return Comparison(cases, means, differences, left_out, bool(phantom), unchecked)
+
+
+def _interval(values, drawn):
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def _knows_its_patients(summary):
+    return bool(summary.get("run")) and (Path(summary["run"]) / "run.json").is_file()
+
+
+def _left_out(tables, summaries):
+    """Patients that not every run was scored on, or that a run has seen."""
+    found = {}
+    for name, summary in summaries.items():
+        if _knows_its_patients(summary):
+            parts = read_run(summary["run"])["split"]["cases"]
+            for part, words in (("train", "trained on"), ("validation", "chosen by")):
+                for case in parts[part]:
+                    found.setdefault(case, f"{name} was {words} it")
+    everything = set.union(*map(set, tables.values()))
+    for name, rows in tables.items():
+        for case in everything - set(rows):
+            found.setdefault(case, f"not scored by {name}")
+    return {case: why for case, why in found.items() if case in everything}
+
+
+def _same_truth(tables, cases, files):
+    first, *others = tables
+    for case in cases:
+        for volume in ("truth_kidney_ml", "truth_tumor_ml"):
+            expected = tables[first][case][volume]
+            for name in others:
+                found = tables[name][case][volume]
+                if abs(found - expected) > 1e-3 * max(expected, 1e-3):
+                    raise InputError(
+                        f"{files[name]}: {case} has a {volume} of {found:g}, in {files[first]} it is {expected:g}: "
+                        "the truth is not the same. Score both against the same label maps."
+                    )

@@ -1,0 +1,197 @@
+"""Scores of one case and of a run: the official KiTS19 Dice values, and those the papers confuse them with.
+
+Three values are called "kidney Dice" in the literature. Here they have three names:
+
+* ``tk_dice``: kidney with tumor, labels >= 1. The official KiTS19 value.
+* ``kidney_label_dice``: label 1 alone.
+* ``macro_dice_with_background``: mean over the three classes, background included, pooled over all cases; this and
+  the other definitions that flatter are in ``kitsseg.scoring.ladder``.
+
+Everything is computed from tables of voxel counts, one per slice: no temporary array exceeds a slice.
+
+The rule for empty masks (that of the KiTS21 and KiTS23 code): truth and prediction both empty give 1, exactly
+one empty gives 0. ``empty="nan"`` gives NaN where both are empty, as the KiTS19 starter code does.
+
+Source: the KiTS19 starter code (evaluation rules).
+"""
+
+import numpy as np
+
+__all__ = [
+    "SCORES",
+    "VOLUMES",
+    "count_labels",
+    "count_slices",
+    "dice_of_overlap",
+    "overlap",
+    "score_case",
+    "score_counts",
+    "summarize_scores",
+]
+
+SCORES = (
+    "tk_dice",
+    "tu_dice",
+    "composite",
+    "kidney_label_dice",
+    "kidney_precision",
+    "kidney_recall",
+    "tumor_precision",
+    "tumor_recall",
+)
+VOLUMES = ("truth_kidney_ml", "predicted_kidney_ml", "truth_tumor_ml", "predicted_tumor_ml")
+RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
+
+
+def score_case(prediction, truth, spacing_mm, empty="one"):
+    """Scores of one case.
+
+    Args:
+        prediction: labels (slices, rows, columns) 0 background, 1 kidney, 2 tumor; floats are rounded half to
+            even. Or probabilities or logits (slices, rows, columns, classes), of which the largest counts.
+        truth: labels of the same shape.
+        spacing_mm: (slices, rows, columns), for the volumes only.
+        empty: "one" or "nan", what a score is when truth and prediction are both empty; see the module.
+
+    Returns: dict of ``SCORES``, the four volumes in ml (label 1 is kidney without tumor) and ``empty``, the
+        names of the masks without a voxel.
+    Raises: ValueError for other labels or shapes.
+    """
+    return score_counts(count_labels(prediction, truth), float(np.prod(spacing_mm)) / 1000, empty)
+
+
+def count_labels(prediction, truth, n_labels=3):
+    """Count voxels for each pair of labels: int64 (truth label, predicted label).
+
+    Args: as ``score_case``; also 1-D and 2-D arrays.
+    Raises: ValueError if the shapes differ or a label is not in 0..n_labels - 1.
+    """
+    return count_slices(prediction, truth, n_labels).sum(axis=0)
+
+
+def count_slices(prediction, truth, n_labels=3):
+    """As ``count_labels``, for each slice: int64 (slices, truth label, predicted label).
+
+    A 1-D or 2-D array is one slice.
+    """
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    shape = prediction.shape[:-1] if prediction.ndim == 4 else prediction.shape
+    if shape != truth.shape:
+        raise ValueError(
+            f"prediction has shape {shape}, truth {truth.shape}; both must lie on the grid of the scan. "
+            "Undo cropping and resampling before scoring."
+        )
+    if truth.ndim < 3:
+        prediction, truth = prediction[None], truth[None]
+    counts = np.zeros((len(truth), n_labels**2), np.int64)
+    for row, predicted, true in zip(counts, prediction, truth):
+        true = _labels(true, n_labels, "truth")
+        predicted = _labels(
+            predicted.argmax(-1) if predicted.ndim > true.ndim else predicted, n_labels, "prediction"
+        )
+        row[0] = true.size
+        if true.any() or predicted.any():
+            code = true * np.uint8(n_labels) + predicted
+            row[1:] = [np.count_nonzero(code == value) for value in range(1, n_labels**2)]
+            row[0] -= row[1:].sum()
+    return counts.reshape(-1, n_labels, n_labels)
+
+
+def _labels(block, n_labels, name):
+    if block.dtype.kind == "f":
+        block = np.rint(block)  # half to even, as in the starter code
+    # written so that NaN fails too
+    if block.size and not (block.min() >= 0 and block.max() < n_labels):
+        raise ValueError(
+            f"{name}: labels must be 0..{n_labels - 1}; found {block.min()} to {block.max()}. "
+            "Is this an image, or a label map of another dataset?"
+        )
+    return block.astype(np.uint8, copy=False)
+
+
+def score_counts(counts, voxel_ml, empty="one"):
+    """``score_case`` from the table of ``count_labels`` and the volume of a voxel in ml."""
+    if empty not in ("one", "nan"):
+        raise ValueError(f'empty must be "one" or "nan", not {empty!r}.')
+    counts = np.asarray(counts)
+    tk, tumor, kidney = (overlap(counts, labels) for labels in ((1, 2), (2,), (1,)))
+    scores = {"tk_dice": dice_of_overlap(*tk, empty), "tu_dice": dice_of_overlap(*tumor, empty)}
+    scores["composite"] = (scores["tk_dice"] + scores["tu_dice"]) / 2
+    scores["kidney_label_dice"] = dice_of_overlap(*kidney, empty)
+    for name, (both, predicted, true) in (("kidney", kidney), ("tumor", tumor)):
+        scores[f"{name}_precision"] = _ratio(both, predicted, true, empty)
+        scores[f"{name}_recall"] = _ratio(both, true, predicted, empty)
+    voxels = {}
+    for name, (_, predicted, true) in (("kidney", kidney), ("tumor", tumor)):
+        voxels |= {f"truth_{name}": true, f"predicted_{name}": predicted}
+    scores |= {f"{name}_ml": count * voxel_ml for name, count in voxels.items()}
+    scores["empty"] = [name for name, count in voxels.items() if not count]
+    return scores
+
+
+def overlap(counts, labels):
+    """Voxels in both masks, in the predicted one, in the true one, if ``labels`` are taken as one mask.
+
+    Args:
+        counts: the table of ``count_labels``.
+    """
+    labels = list(labels)
+    return int(counts[np.ix_(labels, labels)].sum()), int(counts[:, labels].sum()), int(counts[labels].sum())
+
+
+def dice_of_overlap(both, predicted, true, empty="one"):
+    """Dice from the three numbers of ``overlap``; ``empty`` as in ``score_case``."""
+    if predicted + true:
+        return 2 * both / (predicted + true)
+    return 1.0 if empty == "one" else float("nan")
+
+
+def _ratio(both, size, other, empty):
+    """Share of the mask of ``size`` voxels that is in the other; 0 if only this one is empty."""
+    if size:
+        return both / size
+    return 0.0 if other else (1.0 if empty == "one" else float("nan"))
+
+
+def summarize_scores(rows):
+    """Mean, spread and bootstrap interval of the cases of a run.
+
+    Args:
+        rows: the dicts of ``score_case``, at least one.
+
+    Returns: dict of
+
+        * ``scores``: for each of ``SCORES`` the mean, sd (n - 1; None for a single case), median and
+          interval_95: percentile interval of the mean over 10,000 resamples of the cases, drawn with a fixed
+          seed. A plain mean: one NaN makes it NaN rather than dropping the case unseen;
+        * ``composite_interval_95``: that of the composite;
+        * ``composite_identity``: the mean of the composites and half of mean TK + mean TU: they must agree;
+        * ``empty_cases``: how many cases have an empty mask, so that scores rest on the rule for empty masks.
+    """
+    if not rows:
+        raise ValueError("summarize_scores: expected at least one case, found none.")
+    table = {name: np.array([row[name] for row in rows], float) for name in SCORES}
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(rows), size=(RESAMPLES, len(rows)))
+    scores = {
+        name: {
+            "mean": float(values.mean()),
+            "sd": float(values.std(ddof=1)) if len(rows) > 1 else None,
+            "median": float(np.median(values)),
+            "interval_95": np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]).tolist(),
+        }
+        for name, values in table.items()
+    }
+    halves = (scores["tk_dice"]["mean"] + scores["tu_dice"]["mean"]) / 2
+    return {
+        "n_cases": len(rows),
+        "scores": scores,
+        "composite_interval_95": scores["composite"]["interval_95"],
+        "resamples": RESAMPLES,
+        "bootstrap_seed": BOOTSTRAP_SEED,
+        "composite_identity": {
+            "mean_of_composites": scores["composite"]["mean"],
+            "mean_of_mean_tk_and_mean_tu": halves,
+            "difference": scores["composite"]["mean"] - halves,
+        },
+        "empty_cases": sum(bool(row["empty"]) for row in rows),
+    }

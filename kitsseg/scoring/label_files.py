@@ -1,0 +1,139 @@
+"""Two label maps on disk: how their labels overlap in each slice, and the box of both that holds their foreground."""
+
+from pathlib import Path
+
+import numpy as np
+from nibabel.orientations import inv_ornt_aff
+
+from kitsseg.data.formats import nifti
+from kitsseg.data.geometry.label_box import foreground_box
+from kitsseg.errors import InputError
+from kitsseg.scoring.dice import count_slices
+
+__all__ = ["count_files", "read_boxes"]
+
+PIECE_BYTES = 1 << 20
+
+
+def count_files(prediction, truth, label_values=nifti.KITS_LABELS, predicted_values=nifti.KITS_LABELS):
+    """Count the labels of two files: (the tables of ``count_slices``, spacing in mm).
+
+    Files stored alike are compared piece by piece while they are decompressed: the volumes are never in memory.
+    Others, such as a prediction whose axes another tool has reordered, are read whole.
+
+    Args:
+        label_values, predicted_values: what the labels of ``truth`` and ``prediction`` mean (see ``read_labels``).
+
+    Raises: InputError if the grids differ, naming both; and as ``read_labels``.
+    """
+    prediction, truth = Path(prediction), Path(truth)
+    n_labels = 1 + max(value for value in (*label_values, *predicted_values) if value is not None)
+    counts = None
+    try:
+        with nifti._open(prediction) as first, nifti._open(truth) as second:
+            grids = [
+                nifti._grid(nifti._read_header(stream, path), path)
+                for stream, path in ((first, prediction), (second, truth))
+            ]
+            _check_grids(*grids, prediction, truth)
+            if _stored_alike(*grids) and label_values == predicted_values == tuple(range(n_labels)):
+                counts = _count_streams(first, second, grids[1], n_labels)
+    except (*nifti._DAMAGE, IsADirectoryError):
+        pass  # the reader below says which file is damaged, and how
+    if counts is None:
+        predicted = nifti.read_labels(prediction, predicted_values)
+        true = nifti.read_labels(truth, label_values)
+        grids = predicted.grid, true.grid
+        counts = count_slices(predicted.array, true.array, n_labels)
+    return counts, grids[1].spacing_mm
+
+
+def read_boxes(prediction, truth, label_values=nifti.KITS_LABELS, predicted_values=nifti.KITS_LABELS):
+    """The smallest box that holds the foreground of both files: two uint8 arrays of one shape, perhaps empty.
+
+    One volume is in memory at a time.
+
+    Args: as ``count_files``, which has checked that the grids agree.
+    """
+    found = []
+    for path, values in ((prediction, predicted_values), (truth, label_values)):
+        start, box = foreground_box(nifti.read_labels(path, values).array)
+        found.append((np.array(start), box))
+    filled = [(start, box) for start, box in found if box.size]
+    if not filled:
+        return found[0][1], found[1][1]
+    low = np.min([start for start, _ in filled], axis=0)
+    high = np.max([start + box.shape for start, box in filled], axis=0)
+    boxes = []
+    for start, box in found:
+        common = np.zeros(high - low, np.uint8)
+        if box.size:
+            common[tuple(slice(a, a + n) for a, n in zip(start - low, box.shape, strict=True))] = box
+        boxes.append(common)
+    return tuple(boxes)
+
+
+def _check_grids(predicted, true, prediction, truth):
+    if predicted.shape != true.shape:
+        raise InputError(
+            f"{prediction}: has (slices, rows, columns) {predicted.shape}, its truth {truth} {true.shape}. "
+            "Predict on the original scan, neither cropped nor resampled."
+        )
+    affines = _kits_affine(predicted), _kits_affine(true)
+    ends = np.array(true.shape) - 1
+    corners = np.array([(*(ends * corner), 1) for corner in np.ndindex(2, 2, 2)]).T
+    shift = float(np.abs((affines[0] - affines[1]) @ corners)[:3].max())
+    if shift > min(true.spacing_mm) / 10:  # less is rounding: headers hold the affine in two float32 forms
+        found, expected = (affine[:3].round(4).tolist() for affine in affines)
+        raise InputError(
+            f"{prediction}: lies up to {shift:.4g} mm away from its truth {truth}: affine {found}, expected "
+            f"{expected}. Write predictions with the affine of their scan."
+        )
+
+
+def _kits_affine(grid):
+    """The affine of the volume in KiTS axes."""
+    ornt = np.array([(axis, -1 if grid.flipped[axis] else 1) for axis in grid.axes])
+    return grid.header.get_best_affine() @ inv_ornt_aff(ornt, [grid.shape[axis] for axis in grid.axes])
+
+
+def _stored_alike(one, other):
+    scalings = [grid.header.get_slope_inter() for grid in (one, other)]
+    return (
+        (one.axes, one.flipped) == (other.axes, other.flipped)
+        and all(grid.header.get_data_dtype() == np.uint8 for grid in (one, other))
+        and all(slope in (None, 1) and intercept in (None, 0) for slope, intercept in scalings)
+    )
+
+
+def _count_streams(first, second, grid, n_labels):
+    """The tables of two streams of labels; None if a label is out of range.
+
+    Slices may run along any axis of the file, in KiTS19 along its fastest, so the few voxels that are not background
+    in both are found first, eight at a time, and sorted to their slices by their place in the file.
+    """
+    slices, voxels = grid.shape[0], int(np.prod(grid.shape))
+    axis = grid.axes.index(0)
+    stride = int(np.prod([grid.shape[a] for a in grid.axes[:axis]], dtype=np.int64))
+    counts = np.zeros(slices * n_labels**2, np.int64)
+    for done in range(0, voxels, PIECE_BYTES):
+        size = min(voxels - done, PIECE_BYTES)
+        predicted, true = (
+            np.frombuffer(nifti._read_exactly(stream, size) + bytes(-size % 8), np.uint8)
+            for stream in (first, second)
+        )
+        words = np.flatnonzero(predicted.view(np.uint64) | true.view(np.uint64))
+        if len(words):
+            predicted, true = (labels.reshape(-1, 8)[words].ravel() for labels in (predicted, true))
+            if max(predicted.max(), true.max()) >= n_labels:
+                return None
+            code = true * np.uint8(n_labels) + predicted
+            found = np.flatnonzero(code)
+            place = done + 8 * words[found >> 3] + (found & 7)
+            counts += np.bincount(place // stride % slices * n_labels**2 + code[found], minlength=len(counts))
+    for stream in (first, second):
+        while stream.read(PIECE_BYTES):  # to the end: the checksum is checked there
+            pass
+    counts = counts.reshape(slices, n_labels, n_labels)
+    counts[:, 0, 0] = voxels // slices - counts.sum(axis=(1, 2))
+    return counts[::-1] if grid.flipped[0] else counts

@@ -1,0 +1,96 @@
+"""Predictions beside their truth: which files belong together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kitsseg.data.formats import nifti
+from kitsseg.data.layouts.find import IMAGE_NAMES, LABEL_NAMES, Layout, find_cases, prediction_name
+from kitsseg.errors import InputError
+
+__all__ = ["Pair", "find_pairs"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction with its truth, what the truth's labels mean (see ``read_labels``), and the CT if it is there."""
+
+    case: str
+    prediction: Path
+    truth: Path
+    label_values: tuple[int | None, ...] = nifti.KITS_LABELS
+    image: Path | None = None
+
+
+def find_pairs(prediction, truth, layout=None):
+    """Match predictions and truth by name.
+
+    Args:
+        layout: Layout of the truth.
+
+    Returns: (pairs sorted by case, names of the truth cases without a prediction).
+    Raises: InputError as ``evaluate_folders``.
+    """
+    prediction, truth = Path(prediction), Path(truth)
+    for path in (prediction, truth):
+        if not path.exists():
+            raise InputError(f"{path}: expected a label map or a folder of them, found nothing.")
+    if truth.is_file():
+        if prediction.is_dir():
+            raise InputError(
+                f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."
+            )
+        case = truth.resolve().parent.name if truth.name in LABEL_NAMES else _case_named(prediction)
+        return [Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))], []
+    cases = find_cases(truth, need_labels=False, need_image=False, layout=layout)
+    labels = {case.name: case for case in cases if case.labels is not None}
+    found = {}
+    for file in _prediction_files(prediction):
+        case = _case_named(file)
+        if case not in labels:
+            raise InputError(
+                f"{file}: no truth for this prediction; expected {truth / case / LABEL_NAMES[0]}. "
+                "Remove the prediction, or name the folder that holds its truth."
+            )
+        if case in found:
+            raise InputError(
+                f"{file}: a second prediction of {case}, beside {found[case].prediction}. Remove one."
+            )
+        image = labels[case].image
+        found[case] = Pair(
+            case,
+            file,
+            labels[case].labels,
+            labels[case].label_values,
+            image if image and image.exists() else None,
+        )
+    return [found[case] for case in sorted(found)], [case for case in labels if case not in found]
+
+
+def _beside(truth):
+    return next((truth.parent / name for name in IMAGE_NAMES if (truth.parent / name).exists()), None)
+
+
+def _prediction_files(prediction):
+    if prediction.is_file():
+        return [prediction]
+    files = [
+        file for file in prediction.iterdir() if file.name.endswith((".nii", ".nii.gz")) and file.is_file()
+    ]
+    files = [file for file in files if not file.name.startswith(".") and file.name not in IMAGE_NAMES]
+    for folder in prediction.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            files += [folder / name for name in LABEL_NAMES if (folder / name).exists()]
+    if not files:
+        raise InputError(
+            f"{prediction}: expected predictions such as {prediction_name('case_00000')}, found none. "
+            "Try: kitsseg predict"
+        )
+    return sorted(files)
+
+
+def _case_named(file):
+    """The case a file's name tells: the inverse of ``prediction_name``, and two other common ways."""
+    if file.name in LABEL_NAMES:
+        return file.resolve().parent.name
+    stem = file.name.removesuffix(".gz").removesuffix(".nii")
+    return f"case_{stem.removeprefix('prediction_')}" if stem.startswith("prediction_") else stem

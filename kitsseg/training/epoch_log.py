@@ -1,0 +1,171 @@
+"""What happens around each epoch: learning rate, history, checkpoints, progress."""
+
+import math
+import time
+
+import keras
+import numpy as np
+
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+from kitsseg.optimizers.schedules import one_cycle, plateau_learning_rate, plateau_stops
+from kitsseg.recipe import OneCycle, Plateau
+from kitsseg.records.checkpoints import check_there
+from kitsseg.records.run import update_run, write_history
+
+__all__ = ["EpochLog", "best_epoch", "checkpoint", "needed_checkpoints", "phase_finished", "pruning_state"]
+
+
+class EpochLog(keras.callbacks.Callback):
+    """Callback of one phase.
+
+    Args:
+        training: ``kitsseg.training.state.Training``.
+        phase: Phase.
+        rows: the phase's rows of the history so far; new ones are added here and to ``training.history``.
+        pruning: PruneLowMagnitude of the phase, or None; it comes before this one in the list of callbacks.
+        monitor: Monitor of the run, or None.
+
+    Raises: InputError, out of ``fit``, at the first step whose loss is no number.
+    """
+
+    def __init__(self, training, phase, rows, pruning=None, monitor=None):
+        super().__init__()
+        self.training, self.phase, self.rows, self.pruning, self.epoch = training, phase, rows, pruning, 0
+        self.monitor = monitor
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.rate, schedule = epoch, self.phase.learning_rate, self.phase.schedule
+        if isinstance(schedule, Plateau):
+            self.rate = plateau_learning_rate(self.rate, _losses(self.rows), schedule)
+        self.model.optimizer.learning_rate.assign(self.rate)
+        _seed_dropout(self.model, (self.training.seed, *self.phase.name.encode(), epoch))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if isinstance(self.phase.schedule, OneCycle):
+            if batch % self.training.accumulate:  # a further part of the same batch
+                return
+            steps = self.phase.steps_per_epoch
+            self.rate, beta_1 = one_cycle(
+                self.epoch * steps + batch // self.training.accumulate,
+                self.phase.epochs * steps,
+                self.phase.learning_rate,
+                self.phase.schedule,
+            )
+            if hasattr(self.model, "jax_state_sync"):
+                self.model.jax_state_sync()  # or fit on JAX would not see what is assigned within an epoch
+            self.model.optimizer.learning_rate.assign(self.rate)
+            # where the loss is scaled, the optimizer is wrapped in another
+            getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).beta_1.assign(beta_1)
+
+    def on_train_batch_end(self, batch, logs=None):
+        accumulate, loss = self.training.accumulate, float(logs["loss"])
+        step = batch // accumulate + 1
+        if not math.isfinite(loss):  # it is the mean of the epoch so far: this step is the first
+            until = "by" if self.model.steps_per_execution > accumulate else "at"
+            self._stop("loss", loss, f", {until} step {step} of {self.phase.steps_per_epoch}")
+        if (batch + 1) % accumulate == 0:
+            done = self.training.done_steps + self.epoch * self.phase.steps_per_epoch + step
+            if self.monitor:
+                self.monitor.step(done)
+            if self.training.progress:
+                text = f"{self.phase.name}, epoch {self.epoch + 1} of {self.phase.epochs}, loss {loss:.3f}"
+                self.training.progress(text, done, self.training.total_steps)
+
+    def on_epoch_end(self, epoch, logs=None):
+        training = self.training
+        logs = {key: float(value) for key, value in logs.items()}
+        for key in ("loss", "val_loss"):
+            if not math.isfinite(logs[key]):
+                self._stop(key, logs[key], ", at its end")
+        check_there(training.run)
+        path = checkpoint(training, self.phase, epoch + 1)
+        with atomic_path(path) as temporary:
+            self.model.save(temporary)
+        row = {"phase": self.phase.name, "epoch": epoch + 1, "learning_rate": self.rate} | logs
+        if self.pruning:
+            self.pruning.save(pruning_state(path))
+            row["sparsity"] = self.pruning.sparsity
+        if self.monitor:
+            row |= self.monitor.epoch_scores(self.model, self.phase, epoch + 1)
+        self.rows.append(row)
+        training.history.append(row)
+        write_history(training.run, training.history)  # from here on, this epoch has happened
+        training.record["seconds"] = round(time.monotonic() - training.started, 1)
+        update_run(training.run, training.record)
+        # of the epoch before as well: the newest file may turn out to be damaged
+        keep = {
+            file
+            for rows in (self.rows, self.rows[:-1])
+            for file in needed_checkpoints(training, self.phase, rows)
+        }
+        for old in path.parent.glob(f"{self.phase.name}-?????.keras"):
+            if old not in keep:
+                old.unlink()
+                pruning_state(old).unlink(missing_ok=True)
+        if self.monitor:
+            done = training.done_steps + (epoch + 1) * self.phase.steps_per_epoch
+            self.monitor.epoch_ended(self.phase, row, done)
+        if phase_finished(self.phase, self.rows):
+            self.model.stop_training = True
+
+    def _stop(self, name, value, where):
+        kept = "No epoch was finished before."
+        if self.rows:
+            kept = f"The last epoch before it is kept: {checkpoint(self.training, self.phase, self.rows[-1]['epoch'])}."
+        raise InputError(
+            f"{self.training.run}: {name} is {value} in epoch {self.epoch + 1} of phase {self.phase.name}{where}. "
+            f"{kept} Start again with a lower learning rate or another seed."
+        )
+
+
+def _seed_dropout(model, key):
+    """Begin an epoch's dropout at a state that follows from its number: Keras saves the state with no network."""
+    for i, layer in enumerate(model.layers):
+        if generator := getattr(layer, "seed_generator", None):
+            # 31 bits: JAX takes uint32, TensorFlow int64
+            seed = np.random.SeedSequence((*key, i)).generate_state(1)[0] >> 1
+            generator.state.assign(np.array([seed, 0], generator.state.dtype))
+
+
+def needed_checkpoints(training, phase, rows):
+    """Checkpoints of the last and of the best epoch of a phase with these rows in its history."""
+    numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
+    return [checkpoint(training, phase, number) for number in numbers]
+
+
+def checkpoint(training, phase, epoch):
+    """Where the weights and the optimizer after an epoch of a phase are kept."""
+    return training.checkpoints / f"{phase.name}-{epoch:05d}.keras"
+
+
+def pruning_state(path):
+    """Where the masks that belong to a checkpoint are kept."""
+    return path.with_suffix(".npz")
+
+
+def best_epoch(rows, first=1):
+    """Number of the epoch with the lowest validation loss, the first of equals.
+
+    Args:
+        rows: of a phase, at least one.
+        first: earlier epochs are out of the question; as long as there is none but those, the last one is taken.
+    """
+    return min([row for row in rows if row["epoch"] >= first] or rows[-1:], key=lambda row: row["val_loss"])[
+        "epoch"
+    ]
+
+
+def phase_finished(phase, rows):
+    """Whether a phase with these rows in its history has done all its epochs, or has stopped by its schedule."""
+    if len(rows) >= phase.epochs:
+        return True
+    return (
+        isinstance(phase.schedule, Plateau)
+        and len(rows) >= phase.first_choice
+        and plateau_stops(phase.learning_rate, _losses(rows), phase.schedule)
+    )
+
+
+def _losses(rows):
+    return [row["val_loss"] for row in rows]

@@ -1,0 +1,206 @@
+"""What is watched while a network is trained: the labels it is given, whole validation cases, TensorBoard, time left.
+
+Nothing here changes what is trained: whole cases are labeled by a network of its own, which is given the weights, and
+no random number is drawn.
+"""
+
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+from kitsseg.errors import InputError
+from kitsseg.inference.scan import as_probabilities
+from kitsseg.optimizers.ema import averaged_weights
+from kitsseg.training.case_validation import CaseLog, cheap_inference, chosen_cases, is_due, mean_scores
+from kitsseg.training.tensorboard import TensorBoardLog
+
+__all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_labels"]
+
+LARGEST_SHARE = 0.1  # of the time spent training, for whole cases
+
+
+def check_labels(cases, split):
+    """See that there is something to learn, before training starts.
+
+    Returns: warnings, each a sentence.
+    Raises: InputError if no training case holds kidney or tumor.
+    """
+    found = {
+        part: [cases[name] for name in getattr(split, part) if name in cases]
+        for part in ("train", "validation")
+    }
+    kidney, tumor = (
+        {part: any(getattr(case, area).any() for case in found[part]) for part in found}
+        for area in ("kidney_area", "tumor_area")
+    )
+    n = len(found["train"])
+    if n and not (kidney["train"] or tumor["train"]):
+        raise InputError(
+            f"{found['train'][0].folder.parent}: the labels of all {n} training cases are background; expected 1 for "
+            "kidney and 2 for tumor. Look at the label maps with kitsseg verify, then preprocess them again."
+        )
+    said = []
+    if n and not tumor["train"]:
+        said.append(f"none of the {n} training cases holds tumor (label 2): it cannot be learned.")
+    if found["validation"] and not (kidney["validation"] or tumor["validation"]):
+        said.append(
+            "the labels of all validation cases are background: their loss and scores say nothing about kidneys."
+        )
+    return said
+
+
+class WatchedBatches:
+    """The training batches, and which of them held kidney or tumor."""
+
+    def __init__(self, batches):
+        self.batches, self.batch_size, self.shard = batches, batches.batch_size, batches.shard
+        self.image_shape, self.label_shape = batches.image_shape, batches.label_shape
+        self.found = {}
+
+    def batch(self, index):
+        images, labels = self.batches.batch(index)
+        self.found[int(index)] = bool(labels.any())
+        return images, labels
+
+    def any_positive(self, start, stop):
+        """Whether one of these batches held any; what is known of them and of earlier ones is forgotten."""
+        answer = any(self.found.get(index, True) for index in range(start, stop))
+        for index in [index for index in self.found if index < stop]:  # later ones are drawn ahead
+            del self.found[index]
+        return answer
+
+
+class Monitor:
+    """Watches one run.
+
+    Args:
+        training: Training. names: of the validation cases.
+        say: called as say(text) for what the user should see; without it only warnings are given, by ``warnings``.
+        tensorboard: folder for TensorBoard, or None.
+    """
+
+    def __init__(self, training, names, say=None, tensorboard=None):
+        self.training, self.names, self.say = training, tuple(names), say
+        self.log = CaseLog(training.run, training.cases, training.record)
+        self.tensorboard = TensorBoardLog(tensorboard, training.history) if tensorboard else None
+        self.batches = self.pace = self.network = None
+        recipe = training.recipe
+        if any(
+            phase.progressive or (phase.validate_cases_every or phase.epochs + 1) <= phase.epochs
+            for phase in recipe.phases
+        ):
+            # once, as it is compiled at first use; here, before a phase sets the seed of its random numbers
+            self.network = recipe.build_model(**recipe.model)
+            self.predict = as_probabilities(self.network)
+
+    def warn(self, text):
+        if self.say:
+            self.say(f"warning: {text}")
+        else:
+            warnings.warn(text, stacklevel=2)
+
+    def watch(self, batches):
+        """The training batches of a phase, to be drawn from what this returns."""
+        self.batches = WatchedBatches(batches)
+        return self.batches
+
+    def step(self, done):
+        """Note that ``done`` steps of the run are over, for the time left."""
+        self.pace = self.pace or (time.monotonic(), done)
+
+    def epoch_scores(self, model, phase, epoch):
+        """Columns of history.csv: means over whole validation cases after an epoch, where they are due."""
+        if not is_due(phase, epoch):
+            return {}
+        recipe, weights = self.training.recipe, averaged_weights(model)
+        names = chosen_cases(self.names, phase.validate_cases)
+
+        def score():
+            self.network.set_weights(weights)
+            inference = cheap_inference(recipe.inference)
+            return self._score(phase.name, epoch, names, self.predict, inference)
+
+        scores = mean_scores(self._outside(score))
+        return {"val_case_tk_dice": scores["tk"], "val_case_tu_dice": scores["tu"]}
+
+    def round_scores(self, name, epoch, weights):
+        """{"tk", "tu", "composite"} of all validation cases after a round, as the recipe labels a scan."""
+        self.network.set_weights(weights)
+        rows = self._score(name, epoch, self.names, self.predict, self.training.recipe.inference)
+        scores = mean_scores(rows)
+        if self.say:
+            self.say(f"{name}: {_means(rows, scores['tk'], scores['tu'])}")
+        if self.tensorboard:
+            means = {"round_case_tk_dice": scores["tk"], "round_case_tu_dice": scores["tu"]}
+            self.tensorboard.epoch(len(self.training.history), means, rows)
+        return scores
+
+    def _score(self, name, epoch, names, predict, inference):
+        recipe = self.training.recipe
+        look = self.tensorboard.look if self.tensorboard else None
+        return self.log.score(
+            name, epoch, names, predict, recipe.preprocess, inference, recipe.postprocess, look
+        )
+
+    def epoch_ended(self, phase, row, done):
+        """After an epoch is in the history: warn, tell, write for TensorBoard.
+
+        Args:
+            row: of the history. done: steps of the run so far.
+        """
+        training = self.training
+        steps = phase.steps_per_epoch * training.accumulate
+        stop = row["epoch"] * steps
+        if self.batches and not self.batches.any_positive(stop - steps, stop):
+            self.warn(
+                f"no kidney or tumor was drawn in epoch {row['epoch']} of phase {phase.name}: it taught the network "
+                "background only. Look at the labels, or draw positive slices (SliceSampler.positive)."
+            )
+        cases = [r for r in self.log.rows if (r["phase"], r["epoch"]) == (phase.name, row["epoch"])]
+        if "val_case_tk_dice" in row and self.say:
+            self.say(
+                f"{phase.name}, epoch {row['epoch']} of {phase.epochs}: loss {row['loss']:.3f}, validation loss "
+                f"{row['val_loss']:.3f} (batches); "
+                f"{_means(cases, row['val_case_tk_dice'], row['val_case_tu_dice'])}{self._left(done)}"
+            )
+        if self.tensorboard:
+            self._outside(lambda: self.tensorboard.epoch(len(training.history), row, cases))
+
+    def finish(self):
+        """Entries of run.json: what whole cases took, as a share of all other time; says so."""
+        if self.tensorboard:
+            self.tensorboard.close()
+        spent = self.training.record.get("whole_case_validation")
+        if not spent:
+            return {}
+        training = max(time.monotonic() - self.training.started - spent["seconds"], 1e-9)
+        share = spent["seconds"] / training
+        text = f"whole validation cases took {spent['seconds']:.1f} s, {share:.1%} of the {training:.1f} s of training"
+        if share > LARGEST_SHARE and not any(phase.progressive for phase in self.training.recipe.phases):
+            text = f"warning: {text}; that is more than a tenth. Give a larger --validate-cases-every."
+        if self.say:
+            self.say(text)
+        return {"whole_case_validation": spent | {"share": round(share, 4)}}
+
+    def _left(self, done):
+        """The time left by the pace of this process; it cannot know of a phase that stops early."""
+        if not self.pace or done <= self.pace[1]:
+            return ""
+        started, first = self.pace
+        seconds = (time.monotonic() - started) / (done - first) * (self.training.total_steps - done)
+        if seconds < 1:
+            return ""
+        hours, rest = divmod(round(seconds), 3600)
+        return f"; about {hours}:{rest // 60:02d}:{rest % 60:02d} left"
+
+    def _outside(self, function):
+        """Call a function where the strategy of several devices is not in force: it is that of a thread."""
+        if self.training.devices.count == 1:
+            return function()
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function).result()
+
+
+def _means(rows, tk, tu):
+    cases = "whole validation case" if len(rows) == 1 else "whole validation cases"
+    return f"{len(rows)} {cases}: mean TK Dice {tk:.3f}, TU {tu:.3f}"

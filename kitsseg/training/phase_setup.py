@@ -1,0 +1,171 @@
+"""What a phase trains: its network with optimizer and loss, its masks, its batches."""
+
+import zipfile
+
+import keras
+import numpy as np
+
+from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
+from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
+from kitsseg.errors import InputError
+from kitsseg.models.loading import read_network
+from kitsseg.optimizers.ema import averaged_weights, keep_averages
+from kitsseg.optimizers.group_adamw import freeze
+from kitsseg.pruning.callback import PruneLowMagnitude
+from kitsseg.pruning.schedules import schedule_of
+from kitsseg.recipe import PatchSampler
+from kitsseg.runtime.execution import set_execution
+from kitsseg.training.epoch_log import checkpoint, pruning_state
+
+__all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "weights_of"]
+
+
+class _Parts:
+    """Batches in ``len(samplers)`` equal parts, one after the other: part ``i % n`` of batch ``i // n``."""
+
+    def __init__(self, samplers):
+        self.samplers, first = samplers, samplers[0]
+        self.batch_size, self.shard = first.batch_size, first.shard
+        self.image_shape, self.label_shape = first.image_shape, first.label_shape
+
+    def batch(self, index):
+        return self.samplers[int(index) % len(self.samplers)].batch(int(index) // len(self.samplers))
+
+
+class _OnEachDevice:
+    """Batches that have no equal parts, repeated ``times``: the loss of a batch is the same, and each device has one.
+
+    (The smoothing constant of a loss then counts once for all of them, not for each.)
+    """
+
+    def __init__(self, batches, times):
+        self.batches, self.times, self.shard = batches, times, None
+        self.batch_size, self.image_shape, self.label_shape = (
+            times * batches.batch_size,
+            batches.image_shape,
+            batches.label_shape,
+        )
+
+    def __len__(self):
+        return len(self.batches)
+
+    def batch(self, index):
+        return tuple(np.concatenate([array] * self.times) for array in self.batches.batch(index))
+
+
+def batches_of(training, phase, split, seed):
+    """Training batches, in parts if gradients are accumulated, and validation batches: what this process draws."""
+    spec, devices, parts = training.recipe.preprocess, training.devices, training.accumulate
+    patches = isinstance(phase.sampler, PatchSampler)
+    kind, validation_kind = (PatchBatches, ValidationPatches) if patches else (SliceBatches, ValidationSlices)
+    samplers = [
+        kind(
+            training.cases,
+            split,
+            "train",
+            phase.sampler,
+            phase.augmentation,
+            spec,
+            seed=seed,
+            shard=devices.shard(part, parts),
+        )
+        for part in range(parts)
+    ]
+    validation = validation_kind(training.cases, split, "validation", phase.sampler, spec)
+    if validation.batch_size % devices.count:
+        validation = _OnEachDevice(validation, devices.count // devices.processes)
+    elif devices.processes > 1:
+        validation = validation_kind(
+            training.cases, split, "validation", phase.sampler, spec, shard=devices.shard()
+        )
+    return samplers[0] if parts == 1 else _Parts(samplers), validation
+
+
+def compiled_network(training, phase, rows, weights):
+    """The network: as the last checkpoint left it, or with the weights of the phase before."""
+    recipe, devices = training.recipe, training.devices
+    if rows:
+        model = load_checkpoint(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
+        set_execution(model, training, phase)
+        return model
+    model = recipe.build_model(**recipe.model)
+    if weights is not None:
+        model.set_weights(weights_of(training, weights))
+    freeze(model, phase.rate_factors)
+    loss, loss_weights = recipe.build_loss(**recipe.loss), None
+    if isinstance(loss, tuple):
+        loss, loss_weights = loss
+    if devices.mirrored:
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+    optimizer = recipe.build_optimizer(phase)
+    if training.accumulate > 1:
+        optimizer.gradient_accumulation_steps = training.accumulate
+    if training.ema:
+        keep_averages(optimizer, training.ema, training.accumulate)
+    if devices.mirrored:
+        _check_mirrored(optimizer, training)
+    model.compile(optimizer, loss, loss_weights=loss_weights)
+    set_execution(model, training, phase)
+    model.optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
+    return model
+
+
+def pruning_of(training, phase, rows):
+    """The callback that prunes: from the start, or as it was after the last epoch."""
+    words = phase.pruning
+    pruning = _Pruning(
+        schedule_of(phase),
+        words.m_by_n,
+        block=words.block,
+        scope=words.scope,
+        depthwise=words.depthwise,
+        first_last=words.first_last,
+    )
+    pruning.parts = training.accumulate
+    if rows:
+        pruning.load(pruning_state(checkpoint(training, phase, rows[-1]["epoch"])))
+    return pruning
+
+
+def weights_of(training, path):
+    """The weights of a checkpoint as they are used: their averages, if the run keeps some."""
+    return averaged_weights(load_checkpoint(path, compile=training.ema is not None))
+
+
+def load_checkpoint(path, compile=False):
+    """A network of the run folder.
+
+    Raises: InputError if it is missing or damaged.
+    """
+    try:
+        return read_network(path, compile)
+    # the others: what damage to its zip file, to its JSON or to its weights becomes in Keras
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f"{path}: missing or damaged checkpoint ({error}). Start the run again.") from error
+
+
+def _check_mirrored(optimizer, training):
+    """Keras 3 adds the gradients of replicas after all this, which then sees those of a part of the batch."""
+    clipped = any(getattr(optimizer, name) for name in ("clipnorm", "clipvalue", "global_clipnorm"))
+    for found, what in (
+        (clipped, "gradient clipping"),
+        (training.accumulate > 1, "--accumulate"),
+        (training.precision == "mixed_float16", "mixed_float16 (mixed_bfloat16 does)"),
+    ):
+        if found:
+            raise InputError(
+                f"{training.recipe.name}: {what} does not work on several devices with Keras 3 on TensorFlow. "
+                "Set KERAS_BACKEND=jax, or use one device."
+            )
+
+
+class _Pruning(PruneLowMagnitude):
+    """Counts a batch that comes in parts once."""
+
+    parts = 1
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch % self.parts == 0:
+            super().on_train_batch_begin(batch, logs)

@@ -1,0 +1,80 @@
+"""The rounds of progressive training (He et al.): what is drawn, when it stops, and the loop around them."""
+
+import csv
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from kitsseg.files.atomic import atomic_path
+
+__all__ = ["best_round", "draw_subset", "read_rounds", "rounds_finished", "run_rounds"]
+
+
+def draw_subset(cases, share, seed, round_number):
+    """The training cases of a round: a share of all, rounded up, drawn without replacement."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, round_number]))
+    chosen = rng.choice(len(cases), math.ceil(share * len(cases)), replace=False)
+    return tuple(cases[i] for i in sorted(chosen))
+
+
+def best_round(scores, min_delta):
+    """Number of the round whose weights are kept after these scores; None before the first."""
+    best, kept = -math.inf, None
+    for number, score in enumerate(scores):
+        if score > best + min_delta:
+            best, kept = score, number
+    return kept
+
+
+def rounds_finished(scores, progressive):
+    """Whether training stops after rounds with these validation scores."""
+    if not scores:
+        return False
+    stale = len(scores) - 1 - best_round(scores, progressive.min_delta)
+    return stale >= progressive.patience or len(scores) >= progressive.rounds
+
+
+def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_round):
+    """Train round after round until it no longer helps; goes on after the rounds that ``rounds.csv`` holds.
+
+    Args:
+        progressive: Progressive.
+        folder: of the run; ``rounds.csv`` is replaced as a whole after each round.
+        cases: names of all training cases.
+        seed: of the subsets.
+        train_round: called as train_round(round number, names of the subset); returns a dict for the row.
+        score_round: called after it; returns a dict with "composite", the score that counts.
+        keep_round: called with the number of a round that is the best so far, before its row is written.
+
+    Returns: the rows of all rounds.
+    """
+    rows = read_rounds(folder)
+    while not rounds_finished([row["composite"] for row in rows], progressive):
+        number = len(rows)
+        subset = draw_subset(cases, progressive.subset, seed, number)
+        digest = hashlib.sha256(" ".join(subset).encode()).hexdigest()[:12]
+        row = {"round": number, "subset": digest} | train_round(number, subset) | score_round()
+        scores = [r["composite"] for r in [*rows, row]]
+        row["kept"] = int(best_round(scores, progressive.min_delta) == number)
+        if row["kept"]:
+            keep_round(number)
+        rows.append(row)
+        with atomic_path(Path(folder) / "rounds.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(rows)
+    return rows
+
+
+def read_rounds(folder):
+    """Rows of ``rounds.csv`` with numbers as numbers; empty if there is none."""
+    path = Path(folder) / "rounds.csv"
+    if not path.is_file():
+        return []
+    kinds = {"round": int, "kept": int, "subset": str}
+    with path.open(newline="") as file:
+        return [
+            {key: kinds.get(key, float)(value) for key, value in row.items()} for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,119 @@
+"""What TensorBoard shows of a training: the columns of history.csv, TK and TU Dice of each case, pictures of cases.
+
+The files are written by TensorFlow, which is there on the JAX backend of Keras too, and by nothing else: looking at
+them needs ``pip install tensorboard``, training does not. (``keras.callbacks.TensorBoard`` needs it to write, and knows
+neither phases nor cases.) Epochs are counted through all phases; each point is an epoch that ``history.csv`` holds.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from kitsseg.errors import InputError
+from kitsseg.report.pictures import COLORS, MASKS, contours
+from kitsseg.report.views import eight_bit
+
+__all__ = ["PICTURES", "TensorBoardLog", "case_slice", "check_folder"]
+
+PICTURES = 3  # cases that are shown
+PIXELS = 512  # of the longer side of a picture
+SCALAR, IMAGES = (1, "scalars"), (3, "images")  # data classes and plugins of TensorBoard
+
+
+def check_folder(folder):
+    """Raise InputError unless event files can be written to a folder, or it can be made; nothing is made yet."""
+    there = folder = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "a folder that may not be written to" if there.is_dir() else "a file"
+        raise InputError(
+            f"--tensorboard {folder}: expected a new folder or one to write to, found {what}: {there}."
+        )
+
+
+class TensorBoardLog:
+    """Writes event files.
+
+    Args:
+        folder: made if it is not there. Event files of a resumed run are added.
+        history: rows of ``history.csv`` so far; they are written at once, so that a resumed run is shown whole.
+
+    Raises: InputError if the folder cannot be written to.
+    """
+
+    def __init__(self, folder, history=()):
+        import tensorflow as tf
+
+        check_folder(folder)
+        self.tf, self.writer, self.pictures = tf, tf.summary.create_file_writer(str(folder)), {}
+        for epoch, row in enumerate(history, 1):
+            self.epoch(epoch, row)
+
+    def epoch(self, epoch, row, cases=()):
+        """Write what is known of an epoch.
+
+        Args:
+            epoch: counted from 1 through all phases. row: of ``history.csv``.
+            cases: rows of ``validation_cases.csv``, of this epoch.
+        """
+        for name, value in row.items():
+            if name not in ("phase", "epoch"):
+                self._scalar(name, value, epoch)
+        for case in cases:
+            for score in ("tk_dice", "tu_dice"):
+                self._scalar(f"whole_case_{score}/{case['case']}", case[score], epoch)
+        for name, picture in self.pictures.items():
+            png = io.BytesIO()
+            picture.save(png, "PNG")
+            size = [str(n).encode() for n in picture.size]
+            self._write(f"whole_case/{name}", np.array([*size, png.getvalue()], object), epoch, IMAGES)
+        self.pictures.clear()
+        self.writer.flush()
+
+    def look(self, case, labels):
+        """Draw a case for the next ``epoch``, if there are fewer than ``PICTURES`` yet."""
+        if len(self.pictures) < PICTURES:
+            self.pictures[case.name] = case_slice(case, labels)
+
+    def close(self):
+        self.writer.close()
+
+    def _scalar(self, name, value, epoch):
+        self._write(name, np.float32(value), epoch, SCALAR)
+
+    def _write(self, name, value, epoch, kind):
+        metadata = self.tf.compat.v1.SummaryMetadata()
+        metadata.data_class, metadata.plugin_data.plugin_name = kind
+        with self.writer.as_default():
+            self.tf.summary.write(name, self.tf.constant(value), epoch, metadata)
+
+
+def case_slice(case, labels):
+    """One slice of a cached case with the outlines of truth and prediction, at its true proportions.
+
+    The slice is that with the largest true tumor; without tumor, kidney; without both, the middle one. Truth is blue
+    and the prediction orange, kidney the deeper and tumor the lighter tone, as in the report.
+
+    Args:
+        case: CachedCase. labels: uint8 (slices, rows, columns) that were predicted for it.
+
+    Returns: ``PIL.Image`` in RGB.
+    """
+    areas = [area for area in (case.tumor_area, case.kidney_area) if area.any()]
+    k = int(areas[0].argmax()) if areas else len(labels) // 2
+    plane = np.asarray(case.image[k])
+    gray = eight_bit(plane) if plane.ndim == 2 else plane[..., 0]  # of several channels the first window
+    mm = np.multiply(plane.shape[:2], case.geometry.spacing_mm[1:])
+    rows, columns = np.maximum(1, np.rint(mm * (PIXELS / mm.max()))).astype(int).tolist()
+    picture = Image.fromarray(gray).resize((columns, rows), Image.Resampling.BILINEAR).convert("RGB")
+    draw, scale = ImageDraw.Draw(picture), np.array([columns / plane.shape[1], rows / plane.shape[0]]) / 2
+    for whose, of_slice in (("truth", case.labels(k)), ("prediction", labels[k])):
+        for name, mask in MASKS:
+            for corners in contours(mask(of_slice)):
+                points = [tuple(point) for point in corners * scale]
+                draw.line([*points, points[0]], fill=COLORS[f"{whose} {name}"], width=2)
+    return picture

@@ -1,0 +1,241 @@
+"""One training loop for every recipe: its phases in order, the best weights handed on, resumable after each epoch.
+
+Nothing but weights, optimizer and the masks of pruning is stored to resume: learning rate, best epoch, round and the
+position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
+"""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.sampling.slices import slice_dataset
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+from kitsseg.optimizers.ema import ValidateAverages
+from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
+from kitsseg.pruning.weights import prunable_weights
+from kitsseg.recipe import PatchSampler
+from kitsseg.records.checkpoints import clear_leftovers, go_back, is_whole
+from kitsseg.records.model_card import write_model_card
+from kitsseg.records.run import create_run, read_run, update_run
+from kitsseg.runtime.devices import ONE_DEVICE
+from kitsseg.runtime.execution import check_execution
+from kitsseg.runtime.precision import computing_in
+from kitsseg.training.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
+from kitsseg.training.monitor import Monitor, check_labels
+from kitsseg.training.phase_setup import batches_of, compiled_network, pruning_of, weights_of
+from kitsseg.training.progressive import best_round, read_rounds, run_rounds
+from kitsseg.training.state import Training, needed_files, steps_of, unfinished
+from kitsseg.training.tensorboard import check_folder
+
+__all__ = ["train_recipe"]
+
+
+def train_recipe(
+    recipe,
+    cache,
+    split,
+    run,
+    seed=0,
+    epochs=None,
+    resume=False,
+    progress=None,
+    details=None,
+    precision="float32",
+    accumulate=1,
+    ema=None,
+    xla="auto",
+    steps_per_execution=1,
+    devices=ONE_DEVICE,
+    validate_cases_every=None,
+    tensorboard=None,
+    say=None,
+):
+    """Train a recipe.
+
+    Args:
+        recipe: Recipe. Its phases run in order; each starts from the best weights of the one before.
+        cache: folder given to ``preprocess_cases``.
+        split: CaseSplit of cases in the cache; only its train and validation parts are read.
+        run: folder for the result; new, unless ``resume``.
+        seed: of the initial weights and of the sampling.
+        epochs: epochs of every phase, instead of the recipe's.
+        resume: go on with an unfinished run; all but ``devices``, ``xla`` and ``steps_per_execution`` must be as it
+            was started.
+        progress: called as progress(description, done, total) in training steps.
+        details: further entries of ``run.json`` that a resumed run must share.
+        precision: one of ``kitsseg.runtime.precision.PRECISIONS``; the network that is saved is of float32.
+        accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
+            of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
+        ema: momentum, such as 0.999, of an average of the weights over the steps, which is validated, kept and handed
+            on in their place (``kitsseg.optimizers.ema``); None: no averages.
+        xla: "on" or "off": compile the steps with XLA or not; "auto": as Keras does on a GPU, never on a CPU with
+            TensorFlow, which then takes 2 to 13 times as long.
+        steps_per_execution: steps in one call, where nothing is set before each of them (see
+            ``kitsseg.runtime.execution``).
+        devices: ``kitsseg.runtime.devices.use_devices(...)``. Of several processes all call this with the same
+            arguments.
+        validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
+            recipe's number; 0: never.
+        tensorboard: folder for TensorBoard; may be another one, or None, when a run is resumed.
+        say: called as say(text) with scores of whole validation cases, the time left and warnings; without it
+            only warnings are given, by ``warnings``.
+
+    Returns: the run folder.
+    Raises: InputError for an unusable cache, split, run folder or batch size, for labels without kidney and tumor,
+        or when the loss is no number: the epochs before are kept.
+    """
+    if epochs is not None:
+        if epochs < 1:
+            raise InputError(f"--epochs: expected at least 1, found {epochs}.")
+        try:
+            recipe = replace(recipe, phases=tuple(replace(phase, epochs=epochs) for phase in recipe.phases))
+        except ValueError as error:  # too short for the schedule of its pruning
+            raise InputError(f"--epochs {epochs}: {error}") from error
+    if validate_cases_every is not None:
+        recipe = _validated_every(recipe, validate_cases_every)
+    for phase in recipe.phases:
+        patches = isinstance(phase.sampler, PatchSampler)
+        devices.check(3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size, accumulate)
+    one_by_one = check_execution(recipe, devices, xla, steps_per_execution)
+    if ema is not None and not 0 < ema < 1:
+        raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {ema:g}.")
+    cases = open_cache(cache, recipe.preprocess)
+    for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
+        # a damaged file is found here: TensorFlow's threads would bury what is said of it
+        _ = case.image, case.boxed_labels
+    warned = check_labels(cases, split)
+    if tensorboard:
+        check_folder(tensorboard)  # now: nothing is left behind yet
+    phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
+    computing = {"precision": precision, "accumulate": accumulate, "ema": ema}
+    details = computing | (details or {})
+    with computing_in(precision), devices.own_run(run, resume) as own:
+        if resume:
+            record, history = unfinished(own, recipe, split, seed, details)
+            clear_leftovers(own)
+        else:
+            where = {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
+            create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
+            record, history = read_run(own), []
+        started = time.monotonic() - record["seconds"]
+        options = computing | {"devices": devices, "xla": xla, "steps_per_execution": steps_per_execution}
+        training = Training(recipe, cases, split, own, seed, record, history, started, progress, **options)
+        training.checkpoints.mkdir(exist_ok=True)
+        if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
+            warned = [*warned, damage]
+        training.monitor = Monitor(training, split.validation, say, tensorboard)
+        for text in warned:
+            training.monitor.warn(text)
+        if say and one_by_one:
+            say(one_by_one)
+        weights = None
+        for number, phase in enumerate(recipe.phases):
+            train = _train_progressively if phase.progressive else _train_phase
+            weights = train(training, phase, split, seed + 1000 * number, weights)
+            training.done_steps += steps_of(phase)
+        _finish(training, weights)
+    return Path(run)
+
+
+def _finish(training, weights):
+    """Write what a finished run holds; the network computes in float32, whatever it was trained in."""
+    recipe, run, record = training.recipe, training.run, training.record
+    with computing_in("float32"):
+        model = recipe.build_model(**recipe.model)
+    model.set_weights(weights_of(training, weights))
+    with atomic_path(run / "model.keras") as temporary:
+        model.save(temporary)
+    if words := recipe.phases[-1].pruning:
+        pruned = prunable_weights(model, words.depthwise, words.first_last)
+        rows = sparsity_rows(model, [variable for _, variable in pruned])
+        write_sparsity(rows, run / "sparsity.csv")
+        record["sparsity"] = sparsity_totals(model, rows)
+        shutil.copyfile(pruning_state(weights), run / "pruning.npz")
+    record |= training.monitor.finish()
+    record |= {"status": "finished", "seconds": round(time.monotonic() - training.started, 1)}
+    update_run(run, record)
+    write_model_card(run)
+    shutil.rmtree(training.checkpoints)
+
+
+def _train_phase(training, phase, split, seed, weights):
+    """Train one phase, or what is left of it; returns the path of its best weights."""
+    rows = [row for row in training.history if row["phase"] == phase.name]
+    if not phase_finished(phase, rows):
+        targets, steps = training.recipe.build_targets, phase.steps_per_epoch * training.accumulate
+        keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
+        batches, validation = batches_of(training, phase, split, seed)
+        batches = training.monitor.watch(batches)
+        with training.devices.scope():
+            model = compiled_network(training, phase, rows, weights)
+            pruning = pruning_of(training, phase, rows) if phase.pruning else None
+            log = EpochLog(training, phase, rows, pruning, training.monitor)
+            model.fit(
+                slice_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
+                validation_data=slice_dataset(validation, 0, len(validation), targets),
+                initial_epoch=len(rows),
+                epochs=phase.epochs,
+                steps_per_epoch=steps,
+                shuffle=False,
+                verbose=0,
+                callbacks=[each for each in (pruning, training.ema and ValidateAverages(), log) if each],
+            )
+    return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
+
+
+def _train_progressively(training, phase, split, seed, weights):
+    """Train in rounds (see Progressive); returns the path of the best weights.
+
+    The score of a round is the mean of (TK + TU Dice) / 2 over whole validation cases, on the grid of the cache and
+    with the recipe's post-processing: a stopping rule, not the official score, which is that of the scan's own grid.
+    """
+    best = training.checkpoints / f"best-of-{phase.name}.keras"
+    last = None
+
+    def of_round(number):
+        rate = phase.learning_rate * phase.progressive.round_decay**number
+        return replace(phase, name=f"{phase.name}-{number}", learning_rate=rate, progressive=None)
+
+    def train_round(number, subset):
+        nonlocal last
+        part, offset = of_round(number), number * phase.epochs * phase.steps_per_epoch
+        training.done_steps += offset
+        _train_phase(
+            training, part, replace(split, train=subset), seed + number, best if best.exists() else weights
+        )
+        training.done_steps -= offset
+        last = checkpoint(training, part, phase.epochs)
+        row = next(row for row in reversed(training.history) if row["phase"] == part.name)
+        return {"learning_rate": part.learning_rate, "loss": row["loss"]}
+
+    def score_round():
+        name = training.history[-1]["phase"]
+        return training.devices.agreed(
+            training.monitor.round_scores(name, phase.epochs, weights_of(training, last))
+        )
+
+    def keep_round(number):
+        with atomic_path(best) as temporary:
+            shutil.copyfile(last, temporary)
+
+    scores = [row["composite"] for row in read_rounds(training.run)]
+    if scores and not is_whole(best):  # of the round it was copied from, the last epoch is still there
+        kept = best_round(scores, phase.progressive.min_delta)
+        last = checkpoint(training, of_round(kept), phase.epochs)
+        keep_round(kept)
+    run_rounds(phase.progressive, training.run, split.train, seed, train_round, score_round, keep_round)
+    return best
+
+
+def _validated_every(recipe, epochs):
+    """The recipe with another number of epochs between scores of whole validation cases; 0: none."""
+    if epochs < 0:
+        raise InputError(f"--validate-cases-every: expected at least 0, found {epochs}.")
+    phases = tuple(replace(phase, validate_cases_every=epochs or None) for phase in recipe.phases)
+    given = {f"phases.{phase.name}.validate_cases_every": "ours: given to kitsseg train" for phase in phases}
+    return replace(recipe, phases=phases, evidence=dict(recipe.evidence) | given)

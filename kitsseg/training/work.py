@@ -1,0 +1,59 @@
+"""How much arithmetic a recipe's training is: what it takes on a device, before anybody has run it there."""
+
+from dataclasses import dataclass
+
+from kitsseg.models.macs import count_macs
+from kitsseg.recipe import SliceSampler
+from kitsseg.training.state import steps_of
+
+__all__ = ["T4_FLOPS", "TrainingWork", "training_work"]
+
+T4_FLOPS = 8.1e12  # float32, from the data sheet of NVIDIA's T4
+# the least and the most of its peak that a step of one of the five networks reached where it was measured
+# (docs/results.md, "A step of training")
+REACHED = (0.13, 0.61)
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """What a training adds up to.
+
+    Attributes:
+        steps: of all phases and rounds.
+        images: slices or patches in all of these steps, repeated ones counted again.
+        what: "slices" or "patches".
+        flops: floating-point operations; the backward pass counts as twice the forward pass.
+    """
+
+    steps: int
+    images: int
+    what: str
+    flops: float
+
+    def hours(self, peak=T4_FLOPS):
+        """(least, most) hours on a device of so many floating-point operations a second: arithmetic, no measurement.
+
+        Reading and validating are not in it.
+        """
+        return tuple(self.flops / (peak * share) / 3600 for share in reversed(REACHED))
+
+
+def training_work(recipe):
+    """TrainingWork of a recipe's own phases; a progressive one counts all its rounds, a plateau ends nothing early.
+
+    Args:
+        recipe: Recipe. Its network is built.
+    """
+    # pretrained weights change no figure, and would be downloaded
+    options = {key: None if key == "weights" else value for key, value in recipe.model.items()}
+    model = recipe.build_model(**options)
+    steps, images, flops = 0, 0, 0.0
+    for phase in recipe.phases:
+        sampler = phase.sampler
+        batch = sampler.batch_size if isinstance(sampler, SliceSampler) else 3 * sampler.cases_per_batch
+        of_phase = steps_of(phase)
+        macs = count_macs(model, (*sampler.patch_size, model.input_shape[-1]))
+        steps, images = steps + of_phase, images + of_phase * batch
+        flops += of_phase * batch * macs * 2 * 3
+    what = "slices" if isinstance(sampler, SliceSampler) else "patches"
+    return TrainingWork(steps, images, what, flops)

@@ -1,0 +1,177 @@
+"""The folds of a cross-validation: which cases each leaves out, what they share, and that nobody saw what it scores."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kitsseg import __version__
+from kitsseg.data.splits import CaseSplit, make_split
+from kitsseg.errors import InputError
+from kitsseg.records.run import read_run, update_run, versions
+
+__all__ = ["check_unseen", "fold_splits", "is_trained", "read_folds", "start_folds"]
+
+VALIDATION = 0.1  # ours: of the cases that are not in the fold
+
+
+def fold_splits(cases, folds=5):
+    """Divide cases into folds; each gives a split whose test part it is.
+
+    The folds of all 210 cases of KiTS19 are those of the named splits ``5-fold-0`` to ``5-fold-4``.
+
+    Args:
+        cases: names; their order does not matter. The same names give the same folds on every machine.
+        folds: from 2 to the number of cases.
+
+    Returns: CaseSplit of each fold; of the cases outside it, a tenth validates.
+    Raises: InputError for too few cases.
+    """
+    cases = sorted(cases)
+    if not 2 <= folds <= len(cases):
+        raise InputError(f"--folds: expected 2 to {len(cases)}, as many as there are cases; found {folds}.")
+    if (others := len(cases) - -(-len(cases) // folds)) < 2:
+        raise InputError(
+            f"--folds {folds}: of {len(cases)} cases that leaves {others} outside a fold; expected 2 at least, one to "
+            "train and one to validate with. Add cases."
+        )
+    order = [cases[i] for i in np.random.Generator(np.random.Philox(key=[0, 1])).permutation(len(cases))]
+    splits = []
+    for number in range(folds):
+        test = tuple(sorted(order[number::folds]))
+        inner = make_split(set(cases) - set(test), (1 - VALIDATION, VALIDATION, 0.0))
+        name = f"fold {number} of {folds}, {len(cases)} cases"
+        splits.append(CaseSplit(name, inner.train, inner.validation, test, "drawn with seed 0"))
+    return tuple(splits)
+
+
+def start_folds(out, recipe, splits, shared):
+    """Write what all folds share, or check that it is what was written.
+
+    Args:
+        out: folder of the cross-validation. splits: of the folds.
+        shared: options that must be the same for all, "seed" among them.
+
+    Raises: InputError if ``out`` holds something else, or was started with something else.
+    """
+    everything = tuple(sorted(case for split in splits for case in split.test))
+    digest = hashlib.sha256(" ".join(split.hash for split in splits).encode()).hexdigest()[:12]
+    name = f"{len(splits)} folds of {len(everything)} cases"
+    plan = {
+        "kitsseg": __version__,
+        "recipe": recipe.name,
+        "paper": recipe.paper,
+        "reported": dict(recipe.reported),
+        "settings": json.loads(json.dumps(recipe.as_dict())),
+        "seed": shared["seed"],
+        "versions": versions(),
+        "split": {
+            "name": name,
+            "hash": digest,
+            "cases": {"train": [], "validation": [], "test": list(everything)},
+        },
+        "status": "training",
+        "cross_validation": {
+            "options": shared,
+            "folds": [{"hash": split.hash, "test": list(split.test)} for split in splits],
+        },
+    }
+    if not (out / "run.json").is_file():
+        # another job may have begun between these two lines, so that run.json is looked for again
+        others = [path.name for path in out.iterdir() if path.name[0] != "."] if out.exists() else []
+        if others and not (out / "run.json").is_file():
+            raise InputError(
+                f"{out}: expected a new or empty folder, found {min(others)} in it. Choose another."
+            )
+        if not others:
+            update_run(out, plan)  # several jobs at once write the same
+    there = read_folds(out)
+    for key, what in (("settings", "recipe"), ("split", "cases or --folds"), ("cross_validation", "options")):
+        if there[key] != plan[key]:
+            raise InputError(
+                f"{out}: this cross-validation was started with other {what}: {_then(there, plan, key)}. Give the same "
+                "as then, or choose another folder."
+            )
+
+
+def _then(there, plan, key):
+    """What the folds were started with, and is another now."""
+    if key == "settings":
+        return there["recipe"] if there["recipe"] != plan["recipe"] else f"kitsseg {there.get('kitsseg')}"
+    if key == "split":
+        return f"{there['split']['name']}, now {plan['split']['name']}"
+    before, now = there[key]["options"], plan[key]["options"]
+    return ", ".join(f"{name} {before.get(name)}" for name in now if before.get(name) != now[name])
+
+
+def read_folds(out):
+    """What ``start_folds`` wrote.
+
+    Raises: InputError if ``out`` is no folder of a cross-validation.
+    """
+    record = read_run(out)
+    try:
+        _ = record["settings"], record["seed"], record["split"]["name"], record["split"]["cases"]["test"]
+        _ = record["cross_validation"]["options"], [f["hash"] for f in record["cross_validation"]["folds"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{out}: expected the folder of a cross-validation, found another run. Choose another folder."
+        ) from error
+    return record
+
+
+def is_trained(run, split):
+    """Whether a fold is trained.
+
+    Raises: InputError if it was trained with another split.
+    """
+    if not (run / "run.json").is_file():
+        return False
+    record = read_run(run)
+    if (found := (record.get("split") or {}).get("hash")) != split.hash:
+        raise InputError(f"{run}: expected a run with the split {split.hash}, found {found}. Remove it.")
+    return record.get("status") == "finished"
+
+
+def check_unseen(out):
+    """Check, by what the runs themselves recorded, that each case is left to one run that has not seen it.
+
+    Returns: (run folder, CaseSplit) of each fold.
+    Raises: InputError, naming the case or the fold, if a run is missing, unfinished or trained with another split, or
+        if a case is trained on, chosen by, left out twice or not at all.
+    """
+    out = Path(out)
+    plan, runs, tested = read_folds(out), [], {}
+    for number, expected in enumerate(plan["cross_validation"]["folds"]):
+        run = out / f"fold-{number}"
+        if not (run / "run.json").is_file():
+            raise InputError(f"{run}: this fold is not trained yet. The command without --data trains it.")
+        record = read_run(run)
+        if record.get("status") != "finished":
+            raise InputError(f"{run}: this fold is not finished. The command without --data goes on with it.")
+        try:
+            split = CaseSplit(
+                record["split"]["name"], **{k: tuple(v) for k, v in record["split"]["cases"].items()}
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{run}/run.json: damaged, its split cannot be read ({error!r}). Train again."
+            ) from error
+        for case in split.test:
+            if case in tested:
+                raise InputError(
+                    f"{run}: {case} is left out by {tested[case]} too. Remove the run; train it again."
+                )
+            tested[case] = run
+        if split.hash != expected["hash"]:
+            seen = sorted(set(expected["test"]) & {*split.train, *split.validation})
+            what = f"it has seen {seen[0]}, which it should score" if seen else f"its hash is {split.hash}"
+            raise InputError(
+                f"{run}: expected the split of fold {number}, hash {expected['hash']}, found another: {what}. "
+                "Remove the run, and train the fold again."
+            )
+        runs.append((run, split))
+    if missing := sorted(set(plan["split"]["cases"]["test"]) - set(tested)):
+        raise InputError(f"{out}: no run leaves {missing[0]} out. Start in a new folder.")
+    return runs

@@ -1,0 +1,137 @@
+"""Several sparsities of one run in one table: what each costs in Dice and saves in size, arithmetic and time."""
+
+import csv
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.splits import load_split
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+from kitsseg.inference.cohort import score_cached_cases
+from kitsseg.inference.engines import open_network
+from kitsseg.models.loading import read_network
+from kitsseg.models.macs import count_macs
+from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals
+from kitsseg.pruning.weights import prunable_weights
+from kitsseg.records.run import finished_run
+from kitsseg.workflows.prune import prune_run
+from kitsseg.workflows.shrink import shrink_run
+
+__all__ = ["COLUMNS", "sweep_run"]
+
+COLUMNS = (
+    *("network", "sparsity", "parameters", "nonzero_parameters", "gzip_mb", "effective_mac"),
+    *("milliseconds", "tk", "tu", "composite"),
+)
+ROUNDS = 7  # of timing; the first compiles
+
+
+def sweep_run(recipe, run, cache, out, sparsities, method="magnitude", block=2, epochs=None, progress=None):
+    """Prune or shrink a finished run to several sparsities, and measure each beside the run itself.
+
+    Dice is the mean over whole *validation* cases on the grid of the cache: it may be used to choose by. A folder
+    ``out/METHOD-SPARSITY`` per network is an ordinary run; those that are finished are kept, unfinished ones resumed.
+
+    Args:
+        recipe, run, cache, epochs: as in ``prune_run``.
+        out: folder for the new runs and ``sweep.csv``.
+        sparsities: shares of zeros, or with "channel" of channels that go.
+        method: "magnitude" single weights, "block" ``block`` output channels of 1x1 convolutions together, "channel"
+            whole channels (the network gets smaller).
+        progress: called as progress(description, done, total) in training steps of one network.
+
+    Returns: dicts of ``COLUMNS``, the dense run first. ``effective_mac`` counts multiply-adds with weights other than
+        zero, ``milliseconds`` is the median time of one image by the default engine, which does not skip zeros.
+    Raises: InputError as ``prune_run`` and ``shrink_run``.
+    """
+    for sparsity in sparsities:
+        if not 0 < sparsity < 1:
+            raise InputError(f"sparsity: expected shares between 0 and 1, found {sparsity:g}.")
+    out, runs = Path(out), {"dense": Path(run)}
+    for sparsity in sparsities:
+        folder = out / f"{method}-{sparsity:g}"
+        runs[folder.name] = folder
+        if (folder / "model.keras").is_file():
+            continue
+        resume = (folder / "run.json").is_file()
+        if method == "channel":
+            shrink_run(
+                recipe,
+                run,
+                cache,
+                folder,
+                keep=1 - sparsity,
+                epochs=epochs,
+                resume=resume,
+                progress=progress,
+            )
+        else:
+            prune_run(
+                recipe,
+                run,
+                cache,
+                folder,
+                sparsity,
+                block=block if method == "block" else None,
+                epochs=epochs,
+                resume=resume,
+                progress=progress,
+            )
+    rows = _measure(recipe, runs, cache)
+    with atomic_path(out / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def _measure(recipe, runs, cache):
+    cases = open_cache(cache, recipe.preprocess)
+    rows, engines = [], {}
+    for name, run in runs.items():
+        _, weights, spec, inference, postprocess = finished_run(run)
+        split = load_split(Path(run) / "split.json")
+        network, engines[name] = read_network(weights), open_network(weights)
+        totals = sparsity_totals(
+            network, sparsity_rows(network, [variable for _, variable in prunable_weights(network)])
+        )
+        image = _image_shape(inference, cases[split.validation[0]], spec)
+        scores = score_cached_cases(
+            [cases[case] for case in split.validation],
+            engines[name].probabilities,
+            spec,
+            inference,
+            postprocess,
+        )
+        rows.append(
+            {
+                "network": name,
+                "sparsity": totals["sparsity"],
+                "parameters": totals["parameters"],
+                "nonzero_parameters": totals["nonzero_parameters"],
+                "gzip_mb": totals["gzip_bytes"] / 1e6,
+                "effective_mac": count_macs(network, image, nonzero_only=True),
+            }
+            | {key: scores[key] for key in ("tk", "tu", "composite")}
+        )
+    batch = np.random.default_rng(0).normal(size=(1, *image)).astype("float32")
+    times = {name: [] for name in engines}
+    for round_number in range(ROUNDS + 1):  # in turn: what else the machine does meets all of them
+        for name, engine in engines.items():
+            started = time.perf_counter()
+            engine.scores(batch)
+            if round_number:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return [row | {"milliseconds": statistics.median(times[row["network"]])} for row in rows]
+
+
+def _image_shape(inference, case, spec):
+    """What the network sees at once: a tile, or a whole slice of the cache padded to the network's stride."""
+    size = inference.tile or [
+        -(-n // inference.multiple) * inference.multiple for n in case.geometry.shape[1:]
+    ]
+    return (*size, spec.channels)

@@ -1,0 +1,998 @@
+"""The command line: one clear line for whatever is wrong and nothing half-written; what is written and what is next."""
+
+import contextlib
+import errno
+import gzip
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from support.cases import make_case, read_json, spec_of_tests
+from support.recipes import micro_recipe_of_tests
+
+from kitsseg import __version__, recipes
+from kitsseg.cli import main
+from kitsseg.commands.console import console
+from kitsseg.data.cache import build as preprocess
+from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.formats.nifti_writer import write_image, write_labels
+from kitsseg.recipe import settings
+from kitsseg.records.run import read_history
+
+SPACING = (3.0, 0.8, 0.8)
+
+
+@pytest.fixture
+def micro(monkeypatch):
+    """Every recipe name means the micro recipe, so that a training takes seconds."""
+    recipe = micro_recipe_of_tests(spec_of_tests())
+    monkeypatch.setattr(recipes, "get", lambda name: recipe)
+    return recipe
+
+
+@pytest.fixture
+def kitsseg(capsys):
+    """A command in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def complaint(kitsseg, tmp_path):
+    """The one line of a command that must fail, without its "kitsseg: "; no file in tmp_path may change or appear.
+
+    ``kept``: names of finished files that may stay.
+    """
+
+    def call(*arguments, code=1, kept=()):
+        before = contents(tmp_path)
+        found, out, err = kitsseg(*arguments)
+        assert (found, out) == (code, ""), err
+        after = contents(tmp_path)
+        assert {path: after[path] for path in before} == before, "a file has changed or is gone"
+        assert {Path(path).name for path in set(after) - set(before)} == set(kept)
+        return one_line(err)
+
+    return call
+
+
+def contents(folder):
+    """Path -> bytes of all files below a folder, and path -> None of what begins with a dot."""
+    paths = [path for path in folder.rglob("*") if path.is_file() or path.name.startswith(".")]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def one_line(err):
+    assert err.startswith("kitsseg: ")
+    assert err.endswith("\n")
+    assert len(err.splitlines()) == 1, err
+    return err.removeprefix("kitsseg: ").rstrip("\n")
+
+
+# --- scans and label maps
+
+
+def truncate(case):
+    path = case / "imaging.nii.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(case):
+    path = case / "imaging.nii.gz"
+    stored = bytearray(path.read_bytes())
+    stored[len(stored) // 2] ^= 4
+    path.write_bytes(stored)
+
+
+def write_text(case):
+    (case / "imaging.nii.gz").write_text("<html>404, no such file</html>")
+
+
+def empty_file(case):
+    (case / "imaging.nii.gz").write_bytes(b"")
+
+
+def stack_two_volumes(case):
+    path = case / "imaging.nii.gz"
+    image = nib.load(path)
+    data = np.stack([np.asarray(image.dataobj)] * 2, axis=-1)
+    nib.save(nib.Nifti1Image(data, image.affine), path)
+
+
+def other_shape(case):
+    write_image(case / "segmentation.nii.gz", np.zeros((8, 40, 47), np.uint8), SPACING)
+
+
+def other_affine(case):
+    write_image(case / "segmentation.nii.gz", np.zeros((8, 40, 48), np.uint8), (3.0, 0.8, 0.9))
+
+
+def label_three(case):
+    labels = np.zeros((8, 40, 48), np.uint8)
+    labels[1, 2, 3:8] = 3  # five voxels
+    write_image(case / "segmentation.nii.gz", labels, SPACING)
+
+
+def fractions(case):
+    write_image(case / "segmentation.nii.gz", np.full((8, 40, 48), 0.5, np.float32), SPACING)
+
+
+def not_finite(case):
+    image = np.zeros((8, 40, 48), np.float32)
+    image[3, 2, 1] = np.nan
+    write_image(case / "imaging.nii.gz", image, SPACING)
+
+
+def no_voxels(case):
+    path = case / "imaging.nii.gz"
+    stored = bytearray(gzip.decompress(path.read_bytes()))
+    stored[42:44] = b"\0\0"  # int16 at byte 42 of a NIfTI-1 header: length of the first axis
+    path.write_bytes(gzip.compress(bytes(stored)))
+
+
+def no_data_type(case):
+    path = case / "imaging.nii.gz"
+    stored = bytearray(gzip.decompress(path.read_bytes()))
+    stored[70:72] = b"\x03\0"  # int16 at byte 70 of a NIfTI-1 header: the code of the data type; 4 is int16
+    path.write_bytes(gzip.compress(bytes(stored)))
+
+
+def constant(case):
+    write_image(case / "imaging.nii.gz", np.full((8, 40, 48), -1000, np.int16), SPACING)
+
+
+def one_slice(case):
+    write_image(case / "imaging.nii.gz", np.arange(40 * 48, dtype=np.int16).reshape(1, 40, 48), SPACING)
+
+
+def no_labels(case):
+    (case / "segmentation.nii.gz").unlink()
+
+
+def no_image(case):
+    (case / "imaging.nii.gz").unlink()
+
+
+def a_folder(case):
+    (case / "imaging.nii.gz").unlink()
+    (case / "imaging.nii.gz").mkdir()
+
+
+DAMAGED = r"/imaging\.nii\.gz: damaged or not NIfTI \(.+\)\. Download or copy it again\.$"
+SPOILED = {
+    truncate: DAMAGED,
+    flip_a_bit: DAMAGED,
+    write_text: DAMAGED,
+    empty_file: r"/imaging\.nii\.gz: damaged or not NIfTI \(the file is empty\)\. Download or copy it again\.$",
+    stack_two_volumes: r"/imaging\.nii\.gz: expected one 3-D volume, found 4-D data of shape \(8, 40, 48, 2\)\. "
+    r"Split it first\.$",
+    other_shape: r"/segmentation\.nii\.gz: expected shape \(8, 40, 48\) as imaging\.nii\.gz has, "
+    r"found \(8, 40, 47\)\. Are these two files of the same scan\?$",
+    other_affine: r"/segmentation\.nii\.gz: expected the affine of imaging\.nii\.gz, \[.*-0\.8.*\], "
+    r"found \[.*-0\.9.*\]\. Resample the labels onto the scan\.$",
+    label_three: r"/segmentation\.nii\.gz: labels must be 0 background, 1 kidney, 2 tumor; also found 3 in at "
+    r"least 5 voxels\. In KiTS21 and KiTS23 it is cyst: say what that is to be with --cyst",
+    fractions: r"/segmentation\.nii\.gz: labels must be integers; found fractions\. Is this an image instead of",
+    not_finite: r"/imaging\.nii\.gz: HU must be finite; found NaN or infinity\. Repair or export the scan again",
+    no_voxels: r"/imaging\.nii\.gz: expected a 3-D volume, found no voxels \(shape \(0, 40, 48\)\)",
+    no_data_type: r"/imaging\.nii\.gz: damaged or not NIfTI \(there is no data type 3\)\. Download or copy it",
+    constant: r"/imaging\.nii\.gz: expected a CT in HU, found the same value in every voxel\. Export the scan",
+    one_slice: r"/imaging\.nii\.gz: expected a volume of at least two axial slices, found 1 "
+    r"\(shape \(1, 40, 48\)\)\. Export the whole scan\.$",
+    no_labels: r"/segmentation\.nii\.gz: missing; the folder holds imaging\.nii\.gz\. Complete or remove the case",
+    no_image: r"/imaging\.nii\.gz: missing; the folder holds segmentation\.nii\.gz\. Complete or remove the case",
+    a_folder: r"/imaging\.nii\.gz: expected a NIfTI file, or a folder with the DICOM files of one series; "
+    r"found a folder without DICOM files\.$",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
+def test_a_bad_case_is_named_in_one_line(spoil, complaint, tmp_path):
+    case = tmp_path / "data" / "case_00000"
+    make_case(case)
+    spoil(case)
+    kept = ["spec.json"] if spoil not in (no_labels, no_image) else []
+    message = complaint("preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache", kept=kept)
+    assert message.startswith(str(case))
+    assert_matches(SPOILED[spoil], message)
+
+
+def assert_matches(pattern, message):
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(message)
+
+
+def test_a_scan_larger_than_the_memory(complaint, tmp_path, monkeypatch):
+    make_case(tmp_path / "data" / "case_00000")
+
+    def empty(shape, dtype):
+        raise MemoryError(f"Unable to allocate {shape}")
+
+    monkeypatch.setattr("kitsseg.data.formats.nifti.np.empty", empty)
+    message = complaint("preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "c", kept=["spec.json"])
+    assert_matches(
+        r"/case_00000/\w+\.nii\.gz: too large for the memory \(Unable to allocate \(8, 40, 48\)\)\. Check its header",
+        message,
+    )
+
+
+def test_a_bad_case_leaves_the_whole_ones_before_it(kitsseg, tmp_path):
+    for i in range(2):
+        make_case(tmp_path / "data" / f"case_{i:05d}", seed=i)
+    truncate(tmp_path / "data" / "case_00001")
+    code, _, err = kitsseg("preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache")
+    assert (code, "case_00001" in one_line(err)) == (1, True)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["case_00000", "spec.json"]
+    make_case(tmp_path / "data" / "case_00001", seed=1)
+    code, out, _ = kitsseg("preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache")
+    assert code == 0
+    assert f"preprocessed 1 cases into {folder} (1 were there already)" in out
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (
+            "synthesize D --size 3,4",
+            "argument --size: expected slices,rows,columns such as 40,128,128, found 3,4",
+        ),
+        ("synthesize D --size a,b,c", "argument --size: expected slices,rows,columns .* found a,b,c"),
+        ("synthesize D --cases 0", "argument --cases: expected a whole number from 1, found 0"),
+        ("synthesize D --cases few", "argument --cases: expected a whole number from 1, found few"),
+        ("synthesize D --seed -1", "argument --seed: expected a whole number from 0, found -1"),
+        ("train unet2d C R --seed -1", "argument --seed: expected a whole number from 0, found -1"),
+        ("train unet2d C R --epochs 0", "argument --epochs: expected a whole number from 1, found 0"),
+        ("train unet2d C R --ema often", "argument --ema: invalid float value: 'often'"),
+        ("train unet2d C R --xla yes", "argument --xla: invalid choice: 'yes' .*auto.*on.*off"),
+        (
+            "train unet2d C R --steps-per-execution 0",
+            "argument --steps-per-execution: expected a whole number from 1, found 0",
+        ),
+        ("demo --cases 4", "argument --cases: expected a whole number from 5, found 4"),
+        ("train", "the following arguments are required: recipe, cache, run"),
+        ("predict R --out P", "the following arguments are required: INPUT"),
+        (
+            "predict R D --out P --part all",
+            "argument --part: invalid choice: 'all' .*train.*validation.*test",
+        ),
+        ("preprocess unet2d D C --fast", "unrecognized arguments: --fast"),
+        ("segment", "invalid choice: 'segment' .*synthesize.*preprocess"),
+        ("recipes list", "argument action: invalid choice: 'list' .*show"),
+    ],
+)
+def test_wrong_arguments(arguments, pattern, complaint, tmp_path, monkeypatch):
+    """Usual exit code 2, and one line that says where the help is."""
+    monkeypatch.chdir(tmp_path)
+    message = complaint(*arguments.split(), code=2)
+    known = arguments.split()[0]
+    assert_matches(pattern, message)
+    assert message.endswith((". Try: kitsseg --help", f". Try: kitsseg {known} --help"))
+
+
+def test_a_size_too_small_for_a_patient(complaint, tmp_path):
+    message = complaint("synthesize", tmp_path / "data", "--size", "4,64,64")
+    assert "of at least (8, 32, 32), got (4, 64, 64)" in message
+
+
+def test_recipes_show_without_a_name(complaint):
+    assert_matches(r"recipes show: expected the name of a recipe: .*unet2d", complaint("recipes", "show"))
+
+
+@pytest.mark.parametrize("name", ["vnet", "unet2d:large", "unet2d:", "../unet2d"])
+def test_an_unknown_recipe(name, complaint, tmp_path):
+    for arguments in (("recipes", "show", name), ("preprocess", name, tmp_path, tmp_path / "cache")):
+        message = complaint(*arguments)
+        assert message.startswith(f"recipe {name}: expected one of ")
+        assert "unet2d" in message.split("expected one of ")[1]
+        assert "each also as NAME:practical or NAME:tiny; found no such recipe." in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ("preprocess unet2d:tiny nowhere C", "^nowhere: expected a folder of cases, found nothing"),
+        ("preprocess unet2d:tiny a.txt C", "^a.txt: expected a folder of cases, found a file"),
+        (
+            "preprocess unet2d:tiny empty C",
+            "^empty: expected cases such as empty/case_00000/imaging.nii.gz, found ",
+        ),
+        ("synthesize D --labels nowhere", "^nowhere: expected a folder of cases, found nothing"),
+        (
+            "evaluate nowhere empty --out s.csv",
+            "^nowhere: expected a label map or a folder of them, found nothing",
+        ),
+        (
+            "evaluate empty nowhere --out s.csv",
+            "^nowhere: expected a label map or a folder of them, found nothing",
+        ),
+        (
+            "evaluate empty a.txt --out s.csv",
+            "^a.txt: expected a folder in KiTS layout, as empty is a folder",
+        ),
+        (
+            "evaluate empty empty --out s.txt",
+            r"^s.txt: expected the name of a .csv file to write the scores to",
+        ),
+        ("report nowhere --out r.html", "^nowhere: expected a run folder or a scores.csv, found nothing"),
+        (
+            "report empty --out r.html",
+            "^empty: expected the folder of a run, found no run.json in it. Run kitsseg tr",
+        ),
+        (
+            "report a.txt --out r.html",
+            "^a.json: expected the summary of a.txt beside it, found nothing. Run kitsseg",
+        ),
+        ("report empty --out r.pdf", "^r.pdf: expected the name of an .html file to write"),
+        (
+            "train unet2d:tiny nowhere R",
+            "^nowhere: expected the cache preprocess-.*, found none. Run kitsseg prepr",
+        ),
+        (
+            "predict nowhere a.txt --out P",
+            "nowhere: expected the folder of a run, found no run.json in it. Run kit",
+        ),
+        (
+            "predict nowhere gone.nii --out P",
+            "^gone.nii: expected a scan or a folder of cases, found nothing there",
+        ),
+    ],
+)
+def test_input_paths_that_lead_nowhere(arguments, pattern, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    assert_matches(pattern, complaint(*arguments.split()))
+
+
+# --- folders in use
+
+
+def test_cases_are_never_overwritten(complaint, data):
+    message = complaint("synthesize", data, "--cases", 1)
+    assert message == (
+        f"{data}/case_00000: expected no such case yet, found it. Choose another folder or remove it."
+    )
+
+
+def test_folders_in_use(complaint, trained, micro, tmp_path):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.txt").write_text("the only copy")
+    message = complaint("demo", "--out", used)
+    assert (
+        message == f"{used}: expected a new folder for the demo, found one in use. Remove it or give --out."
+    )
+    # train says beforehand, on standard output, which split it would have used
+    message = complaint_after_split(complaint, "train", "unet2d", trained.cache, used)
+    assert message == f"{used}: expected a new or empty folder for the run, found one in use. Choose another."
+    message = complaint_after_split(complaint, "train", "unet2d", trained.cache, used / "thesis.txt")
+    assert message.startswith(
+        f"{used}/thesis.txt: expected a new or empty folder for the run, found one in use"
+    )
+
+
+def complaint_after_split(complaint, *arguments, **options):
+    """As complaint(), for a command that has printed its split when it fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "print", lambda *_: None)
+        return complaint(*arguments, **options)
+
+
+def test_a_demo_needs_room(complaint, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 77 << 20))
+    (tmp_path / "empty").mkdir()
+    message = complaint_after_split(complaint, "demo", "--out", tmp_path / "empty")
+    assert message == (
+        f"{tmp_path}/empty: the demo needs 500 MiB of disk, found 77 MiB free. Free some space."
+    )
+
+
+# --- caches, splits and runs
+
+
+def test_a_cache_of_another_recipe(complaint, trained, tmp_path):
+    message = complaint("train", "unet2d", trained.cache, tmp_path / "run")
+    (made,) = trained.cache.iterdir()
+    expected = f"preprocess-{recipes.get('unet2d').preprocess.digest()}"
+    assert message == (
+        f"{trained.cache}: expected the cache {expected}, found caches of other recipes: {made.name}. "
+        "Run kitsseg preprocess with the recipe that is to read it first; caches of several recipes lie side by side."
+    )
+    message = complaint("train", "unet2d", made, tmp_path / "run")
+    assert_matches(
+        rf"^{made}: expected a cache of version .* made by .*, found .*Use the recipe that", message
+    )
+
+
+def test_a_cache_without_cases(complaint, trained, micro, tmp_path):
+    (made,) = trained.cache.iterdir()
+    folder = tmp_path / "cache" / made.name
+    folder.mkdir(parents=True)
+    shutil.copy(made / "spec.json", folder)
+    message = complaint("train", "unet2d", tmp_path / "cache", tmp_path / "run")
+    assert message == f"{folder}: expected preprocessed cases, found none. Run kitsseg preprocess again."
+
+
+@pytest.mark.parametrize(
+    ("damaged", "pattern"),
+    [
+        ("spec.json", r"/spec.json: damaged \(.*\). Remove the folder and run kitsseg preprocess again.$"),
+        (
+            "case_00003/case.json",
+            r"/case_00003/case.json: damaged \(.*Remove the folder and run kitsseg prep",
+        ),
+    ],
+)
+def test_a_damaged_cache(damaged, pattern, complaint, trained, micro, tmp_path):
+    shutil.copytree(trained.cache, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    stored = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(stored[: len(stored) // 2])
+    assert_matches(pattern, complaint("train", "unet2d", tmp_path / "cache", tmp_path / "run"))
+
+
+def test_a_damaged_array_in_a_cache(complaint, trained, micro, tmp_path):
+    """Found before training starts: inside TensorFlow's threads the message would be lost."""
+    shutil.copytree(trained.cache, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    for name in ("image.npy", "labels.npy"):
+        path = folder / trained.split.train[0] / name
+        stored = path.read_bytes()
+        path.write_bytes(stored[: len(stored) // 2])
+        message = complaint_after_split(complaint, "train", "unet2d", tmp_path / "cache", tmp_path / name)
+        assert_matches(
+            rf"^{path}: missing or damaged \(.+\)\. Remove its folder and preprocess again\.$", message
+        )
+        path.write_bytes(stored)
+
+
+def test_sources_that_have_changed(complaint, kitsseg, tmp_path):
+    case = tmp_path / "data" / "case_00000"
+    make_case(case)
+    arguments = ("preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache")
+    assert kitsseg(*arguments)[0] == 0
+    make_case(case, seed=7)
+    message = complaint(*arguments)
+    assert_matches(r"/case_00000: made from other files than those in .*Remove this folder to prep", message)
+
+
+def test_a_split_that_does_not_fit(complaint, trained, micro, tmp_path):
+    def message(split):
+        return complaint("train", "unet2d", trained.cache, tmp_path / "run", "--split", split)
+
+    assert_matches(
+        r"^mine: expected a split file or one of .*\w+.*; found neither", message("mine").replace("\n", " ")
+    )
+    path = tmp_path / "split.json"
+
+    def write(**parts):
+        path.write_text(json.dumps({"train": [], "validation": [], "test": []} | parts))
+
+    write(train=["case_00000", "case_00001"], validation=["case_00002"], test=["case_00001"])
+    assert_matches(
+        r"^split split: case_00001 is in train and in test\. One patient must be in one part only",
+        message(path),
+    )
+    write(train=["case_00300"], validation=["case_00002"])
+    assert_matches(
+        r"^split split: none of its 1 train cases is among the 9 cases at hand\. Preprocess them",
+        message(path),
+    )
+    path.write_text('{"train": ["case_00000"]}')
+    assert_matches(rf"^{path}: expected JSON with the lists train, validation and test", message(path))
+    path.write_text('{"train": [["case_00000"]], "validation": [{}], "test": []}')
+    assert_matches(r"^split split: none of its 1 train cases is among the 9", message(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    assert_matches(rf"^{path}: expected a split file in JSON, found other bytes", message(path))
+
+
+def test_too_few_cases_for_a_split(complaint, kitsseg, micro, tmp_path):
+    make_case(tmp_path / "data" / "case_00000")
+    assert kitsseg("preprocess", "unet2d", tmp_path / "data", tmp_path / "cache")[0] == 0
+    message = complaint("train", "unet2d", tmp_path / "cache", tmp_path / "run")
+    assert_matches(r"a split into 3 parts needs as many cases, found 1", message)
+
+
+def test_a_run_without_weights(complaint, trained, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    record = read_json(trained.run / "run.json") | {"status": "training"}
+    (run / "run.json").write_text(json.dumps(record))
+    message = complaint("predict", run, trained.data, "--out", tmp_path / "out")
+    assert message == (
+        f"{run}/model.keras: missing; the run's status is 'training'. "
+        f"Finish it with: kitsseg train unet2d:micro CACHE {run} --resume"
+    )
+
+
+def test_a_damaged_run(complaint, trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run)
+    stored = (run / "model.keras").read_bytes()
+    (run / "model.keras").write_bytes(stored[: len(stored) // 2])
+    predict = ("predict", run, trained.data, "--out", tmp_path / "out")
+    assert_matches(
+        rf"^{run}/model.keras: not a network that this version can read .*Train again", complaint(*predict)
+    )
+    for text in ('{"status": "fini', "[1, 2]", "\udcff"):
+        (run / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+        assert_matches(rf"^{run}/run.json: damaged \(.*\)\. Train again\.$", complaint(*predict))
+    shutil.copy(trained.run / "run.json", run)
+    (run / "history.csv").write_text("phase,epoch,loss,val_loss\ntrain,1,0.5,0.4\ntrain,two,0.4,0.3\n")
+    message = complaint("report", run, "--out", tmp_path / "report.html")
+    assert_matches(rf"^{run}/history.csv: damaged \(.*two.*\)\. Train again\.$", message)
+
+
+def test_a_run_that_has_finished_is_not_resumed(complaint, trained, micro):
+    message = complaint_after_split(
+        complaint, "train", "unet2d", trained.cache, trained.run, "--seed", 5, "--resume"
+    )
+    assert (
+        message == f"{trained.run}: this run has finished; there is nothing to resume. Choose another folder."
+    )
+
+
+def test_a_part_without_scans(complaint, trained, tmp_path):
+    scan = trained.data / trained.split.train[0]
+    message = complaint("predict", trained.run, scan, "--out", tmp_path / "out", "--part", "test")
+    assert message == (
+        f"--part test: expected some of the {len(trained.split.test)} test cases of the run's split, "
+        "found none among 1 scans. Give the folder the run was trained on."
+    )
+
+
+def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
+    """The others are done, and whole; the message names it."""
+    for i in range(2):
+        make_case(tmp_path / "data" / f"case_{i:05d}", seed=i)
+    truncate(tmp_path / "data" / "case_00001")
+    kept = ["prediction_00000.nii.gz", "predictions.json"]
+    message = complaint("predict", trained.run, tmp_path / "data", "--out", tmp_path / "out", kept=kept)
+    expected = rf"^1 of 2 scans failed, the others are done: case_00001 \({tmp_path}/data/case_00001/imaging\.nii\.gz: "
+    assert_matches(
+        expected + r"damaged .*\)\. .*/predictions\.json lists them; the same command tries them again\.$",
+        message,
+    )
+    assert read_labels(tmp_path / "out" / kept[0]).array.shape == (8, 40, 48)
+    assert list(read_json(tmp_path / "out" / kept[1])["cases"]) == ["case_00000"]
+    message = complaint(
+        "predict", trained.run, *[tmp_path / "data" / "case_00000"] * 2, "--out", tmp_path / "two"
+    )
+    assert_matches(
+        r"/case_00000/imaging.nii.gz: a second scan called case_00000 beside .*Rename one", message
+    )
+
+
+# --- scores and reports
+
+
+@pytest.fixture
+def predicted(data, tmp_path):
+    """A folder with a perfect prediction of one of the nine cases."""
+    image = read_image(data / "case_00004" / "imaging.nii.gz")
+    labels = read_labels(data / "case_00004" / "segmentation.nii.gz").array
+    write_labels(tmp_path / "predictions" / "prediction_00004.nii.gz", labels, image.grid)
+    return tmp_path / "predictions"
+
+
+def test_predictions_that_cannot_be_scored(complaint, data, predicted, tmp_path):
+    arguments = ("evaluate", predicted, data, "--out", tmp_path / "scores.csv")
+    file = predicted / "prediction_00004.nii.gz"
+    whole = file.read_bytes()
+
+    file.rename(predicted / "prediction_00099.nii.gz")
+    message = complaint(*arguments)
+    assert message == (
+        f"{predicted}/prediction_00099.nii.gz: no truth for this prediction; expected "
+        f"{data}/case_00099/segmentation.nii.gz. Remove the prediction, or name the folder that holds its truth."
+    )
+    (predicted / "prediction_00099.nii.gz").unlink()
+
+    write_image(file, np.zeros((8, 40, 47), np.uint8), SPACING)
+    message = complaint(*arguments)
+    assert message == (
+        f"{file}: has (slices, rows, columns) (8, 40, 47), its truth {data}/case_00004/segmentation.nii.gz "
+        "(8, 40, 48). Predict on the original scan, neither cropped nor resampled."
+    )
+    # rows of 0.9 instead of 0.8 mm: the last of 40 lies 39 * 0.1 = 3.9 mm away
+    write_image(file, np.zeros((8, 40, 48), np.uint8), (3.0, 0.9, 0.8))
+    assert_matches(
+        rf"^{file}: lies up to 3\.9 mm away from its truth .*Write predictions with", complaint(*arguments)
+    )
+
+    write_image(file, np.full((8, 40, 48), 3, np.uint8), SPACING)
+    assert_matches(
+        rf"^{file}: labels must be 0 background, 1 kidney, 2 tumor; also found 3", complaint(*arguments)
+    )
+
+    file.write_bytes(whole[:-40])
+    assert_matches(rf"^{file}: damaged or not NIfTI .*Download or copy it again", complaint(*arguments))
+
+    file.write_bytes(whole)
+    shutil.copy(file, predicted / "case_00004.nii.gz")
+    assert_matches(
+        r"/prediction_00004.nii.gz: a second prediction of case_00004, beside ", complaint(*arguments)
+    )
+    (predicted / "case_00004.nii.gz").unlink()
+
+    (predicted / "predictions.json").write_text('{"run": "somewh')
+    message = complaint(*arguments)
+    assert_matches(
+        r"/predictions.json: expected the record of kitsseg predict \(.*Predict again or rem", message
+    )
+
+
+def test_scores_that_are_damaged(complaint, kitsseg, data, predicted, tmp_path):
+    scores = tmp_path / "scores.csv"
+    assert kitsseg("evaluate", predicted, data, "--out", scores)[0] == 0
+    arguments = ("report", scores, "--out", tmp_path / "report.html")
+    whole = scores.read_text()
+    head, row = whole.splitlines()
+    again = r"\. Run kitsseg evaluate again\.$"
+    others = rf"^{scores}: expected the scores of kitsseg evaluate, found others \(.*\){again}"
+    for text, pattern in (
+        (whole[: len(head) + 40], others),
+        (head.replace("tumor_recall", "tumour_recall") + "\n" + row + "\n", others),
+        (head.replace("truth_tumor_ml", "tumor") + "\n" + row + "\n", others),
+        (whole.replace("1.0", "one"), others),
+        ("", rf"^{scores}: has 0 cases, scores.json beside it 1 others{again}"),
+        (
+            whole.replace("case_00004", "case_00005"),
+            rf"^{scores}: has 1 cases, scores.json beside it 1 others",
+        ),
+        (
+            whole.replace("1.0", "0.9", 1),
+            rf"^{scores}: the mean of tk_dice is not the 1 of scores.json{again}",
+        ),
+    ):
+        assert text != whole
+        scores.write_text(text)
+        assert_matches(pattern, complaint(*arguments))
+    scores.write_text(whole)
+    (tmp_path / "scores.json").write_text("{")
+    assert_matches(others, complaint(*arguments))
+
+
+# --- disks and folders that cannot be written
+
+
+class FullDisk:
+    """A file on a disk without any room."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def writing_commands(trained, tmp_path):
+    """Each command that writes: (its arguments, the first file it writes)."""
+    return {
+        "synthesize": (("synthesize", tmp_path / "out", "--size", "8,32,32"), "case_00000"),
+        "preprocess": (("preprocess", "unet2d", trained.data, tmp_path / "out"), "spec.json"),
+        "train": (("train", "unet2d", trained.cache, tmp_path / "out"), "split.json"),
+        "predict": (
+            ("predict", trained.run, trained.data, "--out", tmp_path / "out", "--part", "test"),
+            f"prediction_{trained.split.test[0].removeprefix('case_')}.nii.gz",
+        ),
+        "evaluate": (("evaluate", trained.data, trained.data, "--out", tmp_path / "out" / "s.csv"), "s.json"),
+        "report": (("report", trained.run, "--out", tmp_path / "out" / "report.html"), "report.html"),
+    }
+
+
+COMMANDS = ["synthesize", "preprocess", "train", "predict", "evaluate", "report"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk(command, complaint, trained, micro, tmp_path, monkeypatch):
+    arguments, first = writing_commands(trained, tmp_path)[command]
+    path_open = Path.open
+
+    def full(self, mode="r", *args, **kwargs):
+        file = path_open(self, mode, *args, **kwargs)
+        return FullDisk(file) if "w" in mode else file
+
+    monkeypatch.setattr(Path, "open", full)
+    message = complaint_after_split(complaint, *arguments)
+    monkeypatch.undo()
+    assert_matches(
+        rf"^{tmp_path}/out/(.*/)?{first}: no space left on device\. Free some space, or choose another fo",
+        message,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_cannot_be_made(command, complaint, trained, micro, tmp_path):
+    """Below a file; that fails for root as well."""
+    (tmp_path / "out").write_text("a file")
+    arguments, _ = writing_commands(trained, tmp_path)[command]
+    if command in ("train", "predict", "preprocess"):
+        arguments = [tmp_path / "out" / "below" if item == tmp_path / "out" else item for item in arguments]
+    message = complaint_after_split(complaint, *arguments)
+    assert_matches(
+        rf"^{tmp_path}/out(/.*)?: (not a directory\. A part of this path is a file: choose another folder"
+        r"|file exists\. .+)\.$",
+        message,
+    )
+
+
+def test_a_folder_that_may_not_be_written(complaint, trained, tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        assert (
+            self.name != "report.html"
+        )  # a hidden file beside it, which is not what the message should name
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    message = complaint("report", trained.run, "--out", tmp_path / "report.html")
+    assert message == (
+        f"{tmp_path}/report.html: permission denied. Check its permissions, or choose another folder."
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_folder_of_the_system(complaint):
+    message = complaint("synthesize", "/proc/data", "--size", "8,32,32")
+    assert message == "/proc/data: no such file or directory. Check the path."
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Writes beyond ``size`` bytes really fail, as on a full disk: EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_writes_that_really_fail(tmp_path):
+    """A process that cannot write files of more than 4 KiB; the cached scan is larger."""
+    make_case(tmp_path / "data" / "case_00000", shape=(20, 120, 120))
+    before = contents(tmp_path)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "kitsseg", "preprocess", "unet2d:tiny", "data", "cache"],
+        cwd=tmp_path,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert_matches(
+        r"^cache/preprocess-\w+/case_00000: file too large\. Raise the limit on the size of files",
+        one_line(done.stderr),
+    )
+    assert {Path(path).name for path in set(contents(tmp_path)) - set(before)} == {"spec.json"}
+
+
+def test_labels_that_do_not_fit(complaint, micro, tmp_path):
+    """Their box, 4 * 15 * 12 = 720 bytes, and a header of 128; the specification has less."""
+    make_case(tmp_path / "data" / "case_00000")
+    with largest_file(800):
+        message = complaint("preprocess", "unet2d", tmp_path / "data", tmp_path / "cache", kept=["spec.json"])
+    assert_matches(r"/case_00000: file too large\. Raise", message)
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit(kitsseg, complaint, trained, micro, tmp_path):
+    """The run stays as it was after the last whole epoch, and goes on when there is room."""
+    run = tmp_path / "run"
+    size = (trained.run / "model.keras").stat().st_size
+    arguments = ("train", "unet2d", trained.cache, run, "--epochs", 1)
+    with largest_file(size // 2):
+        message = complaint_after_split(complaint, *arguments, kept=["run.json", "split.json"])
+    assert_matches(
+        rf"^{run}/checkpoint/train-00001.keras: .*(file too large|[Cc]an't write|errno = 27)", message
+    )
+    assert read_json(run / "run.json")["status"] == "training"
+    code, out, err = kitsseg(*arguments, "--resume")
+    assert (code, err) == (0, "")
+    assert f"trained {micro.name}: {run}" in out
+    assert [row["epoch"] for row in read_history(run)] == [1]
+
+
+# --- Ctrl-C
+
+
+def test_ctrl_c(complaint, tmp_path, monkeypatch):
+    make_case(tmp_path / "data" / "case_00000")
+
+    def press(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preprocess, "_write_stream", press)
+    message = complaint(
+        "preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache", code=130, kept=["spec.json"]
+    )
+    assert message == "interrupted; what was finished is kept, nothing unfinished is taken for whole."
+
+
+# --- what goes well
+
+
+def test_without_arguments_the_help(kitsseg):
+    code, out, err = kitsseg()
+    assert (code, err) == (0, "")
+    assert (code, out) == kitsseg("--help")[:2]
+    assert out.startswith("usage: kitsseg ")
+    for command in (*COMMANDS, "recipes", "demo"):
+        assert f"\n    {command}" in out
+    assert "not a medical device" in " ".join(out.split())
+
+
+def test_version(kitsseg):
+    assert kitsseg("--version") == (0, f"kitsseg {__version__}\n", "")
+
+
+def test_the_list_of_recipes(kitsseg, monkeypatch):
+    monkeypatch.setattr(console, "width", 1000)
+    code, out, err = kitsseg("recipes")
+    assert (code, err) == (0, "")
+    for name in recipes.names():
+        recipe = recipes.get(name)
+        (row,) = [line for line in out.splitlines() if f" {name} " in line and recipe.claim in line]
+        assert recipe.paper in row
+    assert f"next: kitsseg recipes show {recipes.names()[0]}\n" in out
+
+
+@pytest.mark.parametrize("variant", ["", ":practical", ":tiny"])
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_with_the_evidence_of_every_setting(name, variant, kitsseg, monkeypatch):
+    monkeypatch.setattr(console, "width", 1000)
+    code, out, err = kitsseg("recipes", "show", name + variant)
+    assert (code, err) == (0, "")
+    recipe = recipes.get(name + variant)
+    assert out.startswith(f"{recipe.name}: {recipe.paper}\n{recipe.claim}\n")
+    rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in out.splitlines() if "│" in line]
+    shown = [(key, value) for key, value in settings(recipe) if value is not None and value != ()]
+    assert len(shown) > 10
+    for key, value in shown:
+        assert (key, str(value), recipe.evidence[key]) in rows
+    for key, value in recipe.reported.items():
+        assert (key, f"{value:,}") in rows
+    assert f"preprocess-{recipe.preprocess.digest()}\n" in out
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """In a folder of its own, unet2d:tiny is the micro recipe, with its own preprocessing."""
+    spec = recipes.get("unet2d:tiny").preprocess
+    micro = replace(micro_recipe_of_tests(spec_of_tests()), name="unet2d:tiny", preprocess=spec)
+    monkeypatch.setattr(recipes, "get", lambda name: {"unet2d:tiny": micro}[name])
+    monkeypatch.chdir(tmp_path)
+    return micro
+
+
+@pytest.mark.slow
+def test_the_whole_road(kitsseg, tiny, tmp_path):
+    """Each command says what it wrote and what comes next; it is there, and what comes next works."""
+
+    def succeed(command):
+        code, out, err = kitsseg(*command.split())
+        assert (code, err) == (0, ""), err
+        return out.splitlines()
+
+    assert succeed("synthesize DATA --cases 5 --size 16,48,48") == [
+        "wrote 5 synthetic patients to DATA",
+        "next: kitsseg preprocess unet2d:tiny DATA CACHE",
+    ]
+    cases = [f"case_{i:05d}" for i in range(5)]
+    assert sorted(path.name for path in Path("DATA").iterdir()) == cases
+
+    folder = f"CACHE/preprocess-{tiny.preprocess.digest()}"
+    assert succeed("preprocess unet2d:tiny DATA CACHE") == [
+        f"preprocessed 5 cases into {folder}",
+        "next: kitsseg train unet2d:tiny CACHE RUN",
+    ]
+    assert sorted(path.name for path in Path(folder).iterdir()) == [*cases, "spec.json"]
+
+    # 80/10/10 of 5 is 4, 0.5 and 0.5: a part gets at least one case
+    lines = succeed("train unet2d:tiny CACHE RUN --epochs 1")
+    record = read_json("RUN/run.json")
+    assert lines == [
+        f"split 80-10-10 of 5, 3/1/1 cases to train, validate and test, hash {record['split']['hash']}",
+        "trained unet2d:tiny: RUN",
+        "next: kitsseg predict RUN DATA --out PREDICTIONS --part test",
+    ]
+    assert (record["status"], record["phantom"]) == ("finished", True)
+    assert Path("RUN/model.keras").is_file()
+
+    (test,) = record["split"]["cases"]["test"]
+    assert succeed("predict RUN DATA --out PREDICTIONS --part test") == [
+        "wrote 1 label maps to PREDICTIONS, computed by tensorflow",
+        "next: kitsseg evaluate PREDICTIONS TRUTH --out scores.csv",
+    ]
+    file = Path("PREDICTIONS") / f"prediction_{test.removeprefix('case_')}.nii.gz"
+    assert sorted(Path("PREDICTIONS").iterdir()) == [file, Path("PREDICTIONS/predictions.json")]
+    scan = nib.load(Path("DATA") / test / "imaging.nii.gz")
+    assert nib.load(file).shape == scan.shape == (16, 48, 48)
+    np.testing.assert_array_equal(nib.load(file).affine, scan.affine)
+
+    lines = succeed("evaluate PREDICTIONS DATA --out scores.csv")
+    assert lines[-2:] == [
+        "wrote scores.csv and scores.json",
+        "next: kitsseg report scores.csv --out report.html",
+    ]
+    mean = read_json("scores.json")["scores"]["composite"]["mean"]
+    row = next(
+        line.split() for line in lines if re.match(r"mean +\d", line)
+    )  # not the "mean IoU" of the ladder
+    assert row[3] == f"{mean:.4f}"
+    assert any("phantom" in line for line in lines)
+
+    assert succeed("report scores.csv --out report.html") == ["wrote report.html: open it in a browser"]
+    page = Path("report.html").read_text()
+    assert test in page
+    assert "Phantom results" in page
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_the_demo_shows_commands_that_do_what_it_did(kitsseg, tiny):
+    code, out, err = kitsseg("demo", "--cases", "5", "--out", "a folder")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    shown = [shlex.split(line)[2:] for line in lines if line.startswith("$ kitsseg ")]
+    assert [words[0] for words in shown] == [
+        "synthesize",
+        "preprocess",
+        "train",
+        "predict",
+        "evaluate",
+        "report",
+    ]
+    assert not any(line.startswith("next:") for line in lines)
+    assert "  open a folder/report.html  scores, training curves and pictures, in a browser" in lines
+    Path("a folder").rename("first")
+    Path("a folder").mkdir()
+    shutil.copy("first/split.json", "a folder")
+    for words in shown:
+        assert kitsseg(*words)[::2] == (0, ""), words
+    first, second = (read_json(f"{folder}/scores.json") for folder in ("first", "a folder"))
+    assert first["split"] == second["split"]
+    assert first["cases"] == second["cases"]  # the same label maps, by their hashes, and the same places
+
+
+def test_real_labels_can_be_rendered(kitsseg, data, tmp_path):
+    code, out, _ = kitsseg("synthesize", tmp_path / "rendered", "--labels", data)
+    assert code == 0
+    assert out.startswith(f"wrote 9 synthetic patients to {tmp_path / 'rendered'}\n")
+    for case in data.iterdir():
+        copied = tmp_path / "rendered" / case.name / "segmentation.nii.gz"
+        assert copied.read_bytes() == (case / "segmentation.nii.gz").read_bytes()

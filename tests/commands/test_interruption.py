@@ -1,0 +1,100 @@
+"""Real processes, stopped in the middle: Ctrl-C, a stopped job, a killed one. What stays is whole, and goes on."""
+
+import shutil
+import signal
+import sys
+
+import pytest
+from support.cases import make_case, read_json
+from support.processes import contents, hidden, start, stop_when
+
+from kitsseg import recipes
+from kitsseg.cli import main
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.layouts.find import find_cases
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+ONE_LINE = "kitsseg: interrupted; what was finished is kept, nothing unfinished is taken for whole.\n"
+CASES = [f"case_{i:05d}" for i in range(8)]
+SHAPE = (32, 192, 192)
+
+
+def whole_cases(folder):
+    """Names of the cases of a folder; each can be read to its end."""
+    cases = find_cases(folder)
+    for case in cases:
+        assert read_image(case.image).array.shape == read_labels(case.labels).array.shape
+    return [case.name for case in cases]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_synthesize_stopped_in_the_middle_of_a_scan(number, tmp_path):
+    data, size = tmp_path / "data", ",".join(map(str, SHAPE))
+    process = start(["-m", "kitsseg", "synthesize", "data", "--cases", "8", "--size", size], tmp_path)
+
+    def in_the_second_scan():
+        return (data / CASES[0]).exists() and any(data.glob(f".{CASES[1]}-*/.imaging-*"))
+
+    code, out, err = stop_when(process, in_the_second_scan, number)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+        assert hidden(data)  # nobody could clear up, but it is never taken for a case
+    else:
+        assert (code, out, err) == (130, "", ONE_LINE)
+        assert not hidden(tmp_path)
+    names = whole_cases(data)
+    assert names == CASES[: len(names)]
+    assert 1 <= len(names) < len(CASES)
+    assert main(["preprocess", "unet2d:tiny", str(data), str(tmp_path / "cache")]) == 0
+    assert list(open_cache(tmp_path / "cache", recipes.get("unet2d:tiny").preprocess)) == names
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """Cases that take a moment each, and what preprocessing without any interruption makes of them."""
+    folder = tmp_path_factory.mktemp("larger")
+    for i, name in enumerate(CASES):
+        make_case(folder / "data" / name, (48, 256, 256), seed=i)
+    assert main(["preprocess", "unet2d:tiny", str(folder / "data"), str(folder / "whole")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_preprocess_stopped_in_the_middle_of_a_case(number, larger, capsys):
+    cache = larger / f"cache-{number}"
+    (whole,) = (larger / "whole").iterdir()
+    folder = cache / whole.name
+    process = start(["-m", "kitsseg", "preprocess", "unet2d:tiny", "data", cache.name], larger)
+
+    def in_the_second_case():
+        return (folder / CASES[0]).exists() and any(folder.glob(f".{CASES[1]}-*"))
+
+    code, out, err = stop_when(process, in_the_second_case, number)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert (code, out, err) == (130, "", ONE_LINE)
+        assert not hidden(cache)
+    done = [name for name in CASES if (folder / name).exists()]
+    assert 1 <= len(done) < len(CASES)
+    assert list(open_cache(cache, recipes.get("unet2d:tiny").preprocess)) == done
+    assert contents(folder, done) == contents(whole, done)
+
+    capsys.readouterr()
+    assert main(["preprocess", "unet2d:tiny", str(larger / "data"), str(cache)]) == 0
+    assert not hidden(cache)  # what the killed one left half made is gone
+    left = len(CASES) - len(done)
+    assert f"preprocessed {left} cases into {folder} ({len(done)} were there" in capsys.readouterr().out
+    assert list(open_cache(cache, recipes.get("unet2d:tiny").preprocess)) == CASES
+    assert contents(folder, CASES) == contents(whole, CASES)
+
+
+def test_what_a_killed_process_left_is_no_case(data, tmp_path):
+    """Neither as data nor as predictions."""
+    shutil.copytree(data / "case_00000", data / ".case_00000-x7a")
+    assert [case.name for case in find_cases(data)] == [f"case_{i:05d}" for i in range(9)]
+    shutil.copy(data / "case_00001" / "segmentation.nii.gz", data / ".case_00001-x7a.nii.gz")
+    assert main(["evaluate", str(data), str(data), "--out", str(tmp_path / "scores.csv")]) == 0
+    assert list(read_json(tmp_path / "scores.json")["cases"]) == [f"case_{i:05d}" for i in range(9)]

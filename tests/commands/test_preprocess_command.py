@@ -1,0 +1,162 @@
+"""kitsseg preprocess with several processes, compressed, stopped in the middle; kitsseg statistics."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from support.cases import make_case
+from support.processes import contents, hidden, start, stop_when
+
+from kitsseg import recipes
+from kitsseg.cli import main
+from kitsseg.data.cache import plan as cache_size
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.splits import make_split
+
+CASES = [f"case_{i:05d}" for i in range(6)]
+SPEC = recipes.get("unet2d:tiny").preprocess
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """Cases that take a moment each, and what preprocessing in one process makes of them."""
+    folder = tmp_path_factory.mktemp("larger")
+    for i, name in enumerate(CASES):
+        make_case(folder / "data" / name, (40, 200, 200), seed=i)
+    assert main(["preprocess", "unet2d:tiny", str(folder / "data"), str(folder / "whole")]) == 0
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_two_processes_stopped_in_the_middle(number, larger):
+    """The one that was started is told; no other is left, and what stays is whole."""
+    cache = larger / f"cache-{number}"
+    (whole,) = (larger / "whole").iterdir()
+    folder = cache / whole.name
+    process = start(
+        ["-m", "kitsseg", "preprocess", "unet2d:tiny", "data", cache.name, "--workers", "2"], larger
+    )
+
+    def in_a_later_case():
+        return any(folder.glob("case_*/case.json")) and any(folder.glob(".case_*"))
+
+    code, out, err = stop_when(process, in_a_later_case, number)
+    if number == signal.SIGKILL:
+        # the workers end after the case they are at, which then is whole
+        assert code == -signal.SIGKILL
+        last = time.monotonic() + 30
+        while hidden(cache) and time.monotonic() < last:
+            time.sleep(0.05)
+    else:
+        line = "kitsseg: interrupted; what was finished is kept, nothing unfinished is taken for whole.\n"
+        assert (code, out, err) == (130, "", line)
+    assert not hidden(cache)
+    time.sleep(0.3)
+    done = sorted(path.name for path in folder.glob("case_*"))
+    assert 1 <= len(done) < len(CASES)
+    assert list(open_cache(cache, SPEC)) == done
+    assert contents(folder, done) == contents(whole, done)
+    assert main(["preprocess", "unet2d:tiny", str(larger / "data"), str(cache)]) == 0
+    assert contents(folder, CASES) == contents(whole, CASES)
+
+
+def test_neither_the_command_nor_its_processes_import_tensorflow(data, tmp_path):
+    """Packages of these names that write down who imports them stand before the real ones."""
+    for name in ("tensorflow", "keras", "jax", "torch"):
+        folder = tmp_path / "path" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(
+            f"import os, pathlib\npathlib.Path({str(tmp_path)!r}, f'{name}-{{os.getpid()}}').touch()\n"
+        )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "path")}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "kitsseg",
+            "preprocess",
+            "unet2d",
+            str(data),
+            str(tmp_path / "c"),
+            "--workers=2",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "preprocessed 9 cases" in done.stdout
+    assert not [path.name for path in tmp_path.iterdir() if "-" in path.name]
+    subprocess.run([sys.executable, "-c", "import keras"], env=environment, check=True)
+    assert [path.name for path in tmp_path.glob("keras-*")]  # they do write it down
+
+
+def test_compressed_from_the_command_line(data, tmp_path, capsys):
+    pytest.importorskip("blosc2")
+    arguments = ["preprocess", "unet2d:tiny", str(data), str(tmp_path / "cache")]
+    assert main([*arguments, "--compress"]) == 0
+    capsys.readouterr()
+    case = open_cache(tmp_path / "cache", SPEC)["case_00000"]
+    assert (case.folder / "image.blosc2").is_file()
+    assert main(arguments) == 1
+    assert "was compressed, and a cache is one or the other. Go on with --compress" in capsys.readouterr().err
+
+
+def test_a_large_cache_is_announced(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cache_size, "LABEL_SHARE", 2000)
+    monkeypatch.setattr(cache_size, "free_bytes", lambda folder: 3_210_000_000)
+    # 8 slices, rows and columns of 0.8 mm to 3 mm: 40 * 0.8 / 3 = 10.7, 48 * 0.8 / 3 = 12.8; 8 * 11 * 13 voxels
+    size = 9 * (8 * 11 * 13 * 2002) / 1e6
+    assert size > 20
+    for case in ("case_00000", "case_00001"):
+        make_case(data / case, (60, 80, 96))  # 60 * 21 * 26 voxels
+    assert main(["preprocess", "unet2d:tiny", str(data), str(tmp_path / "cache")]) == 0
+    size = (7 * 8 * 11 * 13 + 2 * 60 * 21 * 26) * 2002 / 1e6
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"9 cases, about {size:.1f} MB at most (free: 3.2 GB) in {tmp_path / 'cache'}"
+
+
+def test_a_disk_that_is_too_small(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cache_size, "free_bytes", lambda folder: 1000)
+    assert main(["preprocess", "unet2d:tiny", str(data), str(tmp_path / "cache")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "9 cases need about 0.0 MB of disk, found 0.0 MB free. Free some space" in err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_statistics_of_the_training_cases(data, tmp_path, capsys):
+    cache = str(tmp_path / "cache")
+    assert main(["preprocess", "unet2d:tiny", str(data), cache]) == 0
+    capsys.readouterr()
+    assert main(["statistics", "unet2d:tiny", cache]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    split = make_split([f"case_{i:05d}" for i in range(9)])
+    values = np.concatenate(
+        [
+            read_image(data / name / "imaging.nii.gz").array[
+                read_labels(data / name / "segmentation.nii.gz").array > 0
+            ]
+            for name in split.train
+        ]
+    )
+    assert lines[1] == f"HU of {values.size} voxels of kidney and tumor in {len(split.train)} training cases"
+    low, high = np.percentile(values, [0.5, 99.5])
+    assert [line.split()[-2:] for line in lines[3:7]] == [
+        [f"{low:.2f}", "-79.00"],
+        [f"{high:.2f}", "304.00"],
+        [f"{values.mean():.2f}", "101.00"],
+        [f"{values.std():.2f}", "76.90"],
+    ]
+    assert lines[7] == "training and prediction use the recipe's values"
+    assert main(["preprocess", "squeeze_unet:tiny", str(data), cache]) == 0
+    capsys.readouterr()
+    assert main(["statistics", "squeeze_unet:tiny", cache, "--split", "80-10-10"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split()[-1] == "none"  # it has no single channel of HU

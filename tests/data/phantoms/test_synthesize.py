@@ -1,0 +1,159 @@
+"""Synthetic cases on disk: layout, labels, determinism, refusals."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.layouts.find import find_cases
+from kitsseg.data.phantoms.synthesize import draw_labels, render_cases, synthesize_cases
+from kitsseg.errors import InputError
+
+SMALL = (12, 48, 48)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.nii.gz"))}
+
+
+def test_kits_layout_and_axes(tmp_path):
+    folders = synthesize_cases(tmp_path, n_cases=2, size=SMALL)
+    assert [folder.name for folder in folders] == ["case_00000", "case_00001"]
+    assert sorted(path.name for path in folders[0].iterdir()) == ["imaging.nii.gz", "segmentation.nii.gz"]
+    assert [case.name for case in find_cases(tmp_path)] == ["case_00000", "case_00001"]
+    spacings = set()
+    for folder in folders:
+        image, labels = (nib.load(folder / f"{name}.nii.gz") for name in ("imaging", "segmentation"))
+        assert nib.aff2axcodes(image.affine) == nib.aff2axcodes(labels.affine) == ("I", "P", "L")
+        np.testing.assert_array_equal(image.affine, labels.affine)
+        assert image.shape == labels.shape == SMALL
+        assert (image.get_data_dtype(), labels.get_data_dtype()) == (np.int16, np.uint8)
+        assert set(np.unique(labels.dataobj)) == {0, 1, 2}
+        slices, rows, columns = (float(z) * n for z, n in zip(image.header.get_zooms(), SMALL))
+        assert 169 < slices < 191
+        assert 369 < rows == columns < 401
+        spacings.add(image.header.get_zooms())
+    assert len(spacings) == 2  # they vary from case to case
+
+
+def test_a_case_depends_on_seed_and_number_alone(tmp_path):
+    synthesize_cases(tmp_path / "two", n_cases=2, size=SMALL, seed=3)
+    synthesize_cases(tmp_path / "three", n_cases=3, size=SMALL, seed=3)
+    synthesize_cases(tmp_path / "other", n_cases=2, size=SMALL, seed=4)
+    two, three, other = (contents(tmp_path / name) for name in ("two", "three", "other"))
+    assert len(two) == 4
+    assert two == {name: data for name, data in three.items() if "case_00002" not in name.parts}
+    assert len(set(three.values())) == 6
+    assert not set(two.values()) & set(other.values())
+
+
+def test_labels_are_like_those_of_kits19():
+    """Kidneys 91-765 ml, tumors 0.8-1464 ml in KiTS19; two kidneys in most patients, one tumor."""
+    spacing_mm = (4.5, 3.0, 3.0)
+    tumors, parts = [], []
+    for seed in range(40):
+        labels = draw_labels((40, 128, 128), spacing_mm, np.random.default_rng(seed))
+        kidney, tumor = (np.count_nonzero(labels == k) * np.prod(spacing_mm) / 1000 for k in (1, 2))
+        assert 70 < kidney < 765
+        assert 0.8 < tumor < 460
+        tumors.append(tumor)
+        parts.append(ndimage.label(labels > 0)[1])
+        edges = [np.take(labels, at, axis) for axis in range(3) for at in (0, -1)]
+        assert not any(edge.any() for edge in edges[2:])  # not cut off by the field of view
+        assert ndimage.label(labels == 2)[1] == 1
+        assert (ndimage.binary_dilation(labels == 1) & (labels == 2)).any()  # it grows from a kidney
+        rows = np.nonzero(labels == 1)[1]
+        assert 0.45 < rows.mean() / 128 < 0.68  # KiTS19: 0.49 to 0.74, behind the middle
+    assert 15 < np.median(tumors) < 60
+    assert min(tumors) < 6
+    assert max(tumors) > 100
+    assert 34 <= parts.count(2) < 40  # one patient in twenty has a single kidney
+    assert set(parts) <= {1, 2, 3}
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 32), (9, 40, 61)])
+def test_all_labels_in_the_coarsest_volumes(shape):
+    for seed in range(20):
+        labels = draw_labels(
+            shape, (180 / shape[0], 380 / shape[2], 380 / shape[2]), np.random.default_rng(seed)
+        )
+        assert set(np.unique(labels)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("command", [synthesize_cases, render_cases])
+def test_nothing_is_overwritten(tmp_path, command):
+    """A folder that holds anything is refused before anything is written."""
+    source = tmp_path / "labels"
+    synthesize_cases(source, n_cases=2, size=SMALL)
+    out = tmp_path / "out"
+    (out / "case_00001").mkdir(parents=True)
+    arguments = (2, SMALL) if command is synthesize_cases else ()
+    (out / "case_00001" / "segmentation.nii.gz").write_bytes(b"precious")
+    with pytest.raises(InputError, match="case_00001: expected no such case yet"):
+        command(*([source] if command is render_cases else []), out, *arguments)
+    assert contents(out) == {(out / "case_00001" / "segmentation.nii.gz").relative_to(out): b"precious"}
+    (out / "case_00001" / "segmentation.nii.gz").unlink()
+    command(*([source] if command is render_cases else []), out, *arguments)  # an empty folder is no case
+    assert len(contents(out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "seed of 0 or more, got -1"),
+        ({"n_cases": 0}, "at least one case, got 0"),
+        ({"size": (40, 16, 128)}, r"at least \(8, 32, 32\), got \(40, 16, 128\)"),
+        ({"size": (64, 64)}, r"slices, rows and columns .* got \(64, 64\)"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        synthesize_cases(tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_render_copies_labels_and_depends_on_the_name(tmp_path):
+    synthesize_cases(tmp_path / "labels", n_cases=2, size=SMALL)
+    for folder in (tmp_path / "labels").iterdir():
+        (folder / "imaging.nii.gz").unlink()
+    calls = []
+    render_cases(tmp_path / "labels", tmp_path / "all", progress=lambda *call: calls.append(call))
+    render_cases(tmp_path / "labels", tmp_path / "one", cases=["case_00001"])
+    assert calls == [("render", 1, 2), ("render", 2, 2)]
+    every, one = contents(tmp_path / "all"), contents(tmp_path / "one")
+    assert one == {name: data for name, data in every.items() if "case_00001" in name.parts}
+    for name, data in contents(tmp_path / "labels").items():
+        assert every[name] == data
+    with pytest.raises(InputError, match="expected case_7, found only case_00000, case_00001"):
+        render_cases(tmp_path / "labels", tmp_path / "none", cases=["case_7"])
+
+
+def test_render_refuses_other_axes_and_empty_maps(tmp_path):
+    synthesize_cases(tmp_path / "labels", n_cases=1, size=SMALL)
+    path = tmp_path / "labels" / "case_00000" / "segmentation.nii.gz"
+    volume = read_labels(path)
+    write_labels(path, np.zeros_like(volume.array), volume.grid)
+    with pytest.raises(InputError, match=r"segmentation.nii.gz: expected kidneys .* only background"):
+        render_cases(tmp_path / "labels", tmp_path / "out")
+    affine = np.diag((0.8, 0.8, 3.0, 1.0))
+    nib.Nifti1Image(volume.array.T, affine).to_filename(path)
+    with pytest.raises(InputError, match="expected the axes of KiTS19"):
+        render_cases(tmp_path / "labels", tmp_path / "out")
+    assert not (tmp_path / "out" / "case_00000" / "imaging.nii.gz").exists()
+
+
+def test_render_a_real_label_map(tmp_path, real_data):
+    """case_00061: 29 slices of 5 mm; the labels are copied byte for byte, the image lies on the same grid."""
+    source = real_data / "kits19" / "case_00061"
+    (folder,) = render_cases(source.parent, tmp_path, cases=["case_00061"])
+    assert (folder / "segmentation.nii.gz").read_bytes() == (source / "segmentation.nii.gz").read_bytes()
+    image, labels = nib.load(folder / "imaging.nii.gz"), nib.load(folder / "segmentation.nii.gz")
+    assert image.shape == labels.shape == (29, 512, 512)
+    np.testing.assert_allclose(image.affine, labels.affine, atol=1e-6)
+    hu, mask = read_image(folder / "imaging.nii.gz").array, read_labels(folder / "segmentation.nii.gz").array
+    assert 110 < hu[mask == 1].mean() < 210
+    assert 15 < hu[mask == 2].mean() < 160
+    rows = np.nonzero(mask)[1]
+    assert hu[:, int(rows.mean()) - 200, 256].max() < -900  # air before the patient

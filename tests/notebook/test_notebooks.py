@@ -1,0 +1,85 @@
+"""The notebooks: valid, thin, made by their script, and run cell by cell as they stand."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from support import ROOT
+
+from kitsseg import recipes
+
+# as many as the masks of wp_unet need to come to their final sparsity
+FEWER_STEPS = """
+from dataclasses import replace
+recipe = replace(recipe, phases=tuple(replace(phase, steps_per_epoch=20) for phase in recipe.phases))
+"""
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+
+
+def read(path):
+    with path.open(encoding="utf-8") as file:
+        return nbformat.read(file, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_is_one_for_each_paper_and_one_to_compare():
+    assert [path.stem for path in NOTEBOOKS] == sorted([*recipes.names(), "compare"])
+
+
+def test_they_are_what_their_script_makes():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_notebooks.py", "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_are_valid_thin_and_hold_no_output(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert f"blob/main/colab/{path.name}" in notebook.cells[0].source
+    cells = code_cells(notebook)
+    assert len(cells) <= 12
+    for source in cells:
+        # what Colab collapses into one line: sources whose lines do not end
+        assert source == "".join(source.splitlines(keepends=True))
+        tree = ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.M))
+        assert not any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(tree)
+        )
+    assert all(
+        not cell.outputs and cell.execution_count is None for cell in notebook.cells if "outputs" in cell
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_cell_runs_from_a_clean_kernel(path, tmp_path):
+    """As a new user would run it, in demo mode; only fewer patients, epochs and steps than the form and recipe say."""
+    notebook = read(path)
+    form = next(cell for cell in notebook.cells if cell.source.startswith("# @title Settings"))
+    patients = 8 if path.stem == "compare" else 6  # two of them to test: one cannot be compared
+    form.source = re.sub(r"^PATIENTS = \d+", f"PATIENTS = {patients}", form.source, flags=re.M)
+    form.source = re.sub(r"^EPOCHS = \d+", "EPOCHS = 1", form.source, flags=re.M)
+    assert f"PATIENTS = {patients} " in form.source and "EPOCHS = 1 " in form.source
+    if path.stem != "compare":
+        notebook.cells.insert(notebook.cells.index(form) + 1, nbformat.v4.new_code_cell(FEWER_STEPS))
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    shown = "".join(
+        str(output.get("data", {}).get("text/html", ""))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+    assert "phantom results" in shown
+    if path.stem != "compare":
+        assert "predicting nothing" in shown and "<iframe srcdoc=" in shown
+        assert (tmp_path / "kitsseg-notebooks" / path.stem / "scores.csv").is_file()

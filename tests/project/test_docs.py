@@ -1,0 +1,82 @@
+"""The documentation says what the code does."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page, language=""):
+    """The fenced blocks of a page that are in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+
+
+def commands(page):
+    """Each command of kitsseg in the fenced blocks of a page, comments and shell variables aside."""
+    for block in blocks(page):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|^srun bash -c '", line.partition(" #")[0].rstrip("' ")):
+                if part.strip().startswith("kitsseg "):
+                    first = part.strip().replace("$SLURM_PROCID", "0")
+                    yield re.sub(r"\$SLURM_\w+", "1", first)
+
+
+def test_generated_pages_are_what_their_script_makes():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_docs.py", "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_is_shown_is_one(page, capsys):
+    """Its name, its options and the form of their values."""
+    from kitsseg.cli import build_parser
+
+    parser = build_parser()
+    for command in commands(page):
+        try:
+            parser.parse_args(shlex.split(command)[1:])
+        except SystemExit:
+            pytest.fail(f"{command}: {capsys.readouterr().err}")
+
+
+def test_the_commands_are_found():
+    found = list(commands(ROOT / "README.md"))
+    assert len(found) > 15
+    assert "kitsseg evaluate PRED2 DATA --out small.csv" in found
+    assert {command.split()[1] for page in PAGES for command in commands(page)} > {
+        "train",
+        "export",
+        "cross-validate",
+    }
+    assert any("--process 0/1" in command for command in commands(ROOT / "docs" / "clusters.md"))
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """Block after block, in the folder that ``make demo`` leaves behind; only fewer patients and smaller ones."""
+    from kitsseg import recipes
+    from kitsseg.data.cache.build import preprocess_cases
+    from kitsseg.data.cache.cases import open_cache
+    from kitsseg.data.phantoms.synthesize import synthesize_cases
+    from kitsseg.data.splits import make_split, save_split
+
+    monkeypatch.chdir(tmp_path)
+    spec = recipes.get("unet2d:tiny").preprocess
+    # seven in the training part: the recipe draws a batch from as many cases
+    synthesize_cases("demo/data", 9, (12, 64, 64))
+    preprocess_cases("demo/data", "demo/cache", spec)
+    save_split(make_split(open_cache("demo/cache", spec), (0.78, 0.11, 0.11)), Path("demo/split.json"))
+    found, names = blocks(ROOT / "README.md", "python"), {}
+    assert len(found) == 3
+    for block in found:
+        exec(compile(block, "README.md", "exec"), names)
+    assert Path("my-run/model.keras").is_file() and Path("my-scores.csv").is_file()
+    assert names["model"].count_params() > 0

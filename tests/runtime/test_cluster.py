@@ -1,0 +1,131 @@
+"""The cases spread over a Dask scheduler with two workers: the same files as one process."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import TESTS
+from support.cases import read_json
+
+from kitsseg.errors import InputError
+from kitsseg.inference.cohort import predict_cases, predict_cohort
+from kitsseg.runtime.cluster import on_cluster
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """Address of a scheduler in a process of its own, with two workers in theirs."""
+    folder = tmp_path_factory.mktemp("dask")
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{TESTS}",  # of the function below
+    }
+    file, processes = folder / "scheduler.json", []
+
+    def start(*arguments):
+        with (folder / f"log{len(processes)}").open("w") as log:
+            command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]]
+            processes.append(
+                subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+
+    shared = ("--scheduler-file", str(file))
+    try:
+        start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *shared)
+        until(file.exists, "the scheduler never began")
+        for name in "ab":
+            start("dask_worker", "--no-nanny", "--no-dashboard", "--nthreads", "2", "--name", name, *shared)
+        address = read_json(file)["address"]
+        with distributed.Client(address) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield address
+    finally:
+        for process in processes:
+            process.kill()  # a worker without its scheduler would wait for it
+        for process in processes:
+            process.wait(30)
+
+
+def until(reached, message):
+    last = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < last, message
+        time.sleep(0.05)
+
+
+def double(number, worst):
+    if number == worst:
+        raise ArithmeticError(f"not {number}")
+    return 2 * number, os.getpid()
+
+
+def test_jobs_are_shared_by_the_workers(scheduler):
+    """Both work, each in a process that is not this one. What a job raises comes back as it is."""
+    results = list(on_cluster(scheduler, double, [(number, None) for number in range(40)]))
+    assert sorted(job[0] for job, _, _ in results) == list(range(40))
+    assert all(result[0] == 2 * job[0] and error is None for job, result, error in results)
+    pids = {result[1] for _, result, _ in results}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    with pytest.raises(ArithmeticError, match="not 3"):
+        list(on_cluster(scheduler, double, [(number, 3) for number in range(8)]))
+
+
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setattr("kitsseg.runtime.cluster.ANSWERS_WITHIN", 1)
+    with pytest.raises(
+        InputError, match=r"--scheduler tcp://127.0.0.1:9: expected a Dask scheduler, found none"
+    ):
+        list(on_cluster("tcp://127.0.0.1:9", double, [(1, 2)]))
+    with pytest.raises(InputError, match=r"--scheduler nonsense://: expected a Dask scheduler, found none"):
+        list(on_cluster("nonsense://", double, [(1, 2)]))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(
+        InputError, match=r"--scheduler: the package distributed is missing .*pip install distributed"
+    ):
+        list(on_cluster("tcp://127.0.0.1:9", double, [(1, 2)]))
+
+
+@pytest.mark.slow  # two workers import TensorFlow
+def test_two_workers_give_the_same_files_as_one_process(scheduler, trained, tmp_path):
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    bad = data / "case_00004" / "imaging.nii.gz"
+    os.truncate(bad, bad.stat().st_size // 2)
+    calls = []
+    here = predict_cohort(trained.run, [data], tmp_path / "here")
+    there = predict_cohort(
+        trained.run,
+        [data],
+        tmp_path / "there",
+        scheduler=scheduler,
+        progress=lambda *call: calls.append(call),
+    )
+    assert list(here.failed) == list(there.failed) == ["case_00004"]
+    assert [path.name for path in here.written] == [path.name for path in there.written]
+    for one, two in zip(here.written, there.written, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    records = [read_json(tmp_path / name / "predictions.json") for name in ("here", "there")]
+    assert unlike_times(records[0]) == unlike_times(records[1])
+    assert calls[-1][1:] == (9, 9)
+    # what is there needs no cluster
+    bad.write_bytes((trained.data / "case_00004" / "imaging.nii.gz").read_bytes())
+    assert len(predict_cases(trained.run, [data], tmp_path / "there")) == 9
+
+
+def unlike_times(record):
+    for entry in (*record["cases"].values(), *record["failed"].values()):
+        del entry["finished"]
+        entry.pop("seconds", None)
+    return record
+
+
+def test_the_module_is_not_needed_without_a_scheduler():
+    code = "import sys, kitsseg.inference.cohort; print({'distributed', 'tensorflow', 'keras'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

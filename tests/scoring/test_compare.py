@@ -1,0 +1,126 @@
+"""Runs side by side on the same patients: hand-made cases whose Dice values are simple fractions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from kitsseg.cli import main
+from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.errors import InputError
+from kitsseg.scoring.compare import compare_scores
+from kitsseg.scoring.evaluate import evaluate_folders
+
+MM = (3.0, 0.8, 0.8)
+N = 5
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """Five patients with 8 kidney and 4 tumor voxels each. ``whole`` finds all of it; ``half`` finds the kidney and
+    2 of the 4 tumor voxels, the others it leaves background: TU 2*2/(2+4) = 2/3, TK 2*10/(10+12) = 10/11."""
+    truth = np.zeros((2, 4, 6), np.uint8)
+    truth[0, :2, :4] = 1
+    truth[1, 0, :4] = 2
+    half = truth.copy()
+    half[1, 0, 2:] = 0
+    for case in range(N):
+        write_image(tmp_path / "truth" / f"case_{case:05d}" / "segmentation.nii.gz", truth, MM)
+        for name, labels in (("whole", truth), ("half", half)):
+            write_image(tmp_path / name / f"prediction_{case:05d}.nii.gz", labels, MM)
+    files = {}
+    for name in ("half", "whole"):
+        files[name] = tmp_path / name / "scores.csv"
+        evaluate_folders(tmp_path / name, tmp_path / "truth", files[name])
+    return files
+
+
+def seen_by(file, folder, **parts):
+    """Let the scores say they come from a run with this split."""
+    folder.mkdir()
+    cases = {"train": [], "validation": [], "test": []} | parts
+    (folder / "run.json").write_text(json.dumps({"split": {"cases": cases}}))
+    summary = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps(summary | {"run": str(folder)}))
+
+
+def test_differences_by_hand(scores, tmp_path):
+    found = compare_scores(scores, tmp_path / "compare.csv")
+    assert found.cases == tuple(f"case_{case:05d}" for case in range(N)) and not found.left_out
+    for metric, low in (("tk_dice", 10 / 11), ("tu_dice", 2 / 3), ("composite", (10 / 11 + 2 / 3) / 2)):
+        # the same in all patients: whatever is drawn, the mean is the same
+        assert found.means["half"][metric] == pytest.approx((low, low, low))
+        assert found.means["whole"][metric] == pytest.approx((1, 1, 1))
+        row = next(row for row in found.differences if row["metric"] == metric)
+        assert (row["first"], row["second"], row["patients"]) == ("half", "whole", N)
+        assert (row["difference"], row["low"], row["high"]) == pytest.approx((1 - low,) * 3)
+        # all five signs agree: of 2**5 equally likely patterns of signs two are as extreme
+        assert row["p"] == pytest.approx(2 / 2**N)
+    with (tmp_path / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["difference"]) for row in rows] == [row["difference"] for row in found.differences]
+
+
+def test_a_run_against_itself(scores):
+    found = compare_scores({"one": scores["half"], "again": scores["half"]})
+    assert all(
+        (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1) for row in found.differences
+    )
+
+
+def test_patients_a_run_has_seen_are_left_out(scores, tmp_path):
+    seen_by(scores["half"], tmp_path / "run", train=["case_00001", "case_99999"], validation=["case_00002"])
+    found = compare_scores(scores)
+    assert found.left_out == {"case_00001": "half was trained on it", "case_00002": "half was chosen by it"}
+    assert found.cases == ("case_00000", "case_00003", "case_00004")
+    assert found.unchecked == ("whole",)  # nobody knows which run that was
+
+
+def test_a_run_that_is_gone_cannot_say_whom_it_has_seen(scores, tmp_path):
+    for name in scores:
+        seen_by(scores[name], tmp_path / f"run-{name}")
+    assert compare_scores(scores).unchecked == ()
+    (tmp_path / "run-half").rename(tmp_path / "elsewhere")
+    assert compare_scores(scores).unchecked == ("half",)
+
+
+def test_patients_only_one_run_was_scored_on_are_left_out(scores, tmp_path):
+    (tmp_path / "half" / "prediction_00003.nii.gz").unlink()
+    evaluate_folders(tmp_path / "half", tmp_path / "truth", scores["half"])
+    assert compare_scores(scores).left_out == {"case_00003": "not scored by half"}
+
+
+def test_nothing_left_to_compare(scores, tmp_path):
+    seen_by(scores["whole"], tmp_path / "run", train=[f"case_{case:05d}" for case in range(N - 1)])
+    with pytest.raises(InputError, match="expected at least two patients scored by every run, found 1"):
+        compare_scores(scores)
+
+
+def test_another_truth_is_noticed(scores, tmp_path):
+    labels = np.zeros((2, 4, 6), np.uint8)
+    labels[0, :2, :4] = 1
+    labels[1, 0, :3] = 2
+    write_image(tmp_path / "truth" / "case_00004" / "segmentation.nii.gz", labels, MM)
+    evaluate_folders(tmp_path / "whole", tmp_path / "truth", scores["whole"])
+    with pytest.raises(InputError, match="case_00004 has a truth_tumor_ml of .* the truth is not the same"):
+        compare_scores(scores)
+
+
+def test_one_run_is_nothing_to_compare(scores):
+    with pytest.raises(InputError, match="at least two"):
+        compare_scores({"half": scores["half"]})
+
+
+def test_the_command(scores, tmp_path, capsys, monkeypatch):
+    from kitsseg.commands.console import console
+
+    monkeypatch.setattr(console, "width", 200)
+    out = tmp_path / "compare.csv"
+    assert main(["compare", str(scores["half"]), f"best={scores['whole']}", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "best - half" in text and "+0.333" in text and "0.0625" in text and out.is_file()
+    assert main(["compare", f"a={scores['half']}", f"a={scores['whole']}"]) == 1
+    assert "is the name of" in capsys.readouterr().err
+    assert main(["compare", str(scores["half"]), str(scores["whole"]), "--out", str(tmp_path)]) == 1
+    assert "expected the name of a .csv file" in capsys.readouterr().err

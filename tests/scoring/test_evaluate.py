@@ -1,0 +1,556 @@
+"""Folders of label maps -> scores.csv and scores.json."""
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kitsseg.commands.score_table import format_table
+from kitsseg.data.formats.nifti import PHANTOM
+from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.layouts.find import Layout
+from kitsseg.errors import InputError
+from kitsseg.scoring.dice import SCORES, count_slices, score_case
+from kitsseg.scoring.evaluate import COLUMNS, evaluate_folders
+from kitsseg.scoring.label_files import count_files, read_boxes
+from kitsseg.scoring.ladder import RUNGS
+from kitsseg.scoring.pairs import find_pairs
+from kitsseg.scoring.scores_file import read_scores
+
+MM = (3.0, 0.8, 0.8)
+SHAPE = (6, 9, 8)
+
+
+def make_truth(folder, n=3):
+    """Cases in KiTS layout; returns the arrays."""
+    arrays = {}
+    for i in range(n):
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[1:5, 2:7, 1:6] = 1
+        labels[2:4, 3 : 5 + i, 2:4] = 2
+        name = f"case_{i:05d}"
+        (folder / name).mkdir(parents=True)
+        write_image(folder / name / "segmentation.nii.gz", labels, MM)
+        arrays[name] = labels
+    image = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    write_image(folder / "case_00000" / "imaging.nii.gz", image, MM)
+    return arrays
+
+
+def make_predictions(folder, arrays):
+    """Every case shifted by one row, in KiTS19 names."""
+    folder.mkdir()
+    shifted = {name: np.roll(labels, 1, axis=1) for name, labels in arrays.items()}
+    for name, labels in shifted.items():
+        write_image(folder / f"prediction_{name[-5:]}.nii.gz", labels, MM)
+    return shifted
+
+
+@pytest.fixture
+def folders(tmp_path):
+    truth = make_truth(tmp_path / "truth")
+    predicted = make_predictions(tmp_path / "predictions", truth)
+    return tmp_path, truth, predicted
+
+
+def test_scores_of_a_folder(folders):
+    tmp, truth, predicted = folders
+    seen = []
+    found = evaluate_folders(
+        tmp / "predictions", tmp / "truth", tmp / "out" / "scores.csv", lambda *step: seen.append(step)
+    )
+    assert seen == [("score", i, 3) for i in range(4)]
+    with (tmp / "out" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["case"] for row in rows] == sorted(truth)
+    for row, returned in zip(rows, found.rows):
+        expected = score_case(predicted[row["case"]], truth[row["case"]], MM)
+        assert {name: float(row[name]) for name in SCORES} == {name: expected[name] for name in SCORES}
+        # float32 in the header: 0.8 mm is not exact
+        volumes = {name: value for name, value in expected.items() if name.endswith("_ml")}
+        assert {name: float(row[name]) for name in volumes} == pytest.approx(volumes, rel=1e-6)
+        assert {name: returned[name] for name in SCORES} == {name: expected[name] for name in SCORES}
+    summary = json.loads((tmp / "out" / "scores.json").read_text())
+    assert read_scores(tmp / "out" / "scores.csv")[1] == json.loads(json.dumps(found.summary))
+    assert summary["scores"]["tk_dice"]["mean"] == pytest.approx(
+        sum(float(row["tk_dice"]) for row in rows) / 3
+    )
+    assert summary["truth_without_prediction"] == []
+    truth_file = tmp / "truth" / "case_00000" / "segmentation.nii.gz"
+    assert summary["cases"]["case_00000"] == {
+        "truth_sha256": hashlib.sha256(truth_file.read_bytes()).hexdigest(),
+        "prediction": "../predictions/prediction_00000.nii.gz",
+        "truth": "../truth/case_00000/segmentation.nii.gz",
+        "image": "../truth/case_00000/imaging.nii.gz",
+    }
+    assert summary["cases"]["case_00001"]["image"] is None
+    assert sorted(path.name for path in (tmp / "out").iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_line7_composite_identity_in_the_files(folders):
+    tmp, _, _ = folders
+    evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    with (tmp / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    mean = {name: sum(float(row[name]) for row in rows) / len(rows) for name in SCORES}
+    summary = json.loads((tmp / "scores.json").read_text())
+    assert abs(mean["composite"] - (mean["tk_dice"] + mean["tu_dice"]) / 2) < 1e-12
+    assert abs(mean["composite"] - summary["composite_identity"]["mean_of_composites"]) < 1e-12
+    assert abs(summary["composite_identity"]["difference"]) < 1e-12
+
+
+def test_line9_truth_against_itself_is_one_everywhere(folders):
+    tmp, _, _ = folders
+    found = evaluate_folders(tmp / "truth", tmp / "truth", tmp / "scores.csv")
+    assert all(row[name] == 1.0 for row in found.rows for name in SCORES)
+    assert found.summary["composite_interval_95"] == [1.0, 1.0]
+    assert found.summary["beside_all_background"]["prediction"]["pixel_accuracy"] == 1.0
+
+
+def test_all_background_baseline(folders):
+    tmp, truth, _ = folders
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    nothing = found.summary["beside_all_background"]["all_background"]
+    background = sum(int((labels == 0).sum()) for labels in truth.values())
+    assert (nothing["tk_dice"], nothing["tu_dice"], nothing["composite"]) == (0.0, 0.0, 0.0)
+    assert nothing["pixel_accuracy"] == pytest.approx(background / (3 * np.prod(SHAPE)), abs=1e-12)
+    assert nothing["pooled_dice_with_background"] == pytest.approx(nothing["pixel_accuracy"], abs=1e-12)
+    # writing real empty predictions and scoring them gives the same
+    (tmp / "empty").mkdir()
+    for name, labels in truth.items():
+        write_image(tmp / "empty" / f"{name}.nii.gz", np.zeros_like(labels), MM)
+    beside = evaluate_folders(tmp / "empty", tmp / "truth", tmp / "empty.csv").summary[
+        "beside_all_background"
+    ]
+    assert beside["prediction"] == beside["all_background"] == nothing
+
+
+def test_empty_masks_are_named_and_counted(folders):
+    tmp, _, predicted = folders
+    without = np.where(predicted["case_00001"] == 2, 1, predicted["case_00001"]).astype(np.uint8)
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", without, MM)
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert found.rows[1]["empty"] == ["predicted_tumor"]
+    assert found.summary["empty_cases"] == 1
+    with (tmp / "scores.csv").open() as file:
+        assert [row["empty"] for row in csv.DictReader(file)] == ["", "predicted_tumor", ""]
+    assert "1 case with an empty mask" in format_table(found.rows, found.summary)
+
+
+def test_three_ways_to_name_predictions(folders):
+    tmp, _, _ = folders
+    files = tmp / "predictions"
+    (files / "prediction_00001.nii.gz").rename(files / "case_00001.nii.gz")
+    (files / "case_00002").mkdir()
+    (files / "prediction_00002.nii.gz").rename(files / "case_00002" / "segmentation.nii.gz")
+    (files / "notes.txt").write_text("not a prediction")
+    pairs, missing = find_pairs(files, tmp / "truth")
+    assert [(pair.case, pair.prediction.name, pair.truth.parent.name) for pair in pairs] == [
+        ("case_00000", "prediction_00000.nii.gz", "case_00000"),
+        ("case_00001", "case_00001.nii.gz", "case_00001"),
+        ("case_00002", "segmentation.nii.gz", "case_00002"),
+    ]
+    assert missing == []
+
+
+def test_one_prediction_file(folders):
+    tmp, truth, predicted = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    found = evaluate_folders(file, tmp / "truth", tmp / "scores.csv")
+    assert [row["case"] for row in found.rows] == ["case_00001"]
+    assert found.summary["truth_without_prediction"] == ["case_00000", "case_00002"]
+    assert "2 cases with a truth are not scored (not predicted): case_00000, case_00002." in format_table(
+        found.rows, found.summary
+    )
+    directly = evaluate_folders(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz", tmp / "one.csv")
+    assert directly.rows == found.rows
+    assert (
+        directly.rows[0]["tk_dice"] == score_case(predicted["case_00001"], truth["case_00001"], MM)["tk_dice"]
+    )
+
+
+def test_predictions_json_is_carried_over(folders):
+    tmp, _, _ = folders
+    record = {
+        "kitsseg": "0.0.1",
+        "run": "runs/one",
+        "recipe": "unet2d:tiny",
+        "paper": "A paper",
+        "phantom": True,
+    }
+    record |= {"reported": {"kidney": 0.91}, "split": {"name": "80-10-10", "hash": "abc", "part": "test"}}
+    (tmp / "predictions" / "predictions.json").write_text(json.dumps(record | {"cases": {"case_00000": {}}}))
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    for key in ("recipe", "paper", "reported", "split", "phantom"):
+        assert found.summary[key] == record[key]
+    assert found.summary["run"] == str(tmp / "predictions" / "runs" / "one")
+    assert set(found.summary["cases"]) == {"case_00000", "case_00001", "case_00002"}
+    assert "phantom" in format_table(found.rows, found.summary)
+    (tmp / "predictions" / "predictions.json").write_text("[")
+    with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+
+
+def test_phantoms_are_known_by_their_images(folders):
+    tmp, _, _ = folders
+    assert (
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is False
+    )
+    file = tmp / "truth" / "case_00000" / "imaging.nii.gz"
+    write_image(file, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE), MM, PHANTOM)
+    assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is True
+    file.write_bytes(b"damaged")
+    assert (
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is False
+    )
+
+
+def test_table_shows_the_numbers(folders):
+    tmp, _, _ = folders
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    lines = format_table(found.rows, found.summary).splitlines()
+    ladder, lines = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    assert lines[0].split()[:3] == ["TK", "TU", "composite"]
+    assert lines[2].split()[:2] == ["case_00001", f"{found.rows[1]['tk_dice']:.4f}"]
+    assert lines[4].split()[:2] == ["mean", f"{found.summary['scores']['tk_dice']['mean']:.4f}"]
+    assert lines[5].split() == ["empty", "prediction", *["0.0000"] * 4]
+    assert len({len(line) for line in lines[:5]}) == 1  # columns are aligned
+    beside = found.summary["beside_all_background"]
+    for line, (key, rung) in zip(ladder[1:], RUNGS.items()):
+        figures = [beside[name][key] for name in ("prediction", "all_background")]
+        assert line.startswith(rung.name) and line.split()[-2:] == [f"{figure:.4f}" for figure in figures]
+    assert len({len(line) for line in ladder}) == 1
+
+
+def test_prediction_without_truth(folders):
+    tmp, _, _ = folders
+    shutil.rmtree(tmp / "truth" / "case_00001")
+    with pytest.raises(InputError, match=r"prediction_00001.*expected .*case_00001.segmentation\.nii\.gz"):
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert not (tmp / "scores.csv").exists()
+
+
+def test_two_predictions_of_one_case(folders):
+    tmp, _, _ = folders
+    shutil.copy(tmp / "predictions" / "prediction_00001.nii.gz", tmp / "predictions" / "case_00001.nii.gz")
+    with pytest.raises(InputError, match="second prediction of case_00001"):
+        find_pairs(tmp / "predictions", tmp / "truth")
+
+
+def test_bad_arguments(folders):
+    tmp, _, _ = folders
+    (tmp / "nothing").mkdir()
+    truth_file = tmp / "truth" / "case_00000" / "segmentation.nii.gz"
+    with pytest.raises(InputError, match=r"prediction_00000\.nii\.gz, found none"):
+        find_pairs(tmp / "nothing", tmp / "truth")
+    with pytest.raises(InputError, match=r"absent.*found nothing"):
+        find_pairs(tmp / "absent", tmp / "truth")
+    with pytest.raises(InputError, match="expected a folder in KiTS layout"):
+        find_pairs(tmp / "predictions", truth_file)
+    with pytest.raises(InputError, match=r"\.csv"):
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.txt")
+
+
+def test_other_shape_names_both_files(folders):
+    tmp, _, predicted = folders
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", predicted["case_00001"][:, :-1], MM)
+    with pytest.raises(InputError) as error:
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    for part in ("prediction_00001.nii.gz", "(6, 8, 8)", "segmentation.nii.gz", "(6, 9, 8)"):
+        assert part in str(error.value)
+
+
+def test_other_affine_names_both_files(folders):
+    tmp, _, predicted = folders
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", predicted["case_00001"], (3.0, 0.8, 0.9))
+    with pytest.raises(InputError) as error:
+        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    # seven steps of 0.1 mm between the first and the last of eight columns
+    for part in ("prediction_00001.nii.gz", "0.7 mm", "-0.9", "segmentation.nii.gz", "-0.8"):
+        assert part in str(error.value)
+
+
+def test_reordered_axes_and_floats_score_the_same(folders):
+    tmp, truth, predicted = folders
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    expected = count_slices(predicted["case_00001"], truth["case_00001"])
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    np.testing.assert_array_equal(count_files(file, truth_file)[0], expected)
+    as_closest = nib.as_closest_canonical(nib.load(file))
+    nib.save(as_closest, tmp / "canonical.nii.gz")
+    assert nib.load(tmp / "canonical.nii.gz").shape == SHAPE[::-1]
+    as_float = nib.Nifti1Image(np.asarray(as_closest.dataobj).astype(np.float32), as_closest.affine)
+    nib.save(as_float, tmp / "float.nii")
+    for other in ("canonical.nii.gz", "float.nii"):
+        counts, spacing_mm = count_files(tmp / other, truth_file)
+        np.testing.assert_array_equal(counts, expected)
+        assert spacing_mm == pytest.approx(MM)
+
+
+def test_a_flip_without_its_affine_is_refused(folders):
+    tmp, _, _ = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([0.8, 0.8, 3.0, 1])), file)
+    with pytest.raises(InputError, match=r"prediction_00001.*truth"):
+        count_files(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz")
+
+
+def test_other_labels_name_the_file(folders):
+    tmp, _, predicted = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    write_image(file, predicted["case_00001"] * 2, MM)
+    with pytest.raises(InputError, match=r"prediction_00001\.nii\.gz: labels must be .*found 4"):
+        count_files(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz")
+
+
+def test_damaged_files_are_named(folders):
+    tmp, _, _ = folders
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    whole = file.read_bytes()
+    bad_checksum = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for damaged in (whole[:-20], bad_checksum, b""):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"prediction_00001\.nii\.gz: damaged"):
+            count_files(file, truth_file)
+
+
+def test_peak_memory_of_large_files_stays_below_the_volumes(tmp_path):
+    """Counting two label maps of 96 MiB each grows the process by less than one of them."""
+    labels = np.zeros((384, 512, 512), np.uint8)
+    labels[100:200, 200:300, 100:200] = 1
+    write_image(tmp_path / "truth.nii.gz", labels, MM)
+    shutil.copy(tmp_path / "truth.nii.gz", tmp_path / "prediction.nii.gz")
+    code = (
+        "import resource, sys\n"
+        "from kitsseg.scoring.label_files import count_files\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\n"
+        "counts, _ = count_files(*sys.argv[1:])\n"
+        "print(peak() - before, counts.sum(axis=0)[1, 1])\n"
+        "import kitsseg.scoring.evaluate, kitsseg.report.report\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    files = [str(tmp_path / name) for name in ("prediction.nii.gz", "truth.nii.gz")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files], capture_output=True, text=True, check=True, env=environment
+    )
+    growth, kidney = map(int, done.stdout.split())
+    assert kidney == 100 * 100 * 100
+    assert growth < 48
+
+
+def test_a_name_that_ends_in_gz_may_hold_plain_bytes(folders):
+    tmp, _, _ = folders
+    file = tmp / "predictions" / "prediction_00001.nii.gz"
+    file.write_bytes(gzip.decompress(file.read_bytes()))
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    assert count_files(file, truth_file)[0].sum() == np.prod(SHAPE)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_slices_of_a_stream_are_those_of_the_array(axes, flip, tmp_path):
+    """Whatever axis of the file the slices run along, in 7 * 11 * 13 voxels: no multiple of the word of 8 bytes."""
+    rng = np.random.default_rng(sum(axes) + flip)
+    shape = (7, 11, 13)
+    pair = [(rng.integers(3, size=shape) * (rng.random(shape) < 0.2)).astype(np.uint8) for _ in range(2)]
+    for name, array in zip(("prediction", "truth"), pair):
+        affine = np.eye(4)
+        # columns of the affine in RAS: slices run to I, rows to P, columns to L
+        affine[:3, :3] = np.array([[0, 0, -0.8], [0, -0.8, 0], [-3.0, 0, 0]])[:, list(axes)]
+        stored = array.transpose(axes)
+        if flip:
+            at = axes.index(0)
+            affine[:3, 3] = affine[:3, at] * (shape[0] - 1)
+            affine[:3, at] *= -1
+            stored = np.flip(stored, at)
+        nib.save(nib.Nifti1Image(stored, affine), tmp_path / f"{name}.nii.gz")
+    found, spacing_mm = count_files(tmp_path / "prediction.nii.gz", tmp_path / "truth.nii.gz")
+    np.testing.assert_array_equal(found, count_slices(*pair))
+    assert spacing_mm == pytest.approx((3.0, 0.8, 0.8))
+    # and the boxes of the foreground hold the same voxels
+    boxes = read_boxes(tmp_path / "prediction.nii.gz", tmp_path / "truth.nii.gz")
+    whole = count_slices(*pair).sum(axis=0)
+    boxed = count_slices(*boxes).sum(axis=0)
+    np.testing.assert_array_equal(boxed.ravel()[1:], whole.ravel()[1:])
+
+
+def test_boxes_of_empty_label_maps(tmp_path):
+    nothing = np.zeros((4, 5, 6), np.uint8)
+    kidney = nothing.copy()
+    kidney[1:3, 2:4, 1:5] = 1
+    for name, labels in (("nothing", nothing), ("kidney", kidney)):
+        write_image(tmp_path / f"{name}.nii.gz", labels, MM)
+    empty, box = read_boxes(tmp_path / "nothing.nii.gz", tmp_path / "kidney.nii.gz")
+    assert box.shape == empty.shape == (2, 2, 4) and box.all() and not empty.any()
+    empty, box = read_boxes(tmp_path / "nothing.nii.gz", tmp_path / "nothing.nii.gz")
+    assert empty.size == box.size == 0
+
+
+def cyst_case(folder):
+    """One case of 8 x 8 kidney voxels in each of 3 slices with cyst (3) and tumor (2); predicted: half the cyst as
+    tumor. Returns (truth, prediction)."""
+    truth = np.zeros((5, 12, 12), np.uint8)
+    truth[1:4, 2:10, 2:10] = 1
+    truth[2, 3:5, 3:7] = 3  # 8 voxels of cyst
+    truth[2, 6:8, 3:7] = 2  # 8 of tumor
+    predicted = truth.copy()
+    predicted[2, 3, 3:7] = 2
+    write_image(folder / "truth" / "case_00007" / "segmentation.nii.gz", truth, MM)
+    write_image(folder / "predictions" / "case_00007.nii.gz", predicted, MM)
+    return truth, predicted
+
+
+def test_classes_of_kits23(tmp_path):
+    cyst_case(tmp_path)
+    found = evaluate_folders(
+        tmp_path / "predictions", tmp_path / "truth", tmp_path / "scores.csv", classes="kits23", surface=True
+    )
+    (row,) = found.rows
+    # tumor: truth 8, prediction 12, common 8 -> 16/20; the masses and all together agree
+    assert row["tumor_dice"] == row["tu_dice"] == pytest.approx(0.8)
+    assert row["mass_dice"] == row["kidney_and_mass_dice"] == row["tk_dice"] == 1.0
+    # cysts are kidney in the other scores: 3 * 64 - 8 of truth, 4 less predicted
+    assert row["truth_kidney_ml"] == pytest.approx(184 * 3 * 0.64 / 1000, rel=1e-6)
+    assert row["predicted_kidney_ml"] == pytest.approx(180 * 3 * 0.64 / 1000, rel=1e-6)
+    assert row["kidney_and_mass_surface_dice"] == row["mass_surface_dice"] == 1.0
+    assert row["kidney_and_mass_hd95_mm"] == row["mass_hd95_mm"] == 0.0
+    assert 0 < row["tumor_surface_dice"] < 1 and row["tumor_hd95_mm"] > 0
+    assert [row[name] for name in ("lesions", "lesions_found", "predicted_lesions", "false_lesions")] == [
+        1,
+        1,
+        2,
+        1,
+    ]
+    assert found.summary["hec"]["mean_dice"] == pytest.approx((1 + 1 + 0.8) / 3)
+    assert found.summary["cases"]["case_00007"]["label_values"] == (0, 1, 2, 3)
+    with (tmp_path / "scores.csv").open() as file:
+        (written,) = csv.DictReader(file)
+    assert {name: float(written[name]) for name in row if name.endswith("_dice")} == {
+        name: row[name] for name in row if name.endswith("_dice")
+    }
+    assert "KiTS23 classes, Dice: kidney_and_mass 1.0000, mass 1.0000, tumor 0.8000." in format_table(
+        found.rows, found.summary
+    )
+
+
+def test_cysts_are_refused_where_nobody_asked_for_them(tmp_path):
+    cyst_case(tmp_path)
+    folders = tmp_path / "predictions", tmp_path / "truth", tmp_path / "scores.csv"
+    with pytest.raises(InputError, match="cyst"):
+        evaluate_folders(*folders)
+    with pytest.raises(InputError, match=r"no --cyst, found \(0, 1, 2, 1\)"):
+        evaluate_folders(*folders, layout=Layout(cyst="kidney"), classes="kits23")
+    with pytest.raises(InputError, match="classes: expected kits19 or kits23, found kits20"):
+        evaluate_folders(*folders, classes="kits20")
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_hd95_is_left_empty_where_it_is_not_defined(folders):
+    tmp, _, predicted = folders
+    without = np.where(predicted["case_00001"] == 2, 1, predicted["case_00001"]).astype(np.uint8)
+    write_image(tmp / "predictions" / "prediction_00001.nii.gz", without, MM)
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv", surface=True)
+    assert (found.rows[1]["tumor_surface_dice"], found.rows[1]["tumor_hd95_mm"]) == (0.0, None)
+    with (tmp / "scores.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert written[1]["tumor_hd95_mm"] == "" and float(written[0]["tumor_hd95_mm"]) > 0
+    hd95 = found.summary["surface"]["classes"]["tumor"]["hd95_mm"]
+    assert hd95["defined"] == 2
+    assert hd95["mean"] == pytest.approx(
+        (found.rows[0]["tumor_hd95_mm"] + found.rows[2]["tumor_hd95_mm"]) / 2
+    )
+    assert "(defined in 2 of 3 cases)" in format_table(found.rows, found.summary)
+    assert found.summary["lesions"]["lesions_found"] == 2
+    rows, _ = read_scores(tmp / "scores.csv")
+    assert rows[1]["tumor_hd95_mm"] is None
+
+
+def test_split_hash_and_label_release_are_written(folders):
+    tmp, _, _ = folders
+    record = {"split": {"name": "80-10-10", "hash": "abc", "part": "test"}}
+    (tmp / "predictions" / "predictions.json").write_text(json.dumps(record))
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert found.summary["label_release"] == {"kits19": 0, "other": 3}
+    with (tmp / "scores.csv").open() as file:
+        assert {(row["label_release"], row["split_hash"]) for row in csv.DictReader(file)} == {
+            ("other", "abc")
+        }
+
+
+def test_failed_scans_are_carried_over(folders):
+    tmp, _, _ = folders
+    file = tmp / "predictions" / "predictions.json"
+    entry = {"reason": "case_00009: damaged", "traceback": "...", "finished": "2026"}
+    file.write_text(json.dumps({"failed": {"case_00009": entry}}))
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert found.summary["failed"] == {"case_00009": {"reason": "case_00009: damaged"}}
+    assert "1 scan failed in kitsseg predict: case_00009." in format_table(found.rows, found.summary)
+    for damaged in ({"failed": ["case_00009"]}, {"failed": {"case_00009": {}}}, {"split": "x"}, [1]):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
+            evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+
+
+def test_what_predict_recorded_replaces_no_score(folders):
+    tmp, _, _ = folders
+    (tmp / "predictions" / "predictions.json").write_text(
+        json.dumps({"scores": {}, "n_cases": 9, "run": "r"})
+    )
+    summary = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary
+    assert summary["n_cases"] == 3 and summary["scores"]["tk_dice"]
+    assert summary["run"] == str(tmp / "predictions" / "r")
+
+
+def check_real_label_maps(files, truth, out):
+    """Perturbed copies of real label maps as predictions, against a computation with other means.
+
+    The lines of the starter code: masks > 0 and > 1, twice the intersection over the sum, mean of both. The ladder of
+    an empty label map: shares of voxels and slices, by plain NumPy.
+    """
+    composites, voxels, slices = [], np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for file in files:
+        labels = np.asarray(nib.load(file).dataobj)
+        prediction = np.roll(labels, 2, axis=1)
+        prediction[::3][prediction[::3] == 2] = 1  # every third slice loses its tumor
+        nib.save(nib.Nifti1Image(prediction, nib.load(file).affine), out / f"{file.parent.name}.nii")
+        dice = []
+        for label in (0, 1):
+            one, other = labels > label, prediction > label
+            dice.append(2 * np.sum(one & other) / (np.sum(one) + np.sum(other)))
+        composites.append(sum(dice) / 2)
+        voxels += [np.sum(labels == label) for label in range(3)]
+        slices += [len(labels), np.sum(labels.any(axis=(1, 2))), np.sum((labels == 2).any(axis=(1, 2)))]
+    found = evaluate_folders(out, truth, out / "scores.csv")
+    assert [row["composite"] for row in found.rows] == pytest.approx(composites, abs=1e-12)
+    assert {row["label_release"] for row in found.rows} == {"kits19"}
+    nothing = found.summary["beside_all_background"]["all_background"]
+    assert nothing["pixel_accuracy"] == pytest.approx(voxels[0] / voxels.sum(), abs=1e-12)
+    assert nothing["slice_tk_dice_empty_is_1"] == pytest.approx(1 - slices[1] / slices[0], abs=1e-12)
+    assert nothing["slice_tu_dice_empty_is_1"] == pytest.approx(1 - slices[2] / slices[0], abs=1e-12)
+    assert nothing["tk_dice"] == nothing["tu_dice"] == nothing["pooled_tk_dice"] == 0.0
+
+
+def test_must_show_3_official_scores_of_real_label_maps(real_data, tmp_path):
+    names = ("case_00023", "case_00061", "case_00148")
+    files = [real_data / "kits19" / name / "segmentation.nii.gz" for name in names]
+    check_real_label_maps(files, real_data / "kits19", tmp_path)
+
+
+@pytest.mark.slow
+def test_must_show_3_and_4_all_real_label_maps_at_hand(real_data, tmp_path):
+    files = sorted((real_data / "kits19").glob("case_*/segmentation.nii.gz"))
+    assert len(files) >= 20
+    check_real_label_maps(files, real_data / "kits19", tmp_path)

@@ -1,0 +1,187 @@
+"""The training loop: what a run folder holds, resuming, the plateau schedule."""
+
+import csv
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from support.cases import StopAfter, read_json
+
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
+from kitsseg.data.splits import make_split
+from kitsseg.errors import InputError
+from kitsseg.losses import CrossEntropySoftDice
+from kitsseg.models import build_unet2d
+from kitsseg.optimizers.schedules import plateau_learning_rate
+from kitsseg.recipe import Plateau
+from kitsseg.records.run import read_history
+from kitsseg.training.epoch_log import best_epoch
+from kitsseg.training.train import train_recipe
+
+NAMES = [f"case_{i:05d}" for i in range(9)]
+
+
+def rows_of(run):
+    with (run / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_what_the_other_commands_need(trained):
+    run = trained.run
+    assert sorted(path.name for path in run.iterdir()) == [
+        "history.csv",
+        "model.keras",
+        "model_card.md",
+        "run.json",
+        "split.json",
+    ]
+    record = read_json(run / "run.json")
+    assert record["status"] == "finished"
+    card = (run / "model_card.md").read_text()  # written last: it tells of the finished run
+    assert card.startswith("# unet2d:micro\n") and f"{record['seconds']:.0f} s, seed 5." in card
+    assert "| train | 3 |" in card
+    assert record["recipe"] == "unet2d:micro"
+    assert record["split"]["hash"] == trained.split.hash
+    assert record["split"]["cases"]["test"] == list(trained.split.test)
+    assert record["seed"] == 5
+    assert record["phantom"] is False
+    assert record["settings"]["preprocess"]["hu_window"] == [-79.0, 304.0]
+    assert {"python", "keras", "numpy", "kitsseg"} <= set(record["versions"])
+    rows = rows_of(run)
+    assert [(row["phase"], int(row["epoch"])) for row in rows] == [("train", 1), ("train", 2), ("train", 3)]
+    # patience 1 and min_delta 10: the rate drops by 0.8 after every epoch but the first
+    rates = [float(row["learning_rate"]) for row in rows]
+    np.testing.assert_allclose(rates, [3e-3, 3e-3, 3e-3 * 0.8])
+    assert [call[1:] for call in trained.calls] == [(i, 18) for i in range(1, 19)]
+    assert trained.calls[-1][0].startswith("train, epoch 3 of 3, loss ")
+
+
+def test_the_best_epoch_is_what_is_kept(trained):
+    """The saved network reproduces the lowest validation loss of the history."""
+    recipe = trained.recipe
+    cases = open_cache(trained.cache, recipe.preprocess)
+    validation = ValidationSlices(
+        cases, trained.split, "validation", recipe.phases[0].sampler, recipe.preprocess
+    )
+    model = keras.models.load_model(trained.run / "model.keras", compile=False)
+    loss = recipe.build_loss(**recipe.loss)
+    again = [
+        float(loss(y, model(x, training=False))) for x, y in map(validation.batch, range(len(validation)))
+    ]
+    np.testing.assert_allclose(
+        np.mean(again), min(row["val_loss"] for row in read_history(trained.run)), rtol=1e-4
+    )
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(trained, tmp_path):
+    arguments = (trained.recipe, trained.cache, trained.split, tmp_path / "run", 5)
+    for calls in (8, 9):  # in the middle of the second epoch, then of the third
+        with pytest.raises(KeyboardInterrupt):
+            train_recipe(*arguments, resume=calls == 9, progress=StopAfter(calls))
+        assert not (tmp_path / "run" / "model.keras").exists()
+        assert len(list((tmp_path / "run" / "checkpoint").glob("*.keras"))) <= 2
+    run = train_recipe(*arguments, resume=True)
+    ours, theirs = read_history(run), read_history(trained.run)
+    assert [row["epoch"] for row in ours] == [1, 2, 3]
+    assert [row["learning_rate"] for row in ours] == [row["learning_rate"] for row in theirs]
+    np.testing.assert_allclose([r["val_loss"] for r in ours], [r["val_loss"] for r in theirs], rtol=1e-3)
+    assert not (run / "checkpoint").exists()
+
+
+def test_phases_hand_their_best_weights_on(trained, tmp_path):
+    """A second phase that cannot learn ends with the best weights of the first."""
+    second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=0.0, schedule=None)
+    recipe = replace(trained.recipe, phases=(trained.recipe.phases[0], second))
+    run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run", seed=5)
+    history = read_history(run)
+    assert [row["phase"] for row in history] == ["train"] * 3 + ["rest"]
+    models = [keras.models.load_model(folder / "model.keras", compile=False) for folder in (run, trained.run)]
+    for a, b in zip(*(model.trainable_weights for model in models), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-2, atol=1e-3)
+
+
+def test_what_does_not_fit_is_refused(trained, tmp_path):
+    recipe, cache, split, run = trained.recipe, trained.cache, trained.split, tmp_path / "run"
+    run.mkdir()
+    record = read_json(trained.run / "run.json") | {"status": "training"}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="expected a new or empty folder for the run"):
+        train_recipe(recipe, cache, split, run)
+    other = make_split(NAMES, seed=1)
+    assert other.hash != split.hash
+    with pytest.raises(InputError, match="started with another split"):
+        train_recipe(recipe, cache, other, run, 5, resume=True)
+    with pytest.raises(InputError, match="started with another seed"):
+        train_recipe(recipe, cache, split, run, 6, resume=True)
+    with pytest.raises(InputError, match="started with another recipe"):
+        train_recipe(recipe, cache, split, run, 5, epochs=9, resume=True)
+    with pytest.raises(InputError, match="found no run.json"):
+        train_recipe(recipe, cache, split, tmp_path / "new", resume=True)
+    with pytest.raises(InputError, match="--epochs: expected at least 1, found 0"):
+        train_recipe(recipe, cache, split, tmp_path / "new", epochs=0)
+    with pytest.raises(InputError, match="nothing to resume"):
+        train_recipe(recipe, cache, split, trained.run, 5, resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(trained, tmp_path):
+    phase = replace(trained.recipe.phases[0], learning_rate=1e30)
+    recipe = replace(trained.recipe, phases=(phase,))
+    told = r"loss is (nan|inf) in epoch 1 of phase train, at step [2-6] of 6. No epoch was finished before. Start again"
+    with pytest.raises(InputError, match=told):
+        train_recipe(recipe, trained.cache, trained.split, tmp_path / "run")
+
+
+def test_plateau_equals_keras():
+    """Our schedule, a function of the history, sets the rates that Keras' callback sets."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        losses = np.cumsum(rng.normal(-0.01, 0.05, 40)) + 3
+        plateau = Plateau(factor=0.5, patience=3, min_delta=0.02, min_learning_rate=1e-3)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        callback = keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=3, min_delta=0.02, min_lr=1e-3)
+        callback.set_model(model)
+        callback.on_train_begin()
+        for epoch, loss in enumerate(losses):
+            callback.on_epoch_end(epoch, {"val_loss": loss})
+            ours = plateau_learning_rate(0.1, losses[: epoch + 1], plateau)
+            np.testing.assert_allclose(ours, float(model.optimizer.learning_rate), rtol=1e-5)
+
+
+def test_unet2d_line_10_the_paper_s_schedule():
+    """A flat loss: first drop after epoch 31, two drops in 80 epochs, 1e-4 -> 8e-5 -> 6.4e-5."""
+    plateau = Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6)
+    rates = [plateau_learning_rate(1e-4, [1.0] * epochs, plateau) for epochs in range(80)]
+    assert rates[30] == 1e-4  # the rate of epoch 31, after 30 epochs
+    np.testing.assert_allclose(rates[31], 8e-5)
+    np.testing.assert_allclose(sorted(set(rates)), [6.4e-5, 8e-5, 1e-4])
+    assert plateau_learning_rate(1e-4, [1.0] * 5000, plateau) == 1e-6
+    # a drop of the loss by 0.005 or less is none; by more it is
+    assert plateau_learning_rate(1e-4, [1 - 0.004 * (i > 0) for i in range(31)], plateau) < 1e-4
+    assert plateau_learning_rate(1e-4, [1 - 0.006 * (i > 0) for i in range(31)], plateau) == 1e-4
+
+
+def test_best_epoch_takes_the_first_of_equals():
+    assert (
+        best_epoch(
+            [{"epoch": 1, "val_loss": 2.0}, {"epoch": 2, "val_loss": 1.0}, {"epoch": 3, "val_loss": 1.0}]
+        )
+        == 2
+    )
+
+
+def test_unet2d_line_11_the_loss_of_one_batch_falls(cached, spec, micro_recipe):
+    """Four starting filters, 64 x 64, Adam 1e-3, one batch of seven, 30 steps."""
+    sampler = replace(micro_recipe.phases[0].sampler, patch_size=(64, 64))
+    batches = SliceBatches(
+        cached, make_split(NAMES), "train", sampler, micro_recipe.phases[0].augmentation, spec
+    )
+    images, labels = batches.batch(0)
+    keras.utils.set_random_seed(0)
+    model = build_unet2d((64, 64, 1), start_filters=4)
+    model.compile(keras.optimizers.Adam(1e-3), CrossEntropySoftDice())
+    losses = [float(model.train_on_batch(images, labels)) for _ in range(30)]
+    assert min(losses[-5:]) < 0.75 * losses[0]

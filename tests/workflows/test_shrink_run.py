@@ -1,0 +1,104 @@
+"""A finished run made smaller: what is left behind is an ordinary run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kitsseg import cli, recipes
+from kitsseg.errors import InputError
+from kitsseg.inference.cohort import predict_cases
+from kitsseg.models.loading import read_network
+from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
+from kitsseg.records.run import finished_run, read_history, read_run
+from kitsseg.workflows.shrink import shrink_run
+
+
+@pytest.fixture(scope="module")
+def shrunk(trained, tmp_path_factory):
+    """Half of the channels of the micro run, fine-tuned for two epochs by the command itself."""
+    out = tmp_path_factory.mktemp("shrunk") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "get", {"unet2d:micro": trained.recipe}.__getitem__)
+        patch.setattr("sys.stdout.isatty", lambda: False)
+        options = ["--keep", "0.5", "--multiple", "1", "--epochs", "2"]
+        assert cli.main(["shrink", str(trained.run), str(trained.cache), str(out), *options]) in (None, 0)
+    return out
+
+
+def test_the_new_run_is_finished_smaller_and_names_its_parent(shrunk, trained):
+    record, weights, *_ = finished_run(shrunk)
+    before, after = read_network(trained.run / "model.keras"), read_network(weights)
+    assert record["status"] == "finished"
+    assert (shrunk / record["parent"]["run"]).samefile(trained.run)
+    assert record["split"] == read_run(trained.run)["split"] | {"source": record["split"]["source"]}
+    assert record["shrink"] == {
+        "keep": 0.5,
+        "by": "magnitude",
+        "multiple": 1,
+        "parameters_before": before.count_params(),
+        "parameters": after.count_params(),
+    }
+    # filters 4, 8 and 16 become 2, 4 and 8
+    assert [after.get_layer(f"{name}_conv").filters for name in ("down0_1", "down1_2", "bottom_1")] == [
+        2,
+        4,
+        8,
+    ]
+    assert [row["phase"] for row in read_history(shrunk)] == ["shrink"] * 2
+    assert read_history(shrunk)[0]["learning_rate"] == pytest.approx(trained.recipe.phases[0].learning_rate)
+
+
+def test_it_has_been_trained_on_and_predicts(shrunk, trained, tmp_path):
+    model = read_network(trained.run / "model.keras")
+    start = shrink_model(model, choose_channels(channel_scores(model), 0.5))
+    end = read_network(shrunk / "model.keras")
+    moved = [not np.array_equal(a, b) for a, b in zip(start.get_weights(), end.get_weights(), strict=True)]
+    assert np.mean(moved) > 0.9
+    assert len(predict_cases(shrunk, [trained.data / "case_00000"], tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_a_shrunk_run_can_be_shrunk_again_and_resumed(shrunk, trained, tmp_path):
+    options = {"keep": 0.5, "multiple": 2, "epochs": 2}
+
+    class Stop(Exception):
+        pass
+
+    def stop(description, done, total):
+        if done > total * 0.6:
+            raise Stop
+
+    out = tmp_path / "again"
+    with pytest.raises(Stop):
+        shrink_run(trained.recipe, shrunk, trained.cache, out, **options, progress=stop)
+    with pytest.raises(InputError, match="another shrink than the one given"):
+        shrink_run(trained.recipe, shrunk, trained.cache, out, **options | {"keep": 0.75}, resume=True)
+    shrink_run(trained.recipe, shrunk, trained.cache, out, **options, resume=True)
+    assert read_network(out / "model.keras").get_layer("bottom_1_conv").filters == 4
+    whole = shrink_run(trained.recipe, shrunk, trained.cache, tmp_path / "whole", **options)
+    for a, b in zip(
+        read_network(out / "model.keras").get_weights(), read_network(whole / "model.keras").get_weights()
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": 0.5, "epochs": 0}, "epochs: expected at least 1, found 0"),
+        ({"keep": 1.5}, "a share above 0 and up to 1; got 1.5"),
+        ({"keep": 1.0}, "no channel would be removed \\(keeping 1 in multiples of 8\\)"),
+        ({}, "no channel would be removed \\(with all weights 0\\)"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(trained, tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        shrink_run(trained.recipe, trained.run, trained.cache, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_recipe_is_refused(trained, tmp_path):
+    other = replace(trained.recipe, model={**trained.recipe.model, "start_filters": 8})
+    with pytest.raises(InputError, match="trained with other model settings than those of unet2d:micro"):
+        shrink_run(other, trained.run, trained.cache, tmp_path / "out", keep=0.5, multiple=1)
