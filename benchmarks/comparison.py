@@ -39,7 +39,7 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.inference.cohort import predict_cases
 from kitsseg.models.loading import read_network
 from kitsseg.models.macs import count_macs
-from kitsseg.phase import Plateau
+from kitsseg.recipe import Plateau
 from kitsseg.records.run import read_run
 from kitsseg.scoring.evaluate import evaluate_folders
 from kitsseg.training.state import steps_of

@@ -30,7 +30,7 @@ from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.data.sampling.patches import PatchBatches
-from kitsseg.data.sampling.slices import SliceBatches, slice_dataset
+from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.recipe import PatchSampler
 
@@ -95,7 +95,7 @@ def memory(cases):
         print("anonymous memory: only known on Linux, not measured")
         return
     for name in (SLICES, PATCHES):
-        for _ in slice_dataset(batches_of(name, cases), 0, 20):
+        for _ in batch_dataset(batches_of(name, cases), 0, 20):
             pass
         print(
             f"anonymous memory of {name}: {status_mib('RssAnon') - before:.0f} MiB over TensorFlow's own "
@@ -193,7 +193,7 @@ def serve(pipe, title, name, work, place):
 
 def through_tf_data(cases, batches, place):
     one_thread_for_tensorflow()
-    return iter(slice_dataset(batches, 0, 10**9)).__next__
+    return iter(batch_dataset(batches, 0, 10**9)).__next__
 
 
 def through_numpy(cases, batches, place):

@@ -26,8 +26,7 @@ from scipy.ndimage import zoom
 
 from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.formats.nifti import read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import read_image, read_labels, write_image
 from kitsseg.data.geometry.resample import resample_slices, resampled_shape
 
 # the scan as it is: the peers below do not resample either

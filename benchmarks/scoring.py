@@ -21,8 +21,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from kitsseg.data.formats.nifti import read_labels
-from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.formats.nifti import read_labels, write_labels
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.labels.components import components
 from kitsseg.labels.distances import distance_mm

@@ -25,7 +25,7 @@ from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.phantoms.synthesize import synthesize_cases
-from kitsseg.data.sampling.slices import SliceBatches, slice_dataset
+from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.files.atomic import atomic_path
 from kitsseg.inference.cohort import as_probabilities, probabilities_of
@@ -70,7 +70,7 @@ def train(recipe, cases, epochs, seed):
         model.compile(
             keras.optimizers.Adam(phase.learning_rate), recipe.build_loss(**recipe.loss), jit_compile=False
         )
-        model.fit(slice_dataset(batches, 0, steps, recipe.build_targets), epochs=1, verbose=0, shuffle=False)
+        model.fit(batch_dataset(batches, 0, steps, recipe.build_targets), epochs=1, verbose=0, shuffle=False)
     return model
 
 

@@ -171,7 +171,7 @@ def start_keras(name, engine, precision, images, labels):
     import tensorflow as tf
 
     from kitsseg.models.macs import count_macs
-    from kitsseg.runtime.precision import computing_in
+    from kitsseg.runtime.execution import computing_in
 
     with computing_in(precision):
         recipe, model, loss, weights = network_of(name)

@@ -1,3 +1,70 @@
-"""Kidney and kidney tumor segmentation in CT with Keras 3: five KiTS19 papers, from NIfTI to scores."""
+"""Kidney and kidney tumor segmentation in CT with Keras 3: five KiTS19 papers, from NIfTI to scores.
+
+The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
+"""
+
+from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kitsseg import recipes
+    from kitsseg.data.cache.build import preprocess_cases
+    from kitsseg.data.cache.cases import open_cache
+    from kitsseg.data.kits19.manifest import read_manifest
+    from kitsseg.data.splits import load_split, make_split
+    from kitsseg.export.export import export_run
+    from kitsseg.inference.cohort import predict_cases
+    from kitsseg.report.report import write_report
+    from kitsseg.scoring.compare import compare_scores
+    from kitsseg.scoring.evaluate import evaluate_folders
+    from kitsseg.training.train import train_recipe
+    from kitsseg.workflows.prune import prune_run
+    from kitsseg.workflows.shrink import shrink_run
+
+__all__ = [
+    "__version__",
+    "compare_scores",
+    "evaluate_folders",
+    "export_run",
+    "load_split",
+    "make_split",
+    "open_cache",
+    "predict_cases",
+    "preprocess_cases",
+    "prune_run",
+    "read_manifest",
+    "recipes",
+    "shrink_run",
+    "train_recipe",
+    "write_report",
+]
 
 __version__ = "0.1.0"
+_MODULES = {
+    "compare_scores": "kitsseg.scoring.compare",
+    "evaluate_folders": "kitsseg.scoring.evaluate",
+    "export_run": "kitsseg.export.export",
+    "load_split": "kitsseg.data.splits",
+    "make_split": "kitsseg.data.splits",
+    "open_cache": "kitsseg.data.cache.cases",
+    "predict_cases": "kitsseg.inference.cohort",
+    "preprocess_cases": "kitsseg.data.cache.build",
+    "prune_run": "kitsseg.workflows.prune",
+    "read_manifest": "kitsseg.data.kits19.manifest",
+    "shrink_run": "kitsseg.workflows.shrink",
+    "train_recipe": "kitsseg.training.train",
+    "write_report": "kitsseg.report.report",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name == "recipes":
+        return import_module("kitsseg.recipes")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

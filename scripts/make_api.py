@@ -35,7 +35,7 @@ background, kidney, tumor.
 | draw batches of slices or patches | `kitsseg.data.sampling.slices.SliceBatches`, `kitsseg.data.sampling.patches`, `kitsseg.data.splits.make_split` |
 | build a network | `kitsseg.models` |
 | measure its error | `kitsseg.losses`, `kitsseg.metrics` |
-| read or write a recipe | `kitsseg.recipes.get`, `kitsseg.recipe`, `kitsseg.phase` |
+| read or write a recipe | `kitsseg.recipes.get`, `kitsseg.recipe`, `kitsseg.recipe` |
 | train it | `kitsseg.training.train.train_recipe` |
 | make a network smaller | `kitsseg.workflows.prune`, `kitsseg.workflows.shrink`, `kitsseg.export.export` |
 | segment scans | `kitsseg.inference.cohort` |

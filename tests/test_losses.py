@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kitsseg.deep_supervision import HEAD_STRIDES, HEAD_WEIGHTS, deep_supervision_targets
-from kitsseg.losses import CrossEntropySoftDice, FocalTversky, Tversky, TverskyFocal
+from kitsseg.losses import (
+    HEAD_STRIDES,
+    HEAD_WEIGHTS,
+    CrossEntropySoftDice,
+    FocalTversky,
+    Tversky,
+    TverskyFocal,
+    deep_supervision_targets,
+)
 
 # one image of four pixels; softmax rows 0.786986/0.106507/0.106507; 0.422319/0.422319/0.155362;
 # 0.090031/0.665241/0.244728; 0.155362/0.422319/0.422319

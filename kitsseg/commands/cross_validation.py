@@ -4,8 +4,7 @@ import shlex
 from pathlib import Path
 
 from kitsseg.commands.arguments import add_layout, at_least, layout_of, part
-from kitsseg.commands.hardware import add_hardware, hardware_of
-from kitsseg.commands.watching import say
+from kitsseg.commands.training_options import add_hardware, hardware_of, say
 
 __all__ = ["add"]
 

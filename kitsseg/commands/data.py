@@ -203,8 +203,7 @@ def _statistics(arguments):
 def statistics(recipe, cache, split):
     from kitsseg.commands.console import console
     from kitsseg.commands.training import choose_split
-    from kitsseg.data.cache.cases import open_cache
-    from kitsseg.data.cache.hu_statistics import training_counts
+    from kitsseg.data.cache.cases import open_cache, training_counts
 
     split = choose_split(cache, recipe, split)
     hu = training_counts(open_cache(cache, recipe.preprocess), split)

@@ -9,7 +9,7 @@ from kitsseg.errors import InputError
 
 __all__ = ["add", "export", "predict"]
 
-ENGINES = ("keras", "tensorflow", "litert", "onnxruntime", "openvino")
+ENGINE_NAMES = ("keras", "tensorflow", "litert", "onnxruntime", "openvino")
 
 
 EXAMPLES = """examples:
@@ -50,7 +50,7 @@ def add(command):
     )
     sub.add_argument(
         "--engine",
-        choices=ENGINES,
+        choices=ENGINE_NAMES,
         help="what computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
         "litert; for an .onnx file onnxruntime)",
     )

@@ -17,12 +17,12 @@ def _recipes(arguments):
     if arguments.action and not arguments.name:
         raise InputError(f"recipes show: expected the name of a recipe: {', '.join(recipes.names())}.")
     if arguments.action:
-        show_recipe(recipes.get(arguments.name))
+        _show_recipe(recipes.get(arguments.name))
     else:
-        show_recipes([recipes.get(name) for name in recipes.names()])
+        _show_recipes([recipes.get(name) for name in recipes.names()])
 
 
-def show_recipes(recipes):
+def _show_recipes(recipes):
     """A row per paper."""
     from rich.markup import escape
     from rich.table import Table
@@ -36,7 +36,7 @@ def show_recipes(recipes):
     done("each also as NAME:practical and NAME:tiny", f"kitsseg recipes show {recipes[0].name}")
 
 
-def show_recipe(recipe):
+def _show_recipe(recipe):
     """Claim, reported figures, and each setting with its evidence."""
     from rich.markup import escape
     from rich.table import Column, Table

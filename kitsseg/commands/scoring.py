@@ -151,12 +151,12 @@ def _report(arguments):
     if arguments.case and not arguments.preview:
         raise InputError("report: --case names the case of --preview FILE.png; that is missing.")
     if arguments.preview:
-        preview(arguments.source, arguments.preview, arguments.case)
+        _preview(arguments.source, arguments.preview, arguments.case)
     if arguments.out or not arguments.preview:
         report(arguments.source, arguments.out or Path("report.html"))
 
 
-def preview(source, out, case=None):
+def _preview(source, out, case=None):
     from kitsseg.commands.console import done
     from kitsseg.report.report import write_preview
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from kitsseg.commands.arguments import at_least, shares
-from kitsseg.commands.hardware import add_hardware, hardware_of
-from kitsseg.commands.watching import add_watching, say, watching_of
+from kitsseg.commands.training_options import add_hardware, add_watching, hardware_of, say, watching_of
 from kitsseg.errors import InputError
 
 __all__ = ["add", "choose_split", "train_on"]

@@ -1,1 +1,44 @@
-"""From NIfTI cases to batches. The modules are imported one by one; this package costs nothing."""
+"""Volumes, label maps and batches: reading and writing, finding cases, drawing slices and patches.
+
+The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
+"""
+
+from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
+    from kitsseg.data.layouts.find import find_cases
+    from kitsseg.data.sampling.patches import PatchBatches
+    from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
+
+__all__ = [
+    "PatchBatches",
+    "SliceBatches",
+    "batch_dataset",
+    "find_cases",
+    "read_image",
+    "read_labels",
+    "write_labels",
+]
+
+_MODULES = {
+    "PatchBatches": "kitsseg.data.sampling.patches",
+    "SliceBatches": "kitsseg.data.sampling.slices",
+    "batch_dataset": "kitsseg.data.sampling.slices",
+    "find_cases": "kitsseg.data.layouts.find",
+    "read_image": "kitsseg.data.formats.nifti",
+    "read_labels": "kitsseg.data.formats.nifti",
+    "write_labels": "kitsseg.data.formats.nifti",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ import numpy as np
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 
-__all__ = ["CaseSplit", "load_split", "make_split", "save_split", "split_names"]
+__all__ = ["PARTS", "CaseSplit", "load_split", "make_split", "save_split", "split_names"]
 
 PARTS = ("train", "validation", "test")
 

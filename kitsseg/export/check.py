@@ -8,7 +8,7 @@ import numpy as np
 
 from kitsseg.errors import InputError
 
-__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Comparison", "check", "check_loads", "compare"]
+__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Agreement", "check", "check_loads", "compare"]
 
 # Least Dice between the labels of both, pooled over the images: (kidney with tumor, tumor). Chosen (ours):
 LEAST_DICE = {
@@ -30,7 +30,7 @@ FEW = 10  # voxels: so many may differ in all images, whatever share of a tiny t
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Agreement:
     """An exported network beside the one it came from.
 
     Attributes:
@@ -70,7 +70,7 @@ def compare(outputs):
     Args:
         outputs: iterable of pairs (of the network, of the exported one), arrays (..., 3), higher is likelier.
 
-    Returns: Comparison.
+    Returns: Agreement.
     Raises: InputError for outputs of another shape, or not finite; where neither network finds kidney or tumor on
         any image: there is nothing to compare then.
     """
@@ -93,14 +93,14 @@ def compare(outputs):
             "is nothing to compare. Train longer, or give --cache with other cases."
         )
     dice = [float(2 * c / (2 * c + d)) if c + d else None for c, d in zip(common, differing, strict=True)]
-    return Comparison(images, largest, equal / voxels, *dice, *map(int, differing))
+    return Agreement(images, largest, equal / voxels, *dice, *map(int, differing))
 
 
 def check(comparison, precision):
     """Raise InputError if the labels differ by more than this precision excuses.
 
     Args:
-        comparison: Comparison. precision: a key of ``LEAST_DICE``.
+        comparison: Agreement. precision: a key of ``LEAST_DICE``.
     """
     c, reasons = comparison, []
     found = (("kidney with tumor", c.tk_dice, c.tk_differing), ("tumor", c.tu_dice, c.tu_differing))

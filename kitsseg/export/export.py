@@ -16,7 +16,7 @@ from kitsseg import __version__
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
 from kitsseg.errors import InputError
-from kitsseg.export.check import LEAST_DICE, Comparison, check, check_loads, compare
+from kitsseg.export.check import LEAST_DICE, Agreement, check, check_loads, compare
 from kitsseg.export.writers import write_network
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.engines import open_network
@@ -26,7 +26,11 @@ from kitsseg.records.run import finished_run
 
 __all__ = ["ExportResult", "export_run"]
 
-PACKAGES = {"litert": ("ai_edge_litert",), "onnx": ("onnx", "tf2onnx", "onnxruntime"), "saved_model": ()}
+WRITER_PACKAGES = {
+    "litert": ("ai_edge_litert",),
+    "onnx": ("onnx", "tf2onnx", "onnxruntime"),
+    "saved_model": (),
+}
 CHECKED, CHECKED_3D, CALIBRATED = 32, 2, 64  # images
 NOTICE = (
     "Research software, not a medical device: no clinical use. The license of the program is Apache-2.0; whether "
@@ -44,7 +48,7 @@ class ExportResult:
     precision: str
     input_shape: tuple[int, ...]
     n_bytes: int
-    check: Comparison
+    check: Agreement
 
 
 def export_run(run, out, format=None, precision="float32", softmax=False, size=None, cache=None, sparse=False,
@@ -166,7 +170,7 @@ def _format(out, format, precision, sparse):
             f"--format {format}: --precision {precision}{' and --sparse' if sparse else ''}: only litert files "
             "have float16, int8 and sparse weights. Leave it out, or export a .tflite file."
         )
-    missing = [name for name in PACKAGES[format] if find_spec(name) is None]
+    missing = [name for name in WRITER_PACKAGES[format] if find_spec(name) is None]
     if missing:
         names = " ".join(name.replace("_", "-") for name in missing)
         raise InputError(f"--format {format}: needs {', '.join(missing)}. Install with: pip install {names}")

@@ -1,16 +1,23 @@
-"""One process, or one thread, at a time in a folder.
+"""Locks of a folder: one process or thread at a time, and clearing up after processes that were killed.
 
-The lock is the operating system's, on an empty hidden file: it ends with the process that holds it, however that
-ends, so that a killed one never has to be cleared up after.
+The locks are the operating system's, on hidden files: a lock ends with the process that holds it, however that
+process ends and on whichever machine it ran, so that nobody has to clear up after a killed process.
+
+``folder_lock`` lets one process in at a time. ``at_work`` is a shared lock: every process that writes a case of a
+cache holds it. ``remove_unfinished`` needs the same lock alone, removes what killed processes left half made, and so
+never removes what another process is at work on. Where there are no such locks (Windows, some network file systems)
+nothing is removed.
 """
 
 import os
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kitsseg.errors import InputError
+from kitsseg.files.atomic import unfinished_folders
 
-__all__ = ["folder_lock"]
+__all__ = ["at_work", "folder_lock", "remove_unfinished"]
 
 if os.name == "nt":
     import msvcrt
@@ -51,3 +58,50 @@ def folder_lock(folder, name, wait=True, doing="working"):
             error.filename = str(path)
             raise
         yield
+
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+
+@contextmanager
+def at_work(file):
+    """For a block, say by a lock of ``file`` that folders beside it are being written.
+
+    It waits only for ``remove_unfinished``.
+    """
+    held = _open_locked(file, "rb", "LOCK_SH")
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.close()
+
+
+def remove_unfinished(file):
+    """Remove the unfinished folders beside ``file``, unless anybody is at work there; returns their paths."""
+    held = _open_locked(file, "r+b", "LOCK_EX", "LOCK_NB")
+    if held is None:
+        return []
+    with held:
+        left = unfinished_folders(file.parent)
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed is no case either
+        return left
+
+
+def _open_locked(path, mode, *flags):
+    """The opened file, its lock held until it is closed; None if that cannot be."""
+    if fcntl is None:
+        return None
+    with suppress(OSError):
+        file = path.open(mode)
+        try:
+            fcntl.flock(file, sum(getattr(fcntl, flag) for flag in flags))
+        except OSError:
+            file.close()
+            raise
+        return file
+    return None

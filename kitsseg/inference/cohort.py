@@ -7,12 +7,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from kitsseg.data.formats.nifti import is_phantom, read_image
-from kitsseg.data.formats.nifti_writer import write_labels
-from kitsseg.data.layouts.find import prediction_name
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
+from kitsseg.data.layouts.find import find_scans, prediction_name
 from kitsseg.errors import InputError
-from kitsseg.inference.ensemble import cases_of_part, describe, ensemble_of, open_ensemble
+from kitsseg.inference.ensemble import cases_of_run_part, describe, ensemble_of, open_ensemble
 from kitsseg.inference.scan import (
     as_probabilities,
     ensemble_labels,
@@ -26,6 +24,7 @@ from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
 __all__ = [
+    "NAMED",
     "Outcome",
     "as_probabilities",
     "failures",
@@ -113,7 +112,7 @@ def predict_cohort(
     scans = find_scans(inputs, layout)
     ensemble = ensemble_of((run, *also), whole_slices, mirror, refine_labels, engine)
     if part is not None:
-        scans = _only(scans, cases_of_part(ensemble, part), part)
+        scans = _only(scans, cases_of_run_part(ensemble, part), part)
     if shard is not None:
         scans = _share(scans, *shard)
     header = describe(ensemble)

@@ -31,7 +31,7 @@ ENGINES = {
     "onnxruntime": ("onnx",),
     "openvino": ("onnx",),
 }
-PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+ENGINE_PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def open_network(source, engine=None):
         except ImportError as error:
             raise InputError(
                 f"--engine {engine}: its package is missing ({error}). "
-                f"Install it with: pip install {PACKAGES.get(engine, engine)}"
+                f"Install it with: pip install {ENGINE_PACKAGES.get(engine, engine)}"
             ) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(f"{path}: {engine} cannot load it ({error}). Export the run again.") from error

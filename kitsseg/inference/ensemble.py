@@ -12,7 +12,7 @@ from kitsseg.inference.scan import members_of
 from kitsseg.records.exported import format_of, read_exported
 from kitsseg.records.run import finished_run
 
-__all__ = ["Ensemble", "cases_of_part", "describe", "ensemble_of", "open_ensemble"]
+__all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ensemble"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def open_ensemble(ensemble):
     return members_of(networks), parts[0][4], ", ".join(engines)
 
 
-def cases_of_part(ensemble, part):
+def cases_of_run_part(ensemble, part):
     """Names of the cases in this part of the first run's split.
 
     Raises: InputError if a run does not say what it was trained on, or another one was trained on some of them.

@@ -85,7 +85,7 @@ def predict_labels(image, spacing_mm, predict, spec, inference, postprocess=None
 
 
 @dataclass(frozen=True)
-class Prepared:
+class _Prepared:
     """A scan as one member sees it: its planes, in order, and where they lie."""
 
     member: Member
@@ -115,7 +115,7 @@ def prepare_scan(image, spacing_mm, members):
     prepared = []
     for member, geometry, shape, dtype in zip(members, geometries, shapes, dtypes, strict=True):
         planes = network_planes(image, geometry, member.spec)
-        prepared.append(Prepared(member, geometry, _filled(shape, dtype, planes) if smaller else planes))
+        prepared.append(_Prepared(member, geometry, _filled(shape, dtype, planes) if smaller else planes))
     return prepared
 
 

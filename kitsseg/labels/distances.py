@@ -30,7 +30,7 @@ def distance_mm(parts, targets, spacing_mm, limit_mm=np.inf):
     is_target[targets] = True
     target_run = is_target[parts.ids]
     main = parts.runs.take(target_run)
-    near = ~target_run & near_box(parts.runs, main, spacing_mm, limit_mm)
+    near = ~target_run & _near_box(parts.runs, main, spacing_mm, limit_mm)
     squared, _ = nearest(parts.runs.take(near), main, spacing_mm, limit_mm)
     distances = np.where(is_target, 0.0, np.inf)
     np.minimum.at(distances, parts.ids[near], np.sqrt(squared))
@@ -38,16 +38,16 @@ def distance_mm(parts, targets, spacing_mm, limit_mm=np.inf):
     return distances
 
 
-def near_box(runs, targets, spacing_mm, limit_mm):
+def _near_box(runs, targets, spacing_mm, limit_mm):
     """Which runs lie within the limit of the targets' box: spares the others a search that finds nothing."""
     rows = runs.shape[1]
-    squared = (box_gap(runs.start, runs.stop, targets.start, targets.stop) * spacing_mm[2]) ** 2
+    squared = (_box_gap(runs.start, runs.stop, targets.start, targets.stop) * spacing_mm[2]) ** 2
     for axis, (at, box) in enumerate(zip(np.divmod(runs.line, rows), np.divmod(targets.line, rows))):
-        squared += (box_gap(at, at + 1, box, box + 1) * spacing_mm[axis]) ** 2  # slices, then rows
+        squared += (_box_gap(at, at + 1, box, box + 1) * spacing_mm[axis]) ** 2  # slices, then rows
     return np.sqrt(squared) <= limit_mm
 
 
-def box_gap(start, stop, target_start, target_stop):
+def _box_gap(start, stop, target_start, target_stop):
     """Distance in voxels of intervals to the hull of the target intervals."""
     low, high = target_start.min(), target_stop.max() - 1
     return np.maximum(0, np.maximum(low - (stop - 1), start - high)).astype(float)
@@ -75,7 +75,7 @@ def nearest(queries, targets, spacing_mm, limit_mm=np.inf):
         target_stops = targets.key(targets.stop)
         for first in range(0, len(queries), QUERIES):
             block = slice(first, first + QUERIES)
-            nearest_of_block(
+            _nearest_of_block(
                 queries.take(block), targets, target_stops, spacing_mm, limit_mm, squared[block], value[block]
             )
         beyond = squared > limit_mm**2 * TIE  # in a line that comes nearer than its nearest target
@@ -83,13 +83,13 @@ def nearest(queries, targets, spacing_mm, limit_mm=np.inf):
     return squared, value
 
 
-def nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squared, value):
+def _nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squared, value):
     """``nearest`` for some of the queries; fills ``squared`` and ``value``."""
     slices, rows, columns = queries.shape
     slice_, row = np.divmod(queries.line, rows)
     active = np.arange(len(queries))
     for step, (slice_step, row_step, line_squared) in enumerate(
-        line_steps(queries.shape, spacing_mm, limit_mm)
+        _line_steps(queries.shape, spacing_mm, limit_mm)
     ):
         active = active[squared[active] * TIE >= line_squared]
         if not len(active):
@@ -97,7 +97,7 @@ def nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squar
         if step >= NEAR_LINES and len(active) * len(targets) <= FAR_PAIRS:
             for first in range(0, len(active), max(1, PAIRS // len(targets))):
                 index = active[first : first + max(1, PAIRS // len(targets))]
-                compare_with_all(queries.take(index), targets, spacing_mm, index, squared, value)
+                _compare_with_all(queries.take(index), targets, spacing_mm, index, squared, value)
             return
         z, y = slice_[active] + slice_step, row[active] + row_step
         inside = (z >= 0) & (z < slices) & (y >= 0) & (y < rows)
@@ -124,7 +124,7 @@ def nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squar
             squared[at] = np.minimum(squared[at], found)
 
 
-def compare_with_all(queries, targets, spacing_mm, index, squared, value):
+def _compare_with_all(queries, targets, spacing_mm, index, squared, value):
     """Squared distance of each query run to the nearest of all target runs, written at ``index``."""
     rows = queries.shape[1]
     gap = np.maximum(targets.start - (queries.stop[:, None] - 1), queries.start[:, None] - (targets.stop - 1))
@@ -136,7 +136,7 @@ def compare_with_all(queries, targets, spacing_mm, index, squared, value):
     squared[index], value[index] = shortest, np.where(ties, targets.value, 0).max(axis=1)
 
 
-def line_steps(shape, spacing_mm, limit_mm):
+def _line_steps(shape, spacing_mm, limit_mm):
     """Steps to other lines as ``(slices, rows, squared mm)``, nearest first, up to ``limit_mm``."""
     dz, dy, _ = spacing_mm
     slices, rows, _ = shape

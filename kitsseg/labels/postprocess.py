@@ -61,7 +61,7 @@ def remove_far_components(labels, spacing_mm, max_distance_mm=10.0, min_ratio=0.
     Raises: ValueError for a bad argument.
     Source: He, Leung and Wang, KiTS19 challenge (section on post-processing); the numbers are ours.
     """
-    spacing_mm = check_arguments(labels, spacing_mm, max_distance_mm=max_distance_mm, min_ratio=min_ratio)
+    spacing_mm = _check_arguments(labels, spacing_mm, max_distance_mm=max_distance_mm, min_ratio=min_ratio)
     if n_main < 1:
         raise ValueError(f"n_main must be at least 1; got {n_main}.")
     parts = components(labels)
@@ -91,7 +91,7 @@ def reassign_small_components(labels, spacing_mm, min_mm3=MIN_MM3):
     Raises: ValueError for a bad argument.
     Source: Daza, Gomez and Arbelaez, KiTS19 challenge (section on post-processing); the numbers are ours.
     """
-    spacing_mm = check_arguments(
+    spacing_mm = _check_arguments(
         labels, spacing_mm, **{f"min_mm3[{key}]": size for key, size in min_mm3.items()}
     )
     voxel_mm3 = math.prod(spacing_mm)
@@ -109,7 +109,7 @@ def reassign_small_components(labels, spacing_mm, min_mm3=MIN_MM3):
     return kept
 
 
-def check_arguments(labels, spacing_mm, **at_least_zero):
+def _check_arguments(labels, spacing_mm, **at_least_zero):
     """Raise ValueError for a bad argument; return the spacing as floats."""
     check_labels(labels)
     spacing = tuple(float(size) for size in spacing_mm)

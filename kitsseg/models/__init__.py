@@ -1,6 +1,18 @@
-"""One builder per paper; importing this package alone does not import Keras."""
+"""One builder per paper.
+
+The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
+"""
 
 from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kitsseg.models.deeplab3d import build_deeplab3d
+    from kitsseg.models.enhanced_unet import build_enhanced_unet
+    from kitsseg.models.squeeze_unet import build_squeeze_unet
+    from kitsseg.models.unet2d import build_unet2d
+    from kitsseg.models.unet3d import build_unet3d
+    from kitsseg.models.wp_unet import build_wp_unet
 
 __all__ = [
     "build_deeplab3d",
@@ -11,13 +23,22 @@ __all__ = [
     "build_wp_unet",
 ]
 
+_MODULES = {
+    "build_deeplab3d": "kitsseg.models.deeplab3d",
+    "build_enhanced_unet": "kitsseg.models.enhanced_unet",
+    "build_squeeze_unet": "kitsseg.models.squeeze_unet",
+    "build_unet2d": "kitsseg.models.unet2d",
+    "build_unet3d": "kitsseg.models.unet3d",
+    "build_wp_unet": "kitsseg.models.wp_unet",
+}
 
-def __getattr__(name):
-    """Import a builder on first use (PEP 562): ``build_NAME`` lives in the module ``NAME``."""
-    if name not in __all__:
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{name.removeprefix('build_')}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
-def __dir__():
-    return sorted([*globals(), *__all__])
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

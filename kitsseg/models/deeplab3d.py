@@ -58,63 +58,63 @@ def build_deeplab3d(
         ValueError: a known size is not a multiple of 4; an unknown ``decoder``; another ``decoder_convs``;
             ``width_divisor`` below 1.
     """
-    check_arguments(input_shape, decoder, decoder_convs, width_divisor, name)
+    _check_arguments(input_shape, decoder, decoder_convs, width_divisor, name)
 
     def maps(filters):
         return max(1, filters // width_divisor)
 
     inputs = keras.Input(input_shape, name="image")
-    x = conv(inputs, maps(8), "stem", kernel_size=1)
-    stage1 = x = block(x, maps(16), 2, "s1b1")
-    x = block(x, maps(16), 2, "s1b2", strides=2)
-    stage2 = x = block(x, maps(32), 2, "s2b1")
-    x = block(x, maps(32), 3, "s2b2", strides=2)
-    x = block(x, maps(32), 3, "s3b1")
-    stage3 = x = block(x, maps(64), 2, "s3b2")
-    x = block(x, maps(96), 1, "s4b1", dilation=2)
-    x = block(x, maps(128), 1, "s4b2", dilation=2)
+    x = _conv(inputs, maps(8), "stem", kernel_size=1)
+    stage1 = x = _block(x, maps(16), 2, "s1b1")
+    x = _block(x, maps(16), 2, "s1b2", strides=2)
+    stage2 = x = _block(x, maps(32), 2, "s2b1")
+    x = _block(x, maps(32), 3, "s2b2", strides=2)
+    x = _block(x, maps(32), 3, "s3b1")
+    stage3 = x = _block(x, maps(64), 2, "s3b2")
+    x = _block(x, maps(96), 1, "s4b1", dilation=2)
+    x = _block(x, maps(128), 1, "s4b2", dilation=2)
     if encoder_extra:
-        x = block(x, maps(128), 1, "s4b3", dilation=2)
-    x = aspp(x, maps(aspp_channels))
+        x = _block(x, maps(128), 1, "s4b3", dilation=2)
+    x = _aspp(x, maps(aspp_channels))
 
     if decoder == "every_stage":
-        x = join(x, stage3, maps(48), decoder_convs, "dec_s3")
+        x = _join(x, stage3, maps(48), decoder_convs, "dec_s3")
         x = UpsampleTrilinear(name="up_s2")(x)
-        x = join(x, stage2, maps(48), decoder_convs, "dec_s2")
+        x = _join(x, stage2, maps(48), decoder_convs, "dec_s2")
         x = UpsampleTrilinear(name="up_s1")(x)
-        x = join(x, stage1, maps(48), decoder_convs, "dec_s1")
+        x = _join(x, stage1, maps(48), decoder_convs, "dec_s1")
         logits = layers.Conv3D(n_classes, 1, dtype="float32", name="logits")(x)
     else:
         x = UpsampleTrilinear(name="up_s2")(x)
-        x = join(x, stage2, maps(48), decoder_convs, "dec_s2")
+        x = _join(x, stage2, maps(48), decoder_convs, "dec_s2")
         # float32 also under mixed_float16: the loss takes a softmax of these
         x = layers.Conv3D(n_classes, 1, dtype="float32", name="logits_half_size")(x)
         logits = UpsampleTrilinear(dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=name)
 
 
-def block(x, filters, n, name, strides=1, dilation=1):
+def _block(x, filters, n, name, strides=1, dilation=1):
     """Residual block of n separable convolutions, one more in front for a stride; no ReLU after the sum."""
     if strides > 1:
-        x = separable(x, filters, f"{name}_down", strides=strides)
+        x = _separable(x, filters, f"{name}_down", strides=strides)
     shortcut = x
     if shortcut.shape[-1] != filters:
         shortcut = layers.Conv3D(
             filters, 1, use_bias=False, kernel_initializer="he_normal", name=f"{name}_skip"
         )(x)
-        shortcut = norm(f"{name}_skip_bn")(shortcut)
+        shortcut = _norm(f"{name}_skip_bn")(shortcut)
     for i in range(1, n + 1):
-        x = separable(x, filters, f"{name}_sep{i}", dilation=dilation)
+        x = _separable(x, filters, f"{name}_sep{i}", dilation=dilation)
     return layers.Add(name=f"{name}_add")([x, shortcut])
 
 
-def separable(x, filters, name, strides=1, dilation=1):
+def _separable(x, filters, name, strides=1, dilation=1):
     """Depthwise 3x3x3, then 1x1x1 convolution, batch normalization, ReLU."""
     x = DepthwiseConv3D(strides=strides, dilation=dilation, name=f"{name}_depthwise")(x)
-    return conv(x, filters, name, kernel_size=1)
+    return _conv(x, filters, name, kernel_size=1)
 
 
-def conv(x, filters, name, kernel_size=3, dilation=1):
+def _conv(x, filters, name, kernel_size=3, dilation=1):
     """Dense convolution, batch normalization, ReLU."""
     x = layers.Conv3D(
         filters,
@@ -125,34 +125,34 @@ def conv(x, filters, name, kernel_size=3, dilation=1):
         kernel_initializer="he_normal",
         name=f"{name}_conv",
     )(x)
-    return layers.ReLU(name=f"{name}_relu")(norm(f"{name}_bn")(x))
+    return layers.ReLU(name=f"{name}_relu")(_norm(f"{name}_bn")(x))
 
 
-def norm(name):
+def _norm(name):
     # PyTorch's defaults. An epoch of the paper is 12 steps: with Keras' momentum of 0.99 the first
     # validations would see the initial statistics instead of the data's
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
 
 
-def aspp(x, filters):
+def _aspp(x, filters):
     """Four parallel convolutions, concatenated and projected."""
-    branches = [conv(x, filters, "aspp1", kernel_size=1)]
-    branches += [conv(x, filters, f"aspp{rate + 1}", dilation=rate) for rate in (1, 2, 3)]
+    branches = [_conv(x, filters, "aspp1", kernel_size=1)]
+    branches += [_conv(x, filters, f"aspp{rate + 1}", dilation=rate) for rate in (1, 2, 3)]
     x = layers.Concatenate(name="aspp_concat")(branches)
-    x = conv(x, filters, "aspp_proj", kernel_size=1)
+    x = _conv(x, filters, "aspp_proj", kernel_size=1)
     return layers.Dropout(0.5, name="aspp_dropout")(x)
 
 
-def join(x, skip, filters, n, name):
+def _join(x, skip, filters, n, name):
     """Concatenate with an encoder map of the same size, then n convolutions with dropout."""
     x = layers.Concatenate(name=f"{name}_concat")([x, skip])
     for i, rate in enumerate(DROPOUTS[:n], 1):
-        x = conv(x, filters, f"{name}_{i}")
+        x = _conv(x, filters, f"{name}_{i}")
         x = layers.Dropout(rate, name=f"{name}_{i}_dropout")(x)
     return x
 
 
-def check_arguments(input_shape, decoder, decoder_convs, width_divisor, name):
+def _check_arguments(input_shape, decoder, decoder_convs, width_divisor, name):
     if len(input_shape) != 4:
         raise ValueError(
             f"{name}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."

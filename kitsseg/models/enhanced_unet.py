@@ -85,19 +85,19 @@ def build_enhanced_unet(
             x = layers.MaxPooling2D(name=f"pool{i - 1}")(x)
         if i > 1 and multiscale:
             scale = layers.AveragePooling2D(2, name=f"scale{i}")(scale)
-            seen = conv(scale, PYRAMID[i - 2] // base, 3, f"scale{i}_conv", activation="relu")
+            seen = _conv(scale, PYRAMID[i - 2] // base, 3, f"scale{i}_conv", activation="relu")
             x = layers.Concatenate(name=f"scale{i}_concat")([seen, x])
-        x = conv_block(x, filters // base, f"conv{i}")
+        x = _conv_block(x, filters // base, f"conv{i}")
         skips.append(x)
-    x = conv_block(layers.MaxPooling2D(name="pool4")(x), CENTER // base, "center")
+    x = _conv_block(layers.MaxPooling2D(name="pool4")(x), CENTER // base, "center")
 
     below, outputs = [x], []  # the tensor each decoder level starts from: center, up1, up2, up3
     for i, filters in enumerate(decoder, start=1):
         skip = skips[-i]
         if gates and (i < 4 or top_gate):
             source, stride = (below[1], 2) if i == 3 and gate3_from == "up1" else (below[-1], 1)
-            signal = gating_signal(source, f"g{i}")
-            skip = attention_gate(skip, signal, GATES[i - 1] // base, stride, f"attn{i}")
+            signal = _gating_signal(source, f"g{i}")
+            skip = _attention_gate(skip, signal, GATES[i - 1] // base, stride, f"attn{i}")
         x = layers.Conv2DTranspose(
             filters // base,
             3,
@@ -110,7 +110,7 @@ def build_enhanced_unet(
         below.append(layers.Concatenate(name=f"up{i}")([x, skip]))
     for i, (x, filters, head) in enumerate(zip(below[1:], HEADS, HEAD_NAMES), start=1):
         if deep_supervision or head == "final":
-            x = conv_block(x, filters // base, f"head{i}")
+            x = _conv_block(x, filters // base, f"head{i}")
             # float32 also under mixed_float16: the loss takes a softmax of these
             outputs.append(layers.Conv2D(n_classes, 1, dtype="float32", name=head)(x))
     return keras.Model(image, outputs if deep_supervision else outputs[0], name=name)
@@ -140,42 +140,42 @@ def build_plain_unet(input_shape=(256, 256, 1), n_classes=1, name="plain_unet"):
     x = image = keras.Input(input_shape, name="image")
     skips = []
     for i, filters in enumerate((32, 64, 128, 256), start=1):
-        x = conv_block(x, filters, f"conv{i}")
+        x = _conv_block(x, filters, f"conv{i}")
         skips.append(x)
         x = layers.MaxPooling2D(name=f"pool{i}")(x)
-    x = conv_block(x, CENTER, "center", norm=False)
+    x = _conv_block(x, CENTER, "center", norm=False)
     for i, (filters, n_convs) in enumerate([(256, 2), (128, 2), (64, 1), (32, 2)], start=1):
         x = layers.Conv2DTranspose(filters, 2, strides=2, name=f"up{i}_conv")(x)
         x = layers.Concatenate(name=f"up{i}")([x, skips[-i]])
-        x = conv_block(x, filters, f"merge{i}", n_convs=n_convs, norm=False)
+        x = _conv_block(x, filters, f"merge{i}", n_convs=n_convs, norm=False)
     logits = layers.Conv2D(n_classes, 1, dtype="float32", name="final")(x)
     return keras.Model(image, logits, name=name)
 
 
-def conv(x, filters, size, name, **options):
+def _conv(x, filters, size, name, **options):
     """Convolution with the initializer of the base network's code."""
     options = {"padding": "same", "kernel_initializer": "glorot_normal", **options}
     return layers.Conv2D(filters, size, name=name, **options)(x)
 
 
-def conv_block(x, filters, name, n_convs=2, norm=True):
+def _conv_block(x, filters, name, n_convs=2, norm=True):
     """3x3 convolutions, each followed by batch normalization and ReLU."""
     for i in range(1, n_convs + 1):
-        x = conv(x, filters, 3, f"{name}_{i}")
+        x = _conv(x, filters, 3, f"{name}_{i}")
         if norm:
             x = layers.BatchNormalization(name=f"{name}_{i}_bn")(x)
         x = layers.Activation("relu", name=f"{name}_{i}_act")(x)
     return x
 
 
-def gating_signal(x, name):
+def _gating_signal(x, name):
     """1x1 convolution to as many channels, batch normalization, ReLU."""
-    x = conv(x, x.shape[-1], 1, f"{name}_conv")
+    x = _conv(x, x.shape[-1], 1, f"{name}_conv")
     x = layers.BatchNormalization(name=f"{name}_bn")(x)
     return layers.Activation("relu", name=f"{name}_act")(x)
 
 
-def attention_gate(skip, signal, inner, stride, name):
+def _attention_gate(skip, signal, inner, stride, name):
     """Weight the skip's positions by what the coarser signal makes of them.
 
     Args:

@@ -39,8 +39,8 @@ def count_macs(model, input_shape=None, nonzero_only=False):
         ValueError: a size of the input is not known; a layer has a weight matrix but no known count.
     """
     return sum(
-        round(macs * nonzero_share(layer)) if macs and nonzero_only else macs
-        for layer, macs in _calls(model, input_shape, count_layer)
+        round(macs * _nonzero_share(layer)) if macs and nonzero_only else macs
+        for layer, macs in _calls(model, input_shape, _count_layer)
     )
 
 
@@ -56,11 +56,11 @@ def macs_of_weights(model, input_shape=None):
     found = {}
 
     def count(layer, x, y):
-        return count_layer(layer, x, y) if _has_count(layer) else None
+        return _count_layer(layer, x, y) if _has_count(layer) else None
 
     for layer, macs in _calls(model, input_shape, count):
-        weights = sum(math.prod(kernel.shape) for kernel in kernels(layer))
-        for kernel in kernels(layer):
+        weights = sum(math.prod(kernel.shape) for kernel in _kernels(layer))
+        for kernel in _kernels(layer):
             _, before = found.get(id(kernel), (kernel, 0))
             known = macs is not None and before is not None
             found[id(kernel)] = kernel, before + macs * math.prod(kernel.shape) // weights if known else None
@@ -89,17 +89,17 @@ def _calls(model, input_shape, count):
     return calls
 
 
-def count_layer(layer, x, y):
+def _count_layer(layer, x, y):
     """Multiply-accumulates of one call of a layer, from tensor ``x`` to tensor ``y``."""
     if hasattr(layer, "count_macs"):
         return int(layer.count_macs(tuple(x.shape[1:]), tuple(y.shape[1:])))
-    weights = sum(math.prod(kernel.shape) for kernel in kernels(layer))
+    weights = sum(math.prod(kernel.shape) for kernel in _kernels(layer))
     if isinstance(layer, CONVOLUTIONS):
-        return positions(y, layer.data_format) * weights
+        return _positions(y, layer.data_format) * weights
     if isinstance(layer, TRANSPOSED):
-        return positions(x, layer.data_format) * weights
+        return _positions(x, layer.data_format) * weights
     if isinstance(layer, layers.Dense):
-        return positions(x, "channels_last") * weights
+        return _positions(x, "channels_last") * weights
     if weights and not _has_count(layer):
         raise ValueError(
             f"{layer.name}: no count for a {type(layer).__name__}, which has weight matrices. "
@@ -114,17 +114,17 @@ def _has_count(layer):
     )
 
 
-def positions(tensor, data_format):
+def _positions(tensor, data_format):
     """How many places one image of the tensor has."""
     return math.prod(tensor.shape[1:-1] if data_format == "channels_last" else tensor.shape[2:])
 
 
-def kernels(layer):
+def _kernels(layer):
     """The layer's weights that multiply: those with more than one axis (biases and scales have one)."""
     return [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
 
 
-def nonzero_share(layer):
+def _nonzero_share(layer):
     """Share of the layer's kernel weights that are not zero."""
-    values = [keras.ops.convert_to_numpy(kernel) for kernel in kernels(layer)]
+    values = [keras.ops.convert_to_numpy(kernel) for kernel in _kernels(layer)]
     return sum(np.count_nonzero(value) for value in values) / sum(value.size for value in values)

@@ -61,7 +61,7 @@ def build_unet2d(
     def level_block(x, level, prefix):
         filters = start_filters * 2**level
         for i in range(1, sub_blocks + 1):
-            x = sub_block(x, filters, use_bias, norm_first, f"{prefix}_{i}")
+            x = _sub_block(x, filters, use_bias, norm_first, f"{prefix}_{i}")
         return x
 
     inputs = keras.Input(input_shape, name="image")
@@ -72,7 +72,7 @@ def build_unet2d(
         x = layers.MaxPooling2D(name=f"pool{level}")(x)
     x = level_block(x, n_pools, "bottom")
     for level in reversed(range(n_pools)):
-        x = upsample(x, start_filters * 2**level, upsampling, f"up{level}")
+        x = _upsample(x, start_filters * 2**level, upsampling, f"up{level}")
         x = layers.Concatenate(name=f"skip{level}")([x, skips[level]])
         x = level_block(x, level, f"merge{level}")
     # float32 also under mixed_float16: the loss takes a softmax of these
@@ -80,7 +80,7 @@ def build_unet2d(
     return keras.Model(inputs, logits, name=name)
 
 
-def sub_block(x, filters, use_bias, norm_first, name):
+def _sub_block(x, filters, use_bias, norm_first, name):
     """One 3x3 convolution, LeakyReLU and batch normalization, in the order asked for."""
     x = layers.Conv2D(filters, 3, padding="same", use_bias=use_bias, name=f"{name}_conv")(x)
     if norm_first:
@@ -90,7 +90,7 @@ def sub_block(x, filters, use_bias, norm_first, name):
     return layers.BatchNormalization(name=f"{name}_bn")(x)
 
 
-def upsample(x, filters, upsampling, name):
+def _upsample(x, filters, upsampling, name):
     """Double rows and columns."""
     if upsampling == "transposed":
         return layers.Conv2DTranspose(filters, 2, strides=2, name=name)(x)

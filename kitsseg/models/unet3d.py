@@ -36,31 +36,31 @@ def build_unet3d(input_shape=(128, 128, 128, 1), n_classes=3, filters=(32, 64, 1
         ValueError: a known size is not a multiple of the stride, or all three are the stride itself: the
             bottleneck would be one voxel, which instance normalization sets to a constant.
     """
-    check_volume_shape(input_shape, 2 ** len(filters), name)
+    _check_volume_shape(input_shape, 2 ** len(filters), name)
     inputs = keras.Input(input_shape, name="image")
-    x, skips = level(inputs, filters[0], "down0"), []
+    x, skips = _level(inputs, filters[0], "down0"), []
     for i, n in enumerate((*filters[1:], filters[-1]), 1):
         skips.append(x)
-        x = level(x, n, "bottom" if i == len(filters) else f"down{i}", strides=2)
+        x = _level(x, n, "bottom" if i == len(filters) else f"down{i}", strides=2)
     for i in reversed(range(len(filters))):
         x = layers.Conv3DTranspose(
-            filters[i], 2, strides=2, kernel_initializer=uniform_by_fan_in(), name=f"up{i}"
+            filters[i], 2, strides=2, kernel_initializer=_uniform_by_fan_in(), name=f"up{i}"
         )(x)
         x = layers.Concatenate(name=f"skip{i}")([x, skips[i]])
-        x = level(x, filters[i], f"merge{i}")
+        x = _level(x, filters[i], f"merge{i}")
     # float32 also under mixed_float16: the loss takes a softmax of these
     logits = layers.Conv3D(
-        n_classes, 1, kernel_initializer=uniform_by_fan_in(), dtype="float32", name="logits"
+        n_classes, 1, kernel_initializer=_uniform_by_fan_in(), dtype="float32", name="logits"
     )(x)
     return keras.Model(inputs, logits, name=name)
 
 
-def level(x, filters, name, strides=1):
+def _level(x, filters, name, strides=1):
     """Two blocks, the first of them with the stride."""
-    return block(block(x, filters, f"{name}_1", strides), filters, f"{name}_2")
+    return _block(_block(x, filters, f"{name}_1", strides), filters, f"{name}_2")
 
 
-def block(x, filters, name, strides=1):
+def _block(x, filters, name, strides=1):
     """3x3x3 convolution, instance normalization, ReLU."""
     if strides > 1:
         # SAME padding of an even size would put the voxel behind it: a network shifted against the public weights
@@ -71,19 +71,19 @@ def block(x, filters, name, strides=1):
         strides=strides,
         padding="valid" if strides > 1 else "same",
         use_bias=False,
-        kernel_initializer=uniform_by_fan_in(),
+        kernel_initializer=_uniform_by_fan_in(),
         name=f"{name}_conv",
     )(x)
     x = layers.GroupNormalization(groups=-1, epsilon=1e-5, name=f"{name}_norm")(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def uniform_by_fan_in():
+def _uniform_by_fan_in():
     # variance 1 / (3 fan-in); in front of a normalization the size of a kernel decides how far a step moves it
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
-def check_volume_shape(input_shape, step, name):
+def _check_volume_shape(input_shape, step, name):
     if len(input_shape) != 4:
         raise ValueError(
             f"{name}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."

@@ -28,7 +28,7 @@ DROPOUT = 0.5
 
 
 @dataclass(frozen=True)
-class Block:
+class _Block:
     """What one block holds: ordinary or separable convolutions, and whether a normalization ends it."""
 
     convs: int
@@ -37,26 +37,26 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Layout:
+class _NetworkLayout:
     """The blocks of one network: encoder block 1, blocks 2-4, block 5, and the decoder's up to the last."""
 
-    first: Block
-    encoder: Block
-    bottom: Block
-    decoder: Block
-    last: Block
+    first: _Block
+    encoder: _Block
+    bottom: _Block
+    decoder: _Block
+    last: _Block
 
 
-PLAIN = Block(convs=2, separable=False, norm=False)
-SEPARABLE = Block(convs=2, separable=True, norm=True)
-SEPARABLE_ONE = Block(convs=1, separable=True, norm=True)
+PLAIN = _Block(convs=2, separable=False, norm=False)
+SEPARABLE = _Block(convs=2, separable=True, norm=True)
+SEPARABLE_ONE = _Block(convs=1, separable=True, norm=True)
 LAYOUTS = {
-    "unet": Layout(Block(2, separable=False, norm=True), PLAIN, PLAIN, PLAIN, PLAIN),
-    "dw_unet": Layout(Block(2, separable=False, norm=True), SEPARABLE, PLAIN, SEPARABLE, PLAIN),
-    "wp_unet": Layout(
-        first=Block(1, separable=False, norm=True),
+    "unet": _NetworkLayout(_Block(2, separable=False, norm=True), PLAIN, PLAIN, PLAIN, PLAIN),
+    "dw_unet": _NetworkLayout(_Block(2, separable=False, norm=True), SEPARABLE, PLAIN, SEPARABLE, PLAIN),
+    "wp_unet": _NetworkLayout(
+        first=_Block(1, separable=False, norm=True),
         encoder=SEPARABLE,
-        bottom=Block(0, separable=False, norm=False),
+        bottom=_Block(0, separable=False, norm=False),
         decoder=SEPARABLE_ONE,
         last=SEPARABLE_ONE,
     ),
@@ -93,24 +93,24 @@ def build_wp_unet(
     inputs = keras.Input(input_shape, name="image")
     x, skips = inputs, []
     for level in range(4):
-        x = add_block(x, layout.encoder if level else layout.first, filters[level], f"enc{level}")
+        x = _add_block(x, layout.encoder if level else layout.first, filters[level], f"enc{level}")
         if level == 3:
             x = layers.Dropout(DROPOUT, name="enc3_dropout")(x)
         skips.append(x)
         x = layers.MaxPooling2D(name=f"pool{level}")(x)
     if layout.bottom.convs:
-        x = add_block(x, layout.bottom, filters[4], "enc4")
+        x = _add_block(x, layout.bottom, filters[4], "enc4")
         x = layers.Dropout(DROPOUT, name="enc4_dropout")(x)
     for level in reversed(range(4)):
         x = layers.Conv2DTranspose(filters[level], 3, strides=2, padding="same", name=f"up{level}")(x)
         x = layers.Concatenate(name=f"skip{level}")([skips[level], x])
-        x = add_block(x, layout.decoder if level else layout.last, filters[level], f"dec{level}")
+        x = _add_block(x, layout.decoder if level else layout.last, filters[level], f"dec{level}")
     # float32 also under mixed_float16: the loss takes a softmax of these
     logits = layers.Conv2D(n_classes, 1, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=name)
 
 
-def add_block(x, block, filters, name):
+def _add_block(x, block, filters, name):
     """The block's 3x3 convolutions, each with its ReLU, then its normalization."""
     for i in range(1, block.convs + 1):
         shared = {"padding": "same", "activation": "relu", "name": f"{name}_conv{i}"}

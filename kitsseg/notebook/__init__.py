@@ -1,0 +1,1 @@
+"""What the Colab notebooks call."""

@@ -1,0 +1,1 @@
+"""Schedules, averages of weights, AdamW by group."""

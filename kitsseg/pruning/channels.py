@@ -100,21 +100,21 @@ def map_channels(model):
     if not hasattr(model, "operations"):
         name = getattr(model, "name", type(model).__name__)
         raise ValueError(f"{name}: only the channels of a functional model can be followed; build it as one.")
-    ties = Ties()
+    ties = _Ties()
     config = model.get_config()
     channels, axes, kernels, inputs_of = {}, {}, {}, {}
-    for layer, reads, result in calls(model, config):
-        check(layer)
+    for layer, reads, result in _calls(model, config):
+        _check(layer)
         inputs = [channels[key] for key in reads]
         for first, again in zip(inputs_of.setdefault(layer.name, inputs), inputs):
             ties.tie(first, again)  # a layer called twice has one set of weights for both
-        channels[result] = follow(layer, inputs, ties, axes, kernels)
-    for key in tensors(config["output_layers"]):
+        channels[result] = _follow(layer, inputs, ties, axes, kernels)
+    for key in _tensors(config["output_layers"]):
         ties.tie(channels[key], 0)
-    return numbered(ties.components(), axes, kernels)
+    return _numbered(ties.components(), axes, kernels)
 
 
-def calls(model, config):
+def _calls(model, config):
     """Every call of a layer in the graph: (layer, keys of the tensors it reads, key of its result).
 
     The config of the model is read rather than its layers called: calls would grow its graph, and a clone would
@@ -122,7 +122,7 @@ def calls(model, config):
     """
     operations = {operation.name: operation for operation in model.operations}
     waiting = [
-        (operations[entry["name"]], list(tensors(node)), (entry["name"], number, 0))
+        (operations[entry["name"]], list(_tensors(node)), (entry["name"], number, 0))
         for entry in config["layers"]
         for number, node in enumerate(entry["inbound_nodes"] or [{}])
     ]
@@ -136,23 +136,23 @@ def calls(model, config):
         waiting = [call for call in waiting if call[2] not in known]
 
 
-def tensors(value):
+def _tensors(value):
     """The keys of all tensors named in a part of a model's config."""
     if isinstance(value, list | tuple):
         if len(value) == 3 and isinstance(value[0], str):
             yield tuple(value)
         else:
             for item in value:
-                yield from tensors(item)
+                yield from _tensors(item)
     elif isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
             yield tuple(value["config"]["keras_history"])
         else:
             for item in value.values():
-                yield from tensors(item)
+                yield from _tensors(item)
 
 
-class Ties:
+class _Ties:
     """Atoms, one for each output of each producer, and which of them share their fate; atom 0 stays."""
 
     def __init__(self):
@@ -172,17 +172,17 @@ class Ties:
         return connected_components(coo_matrix((ones, (first, second)), (self.count, self.count)))[1]
 
 
-def follow(layer, inputs, ties, axes, kernels):
+def _follow(layer, inputs, ties, axes, kernels):
     """The channels of the result of one call; the layer's own entries in ``axes`` and ``kernels``."""
     if isinstance(layer, layers.InputLayer):
         return np.zeros(layer.output.shape[-1], int)
     x = inputs[0]
     if isinstance(layer, PRODUCERS):
         if layer.name not in kernels:
-            produce(layer, x, ties, axes, kernels)
+            _produce(layer, x, ties, axes, kernels)
         weight, axis = kernels[layer.name]
         y = axes[layer.name][weight][axis]
-        if compares(layer):
+        if _compares(layer):
             ties.tie(y, 0)
         return y
     if isinstance(layer, DEPTHWISE):
@@ -201,7 +201,7 @@ def follow(layer, inputs, ties, axes, kernels):
         y = x[::4]
         ties.tie(x, np.repeat(y, 4))
         return y
-    if isinstance(layer, WHOLE) or compares(layer):
+    if isinstance(layer, WHOLE) or _compares(layer):
         ties.tie(x, 0)
         return x
     # one value for all channels (a PReLU may share its slopes) has a last axis of 1
@@ -209,7 +209,7 @@ def follow(layer, inputs, ties, axes, kernels):
     return x  # of the second argument of NearestResize only the size counts
 
 
-def produce(layer, x, ties, axes, kernels):
+def _produce(layer, x, ties, axes, kernels):
     """New channels, and the entries in ``axes`` and ``kernels`` of the layer that makes them from ``x``."""
     y = ties.new(layer.units if isinstance(layer, layers.Dense) else layer.filters)
     if isinstance(layer, SEPARABLE):
@@ -223,33 +223,33 @@ def produce(layer, x, ties, axes, kernels):
     axes[layer.name] = {**weights, "bias": {-1: y}}
 
 
-def check(layer):
+def _check(layer):
     """Raise ValueError for a layer whose channels cannot be followed."""
     if isinstance(layer, keras.Model):
-        raise unknown(layer, "a network within the network; rebuild it from that one's layers")
+        raise _unknown(layer, "a network within the network; rebuild it from that one's layers")
     if type(layer) not in KNOWN:  # a subclass may do anything
-        raise unknown(layer, "no rule for this kind of layer")
+        raise _unknown(layer, "no rule for this kind of layer")
     if getattr(layer, "data_format", "channels_last") != "channels_last":
-        raise unknown(layer, "its channels come first; build the network with channels last")
+        raise _unknown(layer, "its channels come first; build the network with channels last")
     if getattr(layer, "groups", 1) != 1:
-        raise unknown(layer, f"a convolution in {layer.groups} groups")
+        raise _unknown(layer, f"a convolution in {layer.groups} groups")
     last = (-1, len(layer.output.shape) - 1)
     if isinstance(layer, layers.BatchNormalization | layers.Concatenate) and layer.axis not in last:
-        raise unknown(layer, f"it works along axis {layer.axis}, not along the channels")
+        raise _unknown(layer, f"it works along axis {layer.axis}, not along the channels")
 
 
-def compares(layer):
+def _compares(layer):
     """Whether the layer's activation looks at several channels at once."""
     return getattr(getattr(layer, "activation", None), "__name__", "") in COMPARING
 
 
-def unknown(layer, reason):
+def _unknown(layer, reason):
     return ValueError(
         f"{layer.name}: the channels cannot be followed through this {type(layer).__name__}: {reason}."
     )
 
 
-def numbered(components, axes, kernels):
+def _numbered(components, axes, kernels):
     """ChannelMap, the atoms replaced by the numbers of the channels they belong to."""
     producers = {}
     for name, (weight, axis) in kernels.items():

@@ -41,9 +41,9 @@ def channel_scores(model, by="magnitude"):
         if name in channels.kernels and by == "magnitude":
             weight, axis = channels.kernels[name]
             kernel = np.moveaxis(keras.ops.convert_to_numpy(values[weight]).astype("float64"), axis, 0)
-            add(squares, weights[weight][axis], np.square(kernel).reshape(len(kernel), -1).sum(axis=1))
+            _add(squares, weights[weight][axis], np.square(kernel).reshape(len(kernel), -1).sum(axis=1))
         if "gamma" in weights and by == "batch_norm":
-            add(scales, weights["gamma"][-1], np.abs(keras.ops.convert_to_numpy(values["gamma"])))
+            _add(scales, weights["gamma"][-1], np.abs(keras.ops.convert_to_numpy(values["gamma"])))
     if by == "magnitude":
         return {
             name: np.sqrt([squares[i] for i in group.numbers.tolist()])
@@ -60,7 +60,7 @@ def channel_scores(model, by="magnitude"):
     }
 
 
-def add(totals, numbers, values):
+def _add(totals, numbers, values):
     for number, value in zip(numbers.tolist(), values.tolist(), strict=True):
         totals[number] = totals.get(number, 0.0) + value
 
@@ -101,7 +101,7 @@ def masked_model(model, removed):
     Returns: a new ``keras.Model``; every weight that ``shrink_model`` would cut away is 0.
     """
     channels = map_channels(model)
-    stays = remaining(model, channels, removed)
+    stays = _remaining(model, channels, removed)
 
     def zero(array, axis, numbers):
         shape = [1] * array.ndim
@@ -109,7 +109,7 @@ def masked_model(model, removed):
         return np.where(stays[numbers].reshape(shape), array, array.dtype.type(0))
 
     masked = keras.models.clone_model(model)
-    carry_weights(model, masked, channels, zero)
+    _carry_weights(model, masked, channels, zero)
     return masked
 
 
@@ -127,7 +127,7 @@ def shrink_model(model, removed):
         network that cannot be followed (see ``channel_groups.map_channels``).
     """
     channels = map_channels(model)
-    stays = remaining(model, channels, removed)
+    stays = _remaining(model, channels, removed)
 
     def narrower(layer):
         config = layer.get_config()
@@ -141,11 +141,11 @@ def shrink_model(model, removed):
         return np.compress(stays[numbers], array, axis)
 
     small = keras.models.clone_model(model, clone_function=narrower)
-    carry_weights(model, small, channels, cut)
+    _carry_weights(model, small, channels, cut)
     return small
 
 
-def remaining(model, channels, removed):
+def _remaining(model, channels, removed):
     """Bool array: whether the channel of each number stays; STAYS, which is -1, picks the last entry, True."""
     stays = np.ones(sum(group.size for group in channels.groups.values()) + 1, bool)
     for name, indices in removed.items():
@@ -167,7 +167,7 @@ def remaining(model, channels, removed):
     return stays
 
 
-def carry_weights(source, target, channels, change):
+def _carry_weights(source, target, channels, change):
     """Copy the weights layer by layer, each changed along the axes that channels index."""
     for layer in source.layers:
         places = channels.axes.get(layer.name, {})

@@ -30,8 +30,7 @@ def build_model(norm_momentum=0.99, **options):
 
 
 def build_loss(**options):
-    from kitsseg.deep_supervision import HEAD_WEIGHTS
-    from kitsseg.losses import FocalTversky
+    from kitsseg.losses import HEAD_WEIGHTS, FocalTversky
 
     return [FocalTversky(**options) for _ in HEAD_WEIGHTS], list(HEAD_WEIGHTS)
 
@@ -43,7 +42,7 @@ def build_optimizer(phase):
 
 
 def build_targets(labels):
-    from kitsseg.deep_supervision import deep_supervision_targets
+    from kitsseg.losses import deep_supervision_targets
 
     return deep_supervision_targets(labels)
 

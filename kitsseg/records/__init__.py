@@ -1,0 +1,1 @@
+"""The files that one command writes for another."""

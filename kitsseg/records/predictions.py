@@ -21,7 +21,7 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.files.checksums import crc32
 from kitsseg.files.paths import absolute_paths, relative_paths
 
-__all__ = ["PREDICTIONS", "Predictions"]
+__all__ = ["PREDICTIONS", "Predictions", "crc32_of", "size_of"]
 
 PREDICTIONS = "predictions.json"
 MADE_BY = ("kitsseg", "networks", "engine", "inference", "postprocess")

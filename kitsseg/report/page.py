@@ -6,9 +6,8 @@ from pathlib import Path
 
 from kitsseg import __version__
 from kitsseg.report.assets import SORT_SCRIPT, STYLE
-from kitsseg.report.charts import training_chart
-from kitsseg.report.plots import dice_plot
-from kitsseg.report.sections import claims, details, failures, ladder_table, pruning
+from kitsseg.report.charts import dice_plot, training_chart
+from kitsseg.report.sections import claims, details, failure_rows, ladder_table, pruning
 
 __all__ = ["build_page"]
 
@@ -64,7 +63,7 @@ def build_page(rows, summary, run, history, pictures, notes, sparsity=()):
         body += _scores(rows, summary)
     body += claims(known.get("reported"), beside, summary.get("phantom"))
     if rows:
-        body += ladder_table(beside) + details(summary) + failures(rows, summary)
+        body += ladder_table(beside) + details(summary) + failure_rows(rows, summary)
     if run:
         body += ["<section><h2>Training</h2>", training_chart(history), "</section>"]
     body += pruning(sparsity)

@@ -6,18 +6,14 @@ from html import escape
 
 import numpy as np
 from PIL import Image, ImageDraw
-from skimage.measure import find_contours
 
 from kitsseg.errors import InputError
+from kitsseg.labels.outlines import COLORS, MASKS, contours
 from kitsseg.report.views import case_views, eight_bit
 
-__all__ = ["case_picture", "case_preview", "contours", "show_plane"]
+__all__ = ["case_picture", "case_preview", "show_plane"]
 
 JPEG_QUALITY = 90
-MASKS = (("kidney", lambda labels: labels > 0), ("tumor", lambda labels: labels == 2))
-# as on the page: truth blue, prediction orange, kidney the deeper and tumor the lighter tone
-COLORS = {"truth kidney": "#3f8cff", "truth tumor": "#a5dcff"}
-COLORS |= {"prediction kidney": "#ff7d1a", "prediction tumor": "#ffd97a"}
 PIXELS_PER_MM, GAP, HEAD = 2, 12, 36  # of the PNG
 
 
@@ -114,17 +110,3 @@ def _outlines(view):
     for whose, labels in (("truth", view.truth), ("prediction", view.prediction)):
         for name, mask in MASKS:
             yield f"{whose} {name}", contours(mask(labels))
-
-
-def contours(mask):
-    """Closed polygons around a mask, each integers (corners, 2) as (x, y) in half pixels from the upper left corner.
-
-    The lines run halfway between the centers of pixels inside and outside.
-    """
-    polygons = []
-    for contour in find_contours(np.pad(mask, 1).astype(np.uint8), 0.5):
-        # padding moves a center from i + 0.5 to i + 1.5; find_contours calls it i + 1; halves become integers
-        points = np.rint(2 * contour - 1).astype(int)[:-1, ::-1]
-        steps = np.roll(points, -1, axis=0) - points
-        polygons.append(points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)])
-    return polygons

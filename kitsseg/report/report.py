@@ -1,16 +1,65 @@
-"""``kitsseg report``: a run, its scores and pictures of its cases -> one HTML page, complete in itself."""
+"""``kitsseg report``: a run, its scores and pictures of its cases -> one HTML page, complete in itself.
 
+The files of a run folder may have been edited, so the report checks what it takes from them.
+"""
+
+import csv
 from pathlib import Path
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.records.run import read_history
+from kitsseg.records.run import read_history, read_run
 from kitsseg.report.page import build_page
 from kitsseg.report.pictures import case_picture, case_preview
-from kitsseg.report.run_files import read_sparsity, run_of_report
-from kitsseg.scoring.scores_file import read_scores
+from kitsseg.scoring.scores_file import ANY, COUNT, NUMBER, TEXT, check_form, read_scores
 
-__all__ = ["write_preview", "write_report"]
+__all__ = ["read_sparsity", "run_of_report", "write_preview", "write_report"]
+
+FORM = {
+    "recipe?": TEXT,
+    "paper?": TEXT,
+    "reported?": {None: ANY},
+    "versions?": {None: TEXT},
+    "split?": {"name?": TEXT, "hash?": TEXT, "cases?": {None: [TEXT]}},
+    "seconds?": NUMBER,
+    "seed?": COUNT,
+    "status?": TEXT,
+    "kitsseg?": TEXT,
+}
+COLUMNS = ("weights", "shape", "pruned", "size", "zeros", "sparsity")
+
+
+def run_of_report(folder):
+    """The record of a run, with what the page prints of it checked.
+
+    Raises: InputError.
+    """
+    record = read_run(folder)
+    check_form(record, FORM, Path(folder) / "run.json", "Restore the file as kitsseg train wrote it.")
+    return record
+
+
+def read_sparsity(folder):
+    """Rows of RUN/sparsity.csv with numbers as numbers; empty for a run that was not pruned.
+
+    Raises: InputError if it is damaged.
+    """
+    path = Path(folder) / "sparsity.csv"
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: row[name] for name in COLUMNS} for row in csv.DictReader(file)]
+        for row in rows:
+            row |= {"size": int(row["size"]), "zeros": int(row["zeros"]), "sparsity": float(row["sparsity"])}
+            if not (0 <= row["zeros"] <= row["size"] and 0 <= row["sparsity"] <= 1):
+                raise ValueError(f"{row['zeros']} zeros of {row['size']}")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: expected a row for each weight matrix, found others ({error!r})."
+        ) from error
+    return rows
+
 
 WORST, BEST = 6, 3  # cases with pictures: the page stays below 5 MB
 

@@ -4,7 +4,7 @@ from html import escape
 
 from kitsseg.scoring.ladder import RUNGS
 
-__all__ = ["CLAIMS", "claims", "details", "failures", "ladder_table", "pruning", "without_counterpart"]
+__all__ = ["CLAIMS", "claims", "details", "failure_rows", "ladder_table", "pruning", "without_counterpart"]
 
 # The papers' figures (``Recipe.reported``) whose definition is one of ours; what is not named here has none.
 CLAIMS = {
@@ -134,7 +134,7 @@ def details(summary):
     return [*parts, "</section>"]
 
 
-def failures(rows, summary):
+def failure_rows(rows, summary):
     """Cases that say nothing good: not predicted, empty, or with a tumor that was missed altogether."""
     failed = summary.get("failed") or {}
     groups = [

@@ -1,14 +1,39 @@
-"""How the steps of training are executed: compiled by XLA or not, one by one or several in one call.
+"""How the steps of training are computed: in which precision, compiled by XLA or not, one by one or several a call.
 
-Neither changes what is computed but for rounding, so that a run may be resumed with another choice.
+In every precision weights, losses, logits and saved files stay float32; convolutions are computed in the half
+precision. ``mixed_bfloat16`` has the range of float32 and needs nothing else; ``mixed_float16``, for GPUs without
+bfloat16 (T4, V100), scales the loss so that small gradients do not vanish, which Keras does in ``compile``.
+
+XLA and several steps a call change the result by rounding only, so that a run may be resumed with another choice.
 """
+
+import contextlib
 
 import keras
 
 from kitsseg.errors import InputError
 from kitsseg.recipe import OneCycle
 
-__all__ = ["XLA", "check_execution", "set_execution", "step_by_step"]
+__all__ = ["PRECISIONS", "XLA", "check_execution", "computing_in", "set_execution", "step_by_step"]
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+@contextlib.contextmanager
+def computing_in(precision):
+    """Networks built in this context compute in ``precision``; the policy of the process is as before afterwards.
+
+    Raises: InputError for another name than those of ``PRECISIONS``.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}.")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
 
 XLA = ("auto", "on", "off")
 

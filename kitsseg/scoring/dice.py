@@ -18,6 +18,8 @@ Source: the KiTS19 starter code (evaluation rules).
 import numpy as np
 
 __all__ = [
+    "BOOTSTRAP_SEED",
+    "RESAMPLES",
     "SCORES",
     "VOLUMES",
     "count_labels",

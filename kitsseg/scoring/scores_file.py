@@ -11,7 +11,7 @@ from kitsseg.scoring.dice import SCORES, VOLUMES
 from kitsseg.scoring.kits23 import HEC_LABELS
 from kitsseg.scoring.ladder import RUNGS
 
-__all__ = ["TEXT_COLUMNS", "check_form", "read_scores"]
+__all__ = ["ANY", "COUNT", "NUMBER", "TEXT", "TEXT_COLUMNS", "check_form", "read_scores"]
 
 TEXT_COLUMNS = ("case", "empty", "label_release", "split_hash")
 NUMBER, COUNT, TEXT, ANY = (int, float), (int,), (str,), (int, float, str, list, dict, bool)

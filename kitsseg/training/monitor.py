@@ -14,12 +14,12 @@ from kitsseg.optimizers.ema import averaged_weights
 from kitsseg.training.case_validation import CaseLog, cheap_inference, chosen_cases, is_due, mean_scores
 from kitsseg.training.tensorboard import TensorBoardLog
 
-__all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_labels"]
+__all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_training_labels"]
 
 LARGEST_SHARE = 0.1  # of the time spent training, for whole cases
 
 
-def check_labels(cases, split):
+def check_training_labels(cases, split):
     """See that there is something to learn, before training starts.
 
     Returns: warnings, each a sentence.

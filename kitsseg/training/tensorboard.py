@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kitsseg.errors import InputError
-from kitsseg.report.pictures import COLORS, MASKS, contours
+from kitsseg.labels.outlines import COLORS, MASKS, contours
 from kitsseg.report.views import eight_bit
 
 __all__ = ["PICTURES", "TensorBoardLog", "case_slice", "check_folder"]

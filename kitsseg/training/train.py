@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.sampling.slices import slice_dataset
+from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.optimizers.ema import ValidateAverages
@@ -23,10 +23,9 @@ from kitsseg.records.checkpoints import clear_leftovers, go_back, is_whole
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
 from kitsseg.runtime.devices import ONE_DEVICE
-from kitsseg.runtime.execution import check_execution
-from kitsseg.runtime.precision import computing_in
+from kitsseg.runtime.execution import check_execution, computing_in
 from kitsseg.training.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
-from kitsseg.training.monitor import Monitor, check_labels
+from kitsseg.training.monitor import Monitor, check_training_labels
 from kitsseg.training.phase_setup import batches_of, compiled_network, pruning_of, weights_of
 from kitsseg.training.progressive import best_round, read_rounds, run_rounds
 from kitsseg.training.state import Training, needed_files, steps_of, unfinished
@@ -68,7 +67,7 @@ def train_recipe(
             was started.
         progress: called as progress(description, done, total) in training steps.
         details: further entries of ``run.json`` that a resumed run must share.
-        precision: one of ``kitsseg.runtime.precision.PRECISIONS``; the network that is saved is of float32.
+        precision: one of ``kitsseg.runtime.execution.PRECISIONS``; the network that is saved is of float32.
         accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
             of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
         ema: momentum, such as 0.999, of an average of the weights over the steps, which is validated, kept and handed
@@ -108,7 +107,7 @@ def train_recipe(
     for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
         # a damaged file is found here: TensorFlow's threads would bury what is said of it
         _ = case.image, case.boxed_labels
-    warned = check_labels(cases, split)
+    warned = check_training_labels(cases, split)
     if tensorboard:
         check_folder(tensorboard)  # now: nothing is left behind yet
     phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
@@ -176,8 +175,8 @@ def _train_phase(training, phase, split, seed, weights):
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
             log = EpochLog(training, phase, rows, pruning, training.monitor)
             model.fit(
-                slice_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
-                validation_data=slice_dataset(validation, 0, len(validation), targets),
+                batch_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
+                validation_data=batch_dataset(validation, 0, len(validation), targets),
                 initial_epoch=len(rows),
                 epochs=phase.epochs,
                 steps_per_epoch=steps,

@@ -1,0 +1,1 @@
+"""Commands that train or predict more than once."""

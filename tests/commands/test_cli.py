@@ -24,8 +24,7 @@ from kitsseg import __version__, recipes
 from kitsseg.cli import main
 from kitsseg.commands.console import console
 from kitsseg.data.cache import build as preprocess
-from kitsseg.data.formats.nifti import read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_image, write_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.recipe import settings
 from kitsseg.records.run import read_history
 

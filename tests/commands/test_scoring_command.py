@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from kitsseg.cli import main
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import write_image
 
 MM = (3.0, 1.0, 1.0)
 

@@ -14,7 +14,7 @@ import pytest
 import kitsseg
 from kitsseg.cli import main
 from kitsseg.commands.findings_table import fold_alike
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import write_image
 from kitsseg.data.kits19.findings import Finding
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE
 from kitsseg.data.phantoms.synthesize import synthesize_cases

@@ -9,9 +9,9 @@ import pytest
 
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import cache_folder
-from kitsseg.files import leftovers
+from kitsseg.files import locks as leftovers
 from kitsseg.files.atomic import atomic_folder
-from kitsseg.files.leftovers import at_work, clear_leftovers
+from kitsseg.files.locks import at_work, remove_unfinished
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shared locks of files")
 
@@ -19,7 +19,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from kitsseg.files.atomic import atomic_folder
-from kitsseg.files.leftovers import at_work
+from kitsseg.files.locks import at_work
 file = Path(sys.argv[1])
 with at_work(file), atomic_folder(file.parent / "case_00007") as temporary:
     (temporary / "image.npy").write_text("half")
@@ -45,13 +45,13 @@ def test_only_what_atomic_folder_names_so_is_removed(file, tmp_path):
     kept = [unfinished(tmp_path, name) for name in ("case_00001", ".case_00001-x7a", ".git", "a-0123abcd")]
     (tmp_path / ".note-0123abcd").write_text("a file")
     (tmp_path / ".case_00002-0123abcd").symlink_to(kept[0])
-    assert clear_leftovers(file) == [left]
+    assert remove_unfinished(file) == [left]
     assert not left.exists()
     assert all((folder / "image.npy").exists() for folder in kept)
     assert (tmp_path / ".note-0123abcd").exists()
     assert (tmp_path / ".case_00002-0123abcd").is_symlink()
     with atomic_folder(tmp_path / "case_00003") as temporary:  # the names are those of today
-        assert clear_leftovers(file) == [temporary]
+        assert remove_unfinished(file) == [temporary]
         temporary.mkdir()
 
 
@@ -62,20 +62,20 @@ def test_what_another_process_is_at_work_on_stays_until_it_is_killed(file, tmp_p
         its = tmp_path / process.stdout.readline().strip()
         assert (its / "image.npy").exists()
         with at_work(file):  # several may be at work at once
-            assert clear_leftovers(file) == []
-        assert clear_leftovers(file) == []
+            assert remove_unfinished(file) == []
+        assert remove_unfinished(file) == []
         assert left.exists()
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
     assert its.exists()  # nobody could clear up
-    assert clear_leftovers(file) == sorted([left, its])
+    assert remove_unfinished(file) == sorted([left, its])
     assert not its.exists()
 
 
 def test_where_nothing_can_be_locked_nothing_is_removed(file, tmp_path, monkeypatch):
     left = unfinished(tmp_path)
-    assert clear_leftovers(tmp_path / "nowhere" / "spec.json") == []
+    assert remove_unfinished(tmp_path / "nowhere" / "spec.json") == []
     with at_work(tmp_path / "nowhere" / "spec.json"):
         pass
 
@@ -89,7 +89,7 @@ def test_where_nothing_can_be_locked_nothing_is_removed(file, tmp_path, monkeypa
     for system in (None, NoLocks):
         monkeypatch.setattr(leftovers, "fcntl", system)
         with at_work(file):
-            assert clear_leftovers(file) == []
+            assert remove_unfinished(file) == []
         assert left.exists()
 
 
@@ -97,7 +97,7 @@ def test_an_error_at_work_comes_through_and_gives_the_lock_back(file, tmp_path):
     left = unfinished(tmp_path)
     with pytest.raises(OSError, match="disk"), at_work(file):
         raise OSError("disk")
-    assert clear_leftovers(file) == [left]
+    assert remove_unfinished(file) == [left]
 
 
 def test_preprocess_clears_up_but_not_while_another_is_at_work(data, spec, tmp_path):

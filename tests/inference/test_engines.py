@@ -240,4 +240,4 @@ def test_images_of_another_size_are_refused(trained):
 
 
 def test_the_command_offers_every_engine():
-    assert tuple(engines.ENGINES) == prediction.ENGINES
+    assert tuple(engines.ENGINES) == prediction.ENGINE_NAMES

@@ -13,11 +13,10 @@ import pytest
 from scipy.ndimage import zoom
 from support.cases import make_case, read_json
 
-from kitsseg.data.formats.nifti import read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
 from kitsseg.data.geometry.geometry import plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.layouts.find import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
 from kitsseg.inference.cohort import failures, predict_cases, predict_cohort, predict_labels

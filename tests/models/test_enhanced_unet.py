@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kitsseg.models.enhanced_unet import (
-    attention_gate,
+    _attention_gate,
     build_enhanced_unet,
     build_plain_unet,
     keep_final_head,
@@ -83,7 +83,7 @@ def test_gating_signals():
 
 def test_attention_gate_matches_arithmetic():
     skip, signal = keras.Input((2, 2, 1)), keras.Input((1, 1, 1))
-    model = keras.Model([skip, signal], attention_gate(skip, signal, inner=1, stride=1, name="gate"))
+    model = keras.Model([skip, signal], _attention_gate(skip, signal, inner=1, stride=1, name="gate"))
     tap = np.full((3, 3, 1, 1), 7.0)  # only its middle meets the one position of the signal
     tap[1, 1] = 2.0
     weights = {
@@ -163,8 +163,7 @@ def test_wrong_arguments_are_refused():
 @pytest.mark.slow
 def test_line_11_the_loss_of_one_batch_falls():
     """All widths divided by 4, 64 x 64, SGD 0.01 with momentum 0.9, one synthetic batch of seven, 40 steps."""
-    from kitsseg.deep_supervision import HEAD_WEIGHTS, deep_supervision_targets
-    from kitsseg.losses import FocalTversky
+    from kitsseg.losses import HEAD_WEIGHTS, FocalTversky, deep_supervision_targets
 
     rng = np.random.default_rng(0)
     labels = np.zeros((7, 64, 64), np.int32)

@@ -1,112 +1,95 @@
-"""Imports point one way, and what must be quick or small never imports TensorFlow or Keras."""
+"""Folders import lower ranks only, public names work, and what must be quick or small imports no TensorFlow or Keras."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 import kitsseg
 
 PACKAGE = Path(kitsseg.__file__).parent
-
-# From the top down; a module may import those of lower layers, and the parts of its own command.
-LAYERS = [
-    ["__main__", "notebook", "notebook_views"],
-    ["cli"],
-    ["commands"],
-    ["recipes"],
-    ["sweep", "cross_validate", "training_work"],
-    ["prune", "shrink_run"],
-    ["fine_tune"],
-    ["train", "evaluate", "report", "compare", "export"],
-    ["compiled", "monitor"],
-    ["case_validation", "tensorboard_log", "training_state"],
-    ["case_folds", "epoch_log", "optimizers", "progressive", "model_card", "pruning", "pruning_report"],
-    ["predict"],
-    ["ensemble"],
-    ["export_check", "export_files", "segment"],
-    ["engines"],
-    ["exported"],
-    ["evaluate_pairs", "evaluate_files", "evaluate_details", "evaluate_table", "report_page"],
-    ["report_pictures", "report_chart", "report_plots", "report_run", "report_sections"],
-    [
-        "report_style",
-        "report_views",
-        "scores_file",
-        "run",
-        "schedules",
-        "shrink",
-        "predictions_file",
-        "cluster",
-    ],
-    ["postprocess", "deep_supervision", "networks", "fold", "ladder", "lesions", "hierarchical"],
-    ["distances", "channel_groups", "volume_tiles"],
-    ["components"],
-    ["pruning_masks", "pruning_schedules", "pruning_weights"],
-    ["data", "models", "losses", "metrics", "macs", "sliding_window", "scores", "surface"],
-    ["averages", "receptive_field", "checkpoints", "devices", "execution", "precision"],
-    ["recipe", "errors", "atomic", "record_paths", "quiet", "memory", "replicas"],
-    ["phase"],
-    ["__init__"],
-]
-NEIGHBORS_ALLOWED = {"data", "models", "recipes", "commands"}
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+WITH_NAMES = ["kitsseg", "kitsseg.data", "kitsseg.models", "kitsseg.pruning", "kitsseg.scoring"]
+# modules that may import TensorFlow: the input side, and what talks to TensorFlow or its files
+TENSORFLOW = {
+    "data/sampling/slices.py",
+    "export/writers.py",
+    "inference/engines.py",
+    "pruning/schedules.py",
+    "runtime/devices.py",
+    "runtime/replicas.py",
+    "training/tensorboard.py",
+}
 
 
 def imports_of(path):
-    """Names of kitsseg modules that a file imports, at top level or inside a function."""
+    """(module, name) of every import of a file; the name is None for ``import module``."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == "kitsseg")
+            yield from ((node.module, alias.name) for alias in node.names)
 
 
-def unit(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path):
+    return ".".join(("kitsseg", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-    here = unit(path)
-    assert here in RANK, f"{path.name}: say in LAYERS where it belongs"
-    for name in imports_of(path):
-        there = name.split(".")[1] if "." in name else "__init__"
-        if there not in RANK:  # a name of the package itself, such as __version__
-            continue
-        if there == here:
-            assert here in NEIGHBORS_ALLOWED, f"{path.name} imports its own unit"
-            continue
-        assert RANK[there] > RANK[here], f"{path.relative_to(PACKAGE)} imports {name}, which is not below it"
+def test_folders_import_lower_ranks_only():
+    """The order stands in .importlinter."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
-def test_no_module_uses_tf_keras_and_only_the_data_side_imports_tensorflow():
+def test_nothing_is_imported_that_is_not_in_the_other_modules_all():
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    public = {}
+    for name, path in paths.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+                public[name] = set(ast.literal_eval(node.value))
+    private = [
+        f"{path.relative_to(PACKAGE)}: {module}.{name}"
+        for path in paths.values()
+        for module, name in imports_of(path)
+        if module.split(".")[0] == "kitsseg" and name and f"{module}.{name}" not in paths
+        if name not in public.get(module, ())
+    ]
+    assert private == []
+
+
+def test_no_module_uses_tf_keras_and_few_import_tensorflow():
     for path in PACKAGE.rglob("*.py"):
-        names = {
-            name
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
-        }
-        roots = {(name or "").split(".")[0] for name in names}
+        modules = {module for module, _ in imports_of(path)}
+        roots = {module.split(".")[0] for module in modules}
         assert "tf_keras" not in roots
-        assert not any((name or "").startswith("tensorflow.keras") for name in names)
-        if unit(path) not in (
-            "data",
-            "devices",
-            "engines",
-            "export_files",
-            "pruning_schedules",
-            "replicas",
-            "tensorboard_log",
-        ):
+        assert not any(module.startswith("tensorflow.keras") for module in modules)
+        if str(path.relative_to(PACKAGE)) not in TENSORFLOW:
             assert not {"tensorflow", "tensorflow_model_optimization"} & roots, path
+
+
+@pytest.mark.parametrize("package", WITH_NAMES)
+def test_public_names_exist_and_are_documented(package):
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, f"{package}.{name}"
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="nowhere"):
+        module.nowhere  # noqa: B018
+    # a type checker reads the imports that a running program never makes: both name the same
+    for_checkers = {
+        name for path, name in imports_of(Path(module.__file__)) if path.startswith("kitsseg") and name
+    }
+    assert for_checkers == set(module.__all__) - {"__version__"}
 
 
 def modules_after(code):
@@ -125,13 +108,14 @@ def modules_after(code):
         "from kitsseg import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass",
         "from kitsseg import cli; cli.main(['recipes'])",
         "from kitsseg import cli; cli.main(['recipes', 'show', 'unet2d'])",
-        "import kitsseg.data.cache.build, kitsseg.data.sampling.slices, kitsseg.data.phantoms.synthesize",
-        "import kitsseg.scoring.evaluate, kitsseg.report.report",
+        "from kitsseg import preprocess_cases; from kitsseg.data import SliceBatches; import kitsseg.data.phantoms.synthesize",
+        "from kitsseg import evaluate_folders, write_report",
     ],
 )
 def test_what_must_be_light_imports_no_tensorflow(code):
     assert not {"tensorflow", "keras", "jax", "torch"} & modules_after(code)
 
 
-def test_the_package_itself_and_help_do_not_even_import_numpy():
-    assert "numpy" not in modules_after("import kitsseg.cli, kitsseg.recipe")
+@pytest.mark.parametrize("package", ["kitsseg.cli, kitsseg.recipe", *WITH_NAMES])
+def test_packages_themselves_and_help_do_not_even_import_numpy(package):
+    assert "numpy" not in modules_after(f"import {package}")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from support.cases import make_case, read_json
 
-from kitsseg.data.formats.nifti import read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_image, write_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
 from kitsseg.records.predictions import Predictions, crc32_of, size_of
 

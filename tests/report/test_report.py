@@ -15,12 +15,11 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from kitsseg import recipes
-from kitsseg.data.formats.nifti import read_labels
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import read_labels, write_image
 from kitsseg.errors import InputError
-from kitsseg.report.charts import training_chart
-from kitsseg.report.pictures import contours, show_plane
-from kitsseg.report.plots import dice_plot
+from kitsseg.labels.outlines import contours
+from kitsseg.report.charts import dice_plot, training_chart
+from kitsseg.report.pictures import show_plane
 from kitsseg.report.report import write_preview, write_report
 from kitsseg.report.sections import CLAIMS
 from kitsseg.report.views import View, case_views, choose_point

@@ -8,7 +8,7 @@ from support.recipes import StopAt, micro, split_of_cases
 
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.errors import InputError
-from kitsseg.runtime.precision import PRECISIONS, computing_in
+from kitsseg.runtime.execution import PRECISIONS, computing_in
 from kitsseg.training import train
 from kitsseg.training.phase_setup import batches_of, compiled_network, load_checkpoint
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kitsseg.cli import main
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import write_image
 from kitsseg.errors import InputError
 from kitsseg.scoring.compare import compare_scores
 from kitsseg.scoring.evaluate import evaluate_folders

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from kitsseg.commands.score_table import format_table
-from kitsseg.data.formats.nifti import PHANTOM
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
 from kitsseg.scoring.dice import SCORES, count_slices, score_case

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import write_image
 from kitsseg.recipe import PreprocessSpec
 
 __all__ = ["StopAfter", "make_case", "read_json", "spec_of_tests"]

@@ -16,7 +16,7 @@ from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, SliceSampler
 from kitsseg.records.run import read_history
-from kitsseg.training.monitor import Monitor, WatchedBatches, check_labels
+from kitsseg.training.monitor import Monitor, WatchedBatches, check_training_labels
 from kitsseg.training.train import train_recipe
 
 NAMES = [f"case_{i:05d}" for i in range(5)]
@@ -42,7 +42,7 @@ def test_background_only_is_refused_before_anything_is_written(micro_recipe, spe
     with pytest.raises(
         InputError, match="the labels of all 3 training cases are background; expected 1 for kidney"
     ):
-        check_labels(cases, split)
+        check_training_labels(cases, split)
     with pytest.raises(InputError, match="are background.*kitsseg verify"):
         train_recipe(micro_recipe, tmp_path / "cache", split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -50,16 +50,16 @@ def test_background_only_is_refused_before_anything_is_written(micro_recipe, spe
 
 def test_what_is_missing_is_said(spec, tmp_path):
     cases = cases_of(tmp_path, spec, NAMES[3:], tumor=False)
-    assert check_labels(cases, split_of_cases()) == [
+    assert check_training_labels(cases, split_of_cases()) == [
         "none of the 3 training cases holds tumor (label 2): it cannot be learned.",
         "the labels of all validation cases are background: their loss and scores say nothing about kidneys.",
     ]
 
 
 def test_nothing_is_said_of_good_labels(cached):
-    assert check_labels(cached, make_split(list(cached))) == []
+    assert check_training_labels(cached, make_split(list(cached))) == []
     # a case that is not in the cache is found by the sampler, which names it
-    assert check_labels({}, make_split(list(cached))) == []
+    assert check_training_labels({}, make_split(list(cached))) == []
 
 
 class Batches:

@@ -19,8 +19,8 @@ from kitsseg import recipes
 from kitsseg.cli import main
 from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_cases
-from kitsseg.phase import Phase, Plateau, Progressive, Pruning
 from kitsseg.pruning.weights import prunable_weights
+from kitsseg.recipe import Phase, Plateau, Progressive, Pruning
 from kitsseg.records.run import finished_run, read_history
 from kitsseg.training.epoch_log import best_epoch
 from kitsseg.training.train import train_recipe

@@ -25,15 +25,14 @@ from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.sources import source_record, unchanged
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
-from kitsseg.data.geometry.geometry import plan_geometry
+from kitsseg.data.geometry.geometry import cut_range, plan_geometry
 from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, label_box
 from kitsseg.data.geometry.planes import network_planes
-from kitsseg.data.geometry.zcut import cut_range
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.files.checksums import crc32_of_planes
-from kitsseg.files.leftovers import at_work, clear_leftovers
+from kitsseg.files.locks import at_work, remove_unfinished
 from kitsseg.runtime.workers import in_processes, one_by_one
 
 __all__ = ["check_pair", "plan_cache", "preprocess_cases"]
@@ -61,7 +60,7 @@ def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, c
     """
     plan = plan_cache(data, cache, spec, layout, compress)
     folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
-    clear_leftovers(folder / "spec.json")  # they take up space
+    remove_unfinished(folder / "spec.json")  # they take up space
     plan.check_space()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():

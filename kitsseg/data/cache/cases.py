@@ -15,6 +15,7 @@ specification or by another version of this module is refused, never made anew o
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
 from kitsseg.data.geometry.geometry import Geometry
+from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of_planes
 
@@ -31,10 +33,12 @@ __all__ = [
     "CACHE_VERSION",
     "CachedCase",
     "cache_folder",
+    "cases_of_part",
     "check_specification",
     "open_cache",
     "read_record",
     "spec_record",
+    "training_counts",
     "write_record",
 ]
 
@@ -233,3 +237,68 @@ def _load(path, dtype, shape):
 
 def _damaged(path, reason):
     return InputError(f"{path}: missing or damaged ({reason}). Remove its folder and preprocess again.")
+
+
+def cases_of_part(cases, split, part):
+    """The CachedCase of each case in a part of a split, with the checks that every sampler needs.
+
+    Raises: TypeError if ``split`` is no CaseSplit; ValueError for an unknown part; InputError if the part is empty or
+        not all in ``cases``, and if a patient is in two parts, be it under another name.
+    """
+    if not isinstance(split, CaseSplit):
+        raise TypeError(
+            f"a slice dataset is built from a CaseSplit, found {type(split).__name__}. See make_split."
+        )
+    if part not in PARTS:
+        raise ValueError(f"the part of a split is one of {', '.join(PARTS)}; found {part!r}.")
+    # checked again: a list given to CaseSplit can have grown since, and a subclass need not check at all
+    CaseSplit(split.name, *(tuple(getattr(split, each)) for each in PARTS))
+    _check_patients(cases, split)
+    names = getattr(split, part)
+    missing = [name for name in names if name not in cases]
+    if missing:
+        raise InputError(
+            f"split {split.name}: {len(missing)} of its {len(names)} {part} cases are not in the cache, for example "
+            f"{missing[0]}. Preprocess them, or use split.among(cases)."
+        )
+    if not names:
+        raise InputError(f"split {split.name}: its {part} part is empty.")
+    return [cases[name] for name in names]
+
+
+def _check_patients(cases, split):
+    """No two names of a split may lead to one patient: by an alias in ``cases``, by a link or a copy in the cache."""
+    owners = {}
+    for name in (name for part in PARTS for name in getattr(split, part) if name in cases):
+        case = cases[name]
+        keys = [("folder", os.path.realpath(case.folder)), ("name", case.name)]
+        if case.hu_counts is not None and len(case.hu_counts.counts):
+            # no two patients have as many voxels of each HU in the same slices
+            counts = case.hu_counts.first, case.hu_counts.counts.tobytes()
+            keys.append((counts, case.kidney_area.tobytes(), case.tumor_area.tobytes()))
+        for key in keys:
+            if (other := owners.setdefault(key, name)) != name:
+                raise InputError(
+                    f"split {split.name}: {other} and {name} are the same patient ({case.folder}). Leave one of them "
+                    "out; otherwise the scores may be those of patients the network has seen."
+                )
+
+
+def training_counts(cases, split):
+    """HuCounts of all foreground voxels of the cases that train; those that validate or test never count.
+
+    Args:
+        cases: dict from name to CachedCase (``open_cache``).
+        split: CaseSplit.
+
+    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or none with foreground.
+    """
+    total = HuCounts(0, np.zeros(0, np.int64))
+    for case in cases_of_part(cases, split, "train"):
+        total += case.hu_counts
+    if not total.voxels:
+        raise InputError(
+            f"split {split.name}: expected kidney or tumor in its {len(split.train)} training cases, found none. "
+            "Look at their segmentations."
+        )
+    return total

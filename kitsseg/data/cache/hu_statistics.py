@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kitsseg.data.sampling.draws import cases_of_part
-from kitsseg.errors import InputError
-
-__all__ = ["HuCounts", "count_hu", "training_counts"]
+__all__ = ["HuCounts", "count_hu"]
 
 _LOWEST = -32768  # of int16
 
@@ -79,23 +76,3 @@ def count_hu(planes):
     if not len(there):
         return HuCounts(0, np.zeros(0, np.int64))
     return HuCounts(int(there[0]) + _LOWEST, counts[there[0] : there[-1] + 1].copy())
-
-
-def training_counts(cases, split):
-    """HuCounts of all foreground voxels of the cases that train; those that validate or test never count.
-
-    Args:
-        cases: dict from name to CachedCase (``open_cache``).
-        split: CaseSplit.
-
-    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or none with foreground.
-    """
-    total = HuCounts(0, np.zeros(0, np.int64))
-    for case in cases_of_part(cases, split, "train"):
-        total += case.hu_counts
-    if not total.voxels:
-        raise InputError(
-            f"split {split.name}: expected kidney or tumor in its {len(split.train)} training cases, found none. "
-            "Look at their segmentations."
-        )
-    return total

@@ -1,0 +1,1 @@
+"""KiTS19 over HTTP, resumable and checked."""

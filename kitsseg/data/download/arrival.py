@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from kitsseg.data.download.catalog import DamagedFile, check_file, find_local
-from kitsseg.data.download.connections import Connections
-from kitsseg.data.download.http import HostError, fetch_file, forget_part, part_of
+from kitsseg.data.download.http import Connections, HostError, fetch_file, forget_part, part_of
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, RecordedHash, record_hash
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from kitsseg.data.download.arrival import Landing
 from kitsseg.data.download.catalog import IMAGES_URL, LABELS_URL, find_local, parse_cases, wanted_files
-from kitsseg.data.download.connections import Connections, Stopped
-from kitsseg.data.download.http import HostError, part_of, part_size
+from kitsseg.data.download.http import Connections, HostError, Stopped, part_of, part_size
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.data.kits19.trusted_hashes import read_hashes
 from kitsseg.errors import InputError

@@ -1,0 +1,1 @@
+"""NIfTI and DICOM: volumes, label maps and the grid they lie on."""

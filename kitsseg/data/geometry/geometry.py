@@ -1,4 +1,4 @@
-"""What preprocessing does to a case's grid, and how predictions come back to the scan's own voxels."""
+"""What preprocessing does to a case's grid, which slices of a long scan it keeps, and how predictions come back."""
 
 from dataclasses import asdict, dataclass
 
@@ -6,7 +6,33 @@ import numpy as np
 
 from kitsseg.data.geometry.resample import blend, linear_taps, resampled_shape
 
-__all__ = ["Geometry", "averaged_labels", "labels_on_scan", "plan_geometry"]
+__all__ = ["Geometry", "averaged_labels", "cut_range", "labels_on_scan", "plan_geometry"]
+
+
+def cut_range(first, last, n, longest=200, margin=30):
+    """Cut a scan to about ``longest`` slices without losing foreground.
+
+    The foreground with ``margin`` slices on either side is kept whole, however long it is; where that is less
+    than ``longest``, the cut is widened to ``longest`` slices around its middle.
+
+    Args:
+        first, last: first and last slice with kidney or tumor.
+        n: slices of the scan; up to ``longest`` nothing is cut.
+
+    Returns: (first slice kept, slice after the last one kept).
+    Raises: ValueError if the foreground does not lie in the scan.
+    Source: Daza et al. cut scans of more than 200 slices and keep all foreground; the margin of 30 is that of
+        the same group's later public code.
+    """
+    if not 0 <= first <= last < n:
+        raise ValueError(f"cut_range: foreground must lie in slices 0..{n - 1}, found {first}..{last}.")
+    if n <= longest:
+        return 0, n
+    start, stop = max(first - margin, 0), min(last + 1 + margin, n)
+    if stop - start >= longest:
+        return start, stop
+    start = min(max(start + (stop - start) // 2 - longest // 2, 0), n - longest)
+    return start, start + longest
 
 
 @dataclass(frozen=True)

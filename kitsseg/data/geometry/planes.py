@@ -22,7 +22,7 @@ def network_planes(image, geometry, spec):
         return
     # channels are made at the scan's own resolution, where the papers made them, and then resized
     for k in range(geometry.start[0], geometry.stop[0]):
-        plane = image[k] if spec.windows is None else eight_bit_channels(image[k], spec.windows)
+        plane = image[k] if spec.windows is None else _eight_bit_channels(image[k], spec.windows)
         resized = np.rint(area_resize(plane, geometry.grid_shape[1:])).astype(plane.dtype)
         yield resized[geometry.start[1] : geometry.stop[1], geometry.start[2] : geometry.stop[2]]
 
@@ -52,7 +52,7 @@ def normalize(planes, spec, out=None):
     return out
 
 
-def eight_bit_channels(hu, windows):
+def _eight_bit_channels(hu, windows):
     """One uint8 channel per (width, level) window and a histogram-scaled one: (rows, columns, channels)."""
     # once for each HU that there is, a few thousand, and not for each pixel
     place, values = _places(hu)

@@ -1,6 +1,7 @@
 """Cases on disk, whatever the layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
 
-Preprocessing, prediction and evaluation all find their cases here.
+Preprocessing, prediction and evaluation all find their cases here; ``find_scans`` says which scans a prediction is
+asked for, and how each is called.
 """
 
 from dataclasses import replace
@@ -12,7 +13,7 @@ from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
 from kitsseg.errors import InputError
 
-__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "Case", "Layout", "find_cases", "prediction_name"]
+__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "Case", "Layout", "find_cases", "find_scans", "prediction_name"]
 
 
 def find_cases(folder, need_labels=True, need_image=True, layout=None):
@@ -122,3 +123,32 @@ def prediction_name(case_name):
     if case_name.startswith("case_"):
         return f"prediction_{case_name.removeprefix('case_')}.nii.gz"
     return f"{case_name}.nii.gz"
+
+
+def find_scans(inputs, layout=None):
+    """Scans by case name.
+
+    Args:
+        inputs: files, case folders, folders of cases, DICOM series.
+        layout: Layout of the folders among them.
+
+    Raises: InputError for a name that comes up twice; FileNotFoundError.
+    """
+    scans = {}
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found = [(case.name, case.image) for case in find_cases(item, need_labels=False, layout=layout)]
+        elif item.exists():
+            name = item.resolve().parent.name if item.name in IMAGE_NAMES else item.name
+            found = [(name.removesuffix(".gz").removesuffix(".nii"), item)]
+        else:
+            raise InputError(
+                f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
+            )
+        for name, path in found:
+            if name in scans:
+                raise InputError(
+                    f"{path}: a second scan called {name} beside {scans[name]}. Rename one of them."
+                )
+            scans[name] = path
+    return scans

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Canvas", "Patient", "ellipsoid_distance", "paint_body"]
+__all__ = ["FAT", "Canvas", "Patient", "ellipsoid_distance", "paint_body"]
 
 FAT, MUSCLE = -100, 58
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.data.formats.nifti import KITS_AXES, PHANTOM, read_labels
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import KITS_AXES, PHANTOM, read_labels, write_image
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.phantoms.anatomy import ellipsoid_distance
 from kitsseg.data.phantoms.render import render_ct

@@ -1,0 +1,1 @@
+"""Batches of slices and patches: a pure function of seed and index."""

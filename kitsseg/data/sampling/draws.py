@@ -2,61 +2,10 @@
 
 import math
 import operator
-import os
 
 import numpy as np
 
-from kitsseg.data.splits import CaseSplit
-from kitsseg.errors import InputError
-
-__all__ = ["batch_rng", "cases_of_part", "checked_index", "empty_batch", "in_circles", "own_places"]
-
-PARTS = ("train", "validation", "test")
-
-
-def cases_of_part(cases, split, part):
-    """The CachedCase of each case in a part of a split, with the checks that every sampler needs.
-
-    Raises: TypeError if ``split`` is no CaseSplit; ValueError for an unknown part; InputError if the part is empty or
-        not all in ``cases``, and if a patient is in two parts, be it under another name.
-    """
-    if not isinstance(split, CaseSplit):
-        raise TypeError(
-            f"a slice dataset is built from a CaseSplit, found {type(split).__name__}. See make_split."
-        )
-    if part not in PARTS:
-        raise ValueError(f"the part of a split is one of {', '.join(PARTS)}; found {part!r}.")
-    # checked again: a list given to CaseSplit can have grown since, and a subclass need not check at all
-    CaseSplit(split.name, *(tuple(getattr(split, each)) for each in PARTS))
-    _check_patients(cases, split)
-    names = getattr(split, part)
-    missing = [name for name in names if name not in cases]
-    if missing:
-        raise InputError(
-            f"split {split.name}: {len(missing)} of its {len(names)} {part} cases are not in the cache, for example "
-            f"{missing[0]}. Preprocess them, or use split.among(cases)."
-        )
-    if not names:
-        raise InputError(f"split {split.name}: its {part} part is empty.")
-    return [cases[name] for name in names]
-
-
-def _check_patients(cases, split):
-    """No two names of a split may lead to one patient: by an alias in ``cases``, by a link or a copy in the cache."""
-    owners = {}
-    for name in (name for part in PARTS for name in getattr(split, part) if name in cases):
-        case = cases[name]
-        keys = [("folder", os.path.realpath(case.folder)), ("name", case.name)]
-        if case.hu_counts is not None and len(case.hu_counts.counts):
-            # no two patients have as many voxels of each HU in the same slices
-            counts = case.hu_counts.first, case.hu_counts.counts.tobytes()
-            keys.append((counts, case.kidney_area.tobytes(), case.tumor_area.tobytes()))
-        for key in keys:
-            if (other := owners.setdefault(key, name)) != name:
-                raise InputError(
-                    f"split {split.name}: {other} and {name} are the same patient ({case.folder}). Leave one of them "
-                    "out; otherwise the scores may be those of patients the network has seen."
-                )
+__all__ = ["batch_rng", "checked_index", "empty_batch", "in_circles", "own_places"]
 
 
 def batch_rng(seed, index, stream):

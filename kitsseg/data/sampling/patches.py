@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kitsseg.data.cache.cases import CachedCase
+from kitsseg.data.cache.cases import CachedCase, cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import apply_batchgenerators, batchgenerators_transform
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import (
     batch_rng,
-    cases_of_part,
     checked_index,
     empty_batch,
     in_circles,

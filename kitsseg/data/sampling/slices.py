@@ -1,12 +1,12 @@
 """Batches of axial slices with an exact number of positive ones, for tf.data and for plain NumPy.
 
 A batch is a pure function of (seed, index): the same in every process, on every machine, and after resuming. Nothing
-here needs TensorFlow but ``slice_dataset``, which hands the very same batches to ``tf.data``::
+here needs TensorFlow but ``batch_dataset``, which hands the very same batches to ``tf.data``::
 
     batches = SliceBatches(cases, split, "train", sampler, augmentation, spec, seed=0)
     images, labels = batches[1000]                                          # NumPy arrays
     part = SliceBatches(..., seed=0, shard=(1, 4))[1000]                    # the second quarter of that batch
-    dataset = slice_dataset(batches, 1000, 2000)                            # goes on after 1,000 steps
+    dataset = batch_dataset(batches, 1000, 2000)                            # goes on after 1,000 steps
 
 For training in several processes (the JAX backend, tf.distribute's multi-worker strategies) each of them gives its own
 ``shard``: together they make the batches of one process, so that its loss curve is theirs.
@@ -14,6 +14,7 @@ For training in several processes (the JAX backend, tf.distribute's multi-worker
 
 import numpy as np
 
+from kitsseg.data.cache.cases import cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import (
     batchgenerators_transform,
@@ -26,7 +27,6 @@ from kitsseg.data.sampling.augment import (
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import (
     batch_rng,
-    cases_of_part,
     checked_index,
     empty_batch,
     in_circles,
@@ -34,7 +34,7 @@ from kitsseg.data.sampling.draws import (
 )
 from kitsseg.errors import InputError
 
-__all__ = ["SliceBatches", "ValidationSlices", "slice_dataset"]
+__all__ = ["SliceBatches", "ValidationSlices", "batch_dataset"]
 
 
 class SliceBatches:
@@ -209,7 +209,7 @@ class ValidationSlices:
         return self.batch(checked_index(index, len(self)))
 
 
-def slice_dataset(batches, start, stop, targets=None):
+def batch_dataset(batches, start, stop, targets=None):
     """Batches ``start`` to ``stop`` as a ``tf.data.Dataset`` of (images, labels), in order.
 
     Args:

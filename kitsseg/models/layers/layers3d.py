@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
-__all__ = ["DepthwiseConv3D", "UpsampleTrilinear"]
+__all__ = ["DepthwiseConv3D", "UpsampleTrilinear", "double"]
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")

@@ -26,12 +26,12 @@ from support.fault_server import fault_server
 from kitsseg.cli import main
 from kitsseg.data.download import arrival as landing
 from kitsseg.data.download import catalog as kits_files
-from kitsseg.data.download import connections, download
+from kitsseg.data.download import download
+from kitsseg.data.download import http as connections
 from kitsseg.data.download import http as fetch
 from kitsseg.data.download.catalog import DamagedFile, check_file, find_local, parse_cases, wanted_files
-from kitsseg.data.download.connections import Connections, Patience
 from kitsseg.data.download.download import choose_files, download_files
-from kitsseg.data.download.http import HostError
+from kitsseg.data.download.http import Connections, HostError, Patience
 from kitsseg.data.kits19.manifest import ManifestCase, read_manifest
 from kitsseg.data.kits19.trusted_hashes import RecordedHash, read_hashes, record_hash
 from kitsseg.data.layouts.find import find_cases

@@ -12,8 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from kitsseg.cli import main
 from kitsseg.data.formats.dicom import is_series, read_series
-from kitsseg.data.formats.nifti import read_image
-from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.formats.nifti import read_image, write_labels
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.errors import InputError
 

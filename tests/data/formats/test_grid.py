@@ -14,8 +14,7 @@ import pytest
 
 from kitsseg.data.formats import nifti, plane_order
 from kitsseg.data.formats.grid import KITS_AXES
-from kitsseg.data.formats.nifti import read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
 from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_labels
 from kitsseg.recipe import InferenceSpec, PreprocessSpec

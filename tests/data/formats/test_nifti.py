@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
 
-from kitsseg.data.formats.nifti import PHANTOM, is_phantom, read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_image, write_labels
+from kitsseg.data.formats.nifti import PHANTOM, is_phantom, read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 

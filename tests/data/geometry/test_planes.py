@@ -9,7 +9,7 @@ from support.cases import spec_of_tests
 from kitsseg import recipes
 from kitsseg.data.geometry.geometry import Geometry, plan_geometry
 from kitsseg.data.geometry.planes import (
-    eight_bit_channels,
+    _eight_bit_channels,
     histogram_scaled,
     network_planes,
     normalize,
@@ -56,7 +56,7 @@ def test_an_odd_width_is_halved_downwards():
 def test_squeeze_unet_line_7_a_constant_slice_does_not_crash(value):
     slice_ = np.full((5, 7), value, np.int16)
     np.testing.assert_array_equal(histogram_scaled(slice_), np.zeros((5, 7)))
-    assert not eight_bit_channels(slice_, (LIVER, CUSTOM))[..., 2].any()
+    assert not _eight_bit_channels(slice_, (LIVER, CUSTOM))[..., 2].any()
 
 
 def test_histogram_by_hand():
@@ -102,7 +102,7 @@ def test_channels_are_those_of_every_pixel_by_itself(span):
     breaks = sorted({int(ordered[int(share * 2000)]) for share in shares})
     expected = np.interp(slice_, breaks, np.linspace(0, 1, len(breaks))).astype(np.float32)
     np.testing.assert_array_equal(histogram_scaled(slice_), expected)
-    channels = eight_bit_channels(slice_, (LIVER, CUSTOM))
+    channels = _eight_bit_channels(slice_, (LIVER, CUSTOM))
     np.testing.assert_array_equal(channels[..., 2], (expected * 255).astype(np.uint8))
     for k, window in enumerate((LIVER, CUSTOM)):
         np.testing.assert_array_equal(channels[..., k], (windowed(slice_, *window) * 255).astype(np.uint8))
@@ -110,7 +110,7 @@ def test_channels_are_those_of_every_pixel_by_itself(span):
 
 def test_eight_bits_are_truncated():
     """HU 30: 0.5 * 255 = 127.5 -> 127 in the liver window; (30 + 40) / 200 * 255 = 89.25 -> 89 in the other."""
-    channels = eight_bit_channels(hu([[-1000, 30], [160, 3000]]), (LIVER, CUSTOM))
+    channels = _eight_bit_channels(hu([[-1000, 30], [160, 3000]]), (LIVER, CUSTOM))
     assert channels.dtype == np.uint8
     assert channels.shape == (2, 2, 3)
     np.testing.assert_array_equal(channels[..., 0], [[0, 127], [255, 255]])
@@ -152,7 +152,7 @@ def test_without_resampling_the_scan_comes_through():
         if spec.windows is None:
             np.testing.assert_array_equal(planes, image)
         else:
-            np.testing.assert_array_equal(planes, [eight_bit_channels(k, spec.windows) for k in image])
+            np.testing.assert_array_equal(planes, [_eight_bit_channels(k, spec.windows) for k in image])
 
 
 def test_normalize_one_channel_by_hand():

@@ -9,7 +9,7 @@ import pytest
 from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import write_image
 
 VARIANTS = [name + variant for name in recipes.names() for variant in ("", ":practical", ":tiny")]
 SCANS = [((7, 37, 45), (5.0, 0.8, 0.94)), ((13, 64, 33), (1.25, 1.7, 1.7)), ((31, 21, 30), (0.5, 2.3, 1.1))]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kitsseg.data.geometry.zcut import cut_range
+from kitsseg.data.geometry.geometry import cut_range
 
 
 @pytest.mark.parametrize(

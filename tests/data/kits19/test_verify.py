@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kitsseg.data.formats.nifti_writer import write_image
+from kitsseg.data.formats.nifti import write_image
 from kitsseg.data.kits19.make_manifest import make_manifest
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, read_hashes

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kitsseg.data.formats.nifti import read_image, read_labels
-from kitsseg.data.formats.nifti_writer import write_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.phantoms.synthesize import draw_labels, render_cases, synthesize_cases
 from kitsseg.errors import InputError

@@ -21,7 +21,7 @@ from kitsseg.data.cache.cases import cache_folder, open_cache
 from kitsseg.data.sampling.augment import batchgenerators_transform
 from kitsseg.data.sampling.draws import checked_index, own_places
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
-from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, slice_dataset
+from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
 from kitsseg.data.splits import CaseSplit, load_split, make_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, PatchSampler, SliceSampler
@@ -105,7 +105,7 @@ def test_line_5_resumed_at_step_k_through_tf_data_and_numpy(cached, spec, kind):
     expected = [whole[i] for i in range(6)]
     for start in (0, 2, 5):
         fresh = training_batches(kind, cached, all_of(cached), spec, seed=5)
-        stream = slice_dataset(fresh, start, 6).as_numpy_iterator()
+        stream = batch_dataset(fresh, start, 6).as_numpy_iterator()
         for batch, other in zip(stream, expected[start:], strict=True):
             assert_same(batch, other)
         fresh = training_batches(kind, cached, all_of(cached), spec, seed=5)
@@ -138,9 +138,9 @@ def test_line_5_shards_in_order_are_the_batch_of_one_process(cached, spec, kind,
         whole, shares = one[index], [part[index] for part in parts]
         assert_same([np.concatenate(arrays) for arrays in zip(*shares, strict=True)], whole)
         assert [item for part in parts for item in part.draw(index)] == one.draw(index)
-    images, labels = slice_dataset(parts[1], 0, 1).element_spec
+    images, labels = batch_dataset(parts[1], 0, 1).element_spec
     assert images.shape[0] == labels.shape[0] == one.batch_size // count
-    assert_same(next(slice_dataset(parts[1], 4, 5).as_numpy_iterator()), parts[1][4])
+    assert_same(next(batch_dataset(parts[1], 4, 5).as_numpy_iterator()), parts[1][4])
 
 
 @pytest.mark.parametrize("kind", ["slices", "patches"])
@@ -194,7 +194,7 @@ spec = spec_of_tests()
 cases = open_cache({cache!r}, spec)
 for kind in KINDS:
     batches = training_batches(kind, cases, all_of(cases), spec, seed=9)
-    distributed = strategy.experimental_distribute_dataset(slice_dataset(batches, 2, 5))
+    distributed = strategy.experimental_distribute_dataset(batch_dataset(batches, 2, 5))
     indices = []
     for index, both in zip(range(2, 6), distributed):
         parts = [strategy.experimental_local_results(arrays) for arrays in both]

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches, class_runs
-from kitsseg.data.sampling.slices import slice_dataset
+from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, PatchSampler
@@ -260,7 +260,7 @@ def test_a_batch_depends_on_seed_and_index_alone(patients, spec, mode):
 
 def test_through_tf_data(patients, spec):
     batches = batches_of(patients, spec, replace(SAMPLER, cases_per_batch=2), FLIPS)
-    dataset = slice_dataset(batches, 1, 4)
+    dataset = batch_dataset(batches, 1, 4)
     for index, (images, labels) in zip(range(1, 4), dataset.as_numpy_iterator(), strict=True):
         np.testing.assert_array_equal(images, batches.batch(index)[0])
         np.testing.assert_array_equal(labels, batches.batch(index)[1])
@@ -309,7 +309,7 @@ def test_validation_patches_are_fixed_one_of_each_class_of_each_case(patients, s
         assert two.draw(index) == one.draw(index)
         np.testing.assert_array_equal(two.batch(index)[0], one.batch(index)[0])
     assert len({one.draw(index)[0][2] for index in range(12)}) > 6  # not the same place in all
-    assert next(iter(slice_dataset(one, 0, 12)))[0].shape == (3, 6, 8, 10, 1)
+    assert next(iter(batch_dataset(one, 0, 12)))[0].shape == (3, 6, 8, 10, 1)
 
 
 # bad arguments

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.geometry.planes import normalize
-from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, slice_dataset
+from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, SliceSampler
@@ -182,17 +182,17 @@ def test_a_batch_depends_on_seed_and_index_alone(cached, spec, path):
 
 def test_through_tf_data_and_resumed(cached, spec):
     batches = batches_of(cached, spec, augmentation=PAPER, seed=5)
-    through = list(slice_dataset(batches, 0, 5).as_numpy_iterator())
+    through = list(batch_dataset(batches, 0, 5).as_numpy_iterator())
     assert len(through) == 5
     for index, (images, labels) in enumerate(through):
         expected = batches_of(cached, spec, augmentation=PAPER, seed=5).batch(index)
         np.testing.assert_array_equal(images, expected[0])
         np.testing.assert_array_equal(labels, expected[1])
-    resumed = list(slice_dataset(batches, 3, 5).as_numpy_iterator())
+    resumed = list(batch_dataset(batches, 3, 5).as_numpy_iterator())
     for (images, labels), expected in zip(resumed, through[3:], strict=True):
         np.testing.assert_array_equal(images, expected[0])
         np.testing.assert_array_equal(labels, expected[1])
-    images, labels = slice_dataset(batches, 0, 1).element_spec
+    images, labels = batch_dataset(batches, 0, 1).element_spec
     assert (images.shape, images.dtype.name) == ((7, 32, 24, 1), "float32")
     assert (labels.shape, labels.dtype.name) == ((7, 32, 24), "int32")
 
@@ -283,7 +283,7 @@ def test_validation_slices_by_hand(tmp_path, spec):
 def test_validation_through_tf_data(cached, spec):
     split = CaseSplit("s", (), tuple(cached), ())
     fixed = ValidationSlices(cached, split, "validation", SAMPLER, spec)
-    through = list(slice_dataset(fixed, 0, len(fixed)).as_numpy_iterator())
+    through = list(batch_dataset(fixed, 0, len(fixed)).as_numpy_iterator())
     assert len(through) == 9
     for index in (0, 8):
         for array, expected in zip(through[index], fixed.batch(index), strict=True):

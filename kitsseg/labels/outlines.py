@@ -1,0 +1,25 @@
+"""Outlines of label maps: the polygons around kidney and tumor, and the colors they have in every picture."""
+
+import numpy as np
+from skimage.measure import find_contours
+
+__all__ = ["COLORS", "MASKS", "contours"]
+
+MASKS = (("kidney", lambda labels: labels > 0), ("tumor", lambda labels: labels == 2))
+# as on the page: truth blue, prediction orange, kidney the deeper and tumor the lighter tone
+COLORS = {"truth kidney": "#3f8cff", "truth tumor": "#a5dcff"}
+COLORS |= {"prediction kidney": "#ff7d1a", "prediction tumor": "#ffd97a"}
+
+
+def contours(mask):
+    """Closed polygons around a mask, each integers (corners, 2) as (x, y) in half pixels from the upper left corner.
+
+    The lines run halfway between the centers of pixels inside and outside.
+    """
+    polygons = []
+    for contour in find_contours(np.pad(mask, 1).astype(np.uint8), 0.5):
+        # padding moves a center from i + 0.5 to i + 1.5; find_contours calls it i + 1; halves become integers
+        points = np.rint(2 * contour - 1).astype(int)[:-1, ::-1]
+        steps = np.roll(points, -1, axis=0) - points
+        polygons.append(points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)])
+    return polygons
