@@ -88,7 +88,7 @@ def numpy_counts(labels, p):
 # --- 2D U-Net, lines 2 to 4 -------------------------------------------------------------------------
 
 
-def test_unet2d_line_2_one_sample():
+def test_unet2d_one_sample():
     # CE 0.592785; D = 0.700094, 0.508521, 0.437885, mean 0.548833
     close(CrossEntropySoftDice()(LABELS, LOGITS), 0.592785 + 1 - 0.548833, 2e-6)
     close(CrossEntropySoftDice()(LABELS, LOGITS), 1.043952)
@@ -96,7 +96,7 @@ def test_unet2d_line_2_one_sample():
     close(CrossEntropySoftDice(smooth=1.0)(LABELS, LOGITS), 0.592785 + 1 - 0.680547, 2e-6)
 
 
-def test_unet2d_line_2_dice_by_hand():
+def test_unet2d_dice_by_hand():
     # class 0: sum p g = 0.786986 + 0.422319, sum p = 1.454698, sum g = 2
     #   D = (2 * 1.209305 + 1) / (1.454698 + 2 + 1) = 0.767417; class 1: 2.330482/3.616386; class 2: ...
     p = softmax(LOGITS.astype("float64"))[0]
@@ -108,7 +108,7 @@ def test_unet2d_line_2_dice_by_hand():
     close(CrossEntropySoftDice(smooth=1.0)(LABELS, LOGITS), ce + 1 - (d0 + d1 + d2) / 3)
 
 
-def test_unet2d_line_3_batch_sums_are_not_means_of_samples():
+def test_unet2d_batch_sums_are_not_means_of_samples():
     # CE 0.544458; batch D = 0.758443, 0.401542, 0.321650, mean 0.493878; per sample mean 0.405914
     close(CrossEntropySoftDice()(LABELS2, LOGITS2), 1.050580)
     per_sample = CrossEntropySoftDice(per_sample=True)
@@ -120,7 +120,7 @@ def test_unet2d_line_3_batch_sums_are_not_means_of_samples():
 
 
 @every_loss
-def test_unet2d_line_4_label_shapes(make):
+def test_unet2d_label_shapes(make):
     loss = make()
     logits = head_for(loss, LOGITS2.reshape(2, 2, 2, 3))
     labels = LABELS2.reshape(2, 2, 2)
@@ -131,7 +131,7 @@ def test_unet2d_line_4_label_shapes(make):
 
 
 @every_loss
-def test_unet2d_line_4_float16_logits(make):
+def test_unet2d_float16_logits(make):
     loss = make()
     logits = head_for(loss, np.random.default_rng(0).normal(0, 3, (2, 8, 8, 3)).astype("float32"))
     labels = np.random.default_rng(1).integers(0, 3, (2, 8, 8))
@@ -140,7 +140,7 @@ def test_unet2d_line_4_float16_logits(make):
 
 @every_loss
 @pytest.mark.parametrize("sign", [1, -1], ids=["right", "wrong"])
-def test_unet2d_line_4_extreme_logits(make, sign):
+def test_unet2d_extreme_logits(make, sign):
     loss = make()
     logits = head_for(loss, sign * np.where(np.eye(3)[LABELS2] == 1, 1e4, -1e4).astype("float32"))
     value, slope = float(loss(LABELS2, logits)), gradient(loss, LABELS2, logits)
@@ -149,14 +149,14 @@ def test_unet2d_line_4_extreme_logits(make, sign):
         assert 0 <= value <= 3.2e-5
 
 
-# --- WP-UNet, section 6 (line 4) --------------------------------------------------------------------
+# --- WP-UNet -----------------------------------------------------------------------------------------
 
 WP_LABELS = np.array([[[1, 2], [0, 0]]])
 WP_P = np.array([[[[0.2, 0.7, 0.1], [0.1, 0.3, 0.6]], [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1]]]])
 WP_LOGITS = np.log(WP_P).astype("float32")  # softmax(log p) is p
 
 
-def test_wp_unet_line_4_loss():
+def test_wp_unet_loss_by_hand():
     # CE = -(log 0.7 + log 0.6 + log 0.8 + log 0.6) / 4 = 0.4003674
     # kidney: sum y p 0.7, sum y 1, sum p 1.4 -> 1 - 2.4 / 3.4 = 0.2941176
     # tumor:  sum y p 0.6, sum y 1, sum p 0.9 -> 1 - 2.2 / 2.9 = 0.2413793
@@ -167,7 +167,7 @@ def test_wp_unet_line_4_loss():
     close(wp_unet_loss(1e-5)(WP_LABELS, WP_LOGITS), 1.1854515)
 
 
-def test_wp_unet_line_4_absent_class():
+def test_wp_unet_absent_class():
     # four background pixels, p_kidney = p_tumor = 0.01: each Dice loss 1 - 1 / (0.04 + 1) = 0.0384615
     p = np.broadcast_to([0.98, 0.01, 0.01], (1, 2, 2, 3))
     labels = np.zeros((1, 2, 2), int)
@@ -197,10 +197,10 @@ def test_sigmoid_regions_count_tumor_as_kidney_too():
     close(exclusive(labels, logits), -np.log([0.2, 0.6]).mean() + ((1 - 1 / 1.8) + tumor) / 2)
 
 
-# --- SqueezeNet U-Net, line 6: the loss Keras has ---------------------------------------------------
+# --- SqueezeNet U-Net: the loss that Keras has ---------------------------------------------------
 
 
-def test_squeeze_unet_line_6_loss_is_keras_cross_entropy():
+def test_squeeze_unet_loss_is_keras_cross_entropy():
     # (1,0,0) with label 0: log(e + 2) - 1 = 0.551445; (0,2,0) with label 2: log(e^2 + 2) = 2.239545
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     logits = np.array([[[[1, 0, 0], [0, 2, 0]]]], "float32")
@@ -210,7 +210,7 @@ def test_squeeze_unet_line_6_loss_is_keras_cross_entropy():
     close(loss(labels, logits), expected)
     close(loss(labels[..., None], logits), expected)
     close(loss(labels, logits.astype("float16")), 1.3955, 1e-3)
-    # the mean over all pixels, also with two images of different difficulty: CE of the 2D U-Net, line 3
+    # the mean over all pixels, also with two images of different difficulty: the cross entropy of the 2D U-Net
     close(loss(LABELS2, LOGITS2), 0.544458)
 
 
@@ -221,7 +221,7 @@ BINARY_LOGITS = np.log(BINARY_P / (1 - BINARY_P)).astype("float32")[..., None]
 BINARY_LABELS = np.array([[1, 1, 0, 0]])
 
 
-def test_enhanced_unet_line_3_binary():
+def test_enhanced_unet_binary():
     # TP 1.2, FN 0.8, FP 0.4: TI = 2.2 / (1.2 + 0.56 + 0.12 + 1) = 0.763889
     binary = {"activation": "sigmoid"}
     close(Tversky(**binary)(BINARY_LABELS, BINARY_LOGITS), 1 - 2.2 / 2.88)
@@ -234,7 +234,7 @@ def test_enhanced_unet_line_3_binary():
     close(FocalTversky(**binary)(2 * BINARY_LABELS, BINARY_LOGITS), 0.338717)
 
 
-def test_enhanced_unet_line_4_three_classes():
+def test_enhanced_unet_three_classes():
     ti, ftl = [0.778909, 0.762153, 0.718824], [0.322425, 0.340583, 0.386130]
     close(Tversky()(LABELS, LOGITS), 1 - np.mean(ti[1:]))
     close(Tversky(include_background=True, class_reduction="sum")(LABELS, LOGITS), 3 - sum(ti), 3e-6)
@@ -244,7 +244,7 @@ def test_enhanced_unet_line_4_three_classes():
     close(FocalTversky(smooth=1e-6)(LABELS, LOGITS), 0.596810)
 
 
-def test_enhanced_unet_line_5_head_weights_in_keras():
+def test_enhanced_unet_head_weights_in_keras():
     # 0.2 * 0.9 + 0.2 * 0.8 + 0.2 * 0.7 + 0.4 * 0.6 = 0.72: heads return their mean, targets are ignored
     image = keras.Input((1,), name="image")
     heads = [keras.layers.Rescaling(value, name=f"head{value}")(image) for value in (0.9, 0.8, 0.7, 0.6)]
@@ -255,7 +255,7 @@ def test_enhanced_unet_line_5_head_weights_in_keras():
     close(total, 0.72)
 
 
-def test_enhanced_unet_line_5_perfect_and_empty():
+def test_enhanced_unet_perfect_and_empty():
     perfect = np.where(np.eye(3)[LABELS] == 1, 50, -50).astype("float32")
     assert float(FocalTversky()(LABELS, perfect)) <= 3.2e-5
     assert np.isfinite(gradient(FocalTversky(), LABELS, perfect)).all()
@@ -267,7 +267,7 @@ def test_enhanced_unet_line_5_perfect_and_empty():
     close(Tversky(activation="sigmoid")(np.zeros((1, 20)), zeros), 0.75)
 
 
-def test_enhanced_unet_line_6_single_tumor_pixel():
+def test_enhanced_unet_single_tumor_pixel():
     labels = np.zeros((1, 16, 16), "int32")
     labels[0, 3, 3] = 2
     for target, stride in zip(deep_supervision_targets(labels), (8, 4, 2)):
@@ -309,15 +309,15 @@ def test_bad_targets_are_refused():
         deep_supervision_targets(labels[..., None])
 
 
-# --- 3D DeepLab v3+, line 4 -------------------------------------------------------------------------
+# --- 3D DeepLab v3+ ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight, expected", [(5, 1.293359), (2, 0.819457), (0.5, 0.582506), (0.2, 0.535116)])
-def test_deeplab3d_line_4_total(weight, expected):
+def test_deeplab3d_total_by_hand(weight, expected):
     close(TverskyFocal(focal_weight=weight)(LABELS, LOGITS), expected)
 
 
-def test_deeplab3d_line_4_terms():
+def test_deeplab3d_terms_by_hand():
     # focal of the four voxels 0.010869, 0.287661, 0.045678, 0.287661: (1 - p)^2 * -log p
     p = softmax(LOGITS.astype("float64"))[0][np.arange(4), LABELS[0]]
     focal = ((1 - p) ** 2 * -np.log(p)).mean()

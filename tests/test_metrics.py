@@ -22,7 +22,7 @@ EVERY_METRIC = [
 IDS = ["confusion", "accuracy", "iou", "dice_multi", "dice_foreground", "kidney", "tumor", "tk"]
 every_metric = pytest.mark.parametrize("make", EVERY_METRIC, ids=IDS)
 
-# WP-UNet, section 7: confusion rows (labels) 0: 3 1 0, 1: 1 2 0, 2: 1 0 0
+# WP-UNet: confusion rows (labels) 0: 3 1 0, 1: 1 2 0, 2: 1 0 0
 WP_LABELS, WP_PREDICTION = np.array([[0, 0, 0, 0, 1, 1, 1, 2]]), [[0, 0, 0, 1, 1, 1, 0, 0]]
 
 
@@ -36,7 +36,7 @@ def score(metric, labels, prediction):
     return ops.convert_to_numpy(metric.result())
 
 
-def test_wp_unet_line_4_metrics():
+def test_wp_unet_metrics():
     close = {"rtol": 0, "atol": 1e-6}
     np.testing.assert_allclose(score(PixelAccuracy(), WP_LABELS, WP_PREDICTION), 5 / 8, **close)
     # IoU 3 / (3 + 2 + 1) = 0.5, 2 / (2 + 1 + 1) = 0.5, 0 / 1
@@ -59,7 +59,7 @@ def test_union_forgives_a_tumor_called_kidney():
     np.testing.assert_allclose(score(ClassDice("kidney_label"), labels, prediction), 0, atol=0)
 
 
-def test_squeeze_unet_line_6_dice_multi():
+def test_squeeze_unet_dice_multi():
     metric = DiceMulti()
     # A: TP 1, 1, 1 of sums 2, 3, 3 -> (1 + 2/3 + 2/3) / 3
     np.testing.assert_allclose(score(metric, [[0, 1, 2, 2]], [[0, 1, 1, 2]]), 0.777778, atol=1e-6)
@@ -76,7 +76,7 @@ def test_squeeze_unet_line_6_dice_multi():
 
 
 @every_metric
-def test_squeeze_unet_line_6_streaming_equals_one_shot(make):
+def test_squeeze_unet_streaming_equals_one_shot(make):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (7, 6, 5))
     logits = rng.normal(0, 1, (7, 6, 5, 3)).astype("float32")
@@ -91,7 +91,7 @@ def test_squeeze_unet_line_6_streaming_equals_one_shot(make):
     np.testing.assert_array_equal(ops.convert_to_numpy(parts.result()), ops.convert_to_numpy(whole.result()))
 
 
-def test_squeeze_unet_section_6_counts_stay_exact_beyond_float32_and_int32():
+def test_squeeze_unet_counts_stay_exact_beyond_float32_and_int32():
     metric = PixelAccuracy()
     # 2**33 + 5 correct background pixels already counted: high word 512, low word 5
     metric.low.assign(np.diag([5, 0, 0]))

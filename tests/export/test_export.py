@@ -147,7 +147,7 @@ def run_alone(engine, paths):
 @needs_litert
 @needs_onnx
 @pytest.mark.slow
-def test_line_7_every_network_runs_without_keras_and_kitsseg(tmp_path):
+def test_every_network_runs_without_keras_and_kitsseg(tmp_path):
     """Issue 4, line 7: every 2D model as LiteRT, also in int8, and ONNX, and a 3D one as ONNX, where there is neither.
 
     A SavedModel needs TensorFlow, which imports Keras; it is read where there is no kitsseg.
@@ -169,7 +169,7 @@ def test_line_7_every_network_runs_without_keras_and_kitsseg(tmp_path):
     run_alone("tensorflow", sorted(tmp_path.glob("*-saved")))
 
 
-def test_line_7_a_3d_network_is_no_litert_file(trained, tmp_path):
+def test_a_3d_network_is_no_litert_file(trained, tmp_path):
     run = shutil.copytree(trained.run, tmp_path / "run")
     record = read_json(run / "run.json")
     record["settings"]["inference"] |= {"tile": [8, 16, 16], "margin": 2}

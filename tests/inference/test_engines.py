@@ -65,7 +65,7 @@ def images(trained):
         pytest.param(".onnx", "openvino", marks=needs("onnxruntime", "openvino")),
     ],
 )
-def test_line_6_labels_equal_on_9999_of_10000_voxels(request, trained, images, suffix, engine):
+def test_labels_equal_on_9999_of_10000_voxels(request, trained, images, suffix, engine):
     """Issue 4, line 6, for float32, against the network as Keras loads it."""
     reference = read_network(trained.run / "model.keras")
     source = trained.run / "model.keras"
@@ -147,7 +147,7 @@ def test_larger_scans_are_predicted_in_windows(trained, tmp_path):
         pytest.param(".onnx", marks=needs("onnxruntime")),
     ],
 )
-def test_line_6_a_file_is_predicted_without_tensorflow_below_300_mb(trained, exported, tmp_path, suffix):
+def test_a_file_is_predicted_without_tensorflow_below_300_mb(trained, exported, tmp_path, suffix):
     """The command in a process of its own: which modules it imported, and its peak memory."""
     script = (
         "import re, sys; from kitsseg import cli\n"

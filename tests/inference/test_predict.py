@@ -282,7 +282,7 @@ predict_cases(sys.argv[1], [sys.argv[2]], sys.argv[3])
 """
 
 
-def test_line_5_killed_in_the_middle_the_second_call_does_the_rest(runs, trained, tmp_path):
+def test_killed_in_the_middle_the_second_call_does_the_rest(runs, trained, tmp_path):
     """SIGKILL while the fourth of nine scans is predicted; in the end the files are those of one call."""
     run, out = runs[0][0], tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", PREDICT, str(run), str(trained.data), str(out)])

@@ -208,7 +208,7 @@ def expected_probabilities(hu, spacing_mm, spec, inference):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("mode", MODES)
-def test_must_show_1_the_written_file_equals_brute_force(mode, seed, tmp_path, monkeypatch):
+def test_the_written_file_equals_brute_force(mode, seed, tmp_path, monkeypatch):
     """Random affines, sizes, spacings and target spacings, with the body cut out or not.
 
     Left out is where two classes are nearer than 0.02: HU are rounded on the grid, and a half may go either way.
@@ -233,7 +233,7 @@ def test_must_show_1_the_written_file_equals_brute_force(mode, seed, tmp_path, m
 
 @pytest.mark.parametrize("same", ["kept", "named"])
 @pytest.mark.parametrize("mode", MODES)
-def test_must_show_1_identity_at_equal_spacing(mode, same, tmp_path, monkeypatch):
+def test_identity_at_equal_spacing(mode, same, tmp_path, monkeypatch):
     """A network that says what a voxel is by its HU gives the labels of all voxels, to the last one.
 
     "named": the target is the scan's own spacing in mm, so that the way through the resampling is taken.
@@ -257,7 +257,7 @@ def test_must_show_1_identity_at_equal_spacing(mode, same, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("mode", ["2D tiles, Gaussian, mirrored", "3D cores, mirrored", "3D tiles"])
-def test_must_show_1_the_brute_force_tells_modes_apart(mode):
+def test_the_brute_force_tells_modes_apart(mode):
     """The test above can fail: with other overlap, margin or mirroring the labels of many voxels are others."""
     rng = np.random.default_rng(0)
     hu = 120 + 130 * gaussian_filter(rng.normal(size=(14, 22, 24)), 1) * 5

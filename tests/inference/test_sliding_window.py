@@ -44,20 +44,17 @@ def random_slice(*shape, seed=0):
     return np.random.default_rng(seed).random((*shape, 1), dtype=np.float32)
 
 
-# line 7 of what must be shown
-
-
 @pytest.mark.parametrize(
     ("n", "starts"),
     # n = 512: ceil(288 / 112) + 1 = 4 tiles, 96 apart. n = 256: ceil(32 / 112) + 1 = 2. n = 225: 0 and 1.
     # n = 337: ceil(113 / 112) + 1 = 3, 56.5 apart: 0, 56, 113 (Python rounds half to even, as NumPy does)
     [(512, [0, 96, 192, 288]), (256, [0, 32]), (225, [0, 1]), (337, [0, 56, 113]), (224, [0]), (1, [0])],
 )
-def test_line_7_tile_starts(n, starts):
+def test_tile_starts(n, starts):
     assert tile_starts(n, 224) == starts
 
 
-def test_line_7_tiles_cover_everything_and_overlap_by_half():
+def test_tiles_cover_everything_and_overlap_by_half():
     for n in range(224, 1000):
         starts = tile_starts(n, 224)
         assert (starts[0], starts[-1] + 224) == (0, n)
@@ -66,7 +63,7 @@ def test_line_7_tiles_cover_everything_and_overlap_by_half():
     assert tile_starts(512, 224, 0.25) == [0, 144, 288]
 
 
-def test_line_7_coverage_of_512_is_1_to_9_with_mean_3_0625():
+def test_coverage_of_512_is_1_to_9_with_mean_3_0625():
     """(4 * 224 / 512)^2 = 1.75^2 = 3.0625, found by counting the tiles that see each pixel."""
     marks = np.arange(512 * 512, dtype=np.float32).reshape(512, 512, 1)
     coverage = np.zeros(512 * 512, int)
@@ -83,7 +80,7 @@ def test_line_7_coverage_of_512_is_1_to_9_with_mean_3_0625():
 @pytest.mark.parametrize(
     "shape", [(1, 1), (1, 90), (7, 5), (31, 32), (32, 32), (33, 40), (64, 65), (100, 37), (129, 200)]
 )
-def test_line_7_a_constant_model_gives_a_constant_map(shape, gaussian):
+def test_a_constant_model_gives_a_constant_map(shape, gaussian):
     spec = InferenceSpec(tile=(32, 32), gaussian=gaussian, mirror_axes=(0, 1))
     result = slice_probabilities(random_slice(*shape), constant, spec)
     assert result.shape == (*shape, 3)
@@ -93,7 +90,7 @@ def test_line_7_a_constant_model_gives_a_constant_map(shape, gaussian):
 
 @pytest.mark.parametrize("tile", [(32, 32), None])
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
-def test_line_7_mirroring_changes_nothing_for_a_flip_equivariant_model(tile, axes):
+def test_mirroring_changes_nothing_for_a_flip_equivariant_model(tile, axes):
     plane = random_slice(60, 44)
     plain = InferenceSpec(tile=tile, multiple=4)
     mirrored = InferenceSpec(tile=tile, multiple=4, mirror_axes=axes)
@@ -148,7 +145,7 @@ def test_the_four_mirrorings():
     ids=str,
 )
 @pytest.mark.parametrize("shape", [(75, 101), (20, 64), (3, 3)])
-def test_line_7_a_model_that_returns_its_input_gives_the_slice_back(spec, shape):
+def test_a_model_that_returns_its_input_gives_the_slice_back(spec, shape):
     plane = random_slice(*shape)
     np.testing.assert_allclose(
         slice_probabilities(plane, identity, spec), identity(plane[None])[0], atol=1e-6
@@ -188,10 +185,7 @@ def test_tiles_are_weighted_by_the_gaussian_by_hand():
     np.testing.assert_allclose(result[3, :, 1], expected, rtol=1e-5)
 
 
-# line 8 of what must be shown
-
-
-def test_line_8_gaussian_weights_of_a_tile_of_224():
+def test_gaussian_weights_of_a_tile_of_224():
     """sigma 28: 1 in the center, exp(-1/2) = 0.606531 at 28 px, exp(-8) at the edge, exp(-16) in a corner."""
     weights = gaussian_weights((224, 224))
     assert weights.dtype == np.float32
@@ -204,7 +198,7 @@ def test_line_8_gaussian_weights_of_a_tile_of_224():
 
 
 @pytest.mark.parametrize("tile", [(224, 224), (32, 48), (33, 17), (1, 8)])
-def test_line_8_weights_are_the_separable_gaussian_and_positive(tile):
+def test_weights_are_the_separable_gaussian_and_positive(tile):
     weights = gaussian_weights(tile)
     rows, columns = (np.exp(-((np.arange(n) - n // 2) ** 2) / (2 * (n / 8) ** 2)) for n in tile)
     np.testing.assert_allclose(weights, rows[:, None] * columns, atol=1e-6)
@@ -212,7 +206,7 @@ def test_line_8_weights_are_the_separable_gaussian_and_positive(tile):
 
 
 @pytest.mark.parametrize("tile", [(224, 224), (33, 17), (7, 9), (1, 8), (2, 3), (48,), (8, 16, 12)], ids=str)
-def test_line_8_weights_are_nnu_nets_filtered_impulse(tile):
+def test_weights_are_nnu_nets_filtered_impulse(tile):
     """A unit impulse in the center under SciPy's Gaussian filter, divided by its maximum, zeros replaced."""
     impulse = np.zeros(tile)
     impulse[tuple(n // 2 for n in tile)] = 1

@@ -70,16 +70,13 @@ def oracle(volume, predict, tile, margin):
     return result[tuple(slice(n) for n in volume.shape)]
 
 
-# line 8 of what must be shown
-
-
 @pytest.mark.parametrize("shape", [(48,) * 3, (50,) * 3, (97,) * 3, (31, 100, 33)], ids=str)
-def test_line_8_identity_gives_the_volume_back(shape):
+def test_identity_gives_the_volume_back(shape):
     volume = random_volume(*shape)
     np.testing.assert_array_equal(whole(volume, identity), identity(as_float(volume)))
 
 
-def test_line_8_245_patches_for_130_200_200():
+def test_a_scan_of_130_200_200_takes_245_patches():
     """ceil(130 / 32) * ceil(200 / 32) * ceil(200 / 32) = 5 * 7 * 7, and every voxel belongs to its own core."""
     predict = Counted()
     result = whole(np.zeros((130, 200, 200), np.int16), predict)

@@ -164,7 +164,7 @@ def test_far_specks_are_compared_with_everything_or_searched_with_one_result(spa
 # ---- remove_far_components (enhanced U-Net) ------------------------------------------------------
 
 
-def test_enhanced_unet_line_8_components_and_distances():
+def test_enhanced_unet_components_and_distances():
     spacing_mm = (3, 1, 1)
     parts = components(two_kidneys_and_specks())
     volumes = (parts.voxels * 3).tolist()
@@ -179,7 +179,7 @@ def test_enhanced_unet_line_8_components_and_distances():
     ("max_distance_mm", "expected"),
     [(5, [10664, 800, 56]), (10, [10620, 844, 56]), (0, [10672, 800, 48]), (9, [10620, 844, 56])],
 )
-def test_enhanced_unet_line_8_voxel_counts(max_distance_mm, expected):
+def test_enhanced_unet_voxel_counts(max_distance_mm, expected):
     labels = two_kidneys_and_specks()
     before = labels.copy()
     kept = remove_far_components(labels, (3, 1, 1), max_distance_mm=max_distance_mm)
@@ -195,7 +195,7 @@ def test_distance_is_in_millimeters_not_voxels():
     assert remove_far_components(labels, (1, 1, 1), max_distance_mm=5)[8, 8, 4] == 1  # 3 slices are 3 mm
 
 
-def test_enhanced_unet_line_9_no_kidney_one_kidney_horseshoe():
+def test_enhanced_unet_no_kidney_one_kidney_horseshoe():
     empty = np.zeros((4, 20, 40), np.uint8)
     one = empty.copy()
     one[1:3, 5:15, 5:15] = 1
@@ -253,7 +253,7 @@ def kidney_with_spots():
     return labels
 
 
-def test_deeplab3d_line_9_refinement():
+def test_deeplab3d_refinement():
     labels = kidney_with_spots()
     before = labels.copy()
     # kidney 7*16*16 = 1792, tumor 3*6*6 = 108; the spots move 1 to kidney, 1 to background, 2 to tumor, 3 to

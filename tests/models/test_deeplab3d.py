@@ -43,13 +43,13 @@ def as_dense(depthwise, channels):
     ],
     ids=lambda value: "-".join(map(str, value.values())) or "proposed" if isinstance(value, dict) else None,
 )
-def test_deeplab3d_line_1_parameters_of_every_row(switches, trainable_count, total):
+def test_deeplab3d_parameters_of_every_row(switches, trainable_count, total):
     model = build_deeplab3d(**switches)
     assert (trainable(model), model.count_params()) == (trainable_count, total)
     assert model.output_shape == (None, 48, 48, 48, 3)
 
 
-def test_deeplab3d_line_1_other_patch_size():
+def test_deeplab3d_other_patch_size():
     assert build_deeplab3d((44, 44, 44, 1)).output_shape == (None, 44, 44, 44, 3)
 
 
@@ -194,7 +194,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 @pytest.mark.parametrize("size", [(6, 7, 8), (7, 8, 9), (4, 4, 4), (5, 5, 5), (1, 2, 3)])
 @pytest.mark.parametrize(("strides", "dilation"), [(1, 1), (2, 1), (1, 2)])
-def test_deeplab3d_line_2_depthwise_equals_dense_diagonal(strides, dilation, size):
+def test_deeplab3d_depthwise_equals_dense_diagonal(strides, dilation, size):
     x = noise(2, *size, 5)
     depthwise = DepthwiseConv3D(strides, dilation)
     found = ops.convert_to_numpy(depthwise(x))
@@ -251,7 +251,7 @@ def test_layers_round_trip_through_their_config(layer):
     assert type(again) is type(layer) and again.get_config() == layer.get_config()
 
 
-def test_deeplab3d_line_3_upsampling_equals_resizing_axis_by_axis():
+def test_deeplab3d_upsampling_equals_resizing_axis_by_axis():
     x = noise(2, 3, 4, 5, 6)
     expected = x
     for axis in (1, 2, 3):
@@ -276,7 +276,7 @@ def test_upsampling_by_hand():
     np.testing.assert_allclose(found[0, 1, :, 1, 0], [0, 1, 3, 5, 7, 8])
 
 
-def test_deeplab3d_line_3_convolution_and_upsampling_commute():
+def test_deeplab3d_convolution_and_upsampling_commute():
     x = noise(2, 6, 6, 6, 48)
     convolution, upsample = layers.Conv3D(3, 1), UpsampleTrilinear()
     after = ops.convert_to_numpy(convolution(upsample(x)))
@@ -315,7 +315,7 @@ def test_tiny_network_takes_a_step():
 
 
 @pytest.mark.slow
-def test_deeplab3d_line_11_overfits_one_batch():
+def test_deeplab3d_overfits_one_batch():
     keras.utils.set_random_seed(0)
     x, labels = spheres(4, 16)
     assert all((labels == c).any() for c in (0, 1, 2))

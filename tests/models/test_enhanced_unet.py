@@ -25,7 +25,7 @@ def count_trainable(model):
     [
         (1, {}, 5_687_504, 5_680_016),
         (3, {**BASE_NETWORK, "n_classes": 1}, 5_647_143, 5_640_103),
-        # line 2; the sigmoid of the base network has no parameters
+        # the sigmoid of the base network has no parameters
         (1, {**BASE_NETWORK, "n_classes": 1}, 5_638_503, 5_631_463),
         (1, BASE_NETWORK, 5_639_471, 5_632_431),
         (1, {"gate3_from": "up1"}, 5_656_304, 5_649_008),
@@ -35,18 +35,18 @@ def count_trainable(model):
     ],
     ids=str,
 )
-def test_lines_1_and_2_parameter_counts(channels, options, total, trainable):
+def test_parameter_counts(channels, options, total, trainable):
     model = build_enhanced_unet((32, 32, channels), **options)
     assert (model.count_params(), count_trainable(model)) == (total, trainable)
 
 
-def test_line_1_plain_unet_baseline():
+def test_plain_unet_baseline():
     model = build_plain_unet((32, 32, 1))
     assert (model.count_params(), count_trainable(model)) == (7_726_433, 7_724_513)
     assert model.output_shape == (None, 32, 32, 1)
 
 
-def test_line_1_halved_widths():
+def test_halved_widths():
     assert build_enhanced_unet((32, 32, 1), base=2).count_params() == 1_428_400
 
 
@@ -64,7 +64,7 @@ def test_counts_of_the_parts():
 
 
 @pytest.mark.parametrize("gate3_from", ["up1", "up2"])
-def test_line_1_output_sizes(gate3_from):
+def test_output_sizes(gate3_from):
     model = build_enhanced_unet((None, None, 1), base=16, gate3_from=gate3_from)
     assert model.output_names == ["pred1", "pred2", "pred3", "final"]
     for rows, columns in [(256, 256), (512, 512), (16, 48)]:
@@ -125,7 +125,7 @@ def train_one_step(model):
     [{"deep_supervision": False}, {"multiscale": False}, {"gates": False}, {"top_gate": False}],
     ids=str,
 )
-def test_line_10_ablations_train_one_step(option):
+def test_ablations_train_one_step(option):
     model = build_enhanced_unet((32, 32, 1), base=16, **option)
     names = [layer.name for layer in model.layers]
     left_out = {"deep_supervision": "pred", "multiscale": "scale", "gates": "attn", "top_gate": "attn4"}
@@ -161,7 +161,7 @@ def test_wrong_arguments_are_refused():
 
 
 @pytest.mark.slow
-def test_line_11_the_loss_of_one_batch_falls():
+def test_the_loss_of_one_batch_falls():
     """All widths divided by 4, 64 x 64, SGD 0.01 with momentum 0.9, one synthetic batch of seven, 40 steps."""
     from kitsseg.losses import HEAD_WEIGHTS, FocalTversky, deep_supervision_targets
 

@@ -137,7 +137,7 @@ def test_by_weight_matrix():
 @pytest.mark.parametrize(
     ("variant", "macs"), [("unet", 11_949_572_096), ("dw_unet", 4_776_132_608), ("wp_unet", 2_012_348_416)]
 )
-def test_wp_unet_line_3(variant, macs):
+def test_macs_of_the_wp_unet_rows(variant, macs):
     assert count_macs(build_wp_unet((256, 256, 1), n_classes=1, variant=variant)) == macs
 
 

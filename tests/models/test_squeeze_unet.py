@@ -105,13 +105,13 @@ def lite_unet():
     return build_squeeze_unet((None, None, 3), decoder="lite")
 
 
-def test_parameters_with_skips_section_7_line_1(skips_unet):
+def test_parameters_with_skips(skips_unet):
     assert skips_unet.count_params() == 19_704_180
     assert count(skips_unet.trainable_variables) == 19_702_260
     assert encoder_count(skips_unet) == 722_496
 
 
-def test_parameters_and_shapes_without_skips_section_7_lines_1_and_2():
+def test_parameters_and_shapes_without_skips():
     model = build_squeeze_unet(skips=False)
     assert model.count_params() == 15_990_516
     assert count(model.trainable_variables) == 15_989_492
@@ -120,7 +120,7 @@ def test_parameters_and_shapes_without_skips_section_7_lines_1_and_2():
     assert model.output_shape == (None, 256, 256, 3)
 
 
-def test_parameters_and_shapes_of_resnet34_section_7_lines_1_and_2():
+def test_parameters_and_shapes_of_resnet34():
     model = build_squeeze_unet(encoder="resnet34")
     assert model.count_params() == 41_240_340
     assert count(model.trainable_variables) == 41_221_268
@@ -134,11 +134,11 @@ def test_parameters_and_shapes_of_resnet34_section_7_lines_1_and_2():
         assert model.get_layer(name).output.shape == (None, *shape), name
 
 
-def test_parameters_of_resnet18_section_4_5():
+def test_parameters_of_resnet18():
     assert count(build_squeeze_unet(encoder="resnet18").trainable_variables) == 31_113_108
 
 
-def test_shapes_with_skips_at_256_section_7_line_2(skips_unet):
+def test_shapes_with_skips_at_256(skips_unet):
     shapes = {"encoder_features_0": (127, 127, 64), "encoder_features_2": (63, 63, 64),
               "encoder_features_4_concat": (63, 63, 128), "encoder_features_5": (31, 31, 128),
               "encoder_features_7_concat": (31, 31, 256), "encoder_features_8": (15, 15, 256),
@@ -154,14 +154,14 @@ def test_shapes_with_skips_at_256_section_7_line_2(skips_unet):
 
 @pytest.mark.parametrize(("size", "expected"), [((224, 224), (13, 13)), ((300, 300), (18, 18)),
                                                 ((140, 172), (8, 10)), ((256, 256), (15, 15))])  # fmt: skip
-def test_feature_shapes_section_7_line_2(size, expected):
+def test_feature_shapes(size, expected):
     features, _ = encoders.squeezenet1_1(keras.Input((*size, 3)))
     assert features.shape == (None, *expected, 512)
 
 
 @pytest.mark.parametrize("encoder", ["squeezenet1_1", "resnet18"])
 @pytest.mark.parametrize("size", [(64, 48), (96, 96), (100, 132), (127, 127), (17, 33)])
-def test_output_has_the_size_of_the_input_section_7_line_2(size, encoder):
+def test_output_has_the_size_of_the_input(size, encoder):
     model = build_squeeze_unet((*size, 3), encoder=encoder, decoder="lite")
     assert model.output_shape == (None, *size, 3)
     assert forward(model, np.zeros((1, *size, 3), "float32")).shape == (1, *size, 3)
@@ -173,7 +173,7 @@ def test_output_size_with_unknown_input_size(lite_unet):
 
 
 @pytest.mark.parametrize("n", range(17, 41))
-def test_ceil_mode_pooling_against_brute_force_section_7_line_3(n):
+def test_ceil_mode_pooling_against_brute_force(n):
     shape = (n, 57 - n)  # odd with even and even with odd
     x = np.random.default_rng(n).uniform(size=(1, *shape, 2)).astype("float32")
     rows, columns = (math.ceil((size - 3) / 2) + 1 for size in shape)
@@ -186,14 +186,14 @@ def test_ceil_mode_pooling_against_brute_force_section_7_line_3(n):
     np.testing.assert_array_equal(forward(pooled, x)[0], expected)
 
 
-def test_state_dict_of_squeezenet_section_5_1():
+def test_names_and_shapes_of_squeezenets_state_dict():
     shapes = squeezenet_shapes()
     assert (len(shapes), sum(math.prod(shape) for shape in shapes.values())) == (52, 1_235_496)
 
 
 @pytest.mark.parametrize(("encoder", "shapes"), [("squeezenet1_1", squeezenet_shapes()),
                                                  ("resnet34", resnet34_shapes())])  # fmt: skip
-def test_features_agree_with_torchvision_section_7_line_3(encoder, shapes):
+def test_features_agree_with_torchvision(encoder, shapes):
     model = build_squeeze_unet((None, None, 3), encoder=encoder, decoder="lite")
     assign_state_dict(model, seeded_state(shapes))
     with np.load(HERE / "fixtures" / "torchvision_features.npz") as fixture:
@@ -207,7 +207,7 @@ def test_features_agree_with_torchvision_section_7_line_3(encoder, shapes):
 
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize(("size", "skips"), export.FASTAI_SIZES.items())
-def test_logits_agree_with_fastai_section_5_5(size, skips, static):
+def test_logits_agree_with_fastai(size, skips, static):
     model = build_squeeze_unet((*(size if static else (None, None)), 3), skips=skips)
     assign_state_dict(model, seeded_state(squeezenet_shapes()))
     seed_decoder(model)
@@ -217,7 +217,7 @@ def test_logits_agree_with_fastai_section_5_5(size, skips, static):
     assert np.abs(result - expected).max() < 2e-5 * np.abs(expected).max()
 
 
-def test_one_input_channel_sums_the_first_kernel_section_5_4():
+def test_one_input_channel_sums_the_first_kernel():
     three = build_squeeze_unet((40, 33, 3), decoder="lite")
     one = build_squeeze_unet((40, 33, 1), decoder="lite")
     for model in (three, one):
@@ -245,7 +245,7 @@ def test_lite_is_light(lite_unet):
     assert lite_unet.count_params() < 19_704_180 / 5
 
 
-def test_initial_values_of_the_fastai_decoder_section_4_2(skips_unet):
+def test_initial_values_of_the_fastai_decoder(skips_unet):
     middle = skips_unet.get_layer("middle_bn")
     assert (middle.epsilon, middle.momentum) == (1e-5, 0.9)
     np.testing.assert_allclose(middle.get_weights()[:2], [np.ones(512), np.full(512, 1e-3)], rtol=1e-6)

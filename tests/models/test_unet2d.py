@@ -14,7 +14,7 @@ def count_trainable(model):
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
-def test_line_1_parameter_counts():
+def test_parameter_counts():
     model = build_unet2d()
     assert model.count_params() == 12_298_643
     assert count_trainable(model) == 12_291_123
@@ -36,7 +36,7 @@ def test_line_1_parameter_counts():
     ],
     ids=str,
 )
-def test_line_1_other_readings(options, total):
+def test_other_readings(options, total):
     assert build_unet2d((64, 64, 1), **options).count_params() == total
 
 
@@ -50,7 +50,7 @@ def test_counts_of_the_levels():
         assert found == expected
 
 
-def test_line_1_any_multiple_of_32_runs():
+def test_any_multiple_of_32_runs():
     model = build_unet2d((None, None, 1), start_filters=2)
     for size in [(512, 512), (32, 96)]:
         logits = model.predict(np.zeros((1, *size, 1), "float32"), verbose=0)

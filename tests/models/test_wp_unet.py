@@ -24,7 +24,7 @@ def count_trainable(model):
         ("wp_unet", 1_297_441, 1_299_361),
     ],
 )
-def test_line_1_parameter_counts(variant, trainable, total):
+def test_parameter_counts(variant, trainable, total):
     model = build_wp_unet((256, 256, 1), n_classes=1, variant=variant)
     assert (count_trainable(model), model.count_params()) == (trainable, total)
     # three classes instead of one: two more 1x1 filters of 32 weights and a bias, 2 * 33
@@ -50,7 +50,7 @@ def test_counts_of_the_blocks(variant, counts):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_line_2_shapes_and_softmax(variant):
+def test_shapes_and_softmax(variant):
     model = build_wp_unet((None, None, 1), variant=variant, filters=TINY)
     rng = np.random.default_rng(0)
     for size in (256, 64, 48):

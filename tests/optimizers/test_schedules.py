@@ -22,7 +22,7 @@ PAPER_CYCLE = OneCycle(rise=0.25, start_divisor=25.0, end_divisor=1e5, momentum=
 
 
 @pytest.mark.parametrize("name", ["deeplab3d", "deeplab3d:practical"])
-def test_deeplab3d_line_10_stops_after_the_sixth_plateau(name):
+def test_deeplab3d_stops_after_the_sixth_plateau(name):
     """1e-3, a flat loss: epoch 1 is the best, then a plateau each 20 epochs; the fifth gives 1e-8, the sixth 1e-9."""
     phase = recipes.get(name).phases[0]
     assert (phase.learning_rate, phase.schedule.patience, phase.schedule.factor) == (1e-3, 20, 0.1)
@@ -94,7 +94,7 @@ def test_a_phase_that_stops_early_hands_over_to_the_next(cached, micro_recipe, t
     assert (run / "model.keras").is_file()
 
 
-def test_squeeze_unet_line_8_one_cycle():
+def test_squeeze_unet_one_cycle():
     """1e-3 / 25 = 4e-5 at the start, 1e-3 at a quarter, 1e-3 / 1e5 = 1e-8 at the end; beta_1 0.95, 0.85, 0.95."""
     assert recipes.get("squeeze_unet").phases[0].schedule == PAPER_CYCLE
     at = {step: one_cycle(step, 400, 1e-3, PAPER_CYCLE) for step in (0, 50, 100, 250, 400)}

@@ -1,4 +1,4 @@
-"""Folders import lower ranks only, public names work, and what must be quick or small imports no TensorFlow or Keras."""
+"""Folders import lower ranks only, public names work, and light parts import no TensorFlow or Keras."""
 
 import ast
 import importlib
@@ -42,7 +42,12 @@ def module_name(path):
 def test_folders_import_lower_ranks_only():
     """The order stands in .importlinter."""
     done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"],
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as run; run()",
+            "--no-cache",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -108,7 +113,8 @@ def modules_after(code):
         "from kitsseg import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass",
         "from kitsseg import cli; cli.main(['recipes'])",
         "from kitsseg import cli; cli.main(['recipes', 'show', 'unet2d'])",
-        "from kitsseg import preprocess_cases; from kitsseg.data import SliceBatches; import kitsseg.data.phantoms.synthesize",
+        "from kitsseg import preprocess_cases; from kitsseg.data import SliceBatches",
+        "import kitsseg.data.phantoms.synthesize",
         "from kitsseg import evaluate_folders, write_report",
     ],
 )

@@ -45,7 +45,7 @@ class Zeros(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("stem", sorted(NETWORKS))
-def test_must_show_2_every_network_reaches_the_target_on_the_step_the_schedule_says(stem):
+def test_every_network_reaches_the_target_on_the_step_the_schedule_says(stem):
     """A learning rate of 0, so that what is zero after a step is what was masked before it."""
     keras.utils.set_random_seed(0)
     options = NETWORKS[stem]
@@ -118,7 +118,7 @@ class EpochEnds(keras.callbacks.Callback):
         self.dense_before.append(self.last)
 
 
-def test_wp_unet_line_8_masked_weights_are_exactly_zero_at_each_epoch_end():
+def test_wp_unet_masked_weights_are_exactly_zero_at_each_epoch_end():
     """And not within the epoch: the optimizer updates all weights, so that a mask can let some come back."""
     keras.utils.set_random_seed(3)
     model = compiled(small())
@@ -198,7 +198,7 @@ def test_moving_averages_are_masked_too():
 @pytest.mark.parametrize(
     ("variant", "tensors", "zeros"), [("dw_unet", 23, 1_290_400), ("wp_unet", 16, 640_160)]
 )
-def test_wp_unet_lines_6_and_7_zeros_of_the_full_networks(variant, tensors, zeros):
+def test_wp_unet_zeros_of_the_full_networks(variant, tensors, zeros):
     keras.utils.set_random_seed(0)
     model = models.build_wp_unet((16, 16, 1), n_classes=1, variant=variant)
     pruning = PruneLowMagnitude(constant_sparsity(0.5))

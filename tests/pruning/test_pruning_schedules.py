@@ -53,7 +53,7 @@ assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize(("first", "given"), [("tensorflow", None), ("kitsseg", "0")])
-def test_must_show_4_tf_keras_and_the_environment_are_unchanged(first, given):
+def test_tf_keras_and_the_environment_are_unchanged(first, given):
     parts = ["import tensorflow as tf", USE] if first == "tensorflow" else [USE, "import tensorflow as tf"]
     check = f"assert os.environ.get('TF_USE_LEGACY_KERAS') == {given!r}"
     code = "\n".join(["import os, sys", "import numpy as np", *parts, KERAS_3, check])

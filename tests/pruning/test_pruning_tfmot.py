@@ -87,7 +87,7 @@ def theirs(given, tmp_path_factory):
     return dict(np.load(folder / "out.npz"))
 
 
-def test_wp_unet_line_5_masks_and_thresholds_of_400_random_tensors(given, theirs):
+def test_wp_unet_masks_and_thresholds_of_400_random_tensors(given, theirs):
     different = []
     for i, (weights, sparsity) in enumerate(tensors()):
         mask, threshold = magnitude_mask(weights, sparsity)
@@ -96,7 +96,7 @@ def test_wp_unet_line_5_masks_and_thresholds_of_400_random_tensors(given, theirs
     assert different == []
 
 
-def test_wp_unet_line_5_two_of_four(given, theirs):
+def test_wp_unet_two_of_four(given, theirs):
     for i in range(len(M_BY_N_SHAPES)):
         mask = m_by_n_mask(given[f"m_by_n_tensor_{i}"], (2, 4))
         np.testing.assert_array_equal(mask, theirs[f"m_by_n_{i}"], str(M_BY_N_SHAPES[i]))
@@ -126,7 +126,7 @@ def later():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("name", ["rising", "later", "one-shot", "2:4"])
-def test_wp_unet_line_5_eighteen_steps_end_with_the_same_masks_and_weights(name, optimizer, given, theirs):
+def test_wp_unet_eighteen_steps_end_with_the_same_masks_and_weights(name, optimizer, given, theirs):
     model = twin()
     for layer in model.layers:
         layer.set_weights([given[f"{layer.name}.{i}"] for i in range(len(layer.get_weights()))])

@@ -92,13 +92,13 @@ def check_equal(folder, *others):
 
 
 @pytest.mark.slow
-def test_issue_6_line_2_two_replicas_of_tensorflow_are_as_one(source, tmp_path):
+def test_two_replicas_of_tensorflow_are_as_one(source, tmp_path):
     finish(start(tmp_path, source, "tensorflow", "unet2d,unet3d", "1,2"))
     check_equal(tmp_path, "2-1")
 
 
 @pytest.mark.slow
-def test_issue_6_line_2_two_devices_and_two_processes_of_jax_are_as_one(source, tmp_path):
+def test_two_devices_and_two_processes_of_jax_are_as_one(source, tmp_path):
     pytest.importorskip("jax")
     finish(start(tmp_path, source, "jax", "unet2d,unet3d", "1,2"))
     with socket.socket() as free:

@@ -36,7 +36,7 @@ def test_the_policy_of_the_process_is_as_before_whatever_happens():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("name", PAPERS)
-def test_issue_6_line_3_twenty_steps_have_a_finite_falling_loss(name, precision, source):
+def test_twenty_steps_have_a_finite_falling_loss(name, precision, source):
     """One batch of each recipe's first phase, 20 steps with its own optimizer, loss and rate."""
     recipe = micro(name)
     with computing_in(precision):

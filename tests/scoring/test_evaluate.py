@@ -542,14 +542,14 @@ def check_real_label_maps(files, truth, out):
     assert nothing["tk_dice"] == nothing["tu_dice"] == nothing["pooled_tk_dice"] == 0.0
 
 
-def test_must_show_3_official_scores_of_real_label_maps(real_data, tmp_path):
+def test_official_scores_of_real_label_maps(real_data, tmp_path):
     names = ("case_00023", "case_00061", "case_00148")
     files = [real_data / "kits19" / name / "segmentation.nii.gz" for name in names]
     check_real_label_maps(files, real_data / "kits19", tmp_path)
 
 
 @pytest.mark.slow
-def test_must_show_3_and_4_all_real_label_maps_at_hand(real_data, tmp_path):
+def test_all_real_label_maps_at_hand_have_the_official_scores(real_data, tmp_path):
     files = sorted((real_data / "kits19").glob("case_*/segmentation.nii.gz"))
     assert len(files) >= 20
     check_real_label_maps(files, real_data / "kits19", tmp_path)

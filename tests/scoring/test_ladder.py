@@ -92,7 +92,7 @@ def agree(found, **expected):
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_must_show_4_real_label_maps(real_data):
+def test_real_label_maps(real_data):
     """All-background figures of the label maps at hand, against plain NumPy on the volumes."""
     tables, total, background, kidney, tumor = [], 0, 0, [], []
     for name in ("case_00023", "case_00061", "case_00148", "case_00152"):
@@ -139,7 +139,7 @@ def table_of(case):
     return table
 
 
-def test_must_show_4_all_210_cases_from_the_manifest():
+def test_all_210_cases_from_the_manifest():
     cases = [case for case in read_manifest().values() if case.voxels is not None]
     assert len(cases) == 210
     found = ladder([table_of(case) for case in cases])

@@ -144,7 +144,7 @@ def peer():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_must_show_3_fifty_random_pairs_agree_with_surface_distance(peer):
+def test_fifty_random_pairs_agree_with_surface_distance(peer):
     rng = np.random.default_rng(7)
     for i in range(50):
         spacing = tuple(rng.uniform(0.4, 5, 3))

@@ -176,7 +176,7 @@ CASES_OF_SPLIT = 42  # a fifth of 210
 @pytest.mark.parametrize(
     "name", ["unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d", "unet3d"]
 )
-def test_issue_6_line_6_whole_cases_cost_less_than_a_tenth(name, variant):
+def test_whole_cases_cost_less_than_a_tenth(name, variant):
     """By arithmetic: voxels that pass the network; those of training count three times, forward and backward."""
     recipe = recipes.get(name + variant)
     scan = SCANS.get(name + variant, SCANS[name])

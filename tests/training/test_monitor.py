@@ -125,7 +125,7 @@ def test_without_a_listener_warnings_are_warnings(tmp_path):
     assert said == ["warning: so it is"]
 
 
-def test_issue_6_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
+def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
     trained, eager, tmp_path, monkeypatch
 ):
     """The second step of the second epoch gets a weight that is no number."""

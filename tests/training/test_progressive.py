@@ -54,7 +54,7 @@ class Rounds:
 
 
 @pytest.mark.parametrize(("patience", "rounds"), [(1, 3), (2, 4)])
-def test_enhanced_unet_line_7_stops_and_keeps(patience, rounds, tmp_path):
+def test_enhanced_unet_stops_and_keeps(patience, rounds, tmp_path):
     """0.50, 0.60, 0.60, 0.59, 0.70: patience 1 stops after the third round, 2 after the fourth; the second is kept."""
     fake = Rounds()
     rows = fake.run(tmp_path, progressive(patience=patience))
@@ -90,7 +90,7 @@ def test_a_rise_of_min_delta_or_less_is_none():
     assert not rounds_finished([0.500, 0.5008, 0.5016], progressive(patience=2))
 
 
-def test_enhanced_unet_line_7_same_seed_same_subsets():
+def test_enhanced_unet_same_seed_same_subsets():
     subsets = [draw_subset(CASES, 0.5, 3, number) for number in range(8)]
     assert subsets == [draw_subset(CASES, 0.5, 3, number) for number in range(8)]
     assert len(set(subsets)) > 1 and subsets != [draw_subset(CASES, 0.5, 4, number) for number in range(8)]
@@ -145,7 +145,7 @@ class Spy(dict):
 
 
 @pytest.mark.slow
-def test_enhanced_unet_line_7_in_real_training(cached, micro_recipe, tmp_path, monkeypatch):
+def test_enhanced_unet_in_real_training(cached, micro_recipe, tmp_path, monkeypatch):
     """Each round starts from the best weights so far, not the last; those are the result; no test case is read."""
     phase = replace(
         micro_recipe.phases[0],

@@ -104,7 +104,7 @@ def test_a_recipe_stopped_in_the_middle_of_each_phase_ends_with_each_done_once(r
 
 
 @pytest.mark.slow
-def test_enhanced_unet_section_2_history_holds_the_four_heads(resumed):
+def test_enhanced_unet_history_holds_the_four_heads(resumed):
     """Deep supervision through the loop: loss = 0.2, 0.2, 0.2 and 0.4 times those of the heads, bottom to top."""
     recipe, run, _ = resumed
     if recipe.name != "enhanced_unet:micro":

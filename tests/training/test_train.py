@@ -151,7 +151,7 @@ def test_plateau_equals_keras():
             np.testing.assert_allclose(ours, float(model.optimizer.learning_rate), rtol=1e-5)
 
 
-def test_unet2d_line_10_the_paper_s_schedule():
+def test_unet2d_the_paper_s_schedule():
     """A flat loss: first drop after epoch 31, two drops in 80 epochs, 1e-4 -> 8e-5 -> 6.4e-5."""
     plateau = Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6)
     rates = [plateau_learning_rate(1e-4, [1.0] * epochs, plateau) for epochs in range(80)]
@@ -173,7 +173,7 @@ def test_best_epoch_takes_the_first_of_equals():
     )
 
 
-def test_unet2d_line_11_the_loss_of_one_batch_falls(cached, spec, micro_recipe):
+def test_unet2d_the_loss_of_one_batch_falls(cached, spec, micro_recipe):
     """Four starting filters, 64 x 64, Adam 1e-3, one batch of seven, 30 steps."""
     sampler = replace(micro_recipe.phases[0].sampler, patch_size=(64, 64))
     batches = SliceBatches(

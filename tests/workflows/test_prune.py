@@ -210,7 +210,7 @@ prune_run(micro_recipe_of_tests(spec_of_tests()), sys.argv[2], sys.argv[3], "out
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_must_show_3_a_killed_pruning_ends_as_the_uninterrupted_one(trained, pruned, tmp_path):
+def test_a_killed_pruning_ends_as_the_uninterrupted_one(trained, pruned, tmp_path):
     """SIGKILL at the third step of the second epoch; another process goes on after the first."""
     tests = str(TESTS)
     done = subprocess.run(

@@ -46,7 +46,7 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_must_show_2_the_command_reaches_the_target_on_the_step_of_the_schedule(
+def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
     name, source, tmp_path, monkeypatch, capsys
 ):
     """Issue 4, line 2: an epoch of four steps, the target at half of them, masks drawn at each step up to there.

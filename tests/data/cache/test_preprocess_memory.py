@@ -49,7 +49,7 @@ def write_scan(path, shape, dtype, plane_of):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("slices", "most"), [(834, 640), (1059, 768)])
-def test_line_2_peak_memory_for_every_2d_recipe(slices, most, tmp_path):
+def test_peak_memory_for_every_2d_recipe(slices, most, tmp_path):
     """case_00005 (834 slices) within 640 MiB, the longest case (1059) within 768 MiB; the scans alone are 417 and 530.
 
     The measure can tell: float32 of either would take 834 or 1059 MiB.

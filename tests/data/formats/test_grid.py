@@ -131,7 +131,7 @@ def check_written(scan, labels, expected, how=""):
 
 
 @pytest.mark.parametrize("seed", range(120))
-def test_line_1_every_voxel_of_any_file_gets_its_label(tmp_path, spec, seed):
+def test_every_voxel_of_any_file_gets_its_label(tmp_path, spec, seed):
     """Random forms, byte orders, number types, scalings, sizes down to one voxel thin, oblique or not."""
     rng = np.random.default_rng(seed)
     scan = tmp_path / ("scan.nii", "scan.nii.gz")[seed % 2]
@@ -147,7 +147,7 @@ def test_line_1_every_voxel_of_any_file_gets_its_label(tmp_path, spec, seed):
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_line_1_all_48_orientations_give_the_labels_of_the_kits_one(tmp_path, order):
+def test_all_48_orientations_give_the_labels_of_the_kits_one(tmp_path, order):
     """Through a recipe that crops, resamples and interpolates back: the same voxels whatever the file's axes."""
     spec = PreprocessSpec(
         spacing_mm=(3.0, 1.0, 0.9), crop_to_body=True, hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9
@@ -177,7 +177,7 @@ def test_line_1_all_48_orientations_give_the_labels_of_the_kits_one(tmp_path, or
         check_written(scan, tmp_path / "labels.nii", nib.apply_orientation(expected, ornt))
 
 
-def test_line_1_a_512_x_796_scan(tmp_path, spec):
+def test_a_512_x_796_scan(tmp_path, spec):
     rng = np.random.default_rng(0)
     stored = rng.integers(-500, 500, (3, 512, 796)).astype(np.int16)
     kits = np.zeros((4, 4))

@@ -59,11 +59,8 @@ def geometry_of(scan_shape, spacing, target, rng):
     return Geometry(whole.scan_shape, whole.scan_spacing_mm, whole.grid_shape, start, stop)
 
 
-# line 9 of what must be shown
-
-
 @pytest.mark.parametrize("seed", range(6))
-def test_line_9_crop_and_paste_returns_a_label_volume_unchanged(seed):
+def test_crop_and_paste_returns_a_label_volume_unchanged(seed):
     """A body in air; its box is cut out, the labels in it come back as probabilities, in the scan's shape."""
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(6, 24, 3))
@@ -85,7 +82,7 @@ def test_line_9_crop_and_paste_returns_a_label_volume_unchanged(seed):
 @pytest.mark.parametrize("smooth", [0, 1.5])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("scan_shape", "spacing", "target"), RESAMPLED)
-def test_line_9_resampled_back_equals_brute_force(scan_shape, spacing, target, seed, smooth):
+def test_resampled_back_equals_brute_force(scan_shape, spacing, target, seed, smooth):
     """Voxel for voxel, except where two classes tie to within float32 rounding."""
     rng = np.random.default_rng(seed)
     geometry = geometry_of(scan_shape, spacing, target, rng)
@@ -103,7 +100,7 @@ def test_line_9_resampled_back_equals_brute_force(scan_shape, spacing, target, s
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("scan_shape", "spacing", "target"), RESAMPLED)
-def test_line_9_a_few_certain_voxels_come_back_where_they_were(scan_shape, spacing, target, seed):
+def test_a_few_certain_voxels_come_back_where_they_were(scan_shape, spacing, target, seed):
     """One-hot, one to five foreground voxels: most slices and pixels are left out, none wrongly."""
     rng = np.random.default_rng(100 + seed)
     geometry = geometry_of(scan_shape, spacing, target, rng)

@@ -34,7 +34,7 @@ def channels_spec(size=None):
 
 
 @pytest.mark.parametrize(("window", "values"), [(LIVER, [-45, 30, 105]), (CUSTOM, [-40, 60, 160])])
-def test_squeeze_unet_line_7_windows(window, values):
+def test_squeeze_unet_windows(window, values):
     """(150, 30) is -45 to 105, (200, 60) is -40 to 160: the ends give 0 and 1, the level one half."""
     np.testing.assert_allclose(windowed(hu([values]), *window), [[0, 0.5, 1]], atol=1e-7)
     outside = windowed(hu([[-2000, values[0] - 1, values[2] + 1, 3000]]), *window)
@@ -53,7 +53,7 @@ def test_an_odd_width_is_halved_downwards():
 
 
 @pytest.mark.parametrize("value", [-1024, 0, 3000])
-def test_squeeze_unet_line_7_a_constant_slice_does_not_crash(value):
+def test_squeeze_unet_a_constant_slice_does_not_crash(value):
     slice_ = np.full((5, 7), value, np.int16)
     np.testing.assert_array_equal(histogram_scaled(slice_), np.zeros((5, 7)))
     assert not _eight_bit_channels(slice_, (LIVER, CUSTOM))[..., 2].any()

@@ -21,7 +21,7 @@ from kitsseg.data.geometry.geometry import cut_range
         (0, 299, (0, 300)),
     ],
 )
-def test_line_6_of_300_slices(first, last, expected):
+def test_a_scan_of_300_slices_is_cut_around_its_foreground(first, last, expected):
     assert cut_range(first, last, 300) == expected
 
 

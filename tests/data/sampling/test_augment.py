@@ -50,10 +50,7 @@ def through_batchgenerators(augmentation, n):
     return [recovered(window[..., 0], window[..., 1]) for window in cuts]
 
 
-# line 6 of what must be shown
-
-
-def test_line_6_share_and_range_of_scaling_and_flips():
+def test_share_and_range_of_scaling_and_flips():
     """4,000 draws: 0.10 +- 0.02 scaled, in (0.6, 1.25), half of them below 1; flips 0.5 of each axis."""
     drawn = crops(PAPER, 4000, (512, 512), (224, 224))
     scaled = np.array([c.scale for c in drawn if c.scale != 1])
@@ -67,7 +64,7 @@ def test_line_6_share_and_range_of_scaling_and_flips():
     assert abs(np.mean(flips[:, 0] & flips[:, 1]) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)  # independent
 
 
-def test_line_6_labels_are_those_of_the_image():
+def test_labels_are_those_of_the_image():
     """Image 150 x label: equal after every crop, except where interpolation passes between two labels."""
     labels = np.zeros((80, 70), np.uint8)
     labels[20:60, 12:50] = 1
@@ -92,7 +89,7 @@ def test_line_6_labels_are_those_of_the_image():
     assert scaled > 100
 
 
-def test_line_6_labels_stay_0_1_2_for_random_labels():
+def test_labels_stay_0_1_2_for_random_labels():
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 3, SHAPE).astype(np.uint8)
     for crop in crops(ALWAYS, 200):

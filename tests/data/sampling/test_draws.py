@@ -72,7 +72,7 @@ def in_another_process(script, cache, **environment):
     return done.stdout.splitlines()[-1]
 
 
-# line 5: a batch is a pure function of (seed, index)
+# a batch is a pure function of (seed, index)
 
 OTHER_PROCESS = """
 from test_draws import *
@@ -87,7 +87,7 @@ print(json.dumps(found))
 """
 
 
-def test_line_5_another_process_draws_the_same_without_tensorflow(cached, spec, tmp_path):
+def test_another_process_draws_the_same_without_tensorflow(cached, spec, tmp_path):
     """Two other processes, each with its own order of hashes; first batch 5, then batch 2."""
     here = {
         kind: [digest(training_batches(kind, cached, all_of(cached), spec, seed=3)[i]) for i in (5, 2)]
@@ -100,7 +100,7 @@ def test_line_5_another_process_draws_the_same_without_tensorflow(cached, spec, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_line_5_resumed_at_step_k_through_tf_data_and_numpy(cached, spec, kind):
+def test_resumed_at_step_k_through_tf_data_and_numpy(cached, spec, kind):
     whole = training_batches(kind, cached, all_of(cached), spec, seed=5)
     expected = [whole[i] for i in range(6)]
     for start in (0, 2, 5):
@@ -128,7 +128,7 @@ def test_what_was_given_out_is_not_written_to_again(cached, spec, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [2, 3])
-def test_line_5_shards_in_order_are_the_batch_of_one_process(cached, spec, kind, count):
+def test_shards_in_order_are_the_batch_of_one_process(cached, spec, kind, count):
     one = training_batches(kind, cached, all_of(cached), spec, seed=7)
     parts = [
         training_batches(kind, cached, all_of(cached), spec, seed=7, shard=(i, count)) for i in range(count)
@@ -208,7 +208,7 @@ print("equal")
 
 
 @pytest.mark.slow
-def test_line_5_two_replicas_of_tf_distribute_get_the_batches_of_one(cached, tmp_path):
+def test_two_replicas_of_tf_distribute_get_the_batches_of_one(cached, tmp_path):
     """Two logical devices on one CPU; each batch is divided, in order, and none is lost or doubled."""
     assert in_another_process(DISTRIBUTED, tmp_path / "cache", CUDA_VISIBLE_DEVICES="") == "equal"
 
@@ -243,7 +243,7 @@ def test_every_recipe_draws_by_batchgenerators_too(name):
                 batchgenerators_transform(phase.sampler.patch_size, phase.augmentation)
 
 
-# line 4: leakage
+# no patient is in two parts
 
 
 def unchecked(train, validation, test=()):
@@ -302,7 +302,7 @@ def datasets(cases, split, spec):
         yield part, lambda part=part: ValidationPatches(cases, split, part, PATCHES, spec)
 
 
-def test_line_4_no_route_leads_an_overlapping_patient_into_a_dataset(cached, spec, tmp_path):
+def test_no_route_leads_an_overlapping_patient_into_a_dataset(cached, spec, tmp_path):
     """200 random memberships by every route: those that overlap never become a data set, the others do."""
     rng, names, refused, accepted = np.random.default_rng(11), list(cached), 0, 0
     for _ in range(200):
@@ -329,7 +329,7 @@ def test_line_4_no_route_leads_an_overlapping_patient_into_a_dataset(cached, spe
 
 
 @pytest.mark.parametrize("how", ["alias", "link", "copy"])
-def test_line_4_one_patient_under_two_names_is_refused(cached, spec, tmp_path, how):
+def test_one_patient_under_two_names_is_refused(cached, spec, tmp_path, how):
     folder = cache_folder(tmp_path / "cache", spec)
     if how == "alias":
         cases = cached | {"case_00099": cached["case_00000"]}
@@ -349,7 +349,7 @@ def test_line_4_one_patient_under_two_names_is_refused(cached, spec, tmp_path, h
         make()
 
 
-def test_line_4_made_splits_and_their_subsets_never_overlap():
+def test_made_splits_and_their_subsets_never_overlap():
     rng = np.random.default_rng(12)
     names = [f"case_{i:05d}" for i in range(60)]
     for seed in range(100):

@@ -69,10 +69,7 @@ def batches_of(cases, spec, sampler=SAMPLER, augmentation=PLAIN, **options):
     return PatchBatches(cases, split_of(cases), "train", sampler, augmentation, spec, **options)
 
 
-# line 5 of what must be shown
-
-
-def test_line_5_39_patches_of_13_patients_have_13_centers_of_each_class(patients, spec):
+def test_39_patches_of_13_patients_have_13_centers_of_each_class(patients, spec):
     batches = batches_of(patients, spec)
     truth = [labels_of(case) for case in batches.cases]
     assert batches.batch_size == 39
@@ -84,7 +81,7 @@ def test_line_5_39_patches_of_13_patients_have_13_centers_of_each_class(patients
         ]
 
 
-def test_line_5_random_mode_draws_each_class_1000_times_in_3000(patients, spec):
+def test_random_mode_draws_each_class_1000_times_in_3000(patients, spec):
     """77 batches of 39 are 3,003 draws; the first 3,000: within 1,000 +- 3 sqrt(3000 * 1/3 * 2/3) = 78."""
     batches = batches_of(patients, spec, replace(SAMPLER, mode="random"))
     truth = [labels_of(case) for case in batches.cases]
@@ -100,7 +97,7 @@ def test_line_5_random_mode_draws_each_class_1000_times_in_3000(patients, spec):
 
 
 @pytest.mark.parametrize("shape", [(9, 20, 24), (5, 20, 24), (5, 7, 9), (1, 30, 3), (6, 8, 10)])
-def test_line_5_patch_shape_is_fixed_at_borders_and_in_small_volumes(tmp_path, spec, shape):
+def test_patch_shape_is_fixed_at_borders_and_in_small_volumes(tmp_path, spec, shape):
     """Against an oracle that pads the whole volume; HU tell voxels apart."""
     cases = write_cases(tmp_path, 3, shape=shape)
     batches = batches_of(cases, spec)

@@ -49,10 +49,7 @@ def cases_of_areas(folder, *areas):
     return {f"case_{i}": case_of_areas(folder / f"case_{i}", a) for i, a in enumerate(areas)}
 
 
-# line 5 of what must be shown
-
-
-def test_line_5_every_batch_holds_5_positive_slices_of_7_different_cases(cached, spec):
+def test_every_batch_holds_5_positive_slices_of_7_different_cases(cached, spec):
     batches = batches_of(cached, spec, augmentation=FLIPS)
     for index in range(1000):
         drawn = batches.draw(index)
@@ -72,7 +69,7 @@ def test_line_5_every_batch_holds_5_positive_slices_of_7_different_cases(cached,
         assert (labels > 0).sum(axis=(1, 2)).tolist() == expected
 
 
-def test_line_5_positive_share_of_1000_batches(tmp_path, spec):
+def test_positive_share_of_1000_batches(tmp_path, spec):
     """(5 + 2 f) / 7, f the mean share of positive slices of a case, here (0.1 + 0.2 ... + 0.9) / 9 = 0.5."""
     positives = [1, 2, 3, 4, 5, 6, 7, 8, 9]  # of 10 slices
     cases = cases_of_areas(tmp_path, *([20] * p + [0] * (10 - p) for p in positives))
@@ -88,7 +85,7 @@ def test_line_5_positive_share_of_1000_batches(tmp_path, spec):
 
 
 @pytest.mark.parametrize("weights", ["area", "uniform"])
-def test_line_5_positive_slices_are_drawn_by_their_weights(tmp_path, spec, weights):
+def test_positive_slices_are_drawn_by_their_weights(tmp_path, spec, weights):
     """5,000 positive draws of 6 slices: chi-square below its 99.9 % quantile for its own weights only."""
     areas = np.array([0, 40, 10, 30, 0, 20, 60, 80])
     sampler = replace(SAMPLER, positive=7, positive_weights=weights)
@@ -111,7 +108,7 @@ def test_line_5_positive_slices_are_drawn_by_their_weights(tmp_path, spec, weigh
 
 
 @pytest.mark.parametrize("areas", [[0, 5, 9, 0, 0], [9, 0, 0, 5]])
-def test_line_5_first_and_last_slice_and_all_positives_are_reached(tmp_path, spec, areas):
+def test_first_and_last_slice_and_all_positives_are_reached(tmp_path, spec, areas):
     batches = batches_of(cases_of_areas(tmp_path, *[areas] * 7), spec)
     drawn = {(case, k) for i in range(300) for case, k in batches.draw(i)}
     assert drawn == {(case, k) for case in range(7) for k in range(len(areas))}

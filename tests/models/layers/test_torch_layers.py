@@ -18,7 +18,7 @@ def numpy_of(tensor):
     return ops.convert_to_numpy(tensor)
 
 
-def test_pixel_shuffle_order_section_7_line_4():
+def test_pixel_shuffle_order():
     # one pixel, 8 channels numbered by their index: channel 4 k + 2 i + j goes to row i, column j, channel k
     result = numpy_of(PixelShuffle(name="shuffle")(np.arange(8, dtype="float32").reshape(1, 1, 1, 8)))[0]
     np.testing.assert_array_equal(result[:, :, 0], [[0, 1], [2, 3]])
@@ -39,7 +39,7 @@ def test_pixel_shuffle_refuses_channels_that_do_not_divide():
         PixelShuffle(name="shuffle")(np.zeros((1, 2, 2, 6), "float32"))
 
 
-def test_nearest_indices_section_7_line_4():
+def test_nearest_indices():
     # 30 -> 31: 0, 0, 1, 2, ..., 29, as floor(i * 30 / 31) = i - 1 for i = 1..30
     np.testing.assert_array_equal(nearest_indices(30, 31), [0, *range(30)])
     # 254 -> 256: s = 127/128; floor(i s) falls one behind at i = 1, two behind at i = 129: 0 and 127 twice
@@ -69,7 +69,7 @@ def test_nearest_resize_picks_those_pixels_with_known_and_unknown_sizes(static, 
     np.testing.assert_array_equal(model.predict([x, reference], verbose=0), expected)
 
 
-def test_icnr_repeats_each_kernel_four_times_section_7_line_4():
+def test_icnr_repeats_each_kernel_four_times():
     kernel = numpy_of(ICNR()((1, 1, 512, 256), "float32"))
     groups = kernel.reshape(512, 64, 4)
     assert np.all(groups == groups[:, :, :1])

@@ -71,7 +71,7 @@ class Foreign:
 
 
 @pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
-def test_reads_both_formats_bit_by_bit_section_7_line_5(path):
+def test_reads_both_formats_bit_by_bit(path):
     state = read_state_dict(path)
     expected = tiny_state()
     # the view shares the kernel's storage: second input channel on, input channels first
@@ -93,7 +93,7 @@ def test_a_file_cut_anywhere_is_refused(path, tmp_path):
             read_state_dict(cut)
 
 
-def test_foreign_pickles_are_refused_and_not_run_section_7_line_5(tmp_path):
+def test_foreign_pickles_are_refused_and_not_run(tmp_path):
     trap = tmp_path / "trap"
     foreign = pickle.dumps(collections.OrderedDict(weight=Foreign(trap)), protocol=2)
     plain, legacy, zipped = (tmp_path / f"{name}.pth" for name in ("plain", "legacy", "zipped"))
@@ -139,7 +139,7 @@ def test_a_missing_file_stays_file_not_found(tmp_path):
         read_state_dict(tmp_path / "none.pth")
 
 
-def test_loads_a_file_and_transposes_kernels_section_7_line_4():
+def test_loads_a_file_and_transposes_kernels():
     model, expected = tiny_model(), tiny_state()
     load_torchvision_weights(model, str(TINY[0]))
     kernel, bias = model.get_layer("encoder_features_0").get_weights()
@@ -189,7 +189,7 @@ def test_imagenet_is_downloaded_once_into_the_cache(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "deep" / "cache").iterdir()] == [source.name]
 
 
-def test_a_wrong_hash_is_refused_section_7_line_5(tmp_path):
+def test_a_wrong_hash_is_refused(tmp_path):
     source = hashed_copy(tmp_path, prefix="00000000")
     cache = tmp_path / "cache"
     with pytest.raises(InputError, match="SHA-256 must begin with 00000000, found"):
