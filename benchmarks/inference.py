@@ -88,8 +88,9 @@ def random_statistics(network):
 
 def from_run(folder, scores, arguments):
     """(network, images of the run's training cases, {"tk_dice": ..., "tu_dice": ...} or None)."""
-    record, weights, spec, _, _ = finished_run(folder)
-    network = read_network(weights)
+    trained = finished_run(folder)
+    record, spec = trained.record, trained.preprocess
+    network = read_network(trained.source)
     network = keras.Model(network.input, network.outputs[-1], name=network.name)
     cases = open_cache(record["cache"], spec)
     train = [cases[name] for name in record["split"]["cases"]["train"] if name in cases]
@@ -186,7 +187,7 @@ def write_files(network, images, folder, first):
 def engines_of(folder, first):
     """The network by name of its engine; those that are not installed are named."""
     found = {
-        f"litert {precision}": open_network(read_exported(folder / f"{precision}.tflite"))
+        f"litert {precision}": open_network(read_exported(folder / f"{precision}.tflite").source)
         for precision in ("float32", "int8")
     }
     for engine, packages in PACKAGES.items():
@@ -194,7 +195,7 @@ def engines_of(folder, first):
             missing = [name for name in packages if not installed([name])]
             print(f"{engine}: left out, not installed: {', '.join(missing)}")
         elif first:
-            found[engine] = open_network(read_exported(folder / "float32.onnx"), engine)
+            found[engine] = open_network(read_exported(folder / "float32.onnx").source, engine)
     return found
 
 

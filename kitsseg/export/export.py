@@ -74,7 +74,8 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
     """
     out = Path(out)
     format = _format(out, format, precision, sparse)
-    record, weights, spec, inference, _ = finished_run(run)
+    run_network = finished_run(run)
+    record, spec, inference = run_network.record, run_network.preprocess, run_network.inference
     if _axes(inference) == 3 and format == "litert":
         raise InputError(
             f"--format litert: {record['recipe']} is a 3D network, and LiteRT has no 3D operations of its own. "
@@ -97,7 +98,7 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
             progress(steps[number], number, len(steps))
 
     step(0)
-    network = _last_output(read_network(weights))
+    network = _last_output(read_network(run_network.source))
     step(1)
     calibration = list(cached_images(train, shape, spec, CALIBRATED)) if precision == "int8" else None
     if precision == "int8" and not calibration:
@@ -134,7 +135,9 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
         try:
             if precision == "int8":
                 check_loads(temporary)
-            comparison = compare(_outputs(network, open_network(read_exported(temporary)), images, softmax))
+            comparison = compare(
+                _outputs(network, open_network(read_exported(temporary).source), images, softmax)
+            )
             check(comparison, precision)
         except InputError as error:
             raise InputError(f"{out}: not kept: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
 from kitsseg.data.layouts.find import find_scans, prediction_name
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import crc32_of
 from kitsseg.inference.ensemble import cases_of_run_part, describe, ensemble_of, open_ensemble
 from kitsseg.inference.scan import (
     as_probabilities,
@@ -19,7 +20,7 @@ from kitsseg.inference.scan import (
     probabilities_of,
     score_cached_cases,
 )
-from kitsseg.records.predictions import Predictions, crc32_of, size_of
+from kitsseg.records.predictions import Predictions, size_of
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
@@ -110,7 +111,9 @@ def predict_cohort(
         that holds predictions made in another way.
     """
     scans = find_scans(inputs, layout)
-    ensemble = ensemble_of((run, *also), whole_slices, mirror, refine_labels, engine)
+    ensemble = ensemble_of(
+        (run, *also), whole_slices=whole_slices, mirror=mirror, refine_labels=refine_labels, engine=engine
+    )
     if part is not None:
         scans = _only(scans, cases_of_run_part(ensemble, part), part)
     if shard is not None:

@@ -1,16 +1,19 @@
 """Which networks segment a scan, and how: one run, the folds of a recipe, or different papers together."""
 
-import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kitsseg import __version__
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of_all
 from kitsseg.inference.engines import open_network
-from kitsseg.inference.scan import members_of
-from kitsseg.records.exported import format_of, read_exported
-from kitsseg.records.run import finished_run
+from kitsseg.inference.scan import Member, members_of
+from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
+from kitsseg.records.exported import Exported, format_of, read_exported
+from kitsseg.records.run import TrainedNetwork, finished_run
 
 __all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ensemble"]
 
@@ -21,20 +24,28 @@ class Ensemble:
 
     Attributes:
         runs: folders of finished runs, or networks from ``kitsseg export``; every one counts the same.
+        networks: the same, read once; inference and post-processing as they are used here.
         sha256: of their weights.
-        The others: as in ``predict_cohort``.
+        engine: as in ``predict_cohort``.
     """
 
     runs: tuple[str, ...]
+    networks: tuple[TrainedNetwork, ...]
     sha256: tuple[str, ...]
-    whole_slices: bool = False
-    mirror: bool | None = None
-    refine_labels: bool = True
     engine: str | None = None
 
 
-def ensemble_of(runs, whole_slices=False, mirror=None, refine_labels=True, engine=None):
-    """Ensemble of these runs.
+def ensemble_of(
+    runs: Iterable[str | os.PathLike[str]],
+    *,
+    whole_slices: bool = False,
+    mirror: bool | None = None,
+    refine_labels: bool = True,
+    engine: str | None = None,
+) -> Ensemble:
+    """Ensemble of these runs; each is read here, once.
+
+    Args: as in ``predict_cohort``.
 
     Raises: InputError for an unfinished run, one that is given twice, and options that do not fit.
     """
@@ -42,62 +53,64 @@ def ensemble_of(runs, whole_slices=False, mirror=None, refine_labels=True, engin
     twice = {path for path in paths if paths.count(path) > 1}
     if twice:
         raise InputError(f"{min(twice)}: this run is given twice. Every run counts once.")
-    ensemble = Ensemble(paths, (), whole_slices, mirror, refine_labels, engine)
-    sources = [source for _, source, *_ in _parts(ensemble)]
-    return replace(ensemble, sha256=tuple(_sha256(getattr(source, "path", source)) for source in sources))
+    networks = tuple(_used_so(run, whole_slices, mirror, refine_labels) for run in paths)
+    files = [
+        network.source.path if isinstance(network.source, Exported) else network.source
+        for network in networks
+    ]
+    return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine)
 
 
-def describe(ensemble):
+def describe(ensemble: Ensemble) -> dict[str, Any]:
     """What ``predictions.json`` says about an ensemble; run, paper and split are those of the first run."""
-    parts = _parts(ensemble)
-    record, _, _, inference, postprocess = parts[0]
+    first = ensemble.networks[0]
     return {
         "kitsseg": __version__,
         "run": ensemble.runs[0],
         "also": list(ensemble.runs[1:]),
         "networks": [
             {
-                "recipe": record.get("recipe"),
+                "recipe": network.record.get("recipe"),
                 "sha256": sha256,
-                "preprocess": spec.digest(),
-                "inference": asdict(inference),
+                "preprocess": network.preprocess.digest(),
+                "inference": asdict(network.inference),
             }
-            for (record, _, spec, inference, _), sha256 in zip(parts, ensemble.sha256, strict=True)
+            for network, sha256 in zip(ensemble.networks, ensemble.sha256, strict=True)
         ],
         "engine": None,
-        "inference": {"tile": inference.tile, "mirror_axes": inference.mirror_axes},
-        "postprocess": asdict(postprocess) if postprocess else None,
-        **{key: record.get(key) for key in ("recipe", "paper", "reported")},
-        "split": {"name": record["split"]["name"], "hash": record["split"]["hash"], "part": None},
+        "inference": {"tile": first.inference.tile, "mirror_axes": first.inference.mirror_axes},
+        "postprocess": asdict(first.postprocess) if first.postprocess else None,
+        **{key: first.record.get(key) for key in ("recipe", "paper", "reported")},
+        "split": {key: first.record["split"][key] for key in ("name", "hash")} | {"part": None},
     }
 
 
-def open_ensemble(ensemble):
+def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | ReassignSmall | None, str]:
     """Load the networks.
 
     Returns: (members for ``ensemble_labels``, post-processing of the first run, name of the engine or engines).
     Raises: InputError for a damaged network, or an engine that cannot compute it.
     """
-    parts = _parts(ensemble)
-    if any(_is_3d(inference) for *_, inference, _ in parts):
+    if any(_is_3d(network.inference) for network in ensemble.networks):
         # TensorFlow pools what it has freed and takes ever larger pieces for it: 600 MiB at unet3d's tiles. It looks
         # here before its first tensor. The 2D networks would gain nothing and take a tenth longer
         os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
-    networks = [
-        (open_network(source, ensemble.engine), spec, inference) for _, source, spec, inference, _ in parts
+    loaded = [
+        (open_network(network.source, ensemble.engine), network.preprocess, network.inference)
+        for network in ensemble.networks
     ]
-    engines = list(dict.fromkeys(network.engine for network, *_ in networks))
-    return members_of(networks), parts[0][4], ", ".join(engines)
+    engines = list(dict.fromkeys(network.engine for network, *_ in loaded))
+    return members_of(loaded), ensemble.networks[0].postprocess, ", ".join(engines)
 
 
-def cases_of_run_part(ensemble, part):
+def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
     """Names of the cases in this part of the first run's split.
 
     Raises: InputError if a run does not say what it was trained on, or another one was trained on some of them.
     """
     wanted = None
-    for run, (record, *_) in zip(ensemble.runs, _parts(ensemble), strict=True):
-        split = record["split"]
+    for run, network in zip(ensemble.runs, ensemble.networks, strict=True):
+        split = network.record["split"]
         if "cases" not in split:
             raise InputError(
                 f"--part {part}: an exported network does not name the cases of its split {split['name']}. "
@@ -113,47 +126,25 @@ def cases_of_run_part(ensemble, part):
     return wanted
 
 
-def _parts(ensemble):
-    """(record, file of the weights or Exported, PreprocessSpec, InferenceSpec, post-processing) of each run."""
-    return [_part(run, ensemble) for run in map(Path, ensemble.runs)]
-
-
-def _part(run, ensemble):
-    if format_of(run):
-        exported = read_exported(run)
-        record, source, spec, inference, postprocess = (
-            exported.record,
-            exported,
-            exported.preprocess,
-            exported.inference,
-            exported.postprocess,
-        )
-    else:
-        record, source, spec, inference, postprocess = finished_run(run)
-    if ensemble.whole_slices:
+def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: bool) -> TrainedNetwork:
+    """A run or an exported network, to be used with these options."""
+    network = read_exported(run) if format_of(run) else finished_run(run)
+    inference = network.inference
+    if whole_slices:
         if _is_3d(inference):
             raise InputError(
-                f"--whole-slices: {record['recipe']} is a 3D network; it predicts tiles of volumes only."
+                f"--whole-slices: {network.record['recipe']} is a 3D network; it predicts tiles of volumes only."
             )
-        if format_of(run) and inference.tile is not None:
+        if isinstance(network.source, Exported) and inference.tile is not None:
             raise InputError(
                 f"--whole-slices: {run} takes windows of {inference.tile} only. Predict with the run."
             )
         inference = replace(inference, tile=None)
-    if ensemble.mirror is not None:
+    if mirror is not None:
         in_plane = (1, 2) if _is_3d(inference) else (0, 1)
-        inference = replace(inference, mirror_axes=in_plane if ensemble.mirror else ())
-    return record, source, spec, inference, postprocess if ensemble.refine_labels else None
+        inference = replace(inference, mirror_axes=in_plane if mirror else ())
+    return replace(network, inference=inference, postprocess=network.postprocess if refine_labels else None)
 
 
-def _is_3d(inference):
+def _is_3d(inference: InferenceSpec) -> bool:
     return inference.tile is not None and len(inference.tile) == 3
-
-
-def _sha256(path):
-    path = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()

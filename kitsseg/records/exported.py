@@ -10,13 +10,13 @@ What prediction has to know travels inside the file, as JSON:
 
 import json
 import mmap
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from kitsseg.errors import InputError
-from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
-from kitsseg.records.run import specs_of
+from kitsseg.records.run import TrainedNetwork, specs_of
 
 __all__ = ["METADATA", "SUFFIXES", "Exported", "format_of", "read_exported"]
 
@@ -27,26 +27,21 @@ METADATA_PROPS = 14  # the field of ONNX' ModelProto
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported network, not yet loaded.
+    """The file of an exported network, not yet loaded.
 
     Attributes:
         format: "litert", "onnx" or "saved_model".
-        record: all of its metadata.
         input_shape: (1, rows, columns, channels), or with slices in front of the rows; fixed.
         softmax: whether its output are probabilities; else logits.
     """
 
     path: Path
     format: str
-    record: dict
-    preprocess: PreprocessSpec
-    inference: InferenceSpec
-    postprocess: RemoveFar | ReassignSmall | None
     input_shape: tuple[int, ...]
     softmax: bool
 
 
-def format_of(path):
+def format_of(path: str | os.PathLike[str]) -> str | None:
     """The format of an exported network, by its name and, for a folder, its content; None for anything else."""
     path = Path(path)
     if path.suffix in (".tflite", ".onnx"):
@@ -54,8 +49,8 @@ def format_of(path):
     return "saved_model" if (path / "saved_model.pb").is_file() else None
 
 
-def read_exported(path):
-    """Read what ``kitsseg export`` wrote about a network.
+def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
+    """Read what ``kitsseg export`` wrote about a network; its ``source`` is an Exported.
 
     Raises: InputError if the file is missing, damaged, or was not written by ``kitsseg export``.
     """
@@ -73,7 +68,14 @@ def read_exported(path):
             f"{path}: expected the metadata that kitsseg export writes, found none or damaged ones ({error}). "
             "Export the run again."
         ) from error
-    return Exported(path, kind, record, *specs_of(record, path), shape, softmax)
+    preprocess, inference, postprocess = specs_of(record, path)
+    return TrainedNetwork(
+        record=record,
+        source=Exported(path, kind, shape, softmax),
+        preprocess=preprocess,
+        inference=inference,
+        postprocess=postprocess,
+    )
 
 
 def _of_litert(path):

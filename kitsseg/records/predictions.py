@@ -18,10 +18,10 @@ import numpy as np
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.checksums import crc32
+from kitsseg.files.checksums import crc32_of
 from kitsseg.files.paths import absolute_paths, relative_paths
 
-__all__ = ["PREDICTIONS", "Predictions", "crc32_of", "size_of"]
+__all__ = ["PREDICTIONS", "Predictions", "size_of"]
 
 PREDICTIONS = "predictions.json"
 MADE_BY = ("kitsseg", "networks", "engine", "inference", "postprocess")
@@ -159,15 +159,6 @@ def size_of(image):
     image = Path(image)
     files = [path for path in image.iterdir() if path.is_file()] if image.is_dir() else [image]
     return sum(path.stat().st_size for path in files)
-
-
-def crc32_of(path):
-    """CRC-32 of a file, as eight hexadecimal digits."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value = crc32(block, value)
-    return f"{value:08x}"
 
 
 def _same_grid(file, image):

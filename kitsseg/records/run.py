@@ -17,9 +17,10 @@ import csv
 import json
 import os
 import platform
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kitsseg import __version__
 from kitsseg.data.splits import load_split, save_split
@@ -28,7 +29,11 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 from kitsseg.records.checkpoints import clear_leftovers
 
+if TYPE_CHECKING:
+    from kitsseg.records.exported import Exported
+
 __all__ = [
+    "TrainedNetwork",
     "create_run",
     "finished_run",
     "read_history",
@@ -38,6 +43,25 @@ __all__ = [
     "versions",
     "write_history",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """What prediction, export and pruning need of a finished run or of an exported network, read from disk once.
+
+    Two of them are equal if the same file is used in the same way.
+
+    Attributes:
+        record: content of ``run.json``, or the metadata of an exported network.
+        source: path of the weights ``model.keras``, or the exported network.
+        preprocess, inference, postprocess: of its recipe.
+    """
+
+    record: dict[str, Any] = field(compare=False, repr=False)
+    source: "Path | Exported"
+    preprocess: PreprocessSpec
+    inference: InferenceSpec
+    postprocess: RemoveFar | ReassignSmall | None
 
 
 def create_run(folder, recipe, split, seed, details):
@@ -103,10 +127,9 @@ def read_run(folder):
     return record
 
 
-def finished_run(folder):
-    """What prediction needs of a run.
+def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
+    """The network of a finished run; its ``source`` is the path of the weights.
 
-    Returns: (record, path of the weights, PreprocessSpec, InferenceSpec, RemoveFar or ReassignSmall or None).
     Raises: InputError if training has not finished, or the weights are gone.
     """
     record = read_run(folder)
@@ -128,10 +151,15 @@ def finished_run(folder):
             f"{weights}: missing; the run's status is {record.get('status')!r}. "
             f"Finish it with: kitsseg {command} CACHE {folder} --resume"
         )
-    return record, weights, *specs_of(record, f"{folder}/run.json")
+    preprocess, inference, postprocess = specs_of(record, f"{folder}/run.json")
+    return TrainedNetwork(
+        record=record, source=weights, preprocess=preprocess, inference=inference, postprocess=postprocess
+    )
 
 
-def specs_of(record, path):
+def specs_of(
+    record: dict[str, Any], path: str | os.PathLike[str]
+) -> tuple[PreprocessSpec, InferenceSpec, RemoveFar | ReassignSmall | None]:
     """PreprocessSpec, InferenceSpec and RemoveFar, ReassignSmall or None from the record of a run.
 
     Raises: InputError, naming ``path``, where another version wrote it.

@@ -1,13 +1,12 @@
 """What ``kitsseg evaluate`` adds on request: the class of cysts, surfaces, lesions; and the release of the labels."""
 
-import hashlib
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of
 from kitsseg.scoring.kits23 import HEC_LABELS, TOLERANCES_MM, hec_dice, surface_scores
 from kitsseg.scoring.lesions import LESION_RULE, find_lesions, lesion_counts
 
@@ -120,8 +119,7 @@ def label_release(case, path):
     "kits19" are those the official repository holds today, by the hash in the package's manifest. Labels were
     corrected after most papers: scores against others are not comparable.
     """
-    with Path(path).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     known = _manifest().get(case)
     return "kits19" if known is not None and known.label_sha256 == found else "other", found
 

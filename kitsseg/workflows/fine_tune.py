@@ -1,12 +1,12 @@
 """Train a finished run on, in another form, into a new run that remembers where it came from."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.data.splits import load_split
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of
 from kitsseg.files.paths import relative_path
 from kitsseg.recipe import settings
 from kitsseg.records.run import finished_run
@@ -52,8 +52,8 @@ def fine_tune(
     Returns: ``out``.
     Raises: InputError for a run that is unfinished or of another recipe, or whatever ``train_recipe`` refuses.
     """
-    record, weights, *_ = finished_run(run)
-    check_recipe(recipe, record, run)
+    network = finished_run(run)
+    check_recipe(recipe, network.record, run)
     base = last_phase(recipe)
     tuned = replace(recipe, phases=(phase,), build_model=lambda **_: build_model())
     evidence = {key: text for key, text in recipe.evidence.items() if not key.startswith("phases.")}
@@ -64,14 +64,17 @@ def fine_tune(
     for name in ("epochs", "learning_rate"):
         if getattr(phase, name) != getattr(base, name):
             evidence[f"phases.{phase.name}.{name}"] = f"ours: given to kitsseg {command}"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    parent = {"run": relative_path(run, out), "recipe": recipe.name, "model_sha256": digest}
+    parent = {
+        "run": relative_path(run, out),
+        "recipe": recipe.name,
+        "model_sha256": sha256_of(network.source),
+    }
     return train_recipe(
         replace(tuned, evidence=evidence),
         cache,
         load_split(Path(run) / "split.json"),
         out,
-        record["seed"],
+        network.record["seed"],
         resume=resume,
         progress=progress,
         details={"parent": parent, **(details or {})},

@@ -56,9 +56,9 @@ def prune_run(
         raise InputError(f"sparsity: expected a share of zeros between 0 and 1, found {sparsity:g}.")
     if (epochs := EPOCHS if epochs is None else epochs) < 1:
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
-    record, weights, *_ = finished_run(run)
-    check_recipe(recipe, record, run)
-    reached = _sparsity_of(weights)
+    network = finished_run(run)
+    check_recipe(recipe, network.record, run)
+    reached = _sparsity_of(network.source)
     if reached > sparsity + 0.005:  # a small matrix cannot hit a share exactly
         raise InputError(
             f"{run}: its weights are sparser already, {reached:.1%} against {sparsity:.1%}. Ask for more, or prune "
@@ -86,7 +86,7 @@ def prune_run(
         pruning=pruning,
     )
     return fine_tune(
-        recipe, run, cache, out, phase, lambda: read_network(weights), "prune", None, resume, progress
+        recipe, run, cache, out, phase, lambda: read_network(network.source), "prune", None, resume, progress
     )
 
 

@@ -47,8 +47,7 @@ def shrink_run(
     """
     if (epochs := EPOCHS if epochs is None else epochs) < 1:
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
-    _, weights, *_ = finished_run(run)
-    model = read_network(weights)
+    model = read_network(finished_run(run).source)
     try:
         removed = choose_channels(channel_scores(model, by), keep, multiple)
     except ValueError as error:

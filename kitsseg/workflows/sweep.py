@@ -93,19 +93,19 @@ def _measure(recipe, runs, cache):
     cases = open_cache(cache, recipe.preprocess)
     rows, engines = [], {}
     for name, run in runs.items():
-        _, weights, spec, inference, postprocess = finished_run(run)
+        trained = finished_run(run)
         split = load_split(Path(run) / "split.json")
-        network, engines[name] = read_network(weights), open_network(weights)
+        network, engines[name] = read_network(trained.source), open_network(trained.source)
         totals = sparsity_totals(
             network, sparsity_rows(network, [variable for _, variable in prunable_weights(network)])
         )
-        image = _image_shape(inference, cases[split.validation[0]], spec)
+        image = _image_shape(trained.inference, cases[split.validation[0]], trained.preprocess)
         scores = score_cached_cases(
             [cases[case] for case in split.validation],
             engines[name].probabilities,
-            spec,
-            inference,
-            postprocess,
+            trained.preprocess,
+            trained.inference,
+            trained.postprocess,
         )
         rows.append(
             {

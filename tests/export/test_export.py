@@ -201,7 +201,8 @@ def test_equal_to_the_network_of_the_run(trained, tmp_path, name, options):
     result = export_micro(trained, tmp_path / name, **options)
     network = read_network(trained.run / "model.keras")
     exported = read_exported(tmp_path / name)
-    compute = open_network(exported)
+    source = exported.source
+    compute = open_network(source)
     exact = "precision" not in options
     for image in images_of(trained):
         expected = np.asarray(network(image, training=False))
@@ -212,10 +213,10 @@ def test_equal_to_the_network_of_the_run(trained, tmp_path, name, options):
     assert result.check.tk_dice >= (0.9999 if exact else 0.995)
     assert result.check.agreement >= (0.9999 if exact else 0.999)
     assert result.check.largest_difference < (1e-4 if exact else 0.05)
-    assert result.input_shape == exported.input_shape == (1, *SIZE, 1)
-    assert (result.format, result.precision) == (exported.format, exported.record["precision"])
+    assert result.input_shape == source.input_shape == (1, *SIZE, 1)
+    assert (result.format, result.precision) == (source.format, exported.record["precision"])
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    written = [tmp_path / name] if exported.format != "saved_model" else (tmp_path / name).rglob("*")
+    written = [tmp_path / name] if source.format != "saved_model" else (tmp_path / name).rglob("*")
     assert result.n_bytes == sum(path.stat().st_size for path in written if path.is_file())
 
 
@@ -227,7 +228,7 @@ def test_int8_is_small_and_close(trained, tmp_path, monkeypatch):
     whole = export_micro(trained, tmp_path / "float.tflite")
     small = export_micro(trained, tmp_path / "int.tflite", precision="int8")
     assert small.n_bytes < whole.n_bytes
-    compute = open_network(read_exported(tmp_path / "int.tflite"))
+    compute = open_network(read_exported(tmp_path / "int.tflite").source)
     network = read_network(trained.run / "model.keras")
     expected = np.concatenate([np.asarray(network(image, training=False)) for image in images_of(trained)])
     found = np.concatenate([compute.scores(image) for image in images_of(trained)])

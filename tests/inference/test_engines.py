@@ -70,7 +70,7 @@ def test_labels_equal_on_9999_of_10000_voxels(request, trained, images, suffix, 
     reference = read_network(trained.run / "model.keras")
     source = trained.run / "model.keras"
     if suffix != "run":
-        source = read_exported(request.getfixturevalue("exported")[suffix])
+        source = read_exported(request.getfixturevalue("exported")[suffix]).source
     network = open_network(source, engine)
     assert network.engine == engine
     equal = []
@@ -202,7 +202,7 @@ def test_an_engine_that_does_not_fit_or_is_not_there(trained, tmp_path, monkeypa
     ],
 )
 def test_a_missing_engine_is_no_silent_fallback(exported, monkeypatch, suffix, engine, package):
-    source = read_exported(exported[suffix])
+    source = read_exported(exported[suffix]).source
     for name in [name for name in sys.modules if name.split(".")[0] == PACKAGES[engine]]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, PACKAGES[engine], None)
@@ -229,7 +229,7 @@ def test_damaged_files(exported, tmp_path, suffix):
         bytes(64) + content[64:] if suffix == ".tflite" else content[: 1 << 10] + content[1 << 11 :]
     )
     with pytest.raises(InputError, match=r"cannot load it|found none or damaged"):
-        open_network(read_exported(path))
+        open_network(read_exported(path).source)
 
 
 def test_images_of_another_size_are_refused(trained):

@@ -335,7 +335,8 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
 
 def whole_probabilities(image, spacing_mm, predict, run):
     """Of one run, in one piece on the scan's voxels: its planes, its tiles, every class zoomed by SciPy."""
-    _, _, spec, inference, _ = finished_run(run)
+    network = finished_run(run)
+    spec, inference = network.preprocess, network.inference
     geometry = plan_geometry(image, spacing_mm, spec)
     planes = network_planes(image, geometry, spec)
     grid = np.stack([slice_probabilities(normalize(plane, spec), predict, inference) for plane in planes])

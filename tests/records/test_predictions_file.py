@@ -11,7 +11,8 @@ from support.cases import make_case, read_json
 
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
-from kitsseg.records.predictions import Predictions, crc32_of, size_of
+from kitsseg.files.checksums import crc32_of
+from kitsseg.records.predictions import Predictions, size_of
 
 HEADER = {
     "kitsseg": "1",

@@ -27,7 +27,8 @@ def shrunk(trained, tmp_path_factory):
 
 
 def test_the_new_run_is_finished_smaller_and_names_its_parent(shrunk, trained):
-    record, weights, *_ = finished_run(shrunk)
+    network = finished_run(shrunk)
+    record, weights = network.record, network.source
     before, after = read_network(trained.run / "model.keras"), read_network(weights)
     assert record["status"] == "finished"
     assert (shrunk / record["parent"]["run"]).samefile(trained.run)

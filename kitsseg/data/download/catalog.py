@@ -1,7 +1,6 @@
 """The files of KiTS19: where they are served today, where they lie in folders people have, and whether one is right."""
 
 import gzip
-import hashlib
 import math
 import re
 import struct
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of
 
 try:
     from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
@@ -158,8 +158,7 @@ def check_file(path, file, announced=None):
     Returns: (SHA-256, a remark or None): imaging that is whole, but not as released in 2019, has a remark.
     Raises: DamagedFile.
     """
-    with Path(path).open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     if sha256 == file.sha256:
         return sha256, None
     if sha256 == file.not_sha256:

@@ -1,6 +1,5 @@
 """Computing the manifest's rows from the files of KiTS19, and what is publicly known to be wrong with some labels."""
 
-import hashlib
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from kitsseg.data.kits19.manifest import ManifestCase
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.splits import PARTS, load_split, split_names
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of
 
-__all__ = ["KNOWN_PROBLEMS", "file_sha256", "label_figures", "make_manifest", "says_phantom"]
+__all__ = ["KNOWN_PROBLEMS", "label_figures", "make_manifest", "says_phantom"]
 
 CASES = tuple(f"case_{i:05d}" for i in range(300))
 
@@ -66,7 +66,7 @@ def make_manifest(data=None, known=None, images_2019=False, progress=None):
         figures = label_figures(case.labels)
         if images_2019:
             figures["image_bytes_2019"] = case.image.stat().st_size
-            figures["image_sha256_2019"] = file_sha256(case.image)
+            figures["image_sha256_2019"] = sha256_of(case.image)
         rows[case.name] = replace(rows[case.name], **figures)
     if progress:
         progress("done", len(found), len(found))
@@ -96,14 +96,8 @@ def label_figures(path):
         "voxels": tuple(voxels.tolist()),
         "class_slices": tuple(class_slices.tolist()),
         "label_bytes": path.stat().st_size,
-        "label_sha256": file_sha256(path),
+        "label_sha256": sha256_of(path),
     }
-
-
-def file_sha256(path):
-    """SHA-256 of a file's bytes, in hexadecimal; the file is streamed."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def says_phantom(path):

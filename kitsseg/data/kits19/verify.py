@@ -17,12 +17,13 @@ from kitsseg.data.kits19.findings import (
     compare_labels,
     compare_pair,
 )
-from kitsseg.data.kits19.make_manifest import file_sha256, says_phantom
+from kitsseg.data.kits19.make_manifest import says_phantom
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, read_hashes, record_hash
 from kitsseg.data.layouts.find import IMAGE_NAMES, LABEL_NAMES, Case, Layout, find_cases
 from kitsseg.data.layouts.nnunet import nnunet_root
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of
 
 __all__ = ["Finding", "verify_data"]
 
@@ -163,7 +164,7 @@ def _read(path, case, what, reader):
     grid = sha256 = None
     findings = []
     try:
-        sha256 = file_sha256(path) if path.is_file() else None
+        sha256 = sha256_of(path) if path.is_file() else None
         grid = reader(path).grid
     except InputError as error:  # PATH: what is wrong. What to do.
         found, _, advice = str(error).removeprefix(f"{path}: ").partition(". ")

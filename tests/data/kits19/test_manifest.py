@@ -8,11 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kitsseg.data.kits19.make_manifest import KNOWN_PROBLEMS, file_sha256, make_manifest
+from kitsseg.data.kits19.make_manifest import KNOWN_PROBLEMS, make_manifest
 from kitsseg.data.kits19.manifest import ManifestCase, read_manifest, write_manifest
 from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.data.splits import load_split, split_names
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +145,13 @@ def test_images_are_hashed_only_on_demand(data, manifest):
     made, computed = make_manifest(data, manifest)
     assert computed == [f"case_{i:05d}" for i in range(9)]
     assert made["case_00003"].image_sha256_2019 == manifest["case_00003"].image_sha256_2019
-    assert made["case_00003"].label_sha256 == file_sha256(data / "case_00003" / "segmentation.nii.gz")
+    assert made["case_00003"].label_sha256 == sha256_of(data / "case_00003" / "segmentation.nii.gz")
     assert made["case_00009"] == manifest["case_00009"]
     made, _ = make_manifest(data, manifest, images_2019=True)
     image = data / "case_00003" / "imaging.nii.gz"
     assert (made["case_00003"].image_bytes_2019, made["case_00003"].image_sha256_2019) == (
         image.stat().st_size,
-        file_sha256(image),
+        sha256_of(image),
     )
 
 
