@@ -6,8 +6,9 @@ losses are referred to, and import what they need when they are called.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 __all__ = [
     "Augmentation",
@@ -23,7 +24,11 @@ __all__ = [
     "Recipe",
     "RemoveFar",
     "SliceSampler",
+    "Variant",
+    "changed",
     "settings",
+    "value_of",
+    "vary",
 ]
 
 
@@ -364,7 +369,7 @@ class Recipe:
         build_model: ``keras.Model`` from its arguments.
         build_loss: ``keras.losses.Loss``, or for a network with several outputs (losses, weights), in their order.
         build_optimizer: ``keras.optimizers.Optimizer`` from a Phase.
-        build_targets: labels of a batch to the targets of the outputs, where they are not the labels themselves.
+        build_targets: labels of a batch to the targets of the outputs, for a network with several.
     """
 
     name: str
@@ -390,7 +395,124 @@ class Recipe:
         }
 
 
-def settings(recipe):
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a paper's tables: the paper's recipe with named changes, and nothing else.
+
+    Attributes:
+        name: what follows the colon, as in ``deeplab3d:bigger-encoder``.
+        row: what the paper calls it, in a few words.
+        changes: dotted name of a setting -> its value; None for a phase or for ``postprocess`` leaves it out.
+        evidence: for each change, where its value comes from.
+        reported: the paper's figures of this row, as in ``Recipe.reported``.
+        parameters: trainable parameters of its network; None where neither paper nor code says.
+    """
+
+    name: str
+    row: str
+    changes: Mapping[str, object]
+    evidence: Mapping[str, str]
+    reported: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        if set(self.changes) != set(self.evidence):
+            raise ValueError(
+                f"Variant {self.name}: each change needs its evidence, and nothing else has any; found changes of "
+                f"{sorted(self.changes)} and evidence of {sorted(self.evidence)}."
+            )
+
+
+def vary(recipe: Recipe, variant: Variant) -> Recipe:
+    """The recipe as a variant of its paper: the changes, their evidence, the figures of that row."""
+    return replace(
+        changed(recipe, variant.changes, variant.evidence),
+        name=f"{recipe.name.partition(':')[0]}:{variant.name}",
+        reported=variant.reported,
+    )
+
+
+def changed(recipe: Recipe, changes: Mapping[str, object], evidence: Mapping[str, str]) -> Recipe:
+    """A recipe with other values of some settings; the recipe itself stays as it is.
+
+    Args:
+        recipe: any.
+        changes: dotted name, as of ``settings``, -> value. A name may be that of a group (``postprocess``,
+            ``phases.prune``), whose value None leaves the group out.
+        evidence: for each of these names; settings that are gone lose theirs.
+
+    Raises: KeyError for a name that is no setting; ValueError for values that do not go together.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = _Value(value)
+    varied = _changed(recipe, tree, "")
+    there = dict(settings(varied))
+    kept = {name: text for name, text in {**recipe.evidence, **evidence}.items() if name in there}
+    return replace(varied, evidence=kept)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A leaf of the tree of changes: the values are dictionaries themselves now and then."""
+
+    value: object
+
+
+def _changed(owner: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    """``owner`` with all changes of a tree at once: on the way from one to the next it may make no sense."""
+    if isinstance(owner, tuple):
+        by_name = {phase.name: phase for phase in owner}
+        for name in tree:
+            if name not in by_name:
+                raise KeyError(f"{prefix}{name}")
+        return tuple(
+            new
+            for name, phase in by_name.items()
+            if (new := _new(phase, tree[name], f"{prefix}{name}") if name in tree else phase) is not None
+        )
+    if isinstance(owner, Mapping):
+        for name in tree:
+            if name not in owner:
+                raise KeyError(f"{prefix}{name}")
+        return {**owner, **{name: _new(owner[name], tree[name], f"{prefix}{name}") for name in tree}}
+    if not is_dataclass(owner):
+        raise KeyError(f"{prefix}{next(iter(tree))}")
+    names = {f.name for f in fields(owner)}
+    for name in tree:
+        if name not in names:
+            raise KeyError(f"{prefix}{name}")
+    new = {name: _new(getattr(owner, name), tree[name], f"{prefix}{name}") for name in tree}
+    return replace(owner, **new)
+
+
+def _new(old: Any, change: Any, name: str) -> Any:
+    return change.value if isinstance(change, _Value) else _changed(old, change, f"{name}.")
+
+
+def value_of(recipe: Recipe, name: str) -> Any:
+    """The value of a setting or of a group of them, by its dotted name.
+
+    Raises: KeyError for a name that is none.
+    """
+    value: Any = recipe
+    for part in name.split("."):
+        if isinstance(value, tuple):
+            value = {phase.name: phase for phase in value}[part]
+        elif isinstance(value, Mapping):
+            value = value[part]
+        elif part in ({f.name for f in fields(value)} if is_dataclass(value) else ()):
+            value = getattr(value, part)
+        else:
+            raise KeyError(name)
+    return value
+
+
+def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Each setting of a recipe as (dotted name, value), in reading order. Phases go by their own names."""
     for group in ("preprocess", "model", "loss"):
         yield from _leaves(group, getattr(recipe, group))

@@ -5,7 +5,8 @@ __all__ = ["COMMANDS"]
 COMMANDS = {
     "recipes": (
         "A recipe is one paper as the authors state it, with `NAME:practical` for what one would run today and `NAME:tiny` "
-        "for a demo. `show` prints the evidence of every setting: stated by the paper, read in the authors' code, or ours "
+        "for a demo; further rows of its tables are variants, such as `deeplab3d:bigger-encoder`, which change what their "
+        "pages name and nothing else. `show` prints the evidence of every setting: stated by the paper, read in the authors' code, or ours "
         "and why.",
         "kitsseg recipes\nkitsseg recipes show unet2d:practical",
     ),

@@ -6,6 +6,7 @@ anything else; the words around them are in docs_texts.py. ``--check`` writes no
 
 import argparse
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 from docs_texts import COMMANDS
@@ -13,7 +14,7 @@ from notebook_texts import TEXTS
 
 from kitsseg import recipes
 from kitsseg.cli import build_parser
-from kitsseg.recipe import settings
+from kitsseg.recipe import settings, value_of
 
 FOLDER = Path(__file__).parents[1] / "docs"
 
@@ -115,7 +116,26 @@ def paper_page(name):
             if value is not None and value != ()
         ]
         lines.append("")
+    for variant in recipes.variants(name):
+        lines += variant_section(paper, variant)
     return "\n".join(lines)
+
+
+def variant_section(paper, variant):
+    """One row of the paper's tables: what is other than in the paper's recipe, and its figures."""
+    lines = [f"## `{paper.name}:{variant.name}`", "", f"{variant.row[:1].upper()}{variant.row[1:]}.", ""]
+    lines += [f"| setting | {paper.name} | here | evidence |", "|---|---|---|---|"]
+    for key, value in variant.changes.items():
+        before, here = (
+            "none" if v is None else type(v).__name__ if is_dataclass(v) else v
+            for v in (value_of(paper, key), value)
+        )
+        lines.append(f"| {_cell(key)} | {_cell(before)} | {_cell(here)} | {_cell(variant.evidence[key])} |")
+    figures = [f"{_cell(key)} {value:,}" for key, value in variant.reported.items()]
+    lines += ["", f"Reported: {'; '.join(figures) or 'nothing'}."]
+    if variant.parameters:
+        lines.append(f"Trainable parameters: {variant.parameters:,}.")
+    return [*lines, ""]
 
 
 def papers_index():

@@ -60,7 +60,7 @@ def add(command):
     sub = command(
         "statistics", _statistics, "HU of kidney and tumor in the training cases, beside the recipe's"
     )
-    sub.add_argument("recipe", help="NAME, NAME:practical or NAME:tiny")
+    sub.add_argument("recipe", help="NAME, NAME:practical, NAME:tiny or NAME:VARIANT")
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
     sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
 

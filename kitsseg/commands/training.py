@@ -14,7 +14,7 @@ PRESETS = {"paper": (0.5, "one-shot"), "fast": (0.8, "polynomial")}
 
 def add(command):
     sub = command("train", _train, "train a recipe on cached cases")
-    sub.add_argument("recipe", help="NAME, NAME:practical or NAME:tiny")
+    sub.add_argument("recipe", help="NAME, NAME:practical, NAME:tiny or NAME:VARIANT")
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
     sub.add_argument("run", type=Path, help="new folder for the run")
     sub.add_argument("--epochs", type=at_least(1), help="epochs of every phase, instead of the recipe's")

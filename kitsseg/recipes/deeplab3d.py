@@ -15,9 +15,10 @@ from kitsseg.recipe import (
     PreprocessSpec,
     ReassignSmall,
     Recipe,
+    Variant,
 )
 
-__all__ = ["PAPER", "PRACTICAL", "TINY"]
+__all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
 def build_model(**options):
@@ -89,8 +90,26 @@ PAPER = Recipe(
         hu_mean=101.0,
         hu_std=76.9,
     ),
-    model={"input_shape": (None, None, None, 1), "n_classes": 3},
-    loss={"focal_weight": 0.5, "gamma": 2.0, "fn_weight": 0.7, "fp_weight": 0.3, "smooth": 1e-5},
+    model={
+        "input_shape": (None, None, None, 1),
+        "n_classes": 3,
+        "encoder_extra": False,
+        "aspp_channels": 32,
+        "decoder": "stage2",
+        "decoder_convs": 2,
+        "width_divisor": 1,
+    },
+    loss={
+        "focal_weight": 0.5,
+        "gamma": 2.0,
+        "fn_weight": 0.7,
+        "fp_weight": 0.3,
+        "smooth": 1e-5,
+        "include_background": False,
+        "class_reduction": "mean",
+        "per_sample": False,
+        "activation": "softmax",
+    },
     phases=(
         _SCRATCH,
         replace(
@@ -112,11 +131,21 @@ PAPER = Recipe(
         "preprocess.hu_std": "paper: foreground standard deviation; the value is nnU-Net's of KiTS19",
         "model.input_shape": "architecture: any multiple of 4",
         "model.n_classes": "paper: background, kidney, tumor",
+        "model.encoder_extra": 'paper: table 1 ends with two blocks; one more is its row "bigger encoder"',
+        "model.aspp_channels": "paper: 32 maps in every layer",
+        "model.decoder": "paper: the ASPP's output meets the map of stage 2",
+        "model.decoder_convs": "paper: two convolutions of 48 maps",
+        "model.width_divisor": "architecture: 1 leaves every layer as wide as table 1 states",
         "loss.focal_weight": "paper: 0.5, best overall by its text",
         "loss.gamma": "paper: 2",
         "loss.fn_weight": "ours: 0.7, as usually cited for the Tversky loss",
         "loss.fp_weight": "ours: 0.3, likewise",
-        "loss.smooth": "ours",
+        "loss.smooth": "ours: keeps 0/0 away; every batch holds all classes, so that its size hardly matters",
+        "loss.include_background": "ours: kidney and tumor only; the paper does not say",
+        "loss.class_reduction": "ours: the mean of both classes; the paper does not say",
+        "loss.per_sample": "ours: sums over the batch, which holds all classes; by patch a class that is not there "
+        "costs a constant",
+        "loss.activation": "ours: softmax; the paper does not say",
         **{
             f"phases.{name}.{key}": text
             for name in ("scratch", "finetune")
@@ -213,4 +242,75 @@ TINY = replace(
         "phases.scratch.schedule.patience": _TINY,
         "inference.tile": _TINY,
     },
+)
+
+_ROW = "paper: a row of its table"
+_PLAIN = "paper: a row of its own says what post-processing adds, so that this one has none"
+
+
+def _row(
+    name: str, row: str, dice: tuple[float, float], changes: dict[str, object], **more: object
+) -> Variant:
+    """A row of the paper's table of results: none of them but the last has post-processing."""
+    kidney, tumor = dice
+    return Variant(
+        name=name,
+        row=row,
+        changes={**changes, "postprocess": None},
+        evidence=dict.fromkeys(changes, _ROW) | more.pop("evidence", {}) | {"postprocess": _PLAIN},
+        reported={
+            "own validation (63 cases), kidney label Dice": kidney,
+            "own validation (63 cases), tumor label Dice": tumor,
+        },
+        **more,
+    )
+
+
+VARIANTS = (
+    _row("proposed", "proposed, in the table of architectures", (0.756, 0.1403), {}, parameters=559_667),
+    _row(
+        "bigger-encoder",
+        "bigger encoder",
+        (0.7541, 0.1489),
+        {"model.encoder_extra": True},
+        parameters=579_763,
+        evidence={
+            "model.encoder_extra": "paper: a row of its table; that it is one more block of 128 maps is ours"
+        },
+    ),
+    _row(
+        "bigger-aspp",
+        "bigger ASPP",
+        (0.707, 0.1264),
+        {"model.aspp_channels": 64},
+        parameters=949_619,
+        evidence={"model.aspp_channels": "paper: a row of its table; 64 maps, twice as many, is ours"},
+    ),
+    _row(
+        "decoder-every-stage-1-conv",
+        "decoder on every stage, 1 convolution",
+        (0.7883, 0.1681),
+        {"model.decoder": "every_stage", "model.decoder_convs": 1},
+        parameters=725_651,
+    ),
+    _row(
+        "decoder-every-stage-2-convs",
+        "decoder on every stage, 2 convolutions",
+        (0.75206, 0.1385),
+        {"model.decoder": "every_stage"},
+        parameters=912_563,
+    ),
+    _row("focal-5", "Tversky + 5 focal", (0.8641, 0.2355), {"loss.focal_weight": 5.0}, parameters=559_667),
+    _row("focal-2", "Tversky + 2 focal", (0.8725, 0.2497), {"loss.focal_weight": 2.0}, parameters=559_667),
+    _row("focal-0.5", "Tversky + 0.5 focal", (0.8672, 0.2443), {}, parameters=559_667),
+    _row(
+        "focal-0.2", "Tversky + 0.2 focal", (0.8641, 0.2549), {"loss.focal_weight": 0.2}, parameters=559_667
+    ),
+    _row(
+        "without-refinement",
+        "the recipe before post-processing; the same settings as focal-0.5",
+        (0.8672, 0.2443),
+        {},
+        parameters=559_667,
+    ),
 )

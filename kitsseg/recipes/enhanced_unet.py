@@ -15,9 +15,10 @@ from kitsseg.recipe import (
     Recipe,
     RemoveFar,
     SliceSampler,
+    Variant,
 )
 
-__all__ = ["PAPER", "PRACTICAL", "TINY"]
+__all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
 def build_model(norm_momentum=0.99, **options):
@@ -29,9 +30,13 @@ def build_model(norm_momentum=0.99, **options):
     return model
 
 
-def build_loss(**options):
+def build_loss(heads, **options):
     from kitsseg.losses import HEAD_WEIGHTS, FocalTversky
 
+    if heads == 1:
+        return FocalTversky(**options)
+    if heads != len(HEAD_WEIGHTS):
+        raise ValueError(f"enhanced_unet: heads is {len(HEAD_WEIGHTS)} or 1; found {heads!r}.")
     return [FocalTversky(**options) for _ in HEAD_WEIGHTS], list(HEAD_WEIGHTS)
 
 
@@ -58,8 +63,29 @@ PAPER = Recipe(
         "40 test cases, average": 0.763,
     },
     preprocess=PreprocessSpec(in_plane_factor=0.5, hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9),
-    model={"input_shape": (None, None, 1), "n_classes": 3},
-    loss={"fn_weight": 0.7, "fp_weight": 0.3, "exponent": 0.75, "smooth": 1.0, "include_background": False},
+    model={
+        "input_shape": (None, None, 1),
+        "n_classes": 3,
+        "widths": "reference",
+        "gates": True,
+        "top_gate": True,
+        "gate3_from": "up2",
+        "multiscale": True,
+        "deep_supervision": True,
+        "base": 1,
+        "norm_momentum": 0.99,
+    },
+    loss={
+        "heads": 4,
+        "fn_weight": 0.7,
+        "fp_weight": 0.3,
+        "exponent": 0.75,
+        "smooth": 1.0,
+        "include_background": False,
+        "class_reduction": "mean",
+        "per_sample": False,
+        "activation": "softmax",
+    },
     phases=(
         Phase(
             name="progressive",
@@ -81,11 +107,24 @@ PAPER = Recipe(
         "preprocess.hu_std": "ours: nnU-Net's foreground standard deviation of KiTS19",
         "model.input_shape": "ours: any multiple of 16",
         "model.n_classes": "ours: background, kidney, tumor on every head",
+        "model.widths": "code: the base network's filters; its 64 and 32 on deep levels look like slips",
+        "model.gates": "paper: attention gates on the skip connections",
+        "model.top_gate": "paper: a gate on the top level too, which the base network has not",
+        "model.gate3_from": "ours: the decoder level directly below, as the other gates; the code takes it from up1",
+        "model.multiscale": "paper: an input pyramid of four scales",
+        "model.deep_supervision": "paper: a head on each of the four decoder levels",
+        "model.base": "architecture: 1 leaves every layer as wide as the code's",
+        "model.norm_momentum": "ours: Keras' default, as in the code",
+        "loss.heads": "paper: the loss of all four heads, weighted 0.2, 0.2, 0.2 and 0.4 from bottom to top",
         "loss.fn_weight": "code: 0.7",
         "loss.fp_weight": "code: 0.3",
         "loss.exponent": "code: 0.75, that is 1/gamma for gamma 4/3",
         "loss.smooth": "code: 1",
         "loss.include_background": "ours: kidney and tumor; the code is binary",
+        "loss.class_reduction": "ours: the mean keeps the size of the loss whatever the number of classes; the base "
+        "network's equation adds",
+        "loss.per_sample": "code: sums over batch and pixels together",
+        "loss.activation": "ours: softmax of three classes; the code is a binary sigmoid",
         "phases.progressive.sampler.batch_size": "code: 16",
         "phases.progressive.sampler.positive": "ours: two of three slices hold kidney or tumor; the paper states none",
         "phases.progressive.sampler.positive_weights": "ours",
@@ -187,4 +226,26 @@ TINY = replace(
         "phases.progressive.progressive.subset": _TINY,
         "phases.progressive.progressive.patience": _TINY,
     },
+)
+
+_OFF = "ours: the paper names this part and reports no network without it"
+VARIANTS = (
+    Variant(
+        name="without-gates",
+        row="without attention gates (not reported)",
+        changes={"model.gates": False},
+        evidence={"model.gates": _OFF},
+    ),
+    Variant(
+        name="without-pyramid",
+        row="without the input pyramid (not reported)",
+        changes={"model.multiscale": False},
+        evidence={"model.multiscale": _OFF},
+    ),
+    Variant(
+        name="without-deep-supervision",
+        row="one head, at full size (not reported)",
+        changes={"model.deep_supervision": False, "loss.heads": 1},
+        evidence={"model.deep_supervision": _OFF, "loss.heads": "architecture: the one head there is"},
+    ),
 )

@@ -6,9 +6,18 @@ notebook whose steps it repeats; "ours" is a choice, with its reason.
 
 from dataclasses import replace
 
-from kitsseg.recipe import Augmentation, InferenceSpec, OneCycle, Phase, PreprocessSpec, Recipe, SliceSampler
+from kitsseg.recipe import (
+    Augmentation,
+    InferenceSpec,
+    OneCycle,
+    Phase,
+    PreprocessSpec,
+    Recipe,
+    SliceSampler,
+    Variant,
+)
 
-__all__ = ["PAPER", "PRACTICAL", "TINY"]
+__all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
 def build_model(**options):
@@ -38,9 +47,7 @@ PAPER = Recipe(
     "DiceMulti, which counts background as a class, on what was very probably a random split of slices.",
     reported={
         "validation dice_multi, SqueezeNet": 0.975872,
-        "validation dice_multi, ResNet": 0.990568,
         "seconds per epoch, SqueezeNet": 2670,
-        "seconds per epoch, ResNet": 380,
     },
     preprocess=PreprocessSpec(
         slice_size=(128, 128),
@@ -55,6 +62,7 @@ PAPER = Recipe(
         "skips": True,
         "decoder": "fastai",
         "weights": "imagenet",
+        "normalize": False,
     },
     loss={"from_logits": True},
     phases=(
@@ -84,6 +92,7 @@ PAPER = Recipe(
         "model.skips": "paper: a U-Net. fastai's unet_learner in fact attaches no skip to SqueezeNet (False)",
         "model.decoder": "code: fastai's DynamicUnet",
         "model.weights": "paper: pretrained on ImageNet",
+        "model.normalize": "architecture: the cache's channels are normalized already",
         "loss.from_logits": "code: cross-entropy of all pixels on logits",
         "phases.train.sampler.batch_size": "code: 16",
         "phases.train.sampler.positive": "paper: none stated",
@@ -215,4 +224,32 @@ TINY = replace(
         "phases.unfrozen.rate_factors": "ours: without pretrained weights the encoder learns at about the same rate",
         "phases.unfrozen.learning_rate": _TINY,
     },
+)
+
+VARIANTS = (
+    Variant(
+        name="resnet34",
+        row="ResNet, 20 epochs (the paper's best score)",
+        changes={"model.encoder": "resnet34", "phases.train.epochs": 20},
+        evidence={
+            "model.encoder": "inferred: a ResNet (paper); of 34 layers by its time, a seventh of SqueezeNet's",
+            "phases.train.epochs": "paper: 20 for ResNet, 5 for SqueezeNet",
+        },
+        reported={
+            "validation dice_multi, ResNet": 0.990568,
+            "validation dice_multi, ResNet, best epoch": 0.990807,
+            "seconds per epoch, ResNet": 380,
+        },
+        parameters=41_221_268,
+    ),
+    Variant(
+        name="without-skips",
+        row="SqueezeNet as fastai's unet_learner really builds it",
+        changes={"model.skips": False},
+        evidence={
+            "model.skips": "code: unet_learner finds no change of size in SqueezeNet and attaches no skip"
+        },
+        reported=PAPER.reported,
+        parameters=15_989_492,
+    ),
 )

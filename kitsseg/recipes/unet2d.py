@@ -6,9 +6,18 @@ deadline (jchen42703/kits19-cnn); "ours" is a choice, with its reason.
 
 from dataclasses import replace
 
-from kitsseg.recipe import Augmentation, InferenceSpec, Phase, Plateau, PreprocessSpec, Recipe, SliceSampler
+from kitsseg.recipe import (
+    Augmentation,
+    InferenceSpec,
+    Phase,
+    Plateau,
+    PreprocessSpec,
+    Recipe,
+    SliceSampler,
+    Variant,
+)
 
-__all__ = ["PAPER", "PRACTICAL", "TINY"]
+__all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
 def build_model(**options):
@@ -49,8 +58,24 @@ PAPER = Recipe(
         hu_mean=101.0,
         hu_std=76.9,
     ),
-    model={"input_shape": (None, None, 1), "n_classes": 3, "start_filters": 20, "n_pools": 5},
-    loss={"smooth": 1e-5, "include_background": True},
+    model={
+        "input_shape": (None, None, 1),
+        "n_classes": 3,
+        "start_filters": 20,
+        "n_pools": 5,
+        "sub_blocks": 2,
+        "upsampling": "bilinear",
+        "use_bias": True,
+        "norm_first": False,
+    },
+    loss={
+        "smooth": 1e-5,
+        "include_background": True,
+        "regions": False,
+        "class_reduction": "mean",
+        "per_sample": False,
+        "activation": "softmax",
+    },
     phases=(
         Phase(
             name="train",
@@ -76,9 +101,17 @@ PAPER = Recipe(
         "model.n_classes": "paper: background, kidney, tumor",
         "model.start_filters": "paper: 20",
         "model.n_pools": "paper: five upsamplings; with two sub-blocks a level the stated 12M parameters come out",
+        "model.sub_blocks": "code: 2; only with two do the stated 12M parameters come out",
+        "model.upsampling": "paper: bilinear",
+        "model.use_bias": "code: convolutions have one",
+        "model.norm_first": "code: the activation comes before the normalization",
         "loss.smooth": "code: 1e-5",
         "loss.include_background": "code: Dice over all three classes; batch and pixels summed together as in nnU-Net "
         "(the code's sum over the batch alone is a per-pixel Dice)",
+        "loss.regions": "ours: unused by a softmax",
+        "loss.class_reduction": "paper: the mean of the classes",
+        "loss.per_sample": "ours: sums over the batch, as nnU-Net's 2D trainer",
+        "loss.activation": "paper: softmax, inside the loss",
         "phases.train.sampler.batch_size": "paper: 7",
         "phases.train.sampler.positive": "paper: 5 of 7 slices contain foreground",
         "phases.train.sampler.positive_weights": "code: the slice of a random foreground pixel",
@@ -157,4 +190,14 @@ TINY = replace(
         "inference.mirror_axes": _TINY,
         "inference.multiple": "architecture: four poolings",
     },
+)
+
+VARIANTS = (
+    Variant(
+        name="filters-30",
+        row="30 filters on the top level, which the authors recommend",
+        changes={"model.start_filters": 30},
+        evidence={"model.start_filters": "paper: 30 or more are recommended; no figures are given"},
+        parameters=27_646_383,
+    ),
 )

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from kitsseg.recipe import Augmentation, InferenceSpec, PatchSampler, Phase, Plateau, PreprocessSpec, Recipe
 
-__all__ = ["PAPER", "PRACTICAL", "TINY"]
+__all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
 def build_model(**options):
@@ -81,7 +81,14 @@ PAPER = Recipe(
         hu_std=76.9,
     ),
     model={"input_shape": (None, None, None, 1), "n_classes": 3, "filters": (32, 64, 128, 256, 320)},
-    loss={"smooth": 1e-6, "include_background": False, "per_sample": True},
+    loss={
+        "smooth": 1e-6,
+        "include_background": False,
+        "regions": False,
+        "class_reduction": "mean",
+        "per_sample": True,
+        "activation": "softmax",
+    },
     phases=(replace(_TRAIN, name="warmup", epochs=200, learning_rate=0.2), _TRAIN),
     inference=InferenceSpec(tile=(128, 128, 128), margin=32),
     evidence={
@@ -95,6 +102,9 @@ PAPER = Recipe(
         "model.filters": "code: 32, 64, 128, 256, 320 and a bottleneck of 320",
         "loss.smooth": "code: 1e-6",
         "loss.include_background": "code: off for the Dice term, by default",
+        "loss.regions": "ours: unused by a softmax",
+        "loss.class_reduction": "code: the mean",
+        "loss.activation": "code: softmax",
         "loss.per_sample": "code: Dice of each patch and class, then their mean; the loss here is twice the code's",
         **{
             f"phases.{name}.{key}": text
@@ -185,3 +195,5 @@ TINY = replace(
         "inference.margin": _TINY,
     },
 )
+
+VARIANTS = ()

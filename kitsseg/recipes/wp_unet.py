@@ -7,9 +7,18 @@ zeros nor the length of that.
 
 from dataclasses import replace
 
-from kitsseg.recipe import Augmentation, InferenceSpec, Phase, PreprocessSpec, Pruning, Recipe, SliceSampler
+from kitsseg.recipe import (
+    Augmentation,
+    InferenceSpec,
+    Phase,
+    PreprocessSpec,
+    Pruning,
+    Recipe,
+    SliceSampler,
+    Variant,
+)
 
-__all__ = ["PAPER", "PRACTICAL", "TINY"]
+__all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
 def build_model(norm_momentum=0.99, **options):
@@ -73,8 +82,21 @@ PAPER = Recipe(
     preprocess=PreprocessSpec(
         slice_size=(256, 256), hu_window=(-512.0, 512.0), hu_mean=-512.0, hu_std=1024.0
     ),
-    model={"input_shape": (256, 256, 1), "n_classes": 3, "variant": "wp_unet"},
-    loss={"smooth": 1.0, "include_background": False, "class_reduction": "sum"},
+    model={
+        "input_shape": (256, 256, 1),
+        "n_classes": 3,
+        "variant": "wp_unet",
+        "filters": (32, 64, 128, 256, 256),
+        "norm_momentum": 0.99,
+    },
+    loss={
+        "smooth": 1.0,
+        "include_background": False,
+        "regions": False,
+        "class_reduction": "sum",
+        "per_sample": False,
+        "activation": "softmax",
+    },
     phases=(_TRAIN, _PRUNE),
     inference=InferenceSpec(tile=None, multiple=16),
     evidence={
@@ -88,6 +110,11 @@ PAPER = Recipe(
         "model.input_shape": "paper: 256 x 256; one channel follows from the parameter count",
         "model.n_classes": "paper: kidney, tumor and background (its table 2 counts a binary network)",
         "model.variant": "inferred: the one of this family with exactly the 1,297,441 parameters of table 2",
+        "model.filters": "inferred: the parameter counts of table 2 come out with these",
+        "model.norm_momentum": "ours: Keras' default; the paper does not say",
+        "loss.regions": "ours: unused by a softmax",
+        "loss.per_sample": "ours: sums over the batch; most slices hold no tumor",
+        "loss.activation": "paper: kidney, tumor and background; elsewhere two outputs, which a sigmoid would be",
         "loss.smooth": "ours: with a tiny one, a slice without tumor costs almost 1 and teaches nothing",
         "loss.include_background": "paper: cross-entropy + Dice loss of kidney + Dice loss of tumor",
         "loss.class_reduction": "paper: the two Dice losses are added",
@@ -210,5 +237,46 @@ TINY = replace(
             "steps_per_epoch": _TINY,
             "learning_rate": _TINY,
         }
+    ),
+)
+
+_ROW = "paper: a row of its tables 1 and 2"
+VARIANTS = (
+    Variant(
+        name="unet",
+        row="U-Net",
+        changes={"model.variant": "unet", "phases.prune": None},
+        evidence={"model.variant": _ROW, "phases.prune": "paper: only WP-UNet is pruned"},
+        reported={
+            "training loss": 0.5601,
+            "training accuracy": 0.9787,
+            "training mean IoU": 0.435,
+            "parameters": 5_680_353,
+        },
+        parameters=5_680_353,
+    ),
+    Variant(
+        name="dw_unet",
+        row="U-Net (depth-wise + BN)",
+        changes={"model.variant": "dw_unet", "phases.prune": None},
+        evidence={"model.variant": _ROW, "phases.prune": "paper: only WP-UNet is pruned"},
+        reported={
+            "training loss": 0.4439,
+            "training accuracy": 0.9362,
+            "training mean IoU": 0.362,
+            "parameters": 2_601_921,
+        },
+        parameters=2_601_921,
+    ),
+    Variant(
+        name="dw_unet-pruned",
+        row="WP-UNet, read as the depth-wise U-Net with half of its weights set to zero",
+        changes={"model.variant": "dw_unet"},
+        evidence={
+            "model.variant": "inferred: the other reading of the factor two between the depth-wise rows of table 2: "
+            "1,311,521 weights are left, where it prints 1,297,441"
+        },
+        reported=PAPER.reported,
+        parameters=2_601_921,
     ),
 )

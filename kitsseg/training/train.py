@@ -166,12 +166,13 @@ def _train_phase(training, phase, split, seed, weights):
     """Train one phase, or what is left of it; returns the path of its best weights."""
     rows = [row for row in training.history if row["phase"] == phase.name]
     if not phase_finished(phase, rows):
-        targets, steps = training.recipe.build_targets, phase.steps_per_epoch * training.accumulate
+        steps = phase.steps_per_epoch * training.accumulate
         keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
         batches, validation = batches_of(training, phase, split, seed)
         batches = training.monitor.watch(batches)
         with training.devices.scope():
             model = compiled_network(training, phase, rows, weights)
+            targets = training.recipe.build_targets if len(model.outputs) > 1 else None
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
             log = EpochLog(training, phase, rows, pruning, training.monitor)
             model.fit(

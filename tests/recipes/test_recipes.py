@@ -1,17 +1,20 @@
 """Recipes: every setting says where its value comes from, and the words build what they say."""
 
 import dataclasses
+import math
 
 import pytest
 
 from kitsseg import recipes
 from kitsseg.errors import InputError
-from kitsseg.recipe import PreprocessSpec, SliceSampler, settings
+from kitsseg.recipe import PreprocessSpec, SliceSampler, Variant, changed, settings
 
 NAMES = [f"{name}{variant}" for name in recipes.names() for variant in ("", ":practical", ":tiny")]
+VARIANTS = [(name, variant) for name in recipes.names() for variant in recipes.variants(name)]
+VARIANT_NAMES = [f"{name}:{variant.name}" for name, variant in VARIANTS]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + VARIANT_NAMES)
 def test_every_setting_has_evidence_and_every_evidence_a_setting(name):
     recipe = recipes.get(name)
     values = dict(settings(recipe))
@@ -36,6 +39,76 @@ def test_words_build_model_loss_and_optimizer(name):
         model = recipe.build_model(**options)
         assert model.outputs[-1].shape[-1] == recipe.model["n_classes"]
     assert recipe.reported
+
+
+def test_every_row_of_every_table_has_a_name():
+    assert VARIANT_NAMES == [
+        "deeplab3d:proposed",
+        "deeplab3d:bigger-encoder",
+        "deeplab3d:bigger-aspp",
+        "deeplab3d:decoder-every-stage-1-conv",
+        "deeplab3d:decoder-every-stage-2-convs",
+        "deeplab3d:focal-5",
+        "deeplab3d:focal-2",
+        "deeplab3d:focal-0.5",
+        "deeplab3d:focal-0.2",
+        "deeplab3d:without-refinement",
+        "enhanced_unet:without-gates",
+        "enhanced_unet:without-pyramid",
+        "enhanced_unet:without-deep-supervision",
+        "squeeze_unet:resnet34",
+        "squeeze_unet:without-skips",
+        "unet2d:filters-30",
+        "wp_unet:unet",
+        "wp_unet:dw_unet",
+        "wp_unet:dw_unet-pruned",
+    ]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=VARIANT_NAMES)
+def test_a_variant_is_the_papers_recipe_with_its_changes_and_no_others(name, variant):
+    paper, found = recipes.get(name), recipes.get(f"{name}:{variant.name}")
+    assert found.name == f"{name}:{variant.name}"
+    assert found.reported == variant.reported
+    before, after = dict(settings(paper)), dict(settings(found))
+    different = {key for key in before | after if before.get(key) != after.get(key)}
+    groups = tuple(f"{key}." for key, value in variant.changes.items() if value is None)
+    assert {key for key in different if not key.startswith(groups)} <= set(variant.changes)
+    for key, value in variant.changes.items():
+        assert after.get(key) == value
+        assert (
+            value == before.get(key)
+            or found.evidence.get(key, variant.evidence[key]) == variant.evidence[key]
+        )
+    assert {key: paper.evidence[key] for key in found.evidence if key not in variant.evidence} == {
+        key: text for key, text in found.evidence.items() if key not in variant.evidence
+    }
+
+
+COUNTED = {"wp_unet": 1}  # channels of the head as its paper counts
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [pair for pair in VARIANTS if pair[1].parameters],
+    ids=[name for name, pair in zip(VARIANT_NAMES, VARIANTS, strict=True) if pair[1].parameters],
+)
+def test_a_row_has_as_many_trainable_parameters_as_its_network(name, variant):
+    recipe = recipes.get(f"{name}:{variant.name}")
+    options = {**recipe.model, "n_classes": COUNTED.get(name, 3)}
+    if "weights" in options:
+        options["weights"] = None
+    model = recipe.build_model(**options)
+    assert sum(math.prod(v.shape) for v in model.trainable_variables) == variant.parameters
+
+
+def test_a_change_of_a_setting_that_is_none_is_an_error():
+    with pytest.raises(KeyError, match=r"model\.filter"):
+        changed(recipes.get("unet2d"), {"model.filter": 3}, {"model.filter": "ours"})
+    with pytest.raises(KeyError, match=r"phases\.trian"):
+        changed(recipes.get("unet2d"), {"phases.trian.epochs": 3}, {"phases.trian.epochs": "ours"})
+    with pytest.raises(ValueError, match=r"each change needs its evidence"):
+        Variant(name="x", row="x", changes={"model.n_pools": 3}, evidence={})
 
 
 def test_the_paper_of_chen_and_jin():
