@@ -20,6 +20,13 @@ def add(command):
     sub.add_argument("--epochs", type=at_least(1), help="epochs of every phase, instead of the recipe's")
     sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
     sub.add_argument("--seed", default=0, type=at_least(0))
+    sub.add_argument(
+        "--from",
+        dest="start_from",
+        type=Path,
+        metavar="RUN",
+        help="start from the weights of a finished run of the same network, as for fine-tuning",
+    )
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished run")
     add_watching(sub)
     add_hardware(sub)
@@ -88,7 +95,8 @@ def _train(arguments):
     a = arguments
     recipe, hardware = recipes.get(a.recipe), hardware_of(a)
     split = choose_split(a.cache, recipe, a.split)
-    train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware, **watching_of(a))
+    watching = watching_of(a) | {"start_from": a.start_from}
+    train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware, **watching)
 
 
 def _prune(arguments):

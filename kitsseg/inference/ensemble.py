@@ -13,7 +13,7 @@ from kitsseg.inference.engines import open_network
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, format_of, read_exported
-from kitsseg.records.run import TrainedNetwork, finished_run
+from kitsseg.records.run import TrainedNetwork, finished_run, seen_patients
 
 __all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ensemble"]
 
@@ -118,7 +118,7 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
             )
         if wanted is None:
             wanted = split["cases"][part]
-        elif part != "train" and (seen := set(wanted) & set(split["cases"]["train"])):
+        elif part != "train" and (seen := set(wanted) & seen_patients(network.record)["train"]):
             raise InputError(
                 f"--part {part}: expected runs whose training leaves these {len(wanted)} cases out, found {run}, "
                 f"which was trained on {len(seen)} of them, such as {min(seen)}. Its figures would flatter."

@@ -1,6 +1,7 @@
 """The model card that every finished run carries: RUN/model_card.md, written from what the run folder records."""
 
 from pathlib import Path
+from typing import Any
 
 from kitsseg.files.atomic import atomic_path
 from kitsseg.records.run import read_history, read_run
@@ -52,8 +53,8 @@ def _card(record, history):
     for phase in dict.fromkeys(row["phase"] for row in history):
         rows = [row for row in history if row["phase"] == phase]
         lines.append(f"| {phase} | {len(rows)} | {rows[0]['loss']:.4f} | {rows[-1]['loss']:.4f} |")
-    if record.get("parent"):
-        lines += ["", f"Started from the run `{record['parent']}`."]
+    if parent := record.get("parent"):
+        lines += ["", _origin(parent)]
     lines += [
         "",
         f"{record['seconds']:.0f} s, seed {record['seed']}. {versions}.",
@@ -76,3 +77,15 @@ def _card(record, history):
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(parent: dict[str, Any]) -> str:
+    """The sentence about the run that the weights come from."""
+    where = f"`{parent['run']}` ({parent['recipe']}, SHA-256 {parent['model_sha256']})"
+    text = f"Started from the weights of the run {where}"
+    if parent.get("phantom"):
+        text += ", which was trained on synthetic patients (phantoms)"
+    if parent.get("patients"):
+        n = len({*parent["patients"]["train"], *parent["patients"]["validation"]})
+        text += f"; that run had seen {n} patients, whose names are in run.json"
+    return f"{text}."

@@ -38,6 +38,7 @@ __all__ = [
     "finished_run",
     "read_history",
     "read_run",
+    "seen_patients",
     "specs_of",
     "update_run",
     "versions",
@@ -142,19 +143,32 @@ def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
             )
         parent = record.get("parent")
         how = "shrink" if "shrink" in record else "prune"
-        command = (
-            f"{how} {os.path.normpath(Path(folder) / parent['run'])}"
-            if parent
-            else f"train {record.get('recipe')}"
-        )
+        source = parent and os.path.normpath(Path(folder) / parent["run"])
+        command, options = f"train {record.get('recipe')}", ""
+        if parent and parent.get("how") == "train":
+            options = f" --from {source}"
+        elif parent:
+            command = f"{how} {source}"
         raise InputError(
             f"{weights}: missing; the run's status is {record.get('status')!r}. "
-            f"Finish it with: kitsseg {command} CACHE {folder} --resume"
+            f"Finish it with: kitsseg {command} CACHE {folder}{options} --resume"
         )
     preprocess, inference, postprocess = specs_of(record, f"{folder}/run.json")
     return TrainedNetwork(
         record=record, source=weights, preprocess=preprocess, inference=inference, postprocess=postprocess
     )
+
+
+def seen_patients(record: dict[str, Any]) -> dict[str, set[str]]:
+    """The patients that a run, or one that it started from, was trained on ("train") or chosen by ("validation").
+
+    Args:
+        record: of ``read_run``.
+    """
+    earlier = (record.get("parent") or {}).get("patients", {})
+    return {
+        part: {*record["split"]["cases"][part], *earlier.get(part, ())} for part in ("train", "validation")
+    }
 
 
 def specs_of(

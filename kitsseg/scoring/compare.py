@@ -15,7 +15,7 @@ from scipy.stats import wilcoxon
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.records.run import read_run
+from kitsseg.records.run import read_run, seen_patients
 from kitsseg.scoring.dice import BOOTSTRAP_SEED, RESAMPLES
 from kitsseg.scoring.scores_file import read_scores
 
@@ -116,10 +116,13 @@ def _left_out(tables, summaries):
     found = {}
     for name, summary in summaries.items():
         if _knows_its_patients(summary):
-            parts = read_run(summary["run"])["split"]["cases"]
+            record = read_run(summary["run"])
+            parts = record["split"]["cases"]
             for part, words in (("train", "trained on"), ("validation", "chosen by")):
                 for case in parts[part]:
                     found.setdefault(case, f"{name} was {words} it")
+            for case in set.union(*seen_patients(record).values()):
+                found.setdefault(case, f"{name} started from a run that has seen it")
     everything = set.union(*map(set, tables.values()))
     for name, rows in tables.items():
         for case in everything - set(rows):

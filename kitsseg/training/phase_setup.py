@@ -131,7 +131,9 @@ def pruning_of(training, phase, rows):
 
 def weights_of(training, path):
     """The weights of a checkpoint as they are used: their averages, if the run keeps some."""
-    return averaged_weights(load_checkpoint(path, compile=training.ema is not None))
+    # another run's network is saved as it is used, without an optimizer that could hold averages
+    averaged = training.ema is not None and path != training.start
+    return averaged_weights(load_checkpoint(path, compile=averaged))
 
 
 def load_checkpoint(path, compile=False):

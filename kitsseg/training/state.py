@@ -22,6 +22,7 @@ class Training:
         done_steps: of the phases and rounds that are over.
         monitor: Monitor of the run.
         ema: momentum of the averages of the weights; None: there are none.
+        start: file of the weights that the first phase starts from; None: random ones.
     """
 
     recipe: object
@@ -41,6 +42,7 @@ class Training:
     ema: float | None = None
     xla: str = "auto"
     steps_per_execution: int = 1
+    start: Path | None = None
 
     @property
     def checkpoints(self):

@@ -28,6 +28,7 @@ from kitsseg.training.epoch_log import EpochLog, best_epoch, checkpoint, phase_f
 from kitsseg.training.monitor import Monitor, check_training_labels
 from kitsseg.training.phase_setup import batches_of, compiled_network, pruning_of, weights_of
 from kitsseg.training.progressive import best_round, read_rounds, run_rounds
+from kitsseg.training.start import start_from_run
 from kitsseg.training.state import Training, needed_files, steps_of, unfinished
 from kitsseg.training.tensorboard import check_folder
 
@@ -53,6 +54,7 @@ def train_recipe(
     validate_cases_every=None,
     tensorboard=None,
     say=None,
+    start_from=None,
 ):
     """Train a recipe.
 
@@ -83,6 +85,8 @@ def train_recipe(
         tensorboard: folder for TensorBoard; may be another one, or None, when a run is resumed.
         say: called as say(text) with scores of whole validation cases, the time left and warnings; without it
             only warnings are given, by ``warnings``.
+        start_from: folder of a finished run of the same network: the first phase starts from its weights instead of
+            random ones. ``run.json`` and the model card say so.
 
     Returns: the run folder.
     Raises: InputError for an unusable cache, split, run folder or batch size, for labels without kidney and tumor,
@@ -112,7 +116,9 @@ def train_recipe(
         check_folder(tensorboard)  # now: nothing is left behind yet
     phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
     computing = {"precision": precision, "accumulate": accumulate, "ema": ema}
-    details = computing | (details or {})
+    start = None if start_from is None else start_from_run(start_from, recipe, split, run)
+    details = computing | ({"parent": start.parent} if start else {}) | (details or {})
+    warned = [*warned, *(start.warnings if start else ())]
     with computing_in(precision), devices.own_run(run, resume) as own:
         if resume:
             record, history = unfinished(own, recipe, split, seed, details)
@@ -124,6 +130,7 @@ def train_recipe(
         started = time.monotonic() - record["seconds"]
         options = computing | {"devices": devices, "xla": xla, "steps_per_execution": steps_per_execution}
         training = Training(recipe, cases, split, own, seed, record, history, started, progress, **options)
+        training.start = start and start.weights
         training.checkpoints.mkdir(exist_ok=True)
         if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
             warned = [*warned, damage]
@@ -132,7 +139,7 @@ def train_recipe(
             training.monitor.warn(text)
         if say and one_by_one:
             say(one_by_one)
-        weights = None
+        weights = training.start
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
             weights = train(training, phase, split, seed + 1000 * number, weights)

@@ -69,6 +69,15 @@ def test_a_run_against_itself(scores):
     )
 
 
+def test_patients_seen_by_the_run_that_a_run_started_from_are_left_out(scores, tmp_path):
+    seen_by(scores["half"], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["parent"] = {"patients": {"train": ["case_00001"], "validation": ["case_00003"]}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    reason = "half started from a run that has seen it"
+    assert compare_scores(scores).left_out == {"case_00001": reason, "case_00003": reason}
+
+
 def test_patients_a_run_has_seen_are_left_out(scores, tmp_path):
     seen_by(scores["half"], tmp_path / "run", train=["case_00001", "case_99999"], validation=["case_00002"])
     found = compare_scores(scores)
