@@ -114,7 +114,7 @@ def one_thread_for_tensorflow():
 
 def compare(title, unit, cases, work, peers, count, rounds, folder):
     """Print how long a batch takes with ours and with each peer that is installed."""
-    batch_size, loaders, missing = batches_of(title, cases).batch_size, {}, []
+    batch_size, loaders, missing = batches_of(title, cases).form.batch_size, {}, []
     for name in (*OURS, *(name for name, _, _ in peers)):
         place = folder / title / name
         place.mkdir(parents=True)

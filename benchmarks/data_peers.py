@@ -241,7 +241,7 @@ def nnunet_patches(cases, batches, folder):
         )
     loader = nnUNetDataLoader(
         nnUNetDatasetBlosc2(str(folder)),
-        batches.batch_size,
+        batches.form.batch_size,
         batches.patch_size,
         batches.patch_size,
         LabelManager({"background": 0, "kidney": 1, "tumor": 2}, None),

@@ -28,7 +28,7 @@ from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.files.atomic import atomic_path
-from kitsseg.inference.cohort import as_probabilities, probabilities_of
+from kitsseg.inference.scan import as_probabilities, probabilities_of
 from kitsseg.recipe import Augmentation
 
 

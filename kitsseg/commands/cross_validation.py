@@ -36,7 +36,7 @@ def add(command):
 
 def _cross_validate(arguments):
     from kitsseg import recipes
-    from kitsseg.commands.console import done, progress_bar
+    from kitsseg.runtime.console import done, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
@@ -77,7 +77,7 @@ def _command(a):
 
 
 def _score(a, score_folds, layout):
-    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
         result = score_folds(a.out, a.data, layout, progress)

@@ -70,8 +70,8 @@ def _synthesize(arguments):
 
 
 def synthesize(out, n_cases, size, seed, labels):
-    from kitsseg.commands.console import done, progress_bar
     from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
+    from kitsseg.runtime.console import done, progress_bar
 
     with progress_bar() as progress:
         if labels is None:
@@ -87,8 +87,8 @@ def _download(arguments):
 
 
 def download(dest, cases=None, labels_only=False, source=None, jobs=4, images_url=None, labels_url=None):
-    from kitsseg.commands.console import console, done, progress_bar
     from kitsseg.data.download.download import choose_files, download_files
+    from kitsseg.runtime.console import console, done, progress_bar
 
     urls = {"images_url": images_url, "labels_url": labels_url}
     urls = {name: url for name, url in urls.items() if url}
@@ -110,12 +110,12 @@ def _verify(arguments):
 
 
 def verify(data, cases=None, labels_only=False, not_kits19=False, layout=None):
-    from kitsseg.commands.console import done, progress_bar
     from kitsseg.commands.findings_table import show_findings
     from kitsseg.data.download.catalog import parse_cases
     from kitsseg.data.kits19.manifest import read_manifest
     from kitsseg.data.kits19.verify import verify_data
     from kitsseg.errors import InputError
+    from kitsseg.runtime.console import done, progress_bar
 
     manifest = read_manifest()
     names = None if cases is None else parse_cases(cases, manifest)
@@ -140,9 +140,9 @@ def _manifest(arguments):
 
 
 def write_manifest(data, out, images_2019=False):
-    from kitsseg.commands.console import done, progress_bar
     from kitsseg.data.kits19 import manifest
     from kitsseg.data.kits19.make_manifest import make_manifest
+    from kitsseg.runtime.console import done, progress_bar
 
     before = manifest.read_manifest()
     with progress_bar() as progress:
@@ -159,7 +159,7 @@ def write_manifest(data, out, images_2019=False):
 
 def _lines():
     """A progress that prints a line at every tenth: a download goes on for hours, and a log has no bar."""
-    from kitsseg.commands.console import done
+    from kitsseg.runtime.console import done
 
     said = [0]
 
@@ -180,8 +180,8 @@ def _preprocess(arguments):
 
 
 def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
-    from kitsseg.commands.console import done, progress_bar
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
+    from kitsseg.runtime.console import done, progress_bar
 
     plan = plan_cache(data, cache, recipe.preprocess, layout, compress)
     if plan.bytes > 100e6:  # less is not worth a word
@@ -201,9 +201,9 @@ def _statistics(arguments):
 
 
 def statistics(recipe, cache, split):
-    from kitsseg.commands.console import console
     from kitsseg.commands.training import choose_split
     from kitsseg.data.cache.cases import open_cache, training_counts
+    from kitsseg.runtime.console import console
 
     split = choose_split(cache, recipe, split)
     hu = training_counts(open_cache(cache, recipe.preprocess), split)

@@ -34,8 +34,8 @@ def _demo(arguments):
 
 def demo(recipe, out, n_cases, seed):
     """The whole road on synthetic patients; each step is shown as the command that does the same."""
-    from kitsseg.commands.console import console, without_next
     from kitsseg.data.splits import save_split
+    from kitsseg.runtime.console import console, without_next
 
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -76,7 +76,7 @@ def demo(recipe, out, n_cases, seed):
 def _show(*command):
     from rich.markup import escape
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     console.print("\n[bold]$ kitsseg " + escape(shlex.join(map(str, command))) + "[/bold]")
 
@@ -84,7 +84,7 @@ def _show(*command):
 def _say_what_next(name, out, cache, run):
     from rich.markup import escape
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     other = "wp_unet" if name != "wp_unet" else "unet2d"
     lines = {

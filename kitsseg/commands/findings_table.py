@@ -29,7 +29,7 @@ def show_findings(findings):
     from rich.table import Table
     from rich.text import Text
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     if not findings:
         return

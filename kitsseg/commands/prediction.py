@@ -120,8 +120,8 @@ def _predict(arguments):
 
 
 def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=None, **more):
-    from kitsseg.commands.console import console, done, progress_bar
     from kitsseg.inference.cohort import NAMED, failures, predict_cohort
+    from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
         outcome = predict_cohort(
@@ -158,8 +158,8 @@ def _export(arguments):
 
 
 def export(run, out, format, precision, softmax, size, cache, sparse):
-    from kitsseg.commands.console import console, done, progress_bar
     from kitsseg.export.export import export_run
+    from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
         result = export_run(run, out, format, precision, softmax, size, cache, sparse, progress)

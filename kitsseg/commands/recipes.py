@@ -41,7 +41,7 @@ def _show_recipes(papers: list[Recipe]) -> None:
     from rich.table import Column, Table
 
     from kitsseg import recipes
-    from kitsseg.commands.console import console, done
+    from kitsseg.runtime.console import console, done
 
     table = Table("recipe", "paper", "what it claims")
     for recipe in papers:
@@ -61,7 +61,7 @@ def _show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     console.print(f"[bold]{recipe.name}[/bold]: {escape(variant.row)}\n{escape(paper.paper)}\n")
     table = Table(Column("setting", overflow="fold"), paper.name, "here", "evidence")
@@ -86,7 +86,7 @@ def _show_recipe(recipe: Recipe) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.paper)}\n{escape(recipe.claim)}\n")
     table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), "evidence")
@@ -102,7 +102,7 @@ def _show_reported(recipe: Recipe) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     if not recipe.reported:
         console.print("The paper reports no figures of it.")
@@ -114,7 +114,7 @@ def _show_reported(recipe: Recipe) -> None:
 
 
 def _say_next(recipe: Recipe) -> None:
-    from kitsseg.commands.console import done
+    from kitsseg.runtime.console import done
 
     done(
         f"cache folder: preprocess-{recipe.preprocess.digest()}",

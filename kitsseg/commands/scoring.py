@@ -53,8 +53,8 @@ def _evaluate(arguments):
 def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=False):
     from rich.markup import escape
 
-    from kitsseg.commands.console import console, done, progress_bar
     from kitsseg.commands.score_table import format_table
+    from kitsseg.runtime.console import console, done, progress_bar
     from kitsseg.scoring.evaluate import evaluate_folders
 
     with progress_bar() as progress:
@@ -67,7 +67,7 @@ def _compare(arguments):
     from rich.markup import escape
     from rich.table import Table
 
-    from kitsseg.commands.console import console, done
+    from kitsseg.runtime.console import console, done
     from kitsseg.scoring.compare import compare_scores
 
     files = _named(arguments.scores)
@@ -157,16 +157,16 @@ def _report(arguments):
 
 
 def _preview(source, out, case=None):
-    from kitsseg.commands.console import done
     from kitsseg.report.report import write_preview
+    from kitsseg.runtime.console import done
 
     case = write_preview(source, out, case)
     done(f"wrote {out}: {case}")
 
 
 def report(source, out):
-    from kitsseg.commands.console import done, progress_bar
     from kitsseg.report.report import write_report
+    from kitsseg.runtime.console import done, progress_bar
 
     with progress_bar() as progress:
         write_report(source, out, progress)

@@ -115,8 +115,8 @@ def _prune(arguments):
     if a.method == "channel" and not several:
         raise InputError("prune: --method channel is for several --sparsity; for one use kitsseg shrink.")
     from kitsseg import recipes
-    from kitsseg.commands.console import console, progress_bar
     from kitsseg.records.run import read_run
+    from kitsseg.runtime.console import console, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
     recipe = recipes.get(read_run(a.run)["recipe"])
@@ -139,7 +139,7 @@ def _prune(arguments):
 def _sweep(recipe, a):
     from rich.table import Table
 
-    from kitsseg.commands.console import console, done, progress_bar
+    from kitsseg.runtime.console import console, done, progress_bar
     from kitsseg.workflows.sweep import sweep_run
 
     with progress_bar() as progress:
@@ -168,8 +168,8 @@ def _sweep(recipe, a):
 
 def _shrink(arguments):
     from kitsseg import recipes
-    from kitsseg.commands.console import console, progress_bar
     from kitsseg.records.run import read_run
+    from kitsseg.runtime.console import console, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
@@ -212,9 +212,9 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
 
     It never depends on the seed of the training, so that runs with other seeds stay comparable.
     """
-    from kitsseg.commands.console import console
     from kitsseg.data.cache.cases import open_cache
     from kitsseg.data.splits import load_split, make_split
+    from kitsseg.runtime.console import console
 
     cases = open_cache(cache, recipe.preprocess)
     split, missing = load_split(name).among(cases) if name else (make_split(cases, fractions), 0)
@@ -232,7 +232,7 @@ def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardwar
 
     Args: as for ``train_recipe``; hardware, watching: further keyword arguments of it.
     """
-    from kitsseg.commands.console import progress_bar
+    from kitsseg.runtime.console import progress_bar
     from kitsseg.training.train import train_recipe
 
     options = (hardware or {}) | watching
@@ -248,7 +248,7 @@ def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardwar
 
 def _say_made(what, run, test):
     """What was made, and how to predict the patients it has not seen."""
-    from kitsseg.commands.console import done
+    from kitsseg.runtime.console import done
 
     part = "test" if test else "validation"
     done(f"{what}: {run}", f"kitsseg predict {run} DATA --out PREDICTIONS --part {part}")

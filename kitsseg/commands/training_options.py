@@ -127,6 +127,6 @@ def say(text):
     """Print what ``train_recipe`` says, above its bar; warnings in yellow."""
     from rich.markup import escape
 
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     console.print(f"[yellow]{escape(text)}[/yellow]" if text.startswith("warning") else escape(text))

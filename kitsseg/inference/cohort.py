@@ -13,12 +13,8 @@ from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
 from kitsseg.inference.ensemble import cases_of_run_part, describe, ensemble_of, open_ensemble
 from kitsseg.inference.scan import (
-    as_probabilities,
     ensemble_labels,
-    predict_labels,
     prepare_scan,
-    probabilities_of,
-    score_cached_cases,
 )
 from kitsseg.records.predictions import Predictions, size_of
 from kitsseg.runtime.cluster import on_cluster
@@ -27,14 +23,10 @@ from kitsseg.runtime.memory import give_back_memory
 __all__ = [
     "NAMED",
     "Outcome",
-    "as_probabilities",
     "failures",
     "predict_cases",
     "predict_cohort",
-    "predict_labels",
     "predict_scan",
-    "probabilities_of",
-    "score_cached_cases",
 ]
 
 NAMED = 3  # failed scans in the message; all are in predictions.json

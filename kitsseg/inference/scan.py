@@ -5,21 +5,28 @@ probabilities never is.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.geometry.geometry import Geometry, averaged_labels, plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.inference.tiles3d import overlapping_probabilities, volume_probabilities
-from kitsseg.inference.windows2d import mirrored_mean, slice_probabilities
-from kitsseg.recipe import InferenceSpec, PreprocessSpec
+from kitsseg.inference.windows2d import mirrored_mean, pad_to_multiple, slice_probabilities
+from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
+
+if TYPE_CHECKING:
+    from kitsseg.data.cache.cases import CachedCase
 
 __all__ = [
     "Member",
     "as_probabilities",
     "ensemble_labels",
+    "label_cached_case",
+    "mean_scores",
     "members_of",
     "predict_labels",
     "prepare_scan",
@@ -78,10 +85,16 @@ def _mean(functions):
     return predict
 
 
-def predict_labels(image, spacing_mm, predict, spec, inference, postprocess=None, progress=None, scores=None):
+def predict_labels(
+    image: npt.NDArray[np.int16],
+    spacing_mm: tuple[float, float, float],
+    member: Member,
+    postprocess: RemoveFar | ReassignSmall | None = None,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+) -> npt.NDArray[np.uint8]:
     """Segment one scan with one network: ``prepare_scan`` and ``ensemble_labels`` in one."""
-    prepared = prepare_scan(image, spacing_mm, [Member(predict, spec, inference, scores)])
-    return ensemble_labels(prepared, spacing_mm, postprocess, progress)
+    return ensemble_labels(prepare_scan(image, spacing_mm, [member]), spacing_mm, postprocess, progress)
 
 
 @dataclass(frozen=True)
@@ -226,23 +239,74 @@ def as_probabilities(network):
     return keras.Model(network.input, probabilities).predict_on_batch
 
 
-def score_cached_cases(cases, predict, spec, inference, postprocess):
-    """Mean TK and TU Dice and composite over whole cached cases, on the grid of the cache.
+def score_cached_cases(
+    cases: Iterable["CachedCase"],
+    member: Member,
+    postprocess: RemoveFar | ReassignSmall | None = None,
+    *,
+    at_once: int = 1,
+    look: Callable[["CachedCase", npt.NDArray[np.uint8]], object] | None = None,
+) -> list[dict[str, Any]]:
+    """TK and TU Dice of whole cached cases, on the grid of the cache.
 
     Args:
-        cases: CachedCase of each. The other arguments: as in ``predict_labels``.
+        cases: one after the other.
+        member: the network and its specifications.
+        postprocess, at_once: as in ``label_cached_case``.
+        look: called as look(case, labels) for each.
 
-    Returns: {"tk", "tu", "composite"}; figures to compare epochs or rounds by, not official scores.
+    Returns: a row of case, tk_dice and tu_dice for each; figures to compare epochs or rounds by, not official scores.
     """
     from kitsseg.scoring.dice import score_case
 
-    scores = []
+    rows = []
     for case in cases:
-        shape, spacing = case.geometry.shape, case.geometry.spacing_mm
-        labels = np.empty(shape, np.uint8)
+        labels = label_cached_case(case, member, postprocess, at_once=at_once)
+        truth = np.stack([case.labels(k) for k in range(len(labels))])
+        score = score_case(labels, truth, case.geometry.spacing_mm)
+        rows.append({"case": case.name, "tk_dice": score["tk_dice"], "tu_dice": score["tu_dice"]})
+        if look:
+            look(case, labels)
+    return rows
+
+
+def mean_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the rows of ``score_cached_cases``.
+
+    Returns: {"tk", "tu", "composite"}; the composite is (TK + TU) / 2.
+    """
+    rows = list(rows)
+    tk, tu = ([row[key] for row in rows] for key in ("tk_dice", "tu_dice"))
+    both = [(a + b) / 2 for a, b in zip(tk, tu, strict=True)]
+    return dict(zip(("tk", "tu", "composite"), np.mean([tk, tu, both], axis=1).tolist(), strict=True))
+
+
+def label_cached_case(
+    case: "CachedCase",
+    member: Member,
+    postprocess: RemoveFar | ReassignSmall | None = None,
+    *,
+    at_once: int = 1,
+) -> npt.NDArray[np.uint8]:
+    """Labels of a whole cached case, uint8 (slices, rows, columns) on the grid of the cache.
+
+    Args:
+        case: of ``open_cache``.
+        member: the network and its specifications.
+        postprocess: of the recipe, or None.
+        at_once: slices in a batch, where they are whole and not mirrored: one alone leaves a GPU idle.
+    """
+    spec, inference, predict = member.spec, member.inference, member.predict
+    shape = case.geometry.shape
+    labels = np.empty(shape, np.uint8)
+    if at_once > 1 and inference.tile is None and not inference.mirror_axes:
+        for first in range(0, shape[0], at_once):
+            # the last batch is filled up: of another size, it would be compiled anew
+            numbers = [min(k, shape[0] - 1) for k in range(first, first + at_once)]
+            batch = [pad_to_multiple(normalize(case.image[k], spec), inference.multiple) for k in numbers]
+            found = np.asarray(predict(np.stack(batch)))[:, : shape[1], : shape[2]].argmax(axis=-1)
+            labels[first : first + at_once] = found[: shape[0] - first]
+    else:
         for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
             labels[k] = plane.argmax(axis=-1)
-        truth = np.stack([case.labels(k) for k in range(shape[0])])
-        score = score_case(refined(labels, spacing, postprocess), truth, spacing)
-        scores.append((score["tk_dice"], score["tu_dice"], score["composite"]))
-    return dict(zip(("tk", "tu", "composite"), np.mean(scores, axis=0).tolist(), strict=True))
+    return refined(labels, case.geometry.spacing_mm, postprocess)

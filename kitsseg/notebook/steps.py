@@ -72,12 +72,15 @@ def get_patients(folder, demo, n_synthetic=10, cases=None):
     """
     folder = Path(folder)
     if not demo:
-        from kitsseg.commands.data import download
+        from kitsseg.data.download.download import choose_files, download_files
+        from kitsseg.runtime.console import done, progress_bar
 
-        download(folder, cases)
+        with progress_bar() as progress:
+            result = download_files(folder, choose_files(cases), say=done, progress=progress)
+        _say(f"{len(result.fetched)} files came to {folder} ({len(result.kept)} were there already).")
     elif not any(folder.glob("case_*")):
-        from kitsseg.commands.console import progress_bar
         from kitsseg.data.phantoms.synthesize import synthesize_cases
+        from kitsseg.runtime.console import progress_bar
 
         with progress_bar() as progress:
             synthesize_cases(folder, n_synthetic, (40, 128, 128), progress=progress)
@@ -89,7 +92,7 @@ def train_or_resume(recipe, cache, split, run, epochs=None, seed=0):
 
     Args: as ``kitsseg.training.train.train_recipe``; ``epochs`` of 0 or None are the recipe's own.
     """
-    from kitsseg.commands.console import progress_bar
+    from kitsseg.runtime.console import progress_bar
     from kitsseg.training.train import train_recipe
 
     run = Path(run)
@@ -148,6 +151,6 @@ def describe_training(recipe):
 
 
 def _say(text):
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     console.print(text)

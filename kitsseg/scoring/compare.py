@@ -11,12 +11,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import wilcoxon
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.records.run import read_run, seen_patients
-from kitsseg.scoring.dice import BOOTSTRAP_SEED, RESAMPLES
+from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
 from kitsseg.scoring.scores_file import read_scores
 
 __all__ = ["Comparison", "compare_scores"]
@@ -77,7 +78,7 @@ def compare_scores(files, out=None):
         name: {metric: np.array([rows[case][metric] for case in cases]) for metric in METRICS}
         for name, rows in tables.items()
     }
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(cases), size=(RESAMPLES, len(cases)))
+    drawn = bootstrap_draws(len(cases))
     means = {
         name: {metric: _interval(column, drawn) for metric, column in columns.items()}
         for name, columns in values.items()
@@ -102,9 +103,9 @@ def compare_scores(files, out=None):
     return Comparison(cases, means, differences, left_out, bool(phantom), unchecked)
 
 
-def _interval(values, drawn):
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+def _interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+    """The mean with its interval."""
+    return float(values.mean()), *bootstrap_interval(values, drawn)
 
 
 def _knows_its_patients(summary):

@@ -16,12 +16,13 @@ Source: the KiTS19 starter code (evaluation rules).
 """
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = [
-    "BOOTSTRAP_SEED",
-    "RESAMPLES",
     "SCORES",
     "VOLUMES",
+    "bootstrap_draws",
+    "bootstrap_interval",
     "count_labels",
     "count_slices",
     "dice_of_overlap",
@@ -155,6 +156,17 @@ def _ratio(both, size, other, empty):
     return 0.0 if other else (1.0 if empty == "one" else float("nan"))
 
 
+def bootstrap_draws(n: int) -> npt.NDArray[np.int64]:
+    """Which of ``n`` cases each of the 10,000 resamples draws, (resamples, n); always the same."""
+    return np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(RESAMPLES, n))
+
+
+def bootstrap_interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Percentile interval, 95 %, of the mean of ``values`` (one per case) over the resamples ``drawn``."""
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def summarize_scores(rows):
     """Mean, spread and bootstrap interval of the cases of a run.
 
@@ -173,13 +185,13 @@ def summarize_scores(rows):
     if not rows:
         raise ValueError("summarize_scores: expected at least one case, found none.")
     table = {name: np.array([row[name] for row in rows], float) for name in SCORES}
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(rows), size=(RESAMPLES, len(rows)))
+    drawn = bootstrap_draws(len(rows))
     scores = {
         name: {
             "mean": float(values.mean()),
             "sd": float(values.std(ddof=1)) if len(rows) > 1 else None,
             "median": float(np.median(values)),
-            "interval_95": np.percentile(values[drawn].mean(axis=1), [2.5, 97.5]).tolist(),
+            "interval_95": list(bootstrap_interval(values, drawn)),
         }
         for name, values in table.items()
     }

@@ -13,15 +13,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from kitsseg.data.geometry.planes import normalize
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.inference.scan import probabilities_of, refined
-from kitsseg.inference.windows2d import pad_to_multiple
+from kitsseg.inference.scan import score_cached_cases
 
-__all__ = ["COLUMNS", "CaseLog", "cheap_inference", "chosen_cases", "is_due", "label_case", "mean_scores"]
+__all__ = ["COLUMNS", "CaseLog", "cheap_inference", "chosen_cases", "is_due"]
 
 SLICES = 4  # whole ones at once, without mirroring: one alone leaves a GPU idle
 COLUMNS = ("phase", "epoch", "case", "tk_dice", "tu_dice")
@@ -44,33 +40,6 @@ def cheap_inference(inference):
     return replace(inference, mirror_axes=(), tile=None if tiles_of_slices else inference.tile)
 
 
-def label_case(case, predict, spec, inference, postprocess):
-    """Labels of a whole cached case, uint8 (slices, rows, columns) on the grid of the cache.
-
-    Args: case: CachedCase. The others: as in ``segment.predict_labels``.
-    """
-    shape = case.geometry.shape
-    labels = np.empty(shape, np.uint8)
-    if inference.tile is None and not inference.mirror_axes:
-        for first in range(0, shape[0], SLICES):
-            # the last batch is filled up: of another size, it would be compiled anew
-            numbers = [min(k, shape[0] - 1) for k in range(first, first + SLICES)]
-            batch = [pad_to_multiple(normalize(case.image[k], spec), inference.multiple) for k in numbers]
-            found = np.asarray(predict(np.stack(batch)))[:, : shape[1], : shape[2]].argmax(axis=-1)
-            labels[first : first + SLICES] = found[: shape[0] - first]
-    else:
-        for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
-            labels[k] = plane.argmax(axis=-1)
-    return refined(labels, case.geometry.spacing_mm, postprocess)
-
-
-def mean_scores(rows):
-    """{"tk", "tu", "composite"}: means over the rows of ``CaseLog.score``; the composite is (TK + TU) / 2."""
-    tk, tu = ([row[key] for row in rows] for key in ("tk_dice", "tu_dice"))
-    both = [(a + b) / 2 for a, b in zip(tk, tu, strict=True)]
-    return dict(zip(("tk", "tu", "composite"), np.mean([tk, tu, both], axis=1).tolist(), strict=True))
-
-
 class CaseLog:
     """RUN/validation_cases.csv: a row for each whole case and each epoch it was scored after.
 
@@ -84,27 +53,18 @@ class CaseLog:
         self.path, self.cases, self.record = Path(run) / "validation_cases.csv", cases, record
         self.rows = self._read()
 
-    def score(self, phase, epoch, names, predict, spec, inference, postprocess, look=None):
+    def score(self, phase, epoch, names, member, postprocess, *, look=None):
         """Score cases and write their rows, in place of earlier ones of the same phase and epoch.
 
         Args:
             phase: name of the phase or round. epoch: of it, counted from 1.
-            names: of the cases. The others: as in ``label_case``.
-            look: called as look(case, labels) for each.
+            names: of the cases. The others: as in ``score_cached_cases``.
 
         Returns: the rows.
         """
-        from kitsseg.scoring.dice import score_case
-
-        started, rows = time.monotonic(), []
-        for name in names:
-            case = self.cases[name]
-            labels = label_case(case, predict, spec, inference, postprocess)
-            truth = np.stack([case.labels(k) for k in range(len(labels))])
-            score = score_case(labels, truth, case.geometry.spacing_mm)
-            rows.append(dict(zip(COLUMNS, (phase, epoch, name, score["tk_dice"], score["tu_dice"]))))
-            if look:
-                look(case, labels)
+        started, cases = time.monotonic(), [self.cases[name] for name in names]
+        scores = score_cached_cases(cases, member, postprocess, at_once=SLICES, look=look)
+        rows = [{"phase": phase, "epoch": epoch} | score for score in scores]
         # an epoch that was interrupted after it was scored is trained and scored once more
         self.rows = [row for row in self.rows if (row["phase"], row["epoch"]) != (phase, epoch)] + rows
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:

@@ -23,16 +23,17 @@ class EpochLog(keras.callbacks.Callback):
         training: ``kitsseg.training.state.Training``.
         phase: Phase.
         rows: the phase's rows of the history so far; new ones are added here and to ``training.history``.
+        steps_before: steps of the run in the phases and rounds before this one.
         pruning: PruneLowMagnitude of the phase, or None; it comes before this one in the list of callbacks.
         monitor: Monitor of the run, or None.
 
     Raises: InputError, out of ``fit``, at the first step whose loss is no number.
     """
 
-    def __init__(self, training, phase, rows, pruning=None, monitor=None):
+    def __init__(self, training, phase, rows, *, steps_before=0, pruning=None, monitor=None):
         super().__init__()
         self.training, self.phase, self.rows, self.pruning, self.epoch = training, phase, rows, pruning, 0
-        self.monitor = monitor
+        self.steps_before, self.monitor = steps_before, monitor
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.rate, schedule = epoch, self.phase.learning_rate, self.phase.schedule
@@ -65,7 +66,7 @@ class EpochLog(keras.callbacks.Callback):
             until = "by" if self.model.steps_per_execution > accumulate else "at"
             self._stop("loss", loss, f", {until} step {step} of {self.phase.steps_per_epoch}")
         if (batch + 1) % accumulate == 0:
-            done = self.training.done_steps + self.epoch * self.phase.steps_per_epoch + step
+            done = self.steps_before + self.epoch * self.phase.steps_per_epoch + step
             if self.monitor:
                 self.monitor.step(done)
             if self.training.progress:
@@ -104,7 +105,7 @@ class EpochLog(keras.callbacks.Callback):
                 old.unlink()
                 pruning_state(old).unlink(missing_ok=True)
         if self.monitor:
-            done = training.done_steps + (epoch + 1) * self.phase.steps_per_epoch
+            done = self.steps_before + (epoch + 1) * self.phase.steps_per_epoch
             self.monitor.epoch_ended(self.phase, row, done)
         if phase_finished(self.phase, self.rows):
             self.model.stop_training = True

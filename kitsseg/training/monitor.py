@@ -8,10 +8,14 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import numpy.typing as npt
+
+from kitsseg.data.sampling.batches import Batches
 from kitsseg.errors import InputError
-from kitsseg.inference.scan import as_probabilities
+from kitsseg.inference.scan import Member, as_probabilities, mean_scores
 from kitsseg.optimizers.ema import averaged_weights
-from kitsseg.training.case_validation import CaseLog, cheap_inference, chosen_cases, is_due, mean_scores
+from kitsseg.training.case_validation import CaseLog, cheap_inference, chosen_cases, is_due
 from kitsseg.training.tensorboard import TensorBoardLog
 
 __all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_training_labels"]
@@ -52,17 +56,16 @@ def check_training_labels(cases, split):
 class WatchedBatches:
     """The training batches, and which of them held kidney or tumor."""
 
-    def __init__(self, batches):
-        self.batches, self.batch_size, self.shard = batches, batches.batch_size, batches.shard
-        self.image_shape, self.label_shape = batches.image_shape, batches.label_shape
-        self.found = {}
+    def __init__(self, batches: Batches) -> None:
+        self.batches, self.form = batches, batches.form
+        self.found: dict[int, bool] = {}
 
-    def batch(self, index):
+    def batch(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         images, labels = self.batches.batch(index)
         self.found[int(index)] = bool(labels.any())
         return images, labels
 
-    def any_positive(self, start, stop):
+    def any_positive(self, start: int, stop: int) -> bool:
         """Whether one of these batches held any; what is known of them and of earlier ones is forgotten."""
         answer = any(self.found.get(index, True) for index in range(start, stop))
         for index in [index for index in self.found if index < stop]:  # later ones are drawn ahead
@@ -117,8 +120,7 @@ class Monitor:
 
         def score():
             self.network.set_weights(weights)
-            inference = cheap_inference(recipe.inference)
-            return self._score(phase.name, epoch, names, self.predict, inference)
+            return self._score(phase.name, epoch, names, cheap_inference(recipe.inference))
 
         scores = mean_scores(self._outside(score))
         return {"val_case_tk_dice": scores["tk"], "val_case_tu_dice": scores["tu"]}
@@ -126,7 +128,7 @@ class Monitor:
     def round_scores(self, name, epoch, weights):
         """{"tk", "tu", "composite"} of all validation cases after a round, as the recipe labels a scan."""
         self.network.set_weights(weights)
-        rows = self._score(name, epoch, self.names, self.predict, self.training.recipe.inference)
+        rows = self._score(name, epoch, self.names, self.training.recipe.inference)
         scores = mean_scores(rows)
         if self.say:
             self.say(f"{name}: {_means(rows, scores['tk'], scores['tu'])}")
@@ -135,12 +137,11 @@ class Monitor:
             self.tensorboard.epoch(len(self.training.history), means, rows)
         return scores
 
-    def _score(self, name, epoch, names, predict, inference):
+    def _score(self, name, epoch, names, inference):
         recipe = self.training.recipe
         look = self.tensorboard.look if self.tensorboard else None
-        return self.log.score(
-            name, epoch, names, predict, recipe.preprocess, inference, recipe.postprocess, look
-        )
+        member = Member(self.predict, recipe.preprocess, inference)
+        return self.log.score(name, epoch, names, member, recipe.postprocess, look=look)
 
     def epoch_ended(self, phase, row, done):
         """After an epoch is in the history: warn, tell, write for TensorBoard.

@@ -3,8 +3,8 @@
 import zipfile
 
 import keras
-import numpy as np
 
+from kitsseg.data.sampling.batches import BatchesInParts, RepeatedBatches
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.errors import InputError
@@ -18,39 +18,6 @@ from kitsseg.runtime.execution import set_execution
 from kitsseg.training.epoch_log import checkpoint, pruning_state
 
 __all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "weights_of"]
-
-
-class _Parts:
-    """Batches in ``len(samplers)`` equal parts, one after the other: part ``i % n`` of batch ``i // n``."""
-
-    def __init__(self, samplers):
-        self.samplers, first = samplers, samplers[0]
-        self.batch_size, self.shard = first.batch_size, first.shard
-        self.image_shape, self.label_shape = first.image_shape, first.label_shape
-
-    def batch(self, index):
-        return self.samplers[int(index) % len(self.samplers)].batch(int(index) // len(self.samplers))
-
-
-class _OnEachDevice:
-    """Batches that have no equal parts, repeated ``times``: the loss of a batch is the same, and each device has one.
-
-    (The smoothing constant of a loss then counts once for all of them, not for each.)
-    """
-
-    def __init__(self, batches, times):
-        self.batches, self.times, self.shard = batches, times, None
-        self.batch_size, self.image_shape, self.label_shape = (
-            times * batches.batch_size,
-            batches.image_shape,
-            batches.label_shape,
-        )
-
-    def __len__(self):
-        return len(self.batches)
-
-    def batch(self, index):
-        return tuple(np.concatenate([array] * self.times) for array in self.batches.batch(index))
 
 
 def batches_of(training, phase, split, seed):
@@ -72,13 +39,13 @@ def batches_of(training, phase, split, seed):
         for part in range(parts)
     ]
     validation = validation_kind(training.cases, split, "validation", phase.sampler, spec)
-    if validation.batch_size % devices.count:
-        validation = _OnEachDevice(validation, devices.count // devices.processes)
+    if validation.form.batch_size % devices.count:
+        validation = RepeatedBatches(validation, devices.count // devices.processes)
     elif devices.processes > 1:
         validation = validation_kind(
             training.cases, split, "validation", phase.sampler, spec, shard=devices.shard()
         )
-    return samplers[0] if parts == 1 else _Parts(samplers), validation
+    return samplers[0] if parts == 1 else BatchesInParts(samplers), validation
 
 
 def compiled_network(training, phase, rows, weights):

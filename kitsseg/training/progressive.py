@@ -45,7 +45,7 @@ def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_
         cases: names of all training cases.
         seed: of the subsets.
         train_round: called as train_round(round number, names of the subset); returns a dict for the row.
-        score_round: called after it; returns a dict with "composite", the score that counts.
+        score_round: called after it with the number of the round; returns a dict with "composite", which counts.
         keep_round: called with the number of a round that is the best so far, before its row is written.
 
     Returns: the rows of all rounds.
@@ -55,7 +55,7 @@ def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_
         number = len(rows)
         subset = draw_subset(cases, progressive.subset, seed, number)
         digest = hashlib.sha256(" ".join(subset).encode()).hexdigest()[:12]
-        row = {"round": number, "subset": digest} | train_round(number, subset) | score_round()
+        row = {"round": number, "subset": digest} | train_round(number, subset) | score_round(number)
         scores = [r["composite"] for r in [*rows, row]]
         row["kept"] = int(best_round(scores, progressive.min_delta) == number)
         if row["kept"]:

@@ -19,7 +19,6 @@ class Training:
 
     Attributes:
         started: when training would have started, by ``time.monotonic``, had it never been interrupted.
-        done_steps: of the phases and rounds that are over.
         monitor: Monitor of the run.
         ema: momentum of the averages of the weights; None: there are none.
         start: file of the weights that the first phase starts from; None: random ones.
@@ -37,7 +36,6 @@ class Training:
     precision: str = "float32"
     accumulate: int = 1
     devices: Devices = ONE_DEVICE
-    done_steps: int = 0
     monitor: object = None
     ema: float | None = None
     xla: str = "auto"

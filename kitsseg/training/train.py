@@ -139,11 +139,11 @@ def train_recipe(
             training.monitor.warn(text)
         if say and one_by_one:
             say(one_by_one)
-        weights = training.start
+        weights, steps_before = training.start, 0
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
-            weights = train(training, phase, split, seed + 1000 * number, weights)
-            training.done_steps += steps_of(phase)
+            weights = train(training, phase, split, seed + 1000 * number, weights, steps_before)
+            steps_before += steps_of(phase)
         _finish(training, weights)
     return Path(run)
 
@@ -169,8 +169,13 @@ def _finish(training, weights):
     shutil.rmtree(training.checkpoints)
 
 
-def _train_phase(training, phase, split, seed, weights):
-    """Train one phase, or what is left of it; returns the path of its best weights."""
+def _train_phase(training, phase, split, seed, weights, steps_before):
+    """Train one phase, or the rest of it; returns the path of its best weights.
+
+    Args:
+        weights: path of the weights to start from; None: new ones.
+        steps_before: steps of the run before this phase.
+    """
     rows = [row for row in training.history if row["phase"] == phase.name]
     if not phase_finished(phase, rows):
         steps = phase.steps_per_epoch * training.accumulate
@@ -181,7 +186,14 @@ def _train_phase(training, phase, split, seed, weights):
             model = compiled_network(training, phase, rows, weights)
             targets = training.recipe.build_targets if len(model.outputs) > 1 else None
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
-            log = EpochLog(training, phase, rows, pruning, training.monitor)
+            log = EpochLog(
+                training,
+                phase,
+                rows,
+                steps_before=steps_before,
+                pruning=pruning,
+                monitor=training.monitor,
+            )
             model.fit(
                 batch_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
                 validation_data=batch_dataset(validation, 0, len(validation), targets),
@@ -195,48 +207,58 @@ def _train_phase(training, phase, split, seed, weights):
     return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
 
 
-def _train_progressively(training, phase, split, seed, weights):
-    """Train in rounds (see Progressive); returns the path of the best weights.
+def _train_progressively(training, phase, split, seed, weights, steps_before):
+    """Train in rounds (see Progressive); returns the path of the best weights. Args: as ``_train_phase``."""
+    rounds = _Rounds(training, phase, split, seed, weights, steps_before)
+    scores = [row["composite"] for row in read_rounds(training.run)]
+    if scores and not is_whole(
+        rounds.best
+    ):  # the last epoch of the round that it was copied from is still there
+        rounds.keep(best_round(scores, phase.progressive.min_delta))
+    run_rounds(phase.progressive, training.run, split.train, seed, rounds.train, rounds.score, rounds.keep)
+    return rounds.best
+
+
+class _Rounds:
+    """The rounds of one progressive phase.
 
     The score of a round is the mean of (TK + TU Dice) / 2 over whole validation cases, on the grid of the cache and
     with the recipe's post-processing: a stopping rule, not the official score, which is that of the scan's own grid.
+
+    Attributes:
+        best: path of the best weights of the rounds so far.
     """
-    best = training.checkpoints / f"best-of-{phase.name}.keras"
-    last = None
 
-    def of_round(number):
-        rate = phase.learning_rate * phase.progressive.round_decay**number
-        return replace(phase, name=f"{phase.name}-{number}", learning_rate=rate, progressive=None)
+    def __init__(self, training, phase, split, seed, weights, steps_before):
+        self.training, self.phase, self.split, self.seed = training, phase, split, seed
+        self.weights, self.steps_before = weights, steps_before
+        self.best = training.checkpoints / f"best-of-{phase.name}.keras"
 
-    def train_round(number, subset):
-        nonlocal last
-        part, offset = of_round(number), number * phase.epochs * phase.steps_per_epoch
-        training.done_steps += offset
-        _train_phase(
-            training, part, replace(split, train=subset), seed + number, best if best.exists() else weights
-        )
-        training.done_steps -= offset
-        last = checkpoint(training, part, phase.epochs)
-        row = next(row for row in reversed(training.history) if row["phase"] == part.name)
+    def train(self, number, subset):
+        part = self._of_round(number)
+        steps = self.steps_before + number * self.phase.epochs * self.phase.steps_per_epoch
+        start = self.best if self.best.exists() else self.weights
+        split = replace(self.split, train=subset)
+        _train_phase(self.training, part, split, self.seed + number, start, steps)
+        row = next(row for row in reversed(self.training.history) if row["phase"] == part.name)
         return {"learning_rate": part.learning_rate, "loss": row["loss"]}
 
-    def score_round():
-        name = training.history[-1]["phase"]
-        return training.devices.agreed(
-            training.monitor.round_scores(name, phase.epochs, weights_of(training, last))
-        )
+    def score(self, number):
+        weights = weights_of(self.training, self._last_epoch(number))
+        name = self._of_round(number).name
+        scores = self.training.monitor.round_scores(name, self.phase.epochs, weights)
+        return self.training.devices.agreed(scores)
 
-    def keep_round(number):
-        with atomic_path(best) as temporary:
-            shutil.copyfile(last, temporary)
+    def keep(self, number):
+        with atomic_path(self.best) as temporary:
+            shutil.copyfile(self._last_epoch(number), temporary)
 
-    scores = [row["composite"] for row in read_rounds(training.run)]
-    if scores and not is_whole(best):  # of the round it was copied from, the last epoch is still there
-        kept = best_round(scores, phase.progressive.min_delta)
-        last = checkpoint(training, of_round(kept), phase.epochs)
-        keep_round(kept)
-    run_rounds(phase.progressive, training.run, split.train, seed, train_round, score_round, keep_round)
-    return best
+    def _of_round(self, number):
+        rate = self.phase.learning_rate * self.phase.progressive.round_decay**number
+        return replace(self.phase, name=f"{self.phase.name}-{number}", learning_rate=rate, progressive=None)
+
+    def _last_epoch(self, number):
+        return checkpoint(self.training, self._of_round(number), self.phase.epochs)
 
 
 def _validated_every(recipe, epochs):

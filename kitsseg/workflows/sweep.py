@@ -11,8 +11,8 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.splits import load_split
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.inference.cohort import score_cached_cases
 from kitsseg.inference.engines import open_network
+from kitsseg.inference.scan import Member, mean_scores, score_cached_cases
 from kitsseg.models.loading import read_network
 from kitsseg.models.macs import count_macs
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals
@@ -100,13 +100,9 @@ def _measure(recipe, runs, cache):
             network, sparsity_rows(network, [variable for _, variable in prunable_weights(network)])
         )
         image = _image_shape(trained.inference, cases[split.validation[0]], trained.preprocess)
-        scores = score_cached_cases(
-            [cases[case] for case in split.validation],
-            engines[name].probabilities,
-            trained.preprocess,
-            trained.inference,
-            trained.postprocess,
-        )
+        member = Member(engines[name].probabilities, trained.preprocess, trained.inference)
+        validation = [cases[case] for case in split.validation]
+        scores = mean_scores(score_cached_cases(validation, member, trained.postprocess))
         rows.append(
             {
                 "network": name,

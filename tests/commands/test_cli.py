@@ -22,11 +22,11 @@ from support.recipes import micro_recipe_of_tests
 
 from kitsseg import __version__, recipes
 from kitsseg.cli import main
-from kitsseg.commands.console import console
 from kitsseg.data.cache import build as preprocess
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.recipe import settings
 from kitsseg.records.run import read_history
+from kitsseg.runtime.console import console
 
 SPACING = (3.0, 0.8, 0.8)
 

@@ -19,8 +19,9 @@ from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.data.layouts.find import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
-from kitsseg.inference.cohort import failures, predict_cases, predict_cohort, predict_labels
+from kitsseg.inference.cohort import failures, predict_cases, predict_cohort
 from kitsseg.inference.engines import Network, open_network, softmax
+from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.inference.windows2d import slice_probabilities
 from kitsseg.recipe import InferenceSpec
 from kitsseg.records.run import finished_run
@@ -45,7 +46,7 @@ def by_hu(spec, low, high):
 )
 def test_a_perfect_network_scores_one(tmp_path, spec, inference):
     image, labels = make_case(tmp_path)
-    found = predict_labels(image, (3.0, 0.8, 0.8), by_hu(spec, 80, 230), spec, inference)
+    found = predict_labels(image, (3.0, 0.8, 0.8), Member(by_hu(spec, 80, 230), spec, inference))
     np.testing.assert_array_equal(found, labels)
     assert score_case(found, labels, (3.0, 0.8, 0.8))["composite"] == 1.0
 
@@ -72,7 +73,7 @@ def test_real_truth_through_the_same_path_scores_one(real_data, tmp_path, spec):
     scan, truth = read_image(folder / "abdomen_ct.nii.gz"), read_labels(folder / "abdomen_kidneys.nii.gz")
     # the network is told the answer: HU 200 where the kidneys are
     image = np.where(truth.array > 0, 200, 0).astype(np.int16)
-    found = predict_labels(image, scan.grid.spacing_mm, by_hu(spec, 80, 900), spec, WHOLE)
+    found = predict_labels(image, scan.grid.spacing_mm, Member(by_hu(spec, 80, 900), spec, WHOLE))
     write_labels(tmp_path / "found.nii.gz", found, scan.grid)
     result = evaluate_folders(
         tmp_path / "found.nii.gz", folder / "abdomen_kidneys.nii.gz", tmp_path / "scores.csv"
@@ -427,7 +428,7 @@ def test_3d_tiles_are_mirrored_in_plane_and_overlap(spec):
 
     image = np.random.default_rng(0).integers(-200, 300, (9, 20, 24)).astype(np.int16)
     inference = InferenceSpec(tile=(8, 16, 16), gaussian=True, mirror_axes=(1, 2))
-    labels = predict_labels(image, (3.0, 0.8, 0.8), predict, spec, inference)
+    labels = predict_labels(image, (3.0, 0.8, 0.8), Member(predict, spec, inference))
     total, summed = np.zeros((*image.shape, 3)), np.zeros((*image.shape, 1))
     axes = [np.exp(-(((np.arange(t) - t // 2) / (t / 8)) ** 2) / 2) for t in inference.tile]
     weights = (axes[0][:, None, None] * axes[1][:, None] * axes[2])[..., None]

@@ -143,7 +143,6 @@ def log_of(folder, phase, rows, seen, model):
         record={},
         started=time.monotonic(),
         progress=look,
-        done_steps=0,
         total_steps=12,
         accumulate=1,
     )

@@ -122,7 +122,7 @@ def test_one_run_is_nothing_to_compare(scores):
 
 
 def test_the_command(scores, tmp_path, capsys, monkeypatch):
-    from kitsseg.commands.console import console
+    from kitsseg.runtime.console import console
 
     monkeypatch.setattr(console, "width", 200)
     out = tmp_path / "compare.csv"

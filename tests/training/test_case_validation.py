@@ -14,6 +14,7 @@ from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.errors import InputError
+from kitsseg.inference.scan import Member, label_cached_case, mean_scores
 from kitsseg.recipe import InferenceSpec, Phase, RemoveFar, SliceSampler
 from kitsseg.records.run import read_history
 from kitsseg.training.case_validation import (
@@ -21,8 +22,6 @@ from kitsseg.training.case_validation import (
     cheap_inference,
     chosen_cases,
     is_due,
-    label_case,
-    mean_scores,
 )
 from kitsseg.training.monitor import Monitor
 from kitsseg.training.train import train_recipe
@@ -53,7 +52,9 @@ def test_scores_by_hand(cached, spec, tmp_path):
     log = CaseLog(tmp_path, cached, record)
 
     def score(epoch, predict):
-        return log.score("train", epoch, CASES, predict, spec, WHOLE, None, lambda *a: seen.append(a))
+        return log.score(
+            "train", epoch, CASES, Member(predict, spec, WHOLE), None, look=lambda *a: seen.append(a)
+        )
 
     assert [(row["case"], row["tk_dice"], row["tu_dice"]) for row in score(1, by_hu)] == [
         (name, 1.0, 1.0) for name in CASES
@@ -92,10 +93,12 @@ def test_slices_in_batches_are_labeled_as_one_by_one(shape, spec, tmp_path):
         sizes.append(images.shape[:3])
         return by_hu(images)
 
-    batches = label_case(case, predict, spec, replace(WHOLE, multiple=16), None)
+    batches = label_cached_case(case, Member(predict, spec, replace(WHOLE, multiple=16)), at_once=4)
     assert set(sizes) == {(4, 48, 48)} and len(sizes) == 2
     sizes.clear()
-    one_by_one = label_case(case, predict, spec, replace(WHOLE, multiple=16, mirror_axes=(1,)), None)
+    one_by_one = label_cached_case(
+        case, Member(predict, spec, replace(WHOLE, multiple=16, mirror_axes=(1,))), at_once=4
+    )
     assert set(sizes) == {(1, 48, 48)} and len(sizes) == 2 * shape[0]
     np.testing.assert_array_equal(batches, one_by_one)
     np.testing.assert_array_equal(batches, np.stack([case.labels(k) for k in range(shape[0])]))
@@ -110,20 +113,19 @@ def test_post_processing_belongs_to_it(cached, spec):
         labels[:, 39, 47] = 1
         return np.eye(3, dtype=np.float32)[labels]
 
-    assert label_case(case, with_a_speck, spec, WHOLE, None)[:, 39, 47].all()
-    clean = label_case(
-        case, with_a_speck, spec, WHOLE, RemoveFar(max_distance_mm=5.0, min_ratio=0.3, n_main=2)
-    )
+    member = Member(with_a_speck, spec, WHOLE)
+    assert label_cached_case(case, member, at_once=4)[:, 39, 47].all()
+    clean = label_cached_case(case, member, RemoveFar(max_distance_mm=5.0, min_ratio=0.3, n_main=2))
     assert not clean[:, 39, 47].any() and clean.any()
 
 
 def test_rows_go_on_and_an_epoch_done_twice_stands_once(cached, spec, tmp_path):
     first = CaseLog(tmp_path, cached, {})
     for epoch in (1, 2):
-        first.score("train", epoch, CASES[:2], all_kidney, spec, WHOLE, None)
+        first.score("train", epoch, CASES[:2], Member(all_kidney, spec, WHOLE), None)
     again = CaseLog(tmp_path, cached, {"whole_case_validation": {"seconds": 100.0}})
     assert again.rows == first.rows
-    again.score("train", 2, CASES[:2], by_hu, spec, WHOLE, None)
+    again.score("train", 2, CASES[:2], Member(by_hu, spec, WHOLE), None)
     rows = rows_of(tmp_path / "validation_cases.csv")
     assert [(row["epoch"], row["case"]) for row in rows] == [(e, c) for e in "12" for c in CASES[:2]]
     assert [float(row["tk_dice"]) for row in rows[2:]] == [1.0, 1.0]

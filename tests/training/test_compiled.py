@@ -42,7 +42,7 @@ def test_the_parts_of_all_processes_are_the_batch(name, processes, source):
         drawn.append(
             batches_of(training_of(recipe, source, accumulate=3, devices=devices), phase, split, 0)[0]
         )
-    assert {batches.batch_size for batches in drawn} == {12 // 3 // processes}
+    assert {batches.form.batch_size for batches in drawn} == {12 // 3 // processes}
     for index in (0, 5):
         parts = [batches.batch(3 * index + i) for i in range(3) for batches in drawn]
         for ours, theirs in zip(zip(*parts), whole.batch(index), strict=True):

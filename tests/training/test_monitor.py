@@ -11,6 +11,7 @@ from support.cases import make_case, read_json
 
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.sampling.batches import BatchForm
 from kitsseg.data.sampling.slices import SliceBatches
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
@@ -65,7 +66,7 @@ def test_nothing_is_said_of_good_labels(cached):
 class Batches:
     """Batches whose labels are all background but those of some numbers."""
 
-    batch_size, shard, image_shape, label_shape = 2, None, (4, 4, 1), (4, 4)
+    form = BatchForm(batch_size=2, image_shape=(4, 4, 1), label_shape=(4, 4))
 
     def __init__(self, positive):
         self.positive = positive
@@ -78,12 +79,7 @@ class Batches:
 
 def test_watched_batches_are_the_same_and_remember():
     batches = WatchedBatches(Batches({3}))
-    assert (batches.batch_size, batches.shard, batches.image_shape, batches.label_shape) == (
-        2,
-        None,
-        (4, 4, 1),
-        (4, 4),
-    )
+    assert batches.form == BatchForm(batch_size=2, image_shape=(4, 4, 1), label_shape=(4, 4), shard=None)
     for index in np.arange(5):  # tf.data draws the fourth of the second epoch ahead
         assert batches.batch(index)[1].sum() == (index == 3)
     assert not batches.any_positive(0, 3)

@@ -10,7 +10,7 @@ import pytest
 
 from kitsseg import recipes
 from kitsseg.data.splits import make_split
-from kitsseg.inference.cohort import score_cached_cases
+from kitsseg.inference.scan import Member, mean_scores, score_cached_cases
 from kitsseg.recipe import InferenceSpec, Progressive
 from kitsseg.records.run import read_history
 from kitsseg.training import train
@@ -38,8 +38,7 @@ class Rounds:
         self.trained.append((number, subset))
         return {"loss": 1 / (1 + number)}
 
-    def score(self):
-        number = self.trained[-1][0]
+    def score(self, number):
         if self.fail_at == ("score", number):
             raise KeyboardInterrupt
         return {"tk": 0.9, "tu": 0.3, "composite": self.scores[number]}
@@ -215,15 +214,17 @@ def test_scores_of_cached_cases_by_hand(cached, spec):
     inference = InferenceSpec(tile=None)
     cases = [cached[name] for name in CASES[:3]]
     assert all(case.tumor_area.any() for case in cases)
-    perfect = score_cached_cases(cases, by_hu, spec, inference, None)
+
+    def score(predict):
+        return mean_scores(score_cached_cases(cases, Member(predict, spec, inference)))
+
+    perfect = score(by_hu)
     assert perfect == {"tk": 1.0, "tu": 1.0, "composite": 1.0}
     # tumor called kidney: TK does not notice, TU is 0
-    no_tumor = score_cached_cases(cases, lambda x: by_hu(x, 9999), spec, inference, None)
+    no_tumor = score(lambda x: by_hu(x, 9999))
     assert no_tumor == {"tk": 1.0, "tu": 0.0, "composite": 0.5}
     # everything kidney: TK Dice = 2 F / (N + F) of F foreground voxels in N
-    everything = score_cached_cases(
-        cases, lambda x: probabilities(np.ones(x.shape[:3], int)), spec, inference, None
-    )
+    everything = score(lambda x: probabilities(np.ones(x.shape[:3], int)))
     shares = [
         (case.kidney_area.sum() + case.tumor_area.sum()) / math.prod(case.geometry.shape) for case in cases
     ]

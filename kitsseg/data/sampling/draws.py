@@ -62,7 +62,8 @@ def own_places(size, shard):
 
 def empty_batch(batches):
     """Arrays for the images and the labels of a batch, uninitialized."""
+    form = batches.form
     return (
-        batches.buffers.empty((batches.batch_size, *batches.image_shape), np.float32),
-        batches.buffers.empty((batches.batch_size, *batches.label_shape), np.int32),
+        batches.buffers.empty((form.batch_size, *form.image_shape), np.float32),
+        batches.buffers.empty((form.batch_size, *form.label_shape), np.int32),
     )

@@ -13,6 +13,7 @@ import numpy as np
 from kitsseg.data.cache.cases import CachedCase, cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import apply_batchgenerators, batchgenerators_transform
+from kitsseg.data.sampling.batches import BatchForm
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import (
     batch_rng,
@@ -130,8 +131,7 @@ class PatchBatches:
         self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
         self.patch_size = tuple(sampler.patch_size)
         self._places = own_places(len(LABELS) * sampler.cases_per_batch, shard)
-        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
-        self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
+        self.form, self.buffers = _form(self.patch_size, self._places, shard), Buffers()
         self._transform = (
             batchgenerators_transform(self.patch_size, augmentation) if path == "batchgenerators" else None
         )
@@ -149,7 +149,7 @@ class PatchBatches:
             labels = LABELS if stratified else rng.integers(len(LABELS), size=len(LABELS)).tolist()
             drawn += [(case, *_center(self._runs[case], rng, label)) for label in labels]
         first = self._places.start % len(LABELS)
-        return drawn[first : first + self.batch_size]
+        return drawn[first : first + self.form.batch_size]
 
     def batch(self, index):
         """Batch ``index``: images (batch, slices, rows, columns, 1) float32, labels without the 1 int32."""
@@ -192,8 +192,7 @@ class ValidationPatches:
     def __init__(self, cases, split, part, sampler, spec, shard=None):
         self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
         self.patch_size, self._places = tuple(sampler.patch_size), own_places(len(LABELS), shard)
-        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
-        self.image_shape, self.label_shape = (*self.patch_size, 1), self.patch_size
+        self.form, self.buffers = _form(self.patch_size, self._places, shard), Buffers()
         self._drawn = {}
 
     def __len__(self):
@@ -216,6 +215,12 @@ class ValidationPatches:
 
     def __getitem__(self, index):
         return self.batch(checked_index(index, len(self)))
+
+
+def _form(patch_size, places, shard):
+    return BatchForm(
+        batch_size=len(places), image_shape=(*patch_size, 1), label_shape=patch_size, shard=shard
+    )
 
 
 def _one_channel(spec):

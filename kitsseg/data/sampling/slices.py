@@ -24,6 +24,7 @@ from kitsseg.data.sampling.augment import (
     draw_crop,
     pad_to,
 )
+from kitsseg.data.sampling.batches import BatchForm
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import (
     batch_rng,
@@ -55,7 +56,7 @@ class SliceBatches:
             Those of all processes, in order, are the batch that one process would draw.
 
     Attributes:
-        batch_size: of the batches that come out: the sampler's, divided by the number of processes.
+        form: of the batches that come out; its batch size is the sampler's, divided by the number of processes.
 
     Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, a case without a positive slice, or a
         patient in two parts of the split; ValueError for a batch that cannot be divided evenly.
@@ -75,8 +76,7 @@ class SliceBatches:
             path,
         )
         self._places = own_places(sampler.batch_size, shard)
-        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
-        self.image_shape, self.label_shape = _shapes(sampler, spec)
+        self.form, self.buffers = _form(sampler, spec, self._places, shard), Buffers()
         self._shapes = [case.geometry.shape for case in self.cases]
         self._ends = np.cumsum([shape[0] for shape in self._shapes])
         self._last_order = None, None
@@ -175,8 +175,7 @@ class ValidationSlices:
     def __init__(self, cases, split, part, sampler, spec, shard=None):
         self.cases, self.sampler, self.spec = cases_of_part(cases, split, part), sampler, spec
         self._places = own_places(sampler.batch_size, shard)
-        self.shard, self.batch_size, self.buffers = shard, len(self._places), Buffers()
-        self.image_shape, self.label_shape = _shapes(sampler, spec)
+        self.form, self.buffers = _form(sampler, spec, self._places, shard), Buffers()
 
     def __len__(self):
         return len(self.cases)
@@ -213,7 +212,7 @@ def batch_dataset(batches, start, stop, targets=None):
     """Batches ``start`` to ``stop`` as a ``tf.data.Dataset`` of (images, labels), in order.
 
     Args:
-        batches: SliceBatches, ValidationSlices, or the patches of ``kitsseg.data.sampling.patches``.
+        batches: Batches, such as SliceBatches, ValidationSlices, or the patches of ``kitsseg.data.sampling.patches``.
         targets: applied to the labels; for networks whose outputs want different targets.
 
     A strategy of tf.distribute divides each batch among its replicas (``fit`` under its scope does that); among
@@ -223,8 +222,8 @@ def batch_dataset(batches, start, stop, targets=None):
 
     def load(index):
         images, labels = tf.numpy_function(batches.batch, [index], (tf.float32, tf.int32))
-        images.set_shape((batches.batch_size, *batches.image_shape))
-        labels.set_shape((batches.batch_size, *batches.label_shape))
+        images.set_shape((batches.form.batch_size, *batches.form.image_shape))
+        labels.set_shape((batches.form.batch_size, *batches.form.label_shape))
         return images, labels if targets is None else targets(labels)
 
     # one call a batch, in the thread of prefetch; a second one would wait for the interpreter lock. One batch waits,
@@ -234,7 +233,7 @@ def batch_dataset(batches, start, stop, targets=None):
     options.autotune.enabled = False  # its thread holds every call of fit up at the end, up to twice the time
     policies = tf.data.experimental.AutoShardPolicy
     # a worker that draws its own shard must not be given every n-th batch of it
-    options.experimental_distribute.auto_shard_policy = policies.OFF if batches.shard else policies.DATA
+    options.experimental_distribute.auto_shard_policy = policies.OFF if batches.form.shard else policies.DATA
     return dataset.with_options(options)
 
 
@@ -246,6 +245,10 @@ def _whole_or_lazy(case, k, size, spec):
     return pad_to(image, case.labels(k), size, int(np.floor(spec.hu_window[0])) if spec.hu_window else 0)
 
 
-def _shapes(sampler, spec):
-    """The shape of one image and of its labels."""
-    return (*sampler.patch_size, spec.channels), tuple(sampler.patch_size)
+def _form(sampler, spec, places, shard):
+    return BatchForm(
+        batch_size=len(places),
+        image_shape=(*sampler.patch_size, spec.channels),
+        label_shape=tuple(sampler.patch_size),
+        shard=shard,
+    )

@@ -90,7 +90,7 @@ def test_identical_batches_of_channels(data, tmp_path):
 
 def test_identical_scores(both, spec):
     """As training computes them after a round: slices one after the other, on the grid of the cache."""
-    from kitsseg.inference.cohort import score_cached_cases
+    from kitsseg.inference.scan import Member, mean_scores, score_cached_cases
     from kitsseg.recipe import InferenceSpec
 
     def predict(planes):  # by HU: kidney from 100, tumor from 200
@@ -98,7 +98,8 @@ def test_identical_scores(both, spec):
         return np.eye(3, dtype=np.float32)[(hu > 80).astype(int) + (hu > 230)]
 
     scores = [
-        score_cached_cases(list(c.values())[:3], predict, spec, InferenceSpec(tile=None), None) for c in both
+        mean_scores(score_cached_cases(list(c.values())[:3], Member(predict, spec, InferenceSpec(tile=None))))
+        for c in both
     ]
     assert scores[0] == scores[1]
     assert scores[0]["composite"] > 0.8

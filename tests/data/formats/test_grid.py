@@ -16,7 +16,7 @@ from kitsseg.data.formats import nifti, plane_order
 from kitsseg.data.formats.grid import KITS_AXES
 from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
 from kitsseg.errors import InputError
-from kitsseg.inference.cohort import predict_labels
+from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
 
 WHOLE = InferenceSpec(tile=None, multiple=4)
@@ -138,9 +138,8 @@ def test_every_voxel_of_any_file_gets_its_label(tmp_path, spec, seed):
     how = random_scan(scan, rng, thin=(None, 1, None, 2, None)[seed % 5])
     volume = read_image(scan)
     hu = np.rint(nib.load(scan).get_fdata())
-    labels = predict_labels(
-        volume.array, volume.grid.spacing_mm, by_hu(spec), spec, TILED if seed % 3 == 0 else WHOLE
-    )
+    member = Member(by_hu(spec), spec, TILED if seed % 3 == 0 else WHOLE)
+    labels = predict_labels(volume.array, volume.grid.spacing_mm, member)
     target = tmp_path / ("labels.nii.gz", "labels.nii")[seed // 2 % 2]
     write_labels(target, labels, volume.grid)
     check_written(scan, target, (hu > 80).astype(int) + (hu > 230), how)
@@ -156,7 +155,7 @@ def test_all_48_orientations_give_the_labels_of_the_kits_one(tmp_path, order):
     array = np.full((9, 16, 18), -1000, np.int16)
     array[1:8, 2:14, 3:15] = rng.integers(-60, 400, (7, 12, 12))
     spacing = 2.5, 0.75, 0.5
-    expected = predict_labels(array, spacing, by_hu(spec), spec, WHOLE)
+    expected = predict_labels(array, spacing, Member(by_hu(spec), spec, WHOLE))
     assert set(np.unique(expected)) == {0, 1, 2}
     kits = np.zeros((4, 4))  # of KiTS19: slices to inferior, rows to posterior, columns to left
     kits[[2, 1, 0], [0, 1, 2]] = -np.array(spacing)
@@ -171,7 +170,7 @@ def test_all_48_orientations_give_the_labels_of_the_kits_one(tmp_path, order):
         assert volume.grid.spacing_mm == spacing
         write_labels(
             tmp_path / "labels.nii",
-            predict_labels(volume.array, spacing, by_hu(spec), spec, WHOLE),
+            predict_labels(volume.array, spacing, Member(by_hu(spec), spec, WHOLE)),
             volume.grid,
         )
         check_written(scan, tmp_path / "labels.nii", nib.apply_orientation(expected, ornt))
@@ -188,7 +187,7 @@ def test_a_512_x_796_scan(tmp_path, spec):
     assert volume.grid.shape == (3, 512, 796)
     write_labels(
         tmp_path / "labels.nii.gz",
-        predict_labels(volume.array, volume.grid.spacing_mm, by_hu(spec), spec, WHOLE),
+        predict_labels(volume.array, volume.grid.spacing_mm, Member(by_hu(spec), spec, WHOLE)),
         volume.grid,
     )
     check_written(scan, tmp_path / "labels.nii.gz", (stored > 80).astype(int) + (stored > 230))

@@ -133,13 +133,13 @@ def test_shards_in_order_are_the_batch_of_one_process(cached, spec, kind, count)
     parts = [
         training_batches(kind, cached, all_of(cached), spec, seed=7, shard=(i, count)) for i in range(count)
     ]
-    assert [part.batch_size for part in parts] == [one.batch_size // count] * count
+    assert [part.form.batch_size for part in parts] == [one.form.batch_size // count] * count
     for index in (0, 1, 4, 9):
         whole, shares = one[index], [part[index] for part in parts]
         assert_same([np.concatenate(arrays) for arrays in zip(*shares, strict=True)], whole)
         assert [item for part in parts for item in part.draw(index)] == one.draw(index)
     images, labels = batch_dataset(parts[1], 0, 1).element_spec
-    assert images.shape[0] == labels.shape[0] == one.batch_size // count
+    assert images.shape[0] == labels.shape[0] == one.form.batch_size // count
     assert_same(next(batch_dataset(parts[1], 4, 5).as_numpy_iterator()), parts[1][4])
 
 
@@ -199,7 +199,7 @@ for kind in KINDS:
     for index, both in zip(range(2, 6), distributed):
         parts = [strategy.experimental_local_results(arrays) for arrays in both]
         sizes = [[len(part) for part in arrays] for arrays in parts]
-        assert sizes == [[batches.batch_size // 2] * 2] * 2, sizes
+        assert sizes == [[batches.form.batch_size // 2] * 2] * 2, sizes
         assert_same([np.concatenate([part.numpy() for part in arrays]) for arrays in parts], batches[index])
         indices.append(index)
     assert indices == [2, 3, 4], indices

@@ -72,7 +72,7 @@ def batches_of(cases, spec, sampler=SAMPLER, augmentation=PLAIN, **options):
 def test_39_patches_of_13_patients_have_13_centers_of_each_class(patients, spec):
     batches = batches_of(patients, spec)
     truth = [labels_of(case) for case in batches.cases]
-    assert batches.batch_size == 39
+    assert batches.form.batch_size == 39
     for index in range(20):
         drawn = batches.draw(index)
         assert np.bincount([truth[case][center] for case, _, center in drawn]).tolist() == [13, 13, 13]
@@ -262,8 +262,8 @@ def test_through_tf_data(patients, spec):
         np.testing.assert_array_equal(images, batches.batch(index)[0])
         np.testing.assert_array_equal(labels, batches.batch(index)[1])
     images, labels = dataset.element_spec
-    assert images.shape == (6, *batches.image_shape) == (6, 6, 8, 10, 1)
-    assert labels.shape == (6, *batches.label_shape) == (6, 6, 8, 10)
+    assert images.shape == (6, *batches.form.image_shape) == (6, 6, 8, 10, 1)
+    assert labels.shape == (6, *batches.form.label_shape) == (6, 6, 8, 10)
 
 
 # flips
@@ -291,7 +291,7 @@ def test_validation_patches_are_fixed_one_of_each_class_of_each_case(patients, s
     split = CaseSplit("s", ("case_00000",), tuple(list(patients)[1:]), ())
     one, two = (ValidationPatches(patients, split, "validation", SAMPLER, spec) for _ in range(2))
     assert len(one) == 12
-    assert one.batch_size == 3
+    assert one.form.batch_size == 3
     for index in range(12):
         drawn = one.draw(index)
         assert [label for _, label, _ in drawn] == [0, 1, 2]

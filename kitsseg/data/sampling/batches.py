@@ -1,0 +1,73 @@
+"""What a source of batches is, and sources that change the batches of another one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BatchForm", "Batches", "BatchesInParts", "CountedBatches", "RepeatedBatches"]
+
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchForm:
+    """The form of all batches of a source.
+
+    Attributes:
+        batch_size: images in a batch that comes out: of several processes, in the part that this one draws.
+        image_shape: of one image, (rows, columns, channels) or (slices, rows, columns, channels).
+        label_shape: the same without channels.
+        shard: (index, count) of the process that draws; None for one that draws whole batches.
+    """
+
+    batch_size: int
+    image_shape: tuple[int, ...]
+    label_shape: tuple[int, ...]
+    shard: tuple[int, int] | None = None
+
+
+class Batches(Protocol):
+    """A source of batches: batch ``index`` is a function of its number alone."""
+
+    form: BatchForm
+
+    def batch(self, index: int) -> Arrays:
+        """Images (batch, ..., channels) float32, and labels without the channels, int32."""
+        ...
+
+
+class CountedBatches(Batches, Protocol):
+    """A source of a fixed number of batches, such as those of validation."""
+
+    def __len__(self) -> int: ...
+
+
+class BatchesInParts:
+    """Batches in equal parts, one after the other: part ``i % n`` of batch ``i // n``, for n sources."""
+
+    def __init__(self, parts: Sequence[Batches]) -> None:
+        self.parts, self.form = parts, parts[0].form
+
+    def batch(self, index: int) -> Arrays:
+        return self.parts[int(index) % len(self.parts)].batch(int(index) // len(self.parts))
+
+
+class RepeatedBatches:
+    """Batches that have no equal parts, repeated ``times``: the loss of a batch is the same, and each device has one.
+
+    (The smoothing constant of a loss then counts once for all of them, not for each.)
+    """
+
+    def __init__(self, batches: CountedBatches, times: int) -> None:
+        self.batches, self.times = batches, times
+        self.form = replace(batches.form, batch_size=times * batches.form.batch_size, shard=None)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def batch(self, index: int) -> Arrays:
+        images, labels = self.batches.batch(index)
+        return np.concatenate([images] * self.times), np.concatenate([labels] * self.times)
