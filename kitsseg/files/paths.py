@@ -1,38 +1,113 @@
-"""How JSON files of runs, predictions and scores name other files: relative to their own folder.
+"""Paths: how a user gave them, how JSON files of runs, predictions and scores name them, and which may be believed.
 
-So a folder that holds all of them can be moved, mounted elsewhere or sent to somebody else as a whole, and no record
-tells the name of a user or of a machine. A path on another drive of Windows has no relative form and stays absolute.
+A record names other files relative to its own folder, so a folder that holds all of them can be moved, mounted
+elsewhere or sent to somebody else as a whole, and no record tells the name of a user or of a machine. A path on another
+drive of Windows has no relative form and stays absolute. Links are kept as links: the file in a store that a link leads
+to has another name, and may be another one tomorrow.
+
+A record may come from somebody else. Whatever it names is checked here before anything is done with it: ``file_beside``
+for a file that is written or removed, ``absolute_paths`` for one that is read.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["absolute_paths", "relative_path", "relative_paths"]
+__all__ = ["absolute_paths", "as_given", "file_beside", "relative_path", "relative_paths"]
 
 OF_A_CASE = ("prediction", "truth", "image")
 
 
-def relative_path(path, folder):
-    """``path`` as a file in ``folder`` is to name it, with ``/`` on every system."""
-    path = Path(path).resolve()
+def as_given(path: Path | str) -> Path:
+    """A path made absolute, without ``.`` and ``..``, in which links stay what they are.
+
+    In a folder that was entered through a link, relative paths begin with that link, as ``pwd`` shows it.
+    """
+    path = Path(path)
+    if not path.is_absolute():
+        path = _working_folder() / path
+    if ".." in path.parts:  # where it leads to depends on where links lead to
+        last = len(path.parts) - path.parts[::-1].index("..")
+        path = Path(os.path.realpath(Path(*path.parts[:last])), *path.parts[last:])
+    return path
+
+
+def _working_folder() -> Path:
+    here, shown = Path.cwd(), os.environ.get("PWD", "")
     try:
-        return Path(os.path.relpath(path, Path(folder).resolve())).as_posix()
-    except ValueError:
-        return str(path)
+        if Path(shown).is_absolute() and ".." not in Path(shown).parts and here.samefile(shown):
+            return Path(shown)
+    except (OSError, ValueError):
+        pass  # an old value, of a folder that is gone
+    return here
 
 
-def relative_paths(record, folder):
+def file_beside(record: Path, name: object) -> Path:
+    """The file ``name`` in the folder of a record that names it.
+
+    Raises: ValueError if it is no name of a file in this very folder.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or any(sign in name for sign in ("/", "\\", "\0"))
+        or os.path.splitdrive(name)[0]
+    ):
+        raise ValueError(f"expected the name of a file in its own folder, found {name!r:.80}")
+    return Path(record).parent / name
+
+
+def relative_path(path: Path | str, folder: Path | str) -> str:
+    """``path`` as a file in ``folder`` is to name it, with ``/`` on every system."""
+    return _Relative(folder)(path)
+
+
+class _Relative:
+    """``relative_path`` for many paths and one folder, which asks the system once where each folder leads to."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).resolve()
+        self.above = {self.folder, *self.folder.parents}
+        self.real: dict[Path, Path] = {}
+
+    def __call__(self, path: Path | str) -> str:
+        path = as_given(path)
+        try:
+            for ancestor in (path, *path.parents):
+                if ancestor not in self.real:
+                    self.real[ancestor] = ancestor.resolve()
+                if (
+                    self.real[ancestor] in self.above
+                ):  # the way up from the folder meets the way that was given
+                    up = os.path.relpath(self.real[ancestor], self.folder)
+                    return Path(up, path.relative_to(ancestor)).as_posix()
+            return Path(os.path.relpath(path, self.folder)).as_posix()
+        except ValueError:
+            return str(path)
+
+
+def relative_paths(record: dict[str, Any], folder: Path | str) -> dict[str, Any]:
     """A record of ``kitsseg predict`` or ``evaluate`` as it is written to ``folder``; the argument is not changed."""
-    return _changed(record, lambda path: relative_path(path, folder))
+    return _changed(record, _Relative(folder))
 
 
-def absolute_paths(record, folder):
-    """The same with absolute paths, after it was read from ``folder``."""
+def absolute_paths(record: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+    """The same with absolute paths, after it was read from ``folder``.
+
+    Raises: ValueError where something else than a path stands in the place of one.
+    """
     folder = Path(folder).resolve()
-    return _changed(record, lambda path: os.path.normpath(folder / path))
+
+    def absolute(path: object) -> str:
+        if not isinstance(path, str) or "\0" in path:
+            raise ValueError(f"expected a path, found {path!r:.80}")
+        return os.path.normpath(folder / path)
+
+    return _changed(record, absolute)
 
 
-def _changed(record, change):
+def _changed(record: dict[str, Any], change: Callable[[Any], str]) -> dict[str, Any]:
     record = {**record}
     if record.get("run"):
         record["run"] = change(record["run"])

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
-from kitsseg.data.layouts.find import find_scans, prediction_name
+from kitsseg.data.layouts.find import find_scans
+from kitsseg.data.layouts.names import prediction_name
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
+from kitsseg.files.paths import as_given
 from kitsseg.inference.ensemble import cases_of_run_part, describe, ensemble_of, open_ensemble
 from kitsseg.inference.scan import (
     ensemble_labels,
@@ -180,7 +182,7 @@ def _one_by_one(ensemble, todo, out, record, progress):
 
 
 def _by_cluster(address, ensemble, todo, out, progress):
-    jobs = [(ensemble, name, image.resolve(), out.resolve()) for name, image in todo.items()]
+    jobs = [(ensemble, name, as_given(image), as_given(out)) for name, image in todo.items()]
     if progress:
         progress("wait for the cluster", 0, len(jobs))
     for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):
@@ -204,7 +206,7 @@ def predict_scan(ensemble, name, image, out, progress=None):
     """
     with _one_at_a_time:
         members, postprocess, engine = _opened(ensemble)
-        started, where = time.monotonic(), {"image": str(Path(image).resolve())}
+        started, where = time.monotonic(), {"image": str(as_given(image))}
         try:
             size = size_of(image)
             scan = read_image(image)

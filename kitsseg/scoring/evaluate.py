@@ -14,7 +14,7 @@ from kitsseg import __version__
 from kitsseg.data.formats.nifti import KITS_LABELS, is_phantom
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.paths import absolute_paths, relative_paths
+from kitsseg.files.paths import absolute_paths, as_given, relative_paths
 from kitsseg.scoring.details import (
     CLASSES,
     cysts_as_kidney,
@@ -141,7 +141,7 @@ def _synthetic(image):
 
 def _files(pair, values):
     files = {"prediction": pair.prediction, "truth": pair.truth, "image": pair.image}
-    paths = {name: str(file.resolve()) if file else None for name, file in files.items()}
+    paths = {name: str(as_given(file)) if file else None for name, file in files.items()}
     return paths if values == KITS_LABELS else paths | {"label_values": values}
 
 

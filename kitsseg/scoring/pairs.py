@@ -4,10 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitsseg.data.formats import nifti
-from kitsseg.data.layouts.find import IMAGE_NAMES, LABEL_NAMES, Layout, find_cases, prediction_name
+from kitsseg.data.layouts.find import Layout, find_cases
+from kitsseg.data.layouts.names import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    case_of_prediction,
+    folder_name,
+    in_case_folder,
+    is_nifti,
+    prediction_name,
+)
 from kitsseg.errors import InputError
+from kitsseg.files.paths import as_given
 
 __all__ = ["Pair", "find_pairs"]
+
+_LABELS = {name.lower() for name in LABEL_NAMES}
 
 
 @dataclass(frozen=True)
@@ -39,13 +51,15 @@ def find_pairs(prediction, truth, layout=None):
             raise InputError(
                 f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."
             )
-        case = truth.resolve().parent.name if truth.name in LABEL_NAMES else _case_named(prediction)
+        case = (
+            folder_name(as_given(truth).parent) if in_case_folder(truth) else case_of_prediction(prediction)
+        )
         return [Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))], []
     cases = find_cases(truth, need_labels=False, need_image=False, layout=layout)
     labels = {case.name: case for case in cases if case.labels is not None}
     found = {}
     for file in _prediction_files(prediction):
-        case = _case_named(file)
+        case = case_of_prediction(file)
         if case not in labels:
             raise InputError(
                 f"{file}: no truth for this prediction; expected {truth / case / LABEL_NAMES[0]}. "
@@ -73,24 +87,17 @@ def _beside(truth):
 def _prediction_files(prediction):
     if prediction.is_file():
         return [prediction]
-    files = [
-        file for file in prediction.iterdir() if file.name.endswith((".nii", ".nii.gz")) and file.is_file()
-    ]
-    files = [file for file in files if not file.name.startswith(".") and file.name not in IMAGE_NAMES]
-    for folder in prediction.iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            files += [folder / name for name in LABEL_NAMES if (folder / name).exists()]
+    files = []
+    for entry in prediction.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            files += [file for file in entry.iterdir() if file.name.lower() in _LABELS and not file.is_dir()]
+        elif is_nifti(entry) and entry.name.lower() not in IMAGE_NAMES:
+            files.append(entry)
     if not files:
         raise InputError(
             f"{prediction}: expected predictions such as {prediction_name('case_00000')}, found none. "
             "Try: kitsseg predict"
         )
     return sorted(files)
-
-
-def _case_named(file):
-    """The case a file's name tells: the inverse of ``prediction_name``, and two other common ways."""
-    if file.name in LABEL_NAMES:
-        return file.resolve().parent.name
-    stem = file.name.removesuffix(".gz").removesuffix(".nii")
-    return f"case_{stem.removeprefix('prediction_')}" if stem.startswith("prediction_") else stem

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.layouts.find import prediction_name
+from kitsseg.data.layouts.names import prediction_name
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.paths import absolute_paths, relative_paths

@@ -51,7 +51,7 @@ def make_manifest(data=None, known=None, images_2019=False, progress=None):
     Raises: InputError for a folder without label maps, a case that is none of KiTS19, a phantom, a damaged file.
     """
     rows = {case: (known or {}).get(case, ManifestCase(case=case)) for case in CASES}
-    found = [] if data is None else find_cases(data, need_image=images_2019)
+    found = [] if data is None else find_cases(data, need_image=images_2019, options=())
     for case in found:
         if case.name not in rows:
             raise InputError(

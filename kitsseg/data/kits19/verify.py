@@ -20,10 +20,12 @@ from kitsseg.data.kits19.findings import (
 from kitsseg.data.kits19.make_manifest import says_phantom
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, read_hashes, record_hash
-from kitsseg.data.layouts.find import IMAGE_NAMES, LABEL_NAMES, Case, Layout, find_cases
+from kitsseg.data.layouts.find import Case, Layout, find_cases
+from kitsseg.data.layouts.names import IMAGE_NAMES, in_case_folder
 from kitsseg.data.layouts.nnunet import nnunet_root
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
+from kitsseg.files.paths import as_given
 
 __all__ = ["Finding", "verify_data"]
 
@@ -46,7 +48,8 @@ def verify_data(folder, cases=None, manifest=None, labels_only=False, layout=Non
     Raises: InputError if the folder holds no cases or its record of hashes cannot be read.
     """
     layout = Layout() if layout is None else layout
-    found = {case.name: case for case in find_cases(folder, False, False, layout)}
+    options = ("--labels",) if labels_only else ("--images", "--labels")
+    found = {case.name: case for case in find_cases(folder, False, False, layout, options)}
     root = _root(Path(folder), next(iter(found.values())))
     wanted = set(cases or ())
     if layout == Layout():  # folders of cases without any of their files
@@ -69,8 +72,8 @@ def verify_data(folder, cases=None, manifest=None, labels_only=False, layout=Non
 
 def _root(folder, case):
     """The folder that keeps the record: that of all cases, also where only one or one part of them is given."""
-    here, file = folder.resolve(), case.image or case.labels
-    if file.parent == here and file.name in IMAGE_NAMES + LABEL_NAMES:
+    here, file = as_given(folder), case.image or case.labels
+    if file.parent == here and in_case_folder(file):
         return here.parent
     nnunet = nnunet_root(folder)
     return nnunet[0] if nnunet and file.is_relative_to(nnunet[0]) else folder

@@ -1,22 +1,35 @@
 """Cases on disk, whatever the layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
 
 Preprocessing, prediction and evaluation all find their cases here; ``find_scans`` says which scans a prediction is
-asked for, and how each is called.
+asked for. How each is called is decided by ``kitsseg.data.layouts.names``.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.data.formats.dicom import is_series
-from kitsseg.data.layouts.kits import IMAGE_NAMES, LABEL_NAMES, Case, Layout, kits_cases
+from kitsseg.data.layouts.kits import Case, Layout, kits_cases
+from kitsseg.data.layouts.names import folder_name, is_nifti, pattern_of, prediction_name, scan_name
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
 from kitsseg.errors import InputError
+from kitsseg.files.paths import as_given
 
-__all__ = ["IMAGE_NAMES", "LABEL_NAMES", "Case", "Layout", "find_cases", "find_scans", "prediction_name"]
+__all__ = ["Case", "Layout", "find_cases", "find_scans"]
+
+# how far advice looks for files in a folder without cases
+_DEPTH, _FOLDERS = 6, 500
 
 
-def find_cases(folder, need_labels=True, need_image=True, layout=None):
+def find_cases(
+    folder: Path | str,
+    need_labels: bool = True,
+    need_image: bool = True,
+    layout: Layout | None = None,
+    options: tuple[str, ...] | None = None,
+) -> list[Case]:
     """All cases of a folder, sorted by name.
 
     Args:
@@ -26,6 +39,8 @@ def find_cases(folder, need_labels=True, need_image=True, layout=None):
         need_labels: a case without a label map is an error.
         need_image: a case without a CT is an error; otherwise ``image`` is where it would be.
         layout: Layout; None: what the folder holds decides.
+        options: "--images", "--labels" or both: those that an error may advise, since the command has them. None:
+            those for the files that are needed.
 
     Raises: InputError if there is no case, more than one layout, or a case that lacks a file it needs.
     """
@@ -34,6 +49,9 @@ def find_cases(folder, need_labels=True, need_image=True, layout=None):
         raise InputError(
             f"{folder}: expected a folder of cases, found {'a file' if folder.exists() else 'nothing'}."
         )
+    if options is None:
+        wanted = {"--images": need_image, "--labels": need_labels or not need_image}
+        options = tuple(option for option, needed in wanted.items() if needed)
     layout = layout or Layout()
     if layout.images is not None or layout.labels is not None:
         cases = pattern_cases(folder, layout, need_labels, need_image)
@@ -41,74 +59,130 @@ def find_cases(folder, need_labels=True, need_image=True, layout=None):
             pattern = layout.images if layout.images is not None else layout.labels
             raise InputError(f"{folder}: expected cases such as {pattern}, found none. Check the pattern.")
     else:
-        cases = _detected(folder, layout, need_labels, need_image)
+        cases = _detected(folder, layout, need_labels, need_image, options)
     return [_checked(case, need_labels, need_image) for case in sorted(cases, key=lambda case: case.name)]
 
 
-def _detected(folder, layout, need_labels, need_image):
-    cases, nnunet = kits_cases(folder, layout), nnunet_root(folder)
+def _detected(
+    folder: Path, layout: Layout, need_labels: bool, need_image: bool, options: tuple[str, ...]
+) -> list[Case]:
+    cases, nnunet = kits_cases(folder, layout, options), nnunet_root(folder)
+    patterns = " ".join(f"{option} PATTERN" for option in options)
     if cases and nnunet:
         raise InputError(
             f"{folder}: expected one layout, found case folders ({cases[0].name}) and an nnU-Net dataset "
-            f"({nnunet[0].name}). Give one of the folders in it, or --images and --labels."
+            f"({nnunet[0].name}). Give one of the folders in it{f', or {patterns}' if patterns else ''}."
         )
     if nnunet:
         root, parts = nnunet
         if need_labels and len(parts) > 1 and not (root / "labelsTs").is_dir():
             parts = parts[:1]  # test images have no labels
-        cases = nnunet_cases(root, parts, layout)
+        cases = nnunet_cases(root, parts, layout, options)
         if not cases:
+            where = f", or say where the files are: {patterns}" if patterns else ""
             raise InputError(
                 f"{folder}: expected images such as imagesTr/case_00000_0000.nii.gz, found none. "
-                "Complete the dataset, or say where the files are with --images and --labels."
+                f"Complete the dataset{where}."
             )
     if not cases:
         series = [folder] if is_series(folder) else _folders_of_series(folder)
         if series and (need_labels or not need_image):
+            where = (
+                f"Say where the label maps are: {patterns}" if patterns else "Give the folder of label maps."
+            )
             raise InputError(
-                f"{folder}: expected cases with label maps, found DICOM series ({series[0].name}). "
-                "Say where the label maps are: --images PATTERN --labels PATTERN"
+                f"{folder}: expected cases with label maps, found DICOM series ({series[0].name}). {where}"
             )
         if series and (files := _nifti_files(folder)):
+            which = f", or say which are meant: {patterns}" if patterns else ""
             raise InputError(
                 f"{folder}: expected one layout, found DICOM series ({series[0].name}) and NIfTI files "
-                f"({files[0].name}). Give them one by one, or say which are meant with --images."
+                f"({files[0].name}). Give them one by one{which}."
             )
-        cases = [Case(path.resolve().name, path, None) for path in series]
+        cases = [Case(folder_name(path), path, None) for path in series]
     if not cases:
+        file = "imaging.nii.gz" if need_image or not need_labels else "segmentation.nii.gz"
         raise InputError(
-            f"{folder}: expected cases such as {folder.name}/case_00000/imaging.nii.gz, found none. "
-            f"{_advice(folder, layout)}"
+            f"{folder}: expected cases such as {folder_name(folder)}/case_00000/{file}, found none. "
+            f"{_advice(folder, layout, options)}"
         )
     return cases
 
 
-def _nifti_files(folder):
-    return sorted(
-        path for end in (".nii.gz", ".nii") for path in folder.glob(f"[!.]*{end}") if path.is_file()
-    )
+def _nifti_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[!.]*") if is_nifti(path) and path.is_file())
 
 
-def _folders_of_series(folder):
+def _folders_of_series(folder: Path) -> list[Path]:
     return [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name[0] != "." and is_series(sub)]
 
 
-def _advice(folder, layout):
-    """What to do about a folder without cases: one level further down, by pattern, or make some."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    for entry in entries:
-        if entry.is_dir() and (kits_cases(entry, layout) or nnunet_root(entry)):
+def _advice(folder: Path, layout: Layout, options: tuple[str, ...]) -> str:
+    """What to do about a folder without cases: another folder, or a pattern for what lies in it."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and entry.name[0] != "." and (kits_cases(entry, layout) or nnunet_root(entry)):
             return f"There are some in {entry}: give that folder."
-    files = _nifti_files(folder)
-    if files or any(entry.is_dir() and any(entry.glob("*.nii*")) for entry in entries):
-        example = "*.nii.gz" if files else "*/ct.nii.gz"
-        return f"Say which files are the scans and label maps: --images '{example}' --labels PATTERN"
-    return "Try: kitsseg synthesize FOLDER"
+    files, series, others = _below(folder)
+    if files:
+        said = _patterns(files, options)
+        return f"Say which files are {said}" if said else f"It holds NIfTI files such as {files[0]}."
+    if series:
+        parents = sorted({path.parent for path in series})
+        where = (
+            f"the folder that holds them, {folder / parents[0]}"
+            if len(parents) == 1
+            else "each of their folders"
+        )
+        said = f"It holds DICOM series further down ({series[0]}): give {where}"
+        pattern = pattern_of(series)
+        if pattern and options == ("--images",):
+            return f"{said}, or all with --images '{pattern}'"
+        return f"{said}."
+    if others:
+        return f"It holds neither NIfTI files nor DICOM series, but {', '.join(others[:3])}."
+    return "It holds no files. Try: kitsseg synthesize FOLDER"
 
 
-def _checked(case, need_labels, need_image):
+def _patterns(files: list[Path], options: tuple[str, ...]) -> str:
+    """The options of a command with a pattern for the files that lie least deep."""
+    depth = min(len(path.parts) for path in files)
+    pattern = pattern_of([path for path in files if len(path.parts) == depth])
+    if options == ("--images", "--labels"):
+        return f"the scans and label maps: --images '{pattern}' --labels PATTERN"
+    kinds = {"--images": "the scans", "--labels": "the label maps"}
+    return "".join(f"{kinds[option]}: {option} '{pattern}'" for option in options)
+
+
+def _below(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """NIfTI files and DICOM series in the folders below, relative to it, and names of other files; not all of many."""
+    files: list[Path] = []
+    series: list[Path] = []
+    others: list[str] = []
+    for looked_at, (here, folders, names) in enumerate(os.walk(folder, followlinks=True)):
+        relative = Path(here).relative_to(folder)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        if looked_at == _FOLDERS:
+            break
+        if len(relative.parts) == _DEPTH:
+            folders.clear()
+        shown = [relative / name for name in sorted(names) if name[0] != "."]
+        nifti = [path for path in shown if is_nifti(path)]
+        files += nifti
+        if not nifti and relative.parts and is_series(Path(here)):
+            series.append(relative)
+        elif not nifti:
+            others += map(str, shown)
+    return files, series, others
+
+
+def _checked(case: Case, need_labels: bool, need_image: bool) -> Case:
     for needed, path in ((need_image, case.image), (need_labels, case.labels)):
-        if needed and not path.exists():
+        if needed and path is not None and not path.exists():
+            if path.is_symlink():
+                raise InputError(
+                    f"{path}: is a link to {path.readlink()}, and there is nothing. Fetch the file, as with "
+                    "git annex get or dvc pull, or remove the case."
+                )
             there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
             more = f" and {len(there) - 8} more" if len(there) > 8 else ""
             raise InputError(
@@ -118,37 +192,44 @@ def _checked(case, need_labels, need_image):
     return replace(case, labels=case.labels if case.labels and case.labels.exists() else None)
 
 
-def prediction_name(case_name):
-    """Name of a case's prediction as KiTS19 asks for it: case_00210 -> prediction_00210.nii.gz."""
-    if case_name.startswith("case_"):
-        return f"prediction_{case_name.removeprefix('case_')}.nii.gz"
-    return f"{case_name}.nii.gz"
-
-
-def find_scans(inputs, layout=None):
-    """Scans by case name.
+def find_scans(inputs: Iterable[Path | str], layout: Layout | None = None) -> dict[str, Path]:
+    """Scans by case name. A scan that is given twice, as by its file and its folder, counts once.
 
     Args:
         inputs: files, case folders, folders of cases, DICOM series.
         layout: Layout of the folders among them.
 
-    Raises: InputError for a name that comes up twice; FileNotFoundError.
+    Raises: InputError for two scans of one name, or whose label maps would have one name; FileNotFoundError.
     """
-    scans = {}
+    scans: dict[str, Path] = {}
+    files: dict[str, str] = {}
     for item in map(Path, inputs):
         if item.is_dir():
             found = [(case.name, case.image) for case in find_cases(item, need_labels=False, layout=layout)]
         elif item.exists():
-            name = item.resolve().parent.name if item.name in IMAGE_NAMES else item.name
-            found = [(name.removesuffix(".gz").removesuffix(".nii"), item)]
+            found = [(scan_name(item), item)]
         else:
             raise InputError(
                 f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
             )
         for name, path in found:
-            if name in scans:
+            other = files.setdefault(prediction_name(name), name)
+            if other in scans and not (other == name and path.samefile(scans[name])):
                 raise InputError(
-                    f"{path}: a second scan called {name} beside {scans[name]}. Rename one of them."
+                    f"{path}: a second scan called {name} beside {scans[other]}. {_apart(path, scans[other])}"
                 )
-            scans[name] = path
+            scans.setdefault(name, path)
     return scans
+
+
+def _apart(path: Path, other: Path) -> str:
+    """How to give scans that would have one name."""
+    given = [as_given(path), as_given(other)]
+    folder = Path(os.path.commonpath([path.parent for path in given]))
+    pattern = pattern_of([path.relative_to(folder) for path in given], fixed=False)
+    if pattern is None or given[0].parent == given[1].parent:
+        return "Predict them into two folders (--out), or rename one."
+    return (
+        f"Give the folder of both, {folder}, with --images '{pattern}': what * stands for is then the name. "
+        "Or predict them into two folders (--out)."
+    )

@@ -7,12 +7,12 @@ there is looked at by ``kitsseg.data.layouts.find.find_cases``, which chooses th
 from dataclasses import dataclass
 from pathlib import Path
 
+from kitsseg.data.layouts.names import IMAGE_NAMES, LABEL_NAMES, folder_name
 from kitsseg.errors import InputError
+from kitsseg.files.paths import as_given
 
-__all__ = ["CYST", "IMAGE_NAMES", "LABEL_NAMES", "Case", "Layout", "kits_cases"]
+__all__ = ["CYST", "Case", "Layout", "kits_cases"]
 
-IMAGE_NAMES = ("imaging.nii.gz", "imaging.nii")
-LABEL_NAMES = ("segmentation.nii.gz", "segmentation.nii", "aggregated_MAJ_seg.nii.gz")  # the last: KiTS21
 CYST = {"background": 0, "kidney": 1, "tumor": 2}
 
 
@@ -56,32 +56,51 @@ class Layout:
         return (0, 1, 2) if self.cyst is None else (0, 1, 2, CYST[self.cyst])
 
 
-def kits_cases(folder, layout):
+def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> list[Case]:
     """Cases of KiTS19, KiTS21 or KiTS23: folders of a CT and a label map. Empty if there are none.
+
+    A link to nothing counts as a file: a scan that has not been fetched is missed, not overlooked.
+
+    Args:
+        options: those for patterns that the command has, for the messages.
 
     Raises: InputError for a case with two label maps or two images.
     """
-    names = IMAGE_NAMES + LABEL_NAMES
-    if any((folder / name).is_file() for name in names):
-        folders = [folder.resolve()]
+    if here := _files_of(folder):
+        folders = {as_given(folder): here}
     else:
-        folders = sorted(
-            sub
-            for sub in folder.iterdir()
-            if not sub.name.startswith(".") and any((sub / n).is_file() for n in names)
-        )
+        below = sorted(sub for sub in folder.iterdir() if not sub.name.startswith(".") and sub.is_dir())
+        folders = {sub: files for sub in below if (files := _files_of(sub))}
     return [
-        Case(sub.name, _only(sub, IMAGE_NAMES), _only(sub, LABEL_NAMES), layout.label_values)
-        for sub in folders
+        Case(
+            folder_name(sub),
+            _only(sub, files, IMAGE_NAMES, options),
+            _only(sub, files, LABEL_NAMES, options),
+            layout.label_values,
+        )
+        for sub, files in folders.items()
     ]
 
 
-def _only(folder, names):
+def _files_of(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder that are called as a case's files, by that name; capital letters do not count."""
+    found: dict[str, list[Path]] = {}
+    known = {name.lower(): name for name in IMAGE_NAMES + LABEL_NAMES}
+    for path in sorted(folder.iterdir()):
+        if (name := known.get(path.name.lower())) and (path.is_file() or path.is_symlink()):
+            found.setdefault(name, []).append(path)
+    return {name: paths for name, paths in found.items() if not all(map(Path.is_dir, paths))}
+
+
+def _only(
+    folder: Path, files: dict[str, list[Path]], names: tuple[str, ...], options: tuple[str, ...]
+) -> Path:
     """The one of these files that is there, or else where the first would be."""
-    found = [folder / name for name in names if (folder / name).is_file()]
+    found = [path for name in names for path in files.get(name, ())]
     if len(found) > 1:
+        which = f", or say which is meant with {' or '.join(options)}" if options else ""
         raise InputError(
             f"{folder}: expected one of {', '.join(names)}, found {' and '.join(p.name for p in found)}. "
-            "Remove one, or say which is meant with --images or --labels."
+            f"Remove one{which}."
         )
     return found[0] if found else folder / names[0]

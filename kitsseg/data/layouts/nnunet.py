@@ -1,10 +1,12 @@
 """nnU-Net raw datasets: their cases, and what the labels that ``dataset.json`` names become."""
 
 import json
-import re
+from pathlib import Path
 
-from kitsseg.data.layouts.kits import CYST, Case
+from kitsseg.data.layouts.kits import CYST, Case, Layout
+from kitsseg.data.layouts.names import folder_name, nnunet_part
 from kitsseg.errors import InputError
+from kitsseg.files.paths import as_given
 
 __all__ = ["nnunet_cases", "nnunet_root", "values_of_labels"]
 
@@ -19,25 +21,33 @@ _SPELLINGS = {
 }
 
 
-def nnunet_root(folder):
-    """(folder of an nnU-Net raw dataset, its parts "Tr" and "Ts" that are meant), or None."""
+def nnunet_root(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """(folder of an nnU-Net raw dataset, its parts "Tr" and "Ts" that are meant), or None.
+
+    A link to ``imagesTr`` may be called otherwise; a folder of that name may be a link to anywhere.
+    """
     if any((folder / f"{kind}{part}").is_dir() for kind in ("images", "labels") for part in _PARTS):
         return folder, _PARTS
-    match = re.fullmatch("(images|labels)(Tr|Ts)", folder.resolve().name)
-    return (folder.resolve().parent, (match[2],)) if match else None
+    if part := nnunet_part(folder):
+        named = "".join(part) == folder_name(folder)
+        return (as_given(folder) if named else folder.resolve()).parent, (part[1],)
+    return None
 
 
-def nnunet_cases(folder, parts, layout):
+def nnunet_cases(
+    folder: Path, parts: tuple[str, ...], layout: Layout, options: tuple[str, ...] = ()
+) -> list[Case]:
     """Cases of an nnU-Net raw dataset: ``imagesTr/NAME_0000.nii.gz`` with ``labelsTr/NAME.nii.gz``.
 
     Args:
         folder: holds ``dataset.json``, of version 1 or 2. parts: "Tr", "Ts" or both.
+        options: those for patterns that the command has, for the messages.
 
     Raises: InputError for other channels than one CT, labels other than kidney, tumor and cyst, or a name in both
         parts.
     """
     record = folder / "dataset.json"
-    dataset = _read_json(record)
+    dataset = _read_json(record, options)
     channels = dataset.get("channel_names", dataset.get("modality"))
     if not isinstance(channels, dict) or [str(name).upper() for name in channels.values()] != ["CT"]:
         raise InputError(f"{record}: expected one channel, CT, found {channels}. kitsseg segments CT alone.")
@@ -68,13 +78,13 @@ def _names(folder, ending):
     return [p.name for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".")]
 
 
-def _read_json(path):
+def _read_json(path: Path, options: tuple[str, ...]) -> dict[str, object]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        where = f", or say where the files are with {' and '.join(options)}" if options else ""
         raise InputError(
-            f"{path}: missing; an nnU-Net dataset names its channels and labels there. "
-            "Add it, or say where the files are with --images and --labels."
+            f"{path}: missing; an nnU-Net dataset names its channels and labels there. Add it{where}."
         ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: expected the JSON record of an nnU-Net dataset ({error}).") from error

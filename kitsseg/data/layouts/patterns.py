@@ -4,6 +4,7 @@ import re
 from pathlib import PurePosixPath
 
 from kitsseg.data.layouts.kits import Case
+from kitsseg.data.layouts.names import folder_name
 from kitsseg.errors import InputError
 
 __all__ = ["pattern_cases"]
@@ -32,7 +33,7 @@ def pattern_cases(folder, layout, need_labels, need_image):
         )
     cases = {}
     for found in sorted({match for pattern in parsed.values() for match in pattern.matches(folder)}):
-        name = "_".join(part for part in found if part) or folder.resolve().name
+        name = "_".join(part for part in found if part) or folder_name(folder)
         image, labels = (
             folder / parsed[kind].filled(found) if kind in parsed else None for kind in ("images", "labels")
         )

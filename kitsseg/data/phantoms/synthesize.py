@@ -76,7 +76,7 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
         then.
     """
     check_seed(seed)
-    found = {case.name: case for case in find_cases(labels_dir, need_image=False)}
+    found = {case.name: case for case in find_cases(labels_dir, need_image=False, options=())}
     names = sorted(found) if cases is None else list(cases)
     unknown = [name for name in names if name not in found]
     if unknown:

@@ -1,0 +1,106 @@
+"""How a case is called: the one place that makes a name of a path, and a file's name of a case.
+
+A name is taken from the path as the user gave it. Where a link leads is never asked: data sets of links into a store
+(git-annex, DVC, a download cache) have other names there. A scan has the same name whether its file or its folder is
+given.
+"""
+
+import re
+from pathlib import Path
+
+from kitsseg.files.paths import as_given
+
+__all__ = [
+    "IMAGE_NAMES",
+    "LABEL_NAMES",
+    "case_of_prediction",
+    "folder_name",
+    "in_case_folder",
+    "is_nifti",
+    "nnunet_part",
+    "pattern_of",
+    "prediction_name",
+    "scan_name",
+    "stem_of",
+]
+
+IMAGE_NAMES = ("imaging.nii.gz", "imaging.nii")
+LABEL_NAMES = ("segmentation.nii.gz", "segmentation.nii", "aggregated_MAJ_seg.nii.gz")  # the last: KiTS21
+_OF_FOLDERS = {name.lower() for name in IMAGE_NAMES + LABEL_NAMES}
+_ENDINGS = (".nii.gz", ".nii")
+
+
+def folder_name(path: Path | str) -> str:
+    """The name of a folder as it was given, also where it was given as ``.`` or ``..``."""
+    return as_given(path).name
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file's name ends as those of NIfTI files do, in small or capital letters."""
+    return path.name.lower().endswith(_ENDINGS)
+
+
+def stem_of(name: str) -> str:
+    """The name of a NIfTI file without its ending, in small or capital letters: SCAN.NII.GZ -> SCAN."""
+    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
+
+
+def in_case_folder(file: Path) -> bool:
+    """Whether a file is called as those in the folder of a KiTS case, whose name is then that of the folder."""
+    return file.name.lower() in _OF_FOLDERS
+
+
+def nnunet_part(folder: Path) -> tuple[str, str] | None:
+    """("images" or "labels", "Tr" or "Ts") of a folder ``imagesTr`` or the like, or of a link to one; else None."""
+    for name in (folder_name(folder), folder.resolve().name):
+        if match := re.fullmatch("(images|labels)(Tr|Ts)", name):
+            return match[1], match[2]
+    return None
+
+
+def scan_name(file: Path) -> str:
+    """The case that the file of a scan belongs to, as ``find_cases`` calls it when its folder is given."""
+    if in_case_folder(file):
+        return folder_name(as_given(file).parent)
+    stem, part = stem_of(file.name), nnunet_part(as_given(file).parent)
+    return stem.removesuffix("_0000") if part and part[0] == "images" else stem
+
+
+def prediction_name(case_name: str) -> str:
+    """Name of a case's prediction as KiTS19 asks for it: case_00210 -> prediction_00210.nii.gz."""
+    if case_name.startswith("case_"):
+        return f"prediction_{case_name.removeprefix('case_')}.nii.gz"
+    return f"{case_name}.nii.gz"
+
+
+def case_of_prediction(file: Path) -> str:
+    """The case that a label map belongs to: the inverse of ``prediction_name``, and two other common ways."""
+    if in_case_folder(file):
+        return folder_name(as_given(file).parent)
+    stem = stem_of(file.name)
+    return f"case_{stem.removeprefix('prediction_')}" if stem.startswith("prediction_") else stem
+
+
+def pattern_of(paths: list[Path], fixed: bool = True) -> str | None:
+    """A pattern as for --images that finds these files or folders, and tells them apart by its wildcards.
+
+    Args:
+        paths: relative to one folder.
+        fixed: keep the names of folders that all paths have in common; otherwise they are part of the case's name.
+
+    Returns: the pattern, or None if the paths do not lie equally deep.
+    """
+    if len({len(path.parts) for path in paths}) != 1:
+        return None
+    *folders, names = zip(*(path.parts for path in paths), strict=True)
+    parts = [
+        found[0] if fixed and len(paths) > 1 and len(set(found)) == 1 else "*" for found in map(list, folders)
+    ]
+    if all(map(is_nifti, paths)):
+        endings = {path.name[len(stem_of(path.name)) :] for path in paths}
+        ending = endings.pop() if len(endings) == 1 else ".nii*"
+        parts.append(names[0] if folders and len(set(names)) == 1 else f"*{ending}")
+    else:
+        parts.append("*")
+    return re.sub(r"[\[\]{}]|(?<=\*)\*", "?", "/".join(parts))
