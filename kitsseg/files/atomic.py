@@ -1,65 +1,125 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what killed processes leave of them.
 
+What is being written has a hidden name beside the final one, ``.NAME-kitsseg-0123abcd.SUFFIX``, and its writer holds a
+shared lock of the folder around it. A killed process leaves the hidden name behind; its lock, which is the operating
+system's, ends with it. Whoever holds that lock alone therefore knows that nobody writes in the folder, and removes the
+hidden names. Every writer tries this first, so that no command can forget it. Where folders have no locks (Windows,
+some network file systems) nothing is removed.
+"""
+
+import os
 import re
 import secrets
 import shutil
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_folder", "atomic_path", "unfinished_folders"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["atomic_folder", "atomic_path", "remove_unfinished"]
+
+_UNFINISHED = re.compile(r"\..*-kitsseg-[0-9a-f]{8}(\..*)?", re.DOTALL)
 
 
 @contextmanager
-def atomic_path(path):
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if the block ends well, and vanishes if not."""
     path = Path(path)
     suffix = "".join(path.suffixes[-2:])  # writers look at it
     with _errors_naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{_hidden(path)}{secrets.token_hex(4)}{suffix}"
-        try:
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _writing_in(path.parent):
+            temporary = path.parent / f"{_hidden(path)}{secrets.token_hex(4)}{suffix}"
+            try:
+                yield temporary
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path):
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """As ``atomic_path``, for a folder: ``path`` must not exist yet, or be an empty folder."""
     path = Path(path)
     with _errors_naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{_hidden(path)}{secrets.token_hex(4)}"
-        try:
-            temporary.mkdir()  # inside: an interruption from here on finds the way out below
-            yield temporary
-            temporary.rename(path)
-        finally:
-            if temporary.exists():
-                shutil.rmtree(temporary)
+        with _writing_in(path.parent):
+            temporary = path.parent / f"{_hidden(path)}{secrets.token_hex(4)}"
+            try:
+                temporary.mkdir()  # inside: an interruption from here on finds the way out below
+                yield temporary
+                temporary.rename(path)
+            finally:
+                if temporary.exists():
+                    shutil.rmtree(temporary)
 
 
-def unfinished_folders(folder):
-    """The temporary folders of ``atomic_folder`` in a folder: of processes at work, or killed at it."""
-    return sorted(
-        path
-        for path in Path(folder).iterdir()
-        if re.fullmatch(r"\.[^.]+-[0-9a-f]{8}", path.name) and path.is_dir() and not path.is_symlink()
-    )
-
-
-def _hidden(path):
-    """How the name of what is not finished begins; what begins with a dot is never taken for a case."""
-    return f".{path.name.split('.')[0]}-"
+def remove_unfinished(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what killed processes left half written in a folder, unless anybody writes there; returns its paths."""
+    with _opened(Path(folder)) as descriptor:
+        return _removed(Path(folder), descriptor)
 
 
 @contextmanager
-def _errors_naming(path):
+def _writing_in(folder: Path) -> Iterator[None]:
+    """Hold the shared lock of a folder for a block; before, what killed processes have left there is removed."""
+    with _opened(folder) as descriptor:
+        _removed(folder, descriptor)
+        if descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits only for somebody who removes
+        yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A descriptor of a folder, whose lock is given back at the end; None where there is none to be had."""
+    descriptor = None
+    if fcntl is not None:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _removed(folder: Path, descriptor: int | None) -> list[Path]:
+    """Remove what is unfinished in a folder if its lock can be had alone."""
+    if descriptor is None:
+        return []
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return []
+    with os.scandir(folder) as entries:
+        left = sorted(Path(entry.path) for entry in entries if _UNFINISHED.fullmatch(entry.name))
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is never taken for whole either
+        else:
+            with suppress(OSError):
+                path.unlink()
+    return left
+
+
+def _hidden(path: Path) -> str:
+    """How the name of what is not finished begins; what begins with a dot is never taken for a case."""
+    return f".{path.name.split('.')[0][:60]}-kitsseg-"  # a name may be as long as file systems allow
+
+
+@contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
     """Make errors of the block name ``path``: those of a write name no file, others the temporary one."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or _hidden(path) in str(error.filename):
+        # an error without a number says all in its text, which a name of a file would hide
+        if error.errno is not None and (error.filename is None or _hidden(path) in str(error.filename)):
             error.filename = str(path)
         raise

@@ -1,107 +1,135 @@
-"""Locks of a folder: one process or thread at a time, and clearing up after processes that were killed.
+"""Locks of a folder: one process or thread at a time.
 
-The locks are the operating system's, on hidden files: a lock ends with the process that holds it, however that
-process ends and on whichever machine it ran, so that nobody has to clear up after a killed process.
+The locks are the operating system's, on a hidden file that says who holds it: a lock ends with the process that holds
+it, however that process ends and on whichever machine it ran, so that nobody has to clear up after a killed process.
+The file goes with the lock; of a killed process it stays until the next one comes.
 
-``folder_lock`` lets one process in at a time. ``at_work`` is a shared lock: every process that writes a case of a
-cache holds it. ``remove_unfinished`` needs the same lock alone, removes what killed processes left half made, and so
-never removes what another process is at work on. Where there are no such locks (Windows, some network file systems)
-nothing is removed.
+Some network file systems have no locks. There the work goes on without, after a warning.
 """
 
 import os
-import shutil
+import platform
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import unfinished_folders
 
-__all__ = ["at_work", "folder_lock", "remove_unfinished"]
+__all__ = ["folder_lock"]
 
 if os.name == "nt":
     import msvcrt
 
-    def _lock(file, wait):
+    def _lock(file: TextIO, wait: bool) -> None:
+        file.seek(1 << 20)  # behind what others read: Windows lets nobody read what is locked
         msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)  # waits ten seconds
 
     _TAKEN = PermissionError
 else:
     import fcntl
 
-    def _lock(file, wait):
+    def _lock(file: TextIO, wait: bool) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
     _TAKEN = BlockingIOError
 
+_in_this_process: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+_warned: set[str] = set()
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
 
 @contextmanager
-def folder_lock(folder, name, wait=True, doing="working"):
-    """Hold the lock ``name`` of a folder for a block; the folder is made if need be.
+def folder_lock(
+    folder: str | os.PathLike[str],
+    name: str,
+    wait: bool = True,
+    doing: str = "working",
+    say: Callable[[str], None] = _warn,
+) -> Iterator[None]:
+    """Hold the lock ``name`` of a folder for a block; the folder is made if need be, and stays if anything is in it.
 
     Args:
         wait: wait for whoever holds it; otherwise that is an error.
         doing: what the holder is then said to be doing there.
+        say: called with a warning, once a folder, where the file system has no locks.
 
-    Raises: InputError if it is taken; OSError naming the file where the file system has no locks.
+    Raises: InputError, naming who holds it, if it is taken, or if ``folder`` is a file.
     """
-    path = Path(folder) / f".{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # closing it gives the lock back
+    folder = Path(folder)
+    made = not folder.exists()
+    if not made and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, found a file. Choose another.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{name}.lock"
+    inside = _in_this_process[os.path.realpath(path)]
+    if not inside.acquire(blocking=wait):
+        raise _taken(folder, path, doing)
+    try:
+        file = _locked(folder, path, wait, doing, say)
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M}")
+            file.flush()
+            yield
+        finally:
+            if os.name != "nt":  # there it can go only when it is closed, and may then be another's
+                path.unlink(missing_ok=True)
+            file.close()  # this gives the lock back
+    finally:
+        inside.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # nothing came of it
+
+
+def _locked(folder: Path, path: Path, wait: bool, doing: str, say: Callable[[str], None]) -> TextIO:
+    """The opened file, its lock held."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
             _lock(file, wait)
+            if os.name == "nt" or _is_at(file, path):
+                return file
         except _TAKEN as error:
-            raise InputError(
-                f"{folder}: another process is {doing} here. Wait until it has ended, or stop it first."
-            ) from error
+            file.close()
+            raise _taken(folder, path, doing) from error
         except OSError as error:
-            error.filename = str(path)
-            raise
-        yield
-
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
-
-
-@contextmanager
-def at_work(file):
-    """For a block, say by a lock of ``file`` that folders beside it are being written.
-
-    It waits only for ``remove_unfinished``.
-    """
-    held = _open_locked(file, "rb", "LOCK_SH")
-    try:
-        yield
-    finally:
-        if held is not None:
-            held.close()
-
-
-def remove_unfinished(file):
-    """Remove the unfinished folders beside ``file``, unless anybody is at work there; returns their paths."""
-    held = _open_locked(file, "r+b", "LOCK_EX", "LOCK_NB")
-    if held is None:
-        return []
-    with held:
-        left = unfinished_folders(file.parent)
-        for folder in left:
-            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed is no case either
-        return left
-
-
-def _open_locked(path, mode, *flags):
-    """The opened file, its lock held until it is closed; None if that cannot be."""
-    if fcntl is None:
-        return None
-    with suppress(OSError):
-        file = path.open(mode)
-        try:
-            fcntl.flock(file, sum(getattr(fcntl, flag) for flag in flags))
-        except OSError:
+            if str(folder) not in _warned:
+                _warned.add(str(folder))
+                say(
+                    f"warning: {folder}: this file system has no locks ({error.strerror}). Going on without: do not "
+                    "call two commands at once that write there."
+                )
+            return file
+        except BaseException:
             file.close()
             raise
-        return file
-    return None
+        file.close()  # who held it before has removed it
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an opened file is still the one of that name."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(file.fileno())
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _taken(folder: Path, path: Path, doing: str) -> InputError:
+    who = ""
+    with suppress(OSError, ValueError):
+        who = path.read_text(encoding="utf-8")[:200].strip()
+    return InputError(
+        f"{folder}: another process is {doing} here{f' ({who})' if who else ''}. Wait until it has ended, or stop it "
+        "first."
+    )

@@ -1,4 +1,4 @@
-"""What becomes of an unfinished run whose checkpoints are damaged or gone, and of what a killed process leaves behind.
+"""What becomes of an unfinished run whose checkpoints are damaged or gone.
 
 Of each phase the last epoch is kept, the one before, and the best as of each: if the newest file is damaged, training
 goes on from the one before.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kitsseg.errors import InputError
 
-__all__ = ["check_there", "clear_leftovers", "go_back", "is_whole"]
+__all__ = ["check_there", "go_back", "is_whole"]
 
 
 def is_whole(path):
@@ -78,11 +78,3 @@ def check_there(folder):
             f"{folder}: expected the run that is being trained, found that it or its checkpoint folder has vanished. "
             "Bring it back (is the drive still mounted?) and go on with --resume, which takes the last whole epoch."
         )
-
-
-def clear_leftovers(folder):
-    """Remove what a killed process had not finished writing to a run folder."""
-    folder = Path(folder)
-    for path in (*folder.glob(".*-????????.*"), *(folder / "checkpoint").glob(".*-????????.*")):
-        if path.is_file():
-            path.unlink()

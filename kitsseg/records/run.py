@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 from kitsseg import __version__
 from kitsseg.data.splits import load_split, save_split
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.atomic import atomic_path, remove_unfinished
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
-from kitsseg.records.checkpoints import clear_leftovers
 
 if TYPE_CHECKING:
     from kitsseg.records.exported import Exported
@@ -80,7 +79,7 @@ def create_run(folder, recipe, split, seed, details):
             f"{folder}: expected a new or empty folder for the run, found one in use. Choose another."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
+    remove_unfinished(folder)
     record = {
         "kitsseg": __version__,
         "recipe": recipe.name,
@@ -240,7 +239,8 @@ def versions():
 
 def _only_begun(folder, split):
     """Whether a folder holds nothing but what ``create_run`` leaves, with this split, if it is killed at once."""
-    entries = [path for path in folder.iterdir() if not path.name.startswith((".run-", ".split-"))]
+    ours = (".run-kitsseg-", ".split-kitsseg-", ".train.lock")
+    entries = [path for path in folder.iterdir() if not path.name.startswith(ours)]
     if [path.name for path in entries] == ["split.json"]:
         with contextlib.suppress(InputError):
             return load_split(entries[0]).hash == split.hash

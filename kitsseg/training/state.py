@@ -1,6 +1,7 @@
 """What all phases of one training share, and what an unfinished run is checked for before it goes on."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,6 +84,10 @@ def unfinished(run, recipe, split, seed, details):
     """
     record = read_run(run)
     if record["status"] == "finished":
+        if (Path(run) / "model.keras").is_file():
+            shutil.rmtree(
+                Path(run) / "checkpoint", ignore_errors=True
+            )  # the process was killed at its very end
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     for key, expected, found in (
         ("recipe", record["settings"], json.loads(json.dumps(recipe.as_dict()))),

@@ -4,8 +4,10 @@ Nothing but weights, optimizer and the masks of pruning is stored to resume: lea
 position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
 """
 
+import contextlib
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,13 @@ import keras
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.atomic import atomic_path, remove_unfinished
+from kitsseg.files.locks import folder_lock
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import PatchSampler
-from kitsseg.records.checkpoints import clear_leftovers, go_back, is_whole
+from kitsseg.records.checkpoints import go_back, is_whole
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
 from kitsseg.runtime.devices import ONE_DEVICE
@@ -119,10 +122,12 @@ def train_recipe(
     start = None if start_from is None else start_from_run(start_from, recipe, split, run)
     details = computing | ({"parent": start.parent} if start else {}) | (details or {})
     warned = [*warned, *(start.warnings if start else ())]
-    with computing_in(precision), devices.own_run(run, resume) as own:
+    with computing_in(precision), devices.own_run(run, resume) as own, _alone_in(own, resume, say):
         if resume:
             record, history = unfinished(own, recipe, split, seed, details)
-            clear_leftovers(own)
+            for folder in (own, own / "checkpoint"):
+                if folder.is_dir():
+                    remove_unfinished(folder)
         else:
             where = {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
             create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
@@ -148,6 +153,18 @@ def train_recipe(
     return Path(run)
 
 
+@contextlib.contextmanager
+def _alone_in(run: Path, resume: bool, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Let one process at a time train a run, as when a cluster starts a job a second time.
+
+    Raises: InputError if another one does; without a run to resume.
+    """
+    if resume:
+        read_run(run)  # before a folder is made
+    with folder_lock(run, "train", wait=False, doing="training", **({"say": say} if say else {})):
+        yield
+
+
 def _finish(training, weights):
     """Write what a finished run holds; the network computes in float32, whatever it was trained in."""
     recipe, run, record = training.recipe, training.run, training.record
@@ -163,9 +180,11 @@ def _finish(training, weights):
         record["sparsity"] = sparsity_totals(model, rows)
         shutil.copyfile(pruning_state(weights), run / "pruning.npz")
     record |= training.monitor.finish()
-    record |= {"status": "finished", "seconds": round(time.monotonic() - training.started, 1)}
+    record |= {"seconds": round(time.monotonic() - training.started, 1)}
     update_run(run, record)
     write_model_card(run)
+    record |= {"status": "finished"}
+    update_run(run, record)  # last: a run that says so is whole, whenever the process is killed
     shutil.rmtree(training.checkpoints)
 
 

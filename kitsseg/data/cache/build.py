@@ -30,9 +30,8 @@ from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, l
 from kitsseg.data.geometry.planes import network_planes
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_folder, atomic_path
+from kitsseg.files.atomic import atomic_folder, atomic_path, remove_unfinished
 from kitsseg.files.checksums import crc32_of_planes
-from kitsseg.files.locks import at_work, remove_unfinished
 from kitsseg.runtime.workers import in_processes, one_by_one
 
 __all__ = ["check_pair", "plan_cache", "preprocess_cases"]
@@ -60,7 +59,8 @@ def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, c
     """
     plan = plan_cache(data, cache, spec, layout, compress)
     folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
-    remove_unfinished(folder / "spec.json")  # they take up space
+    if folder.is_dir():
+        remove_unfinished(folder)  # before the space is counted
     plan.check_space()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():
@@ -142,7 +142,7 @@ class _Job(NamedTuple):
 
 def _do(job):
     try:
-        with at_work(job.target.parent / "spec.json"), atomic_folder(job.target) as temporary:
+        with atomic_folder(job.target) as temporary:
             _write_case(job.case, temporary, job.spec, job.compress)
     except OSError as error:
         if error.errno not in (EEXIST, ENOTEMPTY):

@@ -93,7 +93,7 @@ def download_files(dest, files, source=None, jobs=4, patience=None, say=None, pr
     source = None if source is None else Path(source)
     if dest.exists() and not dest.is_dir():
         raise InputError(f"{dest}: expected a folder for the data, found a file. Choose another.")
-    with folder_lock(dest, "download", wait=False, doing="downloading"):
+    with folder_lock(dest, "download", wait=False, doing="downloading", say=say):
         _show_license(dest, say)
         work = _Work(dest, source, files, Connections(patience))
         _check_space(dest, work)

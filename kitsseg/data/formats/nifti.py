@@ -282,11 +282,12 @@ def write_labels(path, labels, grid):
     _write(Path(path), header, grid.file_view(labels))
 
 
-def write_image(path, array, spacing_mm, description=""):
+def write_image(path, array, spacing_mm, description="", made_from=""):
     """Write a volume (slices, rows, columns) in KiTS19 layout: its axes, affine and no origin.
 
     Args:
         description: at most 79 characters for the header's ``descrip``.
+        made_from: at most 23 characters for its ``aux_file``.
     """
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = -np.asarray(spacing_mm, float)
@@ -297,7 +298,7 @@ def write_image(path, array, spacing_mm, description=""):
     header.set_zooms(spacing_mm)
     header.set_sform(affine, code="aligned")
     header.set_xyzt_units("mm")
-    header["descrip"] = description.encode()
+    header["descrip"], header["aux_file"] = description.encode(), made_from.encode()
     header.set_slope_inter(1.0, 0.0)
     _write(Path(path), header, array)
 

@@ -1,15 +1,23 @@
 """Synthetic patients on disk in KiTS19 layout: what everything else can be tried on without the dataset.
 
-A case is a function of the seed and its number or name alone: asking for more cases changes none of them.
+A case is a function of the seed and its number or name alone: asking for more cases changes none of them. The header
+of its scan says what it was made from, so that a call that was stopped goes on: its finished cases are left alone.
 """
 
+import hashlib
+import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
-from kitsseg.data.formats.nifti import KITS_AXES, PHANTOM, read_labels, write_image
+from kitsseg import __version__
+from kitsseg.data.formats.nifti import KITS_AXES, PHANTOM, is_phantom, read_labels, write_image
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.phantoms.anatomy import ellipsoid_distance
 from kitsseg.data.phantoms.render import render_ct
@@ -33,9 +41,9 @@ def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None
         seed: an integer from 0; the same seed gives the same cases.
         progress: called as ``progress(description, done, total)`` after each case.
 
-    Returns: folders of the cases.
+    Returns: folders of the cases. Those that an earlier call with the same seed and size has made are left alone.
     Raises: InputError if an argument is out of range, or if a case's folder is there already and holds
-        anything: nothing is written then.
+        anything else: nothing is written then.
     """
     check_seed(seed)
     if n_cases < 1:
@@ -45,8 +53,11 @@ def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None
             f"expected a size of slices, rows and columns of at least {SMALLEST}, got {tuple(size)}."
         )
     folders = [Path(out) / f"case_{number:05d}" for number in range(n_cases)]
-    check_empty(folders)
+    made_from = [_digest(seed, number, *size) for number in range(n_cases)]
+    missing = check_empty(folders, made_from)
     for number, folder in enumerate(folders):
+        if folder not in missing:
+            continue
         rng = np.random.default_rng((seed, number))
         across = rng.uniform(370, 400) / size[2]
         spacing_mm = (round(rng.uniform(170, 190) / size[0], 3), round(across, 5), round(across, 5))
@@ -54,7 +65,7 @@ def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None
         image = render_ct(labels, spacing_mm, rng)
         with atomic_folder(folder) as temporary:
             write_image(temporary / "segmentation.nii.gz", labels, spacing_mm)
-            write_image(temporary / "imaging.nii.gz", image, spacing_mm, PHANTOM)
+            write_image(temporary / "imaging.nii.gz", image, spacing_mm, PHANTOM, made_from[number])
         if progress:
             progress("synthesize", number + 1, n_cases)
     return folders
@@ -70,9 +81,10 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
         cases: names of the cases to render; all by default.
         progress: called as ``progress(description, done, total)`` after each case.
 
-    Returns: folders of the cases.
+    Returns: folders of the cases. Those that an earlier call with the same seed has made of the same label maps are
+        left alone.
     Raises: InputError for a label map that cannot be read, has other axes than KiTS19's or is empty; for
-        unknown case names, and if a case's folder is there already and holds anything: nothing is written
+        unknown case names, and if a case's folder is there already and holds anything else: nothing is written
         then.
     """
     check_seed(seed)
@@ -82,8 +94,11 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
     if unknown:
         raise InputError(f"{labels_dir}: expected {', '.join(unknown)}, found only {', '.join(found)}.")
     folders = [Path(out) / name for name in names]
-    check_empty(folders)
+    made_from = [_digest(seed, name, _sha256(found[name].labels)) for name in names]
+    missing = check_empty(folders, made_from)
     for number, (name, folder) in enumerate(zip(names, folders)):
+        if folder not in missing:
+            continue
         source = found[name].labels
         volume = read_labels(source)
         grid = volume.grid
@@ -99,7 +114,7 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
             raise InputError(f"{source}: {error}") from error
         with atomic_folder(folder) as temporary:
             shutil.copyfile(source, temporary / source.name)
-            write_image(temporary / "imaging.nii.gz", image, grid.spacing_mm, PHANTOM)
+            write_image(temporary / "imaging.nii.gz", image, grid.spacing_mm, PHANTOM, made_from[number])
         if progress:
             progress("render", number + 1, len(names))
     return folders
@@ -110,13 +125,42 @@ def check_seed(seed):
         raise InputError(f"expected a seed of 0 or more, got {seed}.")
 
 
-def check_empty(folders):
-    """Nothing is ever overwritten: it might be the only copy of a real case."""
-    for folder in folders:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def check_empty(folders: Sequence[Path], made_from: Sequence[str]) -> set[Path]:
+    """The folders that are still to be made. Nothing is ever overwritten: it might be the only copy of a real case.
+
+    Raises: InputError for a folder that holds anything but the case that would be made there.
+    """
+    missing = set()
+    for folder, digest in zip(folders, made_from, strict=True):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            missing.add(folder)
+        elif not _is_made_from(folder, digest):
             raise InputError(
-                f"{folder}: expected no such case yet, found it. Choose another folder or remove it."
+                f"{folder}: expected no such case yet, or the one that this call makes; found another, such as one of "
+                "another seed or size. Choose another folder or remove it."
             )
+    return missing
+
+
+def _is_made_from(folder: Path, digest: str) -> bool:
+    """Whether a folder holds the synthetic case that says in its header that it was made from this."""
+    files = folder / "imaging.nii.gz", folder / "segmentation.nii.gz"
+    try:
+        image, labels = (nib.load(file) for file in files)
+    except (OSError, EOFError, ImageFileError, HeaderDataError, zlib.error):
+        return False
+    said = bytes(image.header["aux_file"].tobytes()).rstrip(b"\0").decode("ascii", "replace")
+    return is_phantom(image.header) and said == digest and image.shape == labels.shape
+
+
+def _digest(*values: object) -> str:
+    """23 characters that say what a case was made from."""
+    return hashlib.sha256(" ".join(map(str, (__version__, *values))).encode()).hexdigest()[:23]
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw_labels(shape, spacing_mm, rng):

@@ -1,11 +1,13 @@
 """Synthetic cases on disk: layout, labels, determinism, refusals."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.phantoms.synthesize import draw_labels, render_cases, synthesize_cases
 from kitsseg.errors import InputError
@@ -96,6 +98,71 @@ def test_nothing_is_overwritten(tmp_path, command):
     (out / "case_00001" / "segmentation.nii.gz").unlink()
     command(*([source] if command is render_cases else []), out, *arguments)  # an empty folder is no case
     assert len(contents(out)) == 4
+
+
+def test_a_call_that_was_stopped_goes_on(tmp_path):
+    synthesize_cases(tmp_path / "whole", n_cases=4, size=SMALL, seed=3)
+    synthesize_cases(tmp_path / "out", n_cases=2, size=SMALL, seed=3)
+    (tmp_path / "out" / "case_00003").mkdir()
+    left = tmp_path / "out" / ".case_00002-kitsseg-0123abcd"
+    left.mkdir()
+    (left / "segmentation.nii.gz").write_bytes(b"half")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("case_*/*")}
+    folders = synthesize_cases(tmp_path / "out", n_cases=4, size=SMALL, seed=3)
+    assert [folder.name for folder in folders] == [f"case_{i:05d}" for i in range(4)]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not left.exists()
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # the finished cases were left alone
+
+
+def test_so_does_one_that_renders_label_maps(tmp_path):
+    synthesize_cases(tmp_path / "labels", n_cases=3, size=SMALL)
+    render_cases(tmp_path / "labels", tmp_path / "whole", seed=5)
+    render_cases(tmp_path / "labels", tmp_path / "out", seed=5, cases=["case_00001"])
+    render_cases(tmp_path / "labels", tmp_path / "out", seed=5)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    with pytest.raises(InputError, match="case_00000: expected no such case yet"):
+        render_cases(tmp_path / "labels", tmp_path / "out", seed=6)
+    shutil.copy(
+        tmp_path / "labels" / "case_00001" / "segmentation.nii.gz", tmp_path / "labels" / "case_00002"
+    )
+    with pytest.raises(InputError, match="case_00002: expected no such case yet"):
+        render_cases(tmp_path / "labels", tmp_path / "out", seed=5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"size": (12, 48, 52)},
+        "no labels",
+        "no image",
+        "a real image",
+        "a damaged image",
+        "a file instead",
+    ],
+)
+def test_a_case_that_this_call_would_not_make_is_refused(change, tmp_path):
+    synthesize_cases(tmp_path, n_cases=1, size=SMALL, seed=3)
+    case, arguments = tmp_path / "case_00000", {"size": SMALL, "seed": 3}
+    image = case / "imaging.nii.gz"
+    if isinstance(change, dict):
+        arguments |= change
+    elif change == "no labels":
+        (case / "segmentation.nii.gz").unlink()
+    elif change == "no image":
+        image.unlink()
+    elif change == "a real image":
+        write_image(image, np.zeros(SMALL, np.int16), (1, 1, 1))
+    elif change == "a damaged image":
+        image.write_bytes(image.read_bytes()[:200])
+    else:
+        shutil.rmtree(case)
+        case.write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="case_00000: expected no such case yet"):
+        synthesize_cases(tmp_path, n_cases=2, **arguments)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
