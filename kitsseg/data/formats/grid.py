@@ -1,10 +1,17 @@
-"""Where the voxels of a volume lie: the file's own grid, the volume in KiTS axes, and the way between them."""
+"""Where the voxels of a volume lie: the file's own grid, the volume in KiTS axes, and the way between them.
 
+``grid_of`` is the one place that judges a grid, of NIfTI and DICOM alike: are its axes at right angles, do all parts
+of the header give one voxel size, is that the voxel size of a human being's scan? Spacing alone describes a grid
+here, so that volumes in ml, distances in mm and every resampled picture would be wrong where it does not.
+"""
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
@@ -13,7 +20,14 @@ from kitsseg.errors import InputError
 __all__ = ["KITS_AXES", "Grid", "Volume", "grid_of"]
 
 KITS_AXES = ("I", "P", "L")  # slices run to inferior, rows to posterior, columns to left
+SHEAR_DEGREES = 0.5  # less is the rounding of direction cosines written with three digits
+SIZE_TOLERANCE = 0.01  # of a voxel size that the header gives twice; more is no rounding
+# Of CT of the trunk: 0.2 mm between voxels at least, slices 10 mm apart at most, a patient of 2 m on the table. The
+# limits leave a factor of two; a header in meters, centimeters or micrometers lies outside.
+SPACING_MM = (0.1, 20.0)
+EXTENT_MM = 3000.0
 _UNITS = {1: "meters", 3: "micrometers"}  # of NIfTI's xyzt_units; 0 is unknown, 2 millimeters
+_MM = {"meters": 1000.0, "centimeters": 10.0, "micrometers": 0.001}
 
 
 @dataclass(frozen=True)
@@ -50,37 +64,23 @@ class Volume:
 
 
 @np.errstate(all="ignore")  # of NaN and infinity in the header, which are refused
-def grid_of(header, path):
+def grid_of(header: nib.Nifti1Header, path: str | Path) -> Grid:
     """The grid that a NIfTI header describes.
 
     The affine is the sform where the header has one, else the qform. A file with neither says nothing about which
     way the patient lies, and a network trained on patients the right way up would find nothing or the wrong side:
-    it is refused, and so are two forms that name different axes.
+    it is refused, and so are two forms that name different axes or other voxel sizes.
 
     Args:
-        header: ``nibabel.Nifti1Header`` or ``Nifti2Header``.
+        header: ``nibabel.Nifti1Header`` or ``Nifti2Header``; that of a DICOM series is made of its slices.
         path: of the file, for the messages.
 
-    Raises: InputError for what is no 3-D volume in mm of at least two axial slices, or lies nobody knows how.
+    Raises: InputError for what is no 3-D volume of at least two axial slices with perpendicular axes and voxel sizes
+        in mm as a scan of a human being has them, or lies nobody knows how.
     """
-    shape = header.get_data_shape()
-    if len(shape) > 3 and all(n == 1 for n in shape[3:]):
-        shape = shape[:3]
-    if len(shape) != 3:
-        raise InputError(
-            f"{path}: expected one 3-D volume, found {len(shape)}-D data of shape {shape}. Split it first."
-            if len(shape) > 3
-            else f"{path}: expected a 3-D volume, found {len(shape)}-D data of shape {shape}. Export the whole scan."
-        )
-    if min(shape) < 1:
-        raise InputError(f"{path}: expected a 3-D volume, found no voxels (shape {shape}).")
-    units = int(header["xyzt_units"]) & 7
-    if units in _UNITS:
-        raise InputError(
-            f"{path}: expected a voxel grid in mm, found one in {_UNITS[units]} (xyzt_units). Correct the header."
-        )
+    shape = _checked_shape(header, path)
     affine = _affine(header, path)
-    lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (
         not (np.isfinite(affine).all() and np.isfinite(lengths).all() and (lengths > 0).all())
         or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3
@@ -88,6 +88,9 @@ def grid_of(header, path):
         raise InputError(
             f"{path}: expected a voxel grid in mm, found the affine {affine.tolist()}. Repair the header."
         )
+    _check_one_size(header, lengths, path)
+    _check_human(header, lengths, shape, path)
+    _check_right_angles(affine[:3, :3] / lengths, path)
     # rows of an orientation: (axis it becomes, +1 or -1), one row for each axis of the file
     change = ornt_transform(io_orientation(affine), axcodes2ornt(KITS_AXES))
     axes = tuple(int(axis) for axis in change[:, 0])
@@ -105,7 +108,22 @@ def grid_of(header, path):
     return Grid(tuple(kits_shape), tuple(spacing), axes, tuple(flipped), header)
 
 
-def _affine(header, path):
+def _checked_shape(header: nib.Nifti1Header, path: str | Path) -> tuple[int, int, int]:
+    shape = header.get_data_shape()
+    if len(shape) > 3 and all(n == 1 for n in shape[3:]):
+        shape = shape[:3]
+    if len(shape) != 3:
+        raise InputError(
+            f"{path}: expected one 3-D volume, found {len(shape)}-D data of shape {shape}. Split it first."
+            if len(shape) > 3
+            else f"{path}: expected a 3-D volume, found {len(shape)}-D data of shape {shape}. Export the whole scan."
+        )
+    if min(shape) < 1:
+        raise InputError(f"{path}: expected a 3-D volume, found no voxels (shape {shape}).")
+    return shape
+
+
+def _affine(header: nib.Nifti1Header, path: str | Path) -> npt.NDArray[np.float64]:
     affines = [header.get_sform()] if header["sform_code"] > 0 else []
     if header["qform_code"] > 0:
         try:
@@ -129,9 +147,67 @@ def _affine(header, path):
     return affines[0]
 
 
-def _nearest_axes_are_clear(affine):
+def _nearest_axes_are_clear(affine: npt.NDArray[np.float64]) -> bool:
     """Whether every axis lies within 35 degrees of one of the patient's: only then can two forms contradict."""
     if not np.isfinite(affine).all():
         return False
     cosines = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
     return sorted(cosines.argmax(axis=0)) == [0, 1, 2] and bool((cosines.max(axis=0) > 0.82).all())
+
+
+def _check_one_size(header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], path: str | Path) -> None:
+    """Sform, qform and pixdim must give one voxel size; the qform has none of its own but takes that of pixdim."""
+    stated = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if not np.allclose(stated, lengths, rtol=SIZE_TOLERANCE, atol=0):  # NaN never is
+        other = "pixdim and the qform" if header["qform_code"] > 0 else "pixdim"
+        raise InputError(
+            f"{path}: expected one voxel size, found {_by(lengths)} mm in the sform and {_by(stated)} mm in {other}. "
+            "Correct the wrong one in the header, or export the scan again."
+        )
+
+
+def _check_human(
+    header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], shape: tuple[int, int, int], path: str | Path
+) -> None:
+    """Voxel sizes and extents must be those of a human being in mm, whatever the field of units says."""
+    unit = _UNITS.get(int(header["xyzt_units"]) & 7)
+    if unit is None and _is_human(lengths, shape):
+        return
+    found = f"voxels of {_by(lengths)} {unit or 'mm'} in a scan of {_by(lengths * shape)} {unit or 'mm'}"
+    if unit:
+        found += f" (xyzt_units says {unit})"
+        advice = (
+            "Set xyzt_units to 2, which is mm"
+            if _is_human(lengths, shape)
+            else f"Multiply the affine and pixdim by {_MM[unit]:g} and set xyzt_units to 2, which is mm"
+        )
+    else:
+        likely = [name for name, mm in _MM.items() if _is_human(lengths * mm, shape)]
+        advice = "Export the scan again, with voxel sizes in mm"
+        if likely:
+            of_unit = f"These look like {likely[0]}: multiply the affine and pixdim by {_MM[likely[0]]:g}"
+            advice = f"{of_unit}, or export the scan again with voxel sizes in mm"
+    low, high = SPACING_MM
+    raise InputError(
+        f"{path}: expected voxels of {low:g} to {high:g} mm in a scan of a human being, at most {EXTENT_MM:g} mm "
+        f"long, found {found}. {advice}."
+    )
+
+
+def _is_human(lengths: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> bool:
+    low, high = SPACING_MM
+    return bool((lengths >= low).all() and (lengths <= high).all() and (lengths * shape <= EXTENT_MM).all())
+
+
+def _check_right_angles(directions: npt.NDArray[np.float64], path: str | Path) -> None:
+    cosine = np.abs(directions.T @ directions - np.eye(3)).max()
+    shear = math.degrees(math.asin(min(float(cosine), 1.0)))
+    if shear > SHEAR_DEGREES:
+        raise InputError(
+            f"{path}: expected axes at right angles, found a shear, as of a gantry tilt, of {shear:.1f} degrees. "
+            "Resample the scan to an upright grid first; of a DICOM series dcm2niix makes one."
+        )
+
+
+def _by(values: npt.NDArray[np.float64]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -52,6 +53,12 @@ PHANTOM = (
 _DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError, ImageFileError, HeaderDataError, *_gzip_errors)
 KITS_LABELS = (0, 1, 2)
 _WORDS = ("background", "kidney", "tumor", "cyst")
+FLOAT_LABEL_TOLERANCE = 1e-4
+SCALED_LABEL_TOLERANCE = 0.01
+MAGIC = {348: b"n+1\0", 540: b"n+2\0"}  # of a file that holds header and data, by size of its header
+_LINE_ENDS = (b"\r\n\x1a\n", bytes(4))  # of NIfTI-2: changed by a transfer as text; some leave them empty
+MOST_EXTENSION_BYTES = 64 << 20  # between header and data; extensions take some kB, or some MB of XML
+MOST_INFLATED = 1032  # bytes that one byte of a deflated stream can stand for
 _BLOCK_BYTES = 4 << 20  # stays in the cache of the processor between the steps
 _OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
 
@@ -95,11 +102,9 @@ def read_labels(path, values=KITS_LABELS):
     table = np.array([value or 0 for value in values], np.uint8)
 
     def convert(stored, header, path):
-        numbers = _scaled(stored, header, path)
-        if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.rint(numbers)):
-            raise InputError(
-                f"{path}: labels must be integers; found fractions. Is this an image instead of a label map?"
-            )
+        numbers = _scaled(stored, header)
+        if numbers.dtype.kind == "f":
+            numbers = _whole_numbers(numbers, header, path)
         inside = numbers <= len(values) - 1
         if numbers.dtype.kind != "u":
             inside &= numbers >= 0
@@ -117,6 +122,26 @@ def read_labels(path, values=KITS_LABELS):
     return _read(path, np.uint8, convert)
 
 
+@np.errstate(invalid="ignore")  # of infinity, which is refused
+def _whole_numbers(
+    numbers: npt.NDArray[np.floating], header: nib.Nifti1Header, path: Path
+) -> npt.NDArray[np.floating]:
+    """Round what is whole but for its storage.
+
+    An array of floats that is saved under a header of an integer type gets a slope: 0, 1 and 2 are then read as 0,
+    0.9999999 and 2.0000305. Each is off by half of the slope at most.
+    """
+    slope = abs(header.get_slope_inter()[0]) if _is_scaled(header) else 0.0
+    tolerance = min(max(0.51 * slope, FLOAT_LABEL_TOLERANCE), SCALED_LABEL_TOLERANCE)
+    rounded = np.rint(numbers)
+    if not (np.abs(numbers - rounded) <= tolerance).all():
+        scale = f" (scl_slope is {slope:g})" if slope else ""
+        raise InputError(
+            f"{path}: labels must be integers; found fractions{scale}. Is this an image instead of a label map?"
+        )
+    return rounded
+
+
 def _unknown_label(path, values, wrong):
     names = [f"{k} {_WORDS[value]}" for k, value in enumerate(values) if value is not None]
     hint = "Is this a KiTS19 label map?"
@@ -128,7 +153,7 @@ def _unknown_label(path, values, wrong):
 
 
 def _hu_from_stored(stored, header, path):
-    values = _scaled(stored, header, path)
+    values = _scaled(stored, header)
     if values.dtype == np.int16:
         return values
     if values.dtype.kind == "f":
@@ -143,7 +168,10 @@ def _hu_from_stored(stored, header, path):
     return np.clip(values, -32768, 32767).astype(np.int16)
 
 
-def _scaled(stored, header, path):
+@np.errstate(
+    over="ignore", invalid="ignore"
+)  # numbers beyond float64 are found where they are no HU or labels
+def _scaled(stored, header):
     """Apply the header's slope and intercept; the result is float64 only if they say so."""
     if not _is_scaled(header):
         return stored
@@ -220,19 +248,49 @@ def _read_header(stream, path):
     if len(block) < size:
         raise EOFError("the file ends inside the header")
     header = kind.from_fileobj(io.BytesIO(block), check=False)
-    if bytes(header["magic"])[:2] != b"n+":
-        raise HeaderDataError("no single-file NIfTI header")
+    magic = header["magic"].tobytes()
+    if magic != MAGIC[size]:
+        raise HeaderDataError(
+            f"its type is {magic!r} instead of {MAGIC[size]!r}: no single-file NIfTI header"
+        )
+    if size == 540 and header["eol_check"].tobytes() not in _LINE_ENDS:
+        raise HeaderDataError("its line ends were changed, as by a transfer as text")
     try:
         header.get_data_dtype()
     except KeyError as error:
         raise HeaderDataError(f"there is no data type {error}") from error
-    if not abs(float(header["vox_offset"])) < 1 << 30:  # written so that NaN fails too
-        raise HeaderDataError(f"data start {header['vox_offset']} lies outside the file")
-    offset = int(header["vox_offset"]) or size + 4
+    offset = float(header["vox_offset"])
+    if not abs(offset) < size + MOST_EXTENSION_BYTES:  # written so that NaN fails too
+        raise HeaderDataError(f"data start {offset:g} lies outside the file")
+    offset = int(offset) or size + 4
     if offset < size:
         raise HeaderDataError(f"data start {offset} lies inside the header")
-    stream.read(offset - size)
+    _check_length(path, header, offset)
+    _skip(stream, offset - size)
     return header
+
+
+def _check_length(path, header, offset):
+    """Before memory is asked for: can the file hold as many numbers as its header says?"""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    there = path.stat().st_size * (MOST_INFLATED if zipped else 1)
+    needed = (
+        offset + math.prod(max(0, int(n)) for n in header.get_data_shape()) * header.get_data_dtype().itemsize
+    )
+    if needed > there:
+        raise EOFError(
+            f"its header tells of {needed:,} bytes, it holds {'at most ' if zipped else ''}{there:,}: "
+            f"the file ends {needed - there} bytes or more too early"
+        )
+
+
+def _skip(stream, size):
+    while size > 0:
+        piece = stream.read(min(size, 1 << 20))
+        if not piece:
+            raise EOFError(f"the file ends {size} bytes or more before its data")
+        size -= len(piece)
 
 
 def _fill(target, stream, header, path, convert):

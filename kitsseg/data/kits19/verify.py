@@ -8,6 +8,8 @@ that KiTS19 does not have, only what a case says about itself is checked.
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
+
 from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.kits19.findings import (
     Finding,
@@ -176,11 +178,19 @@ def _read(path, case, what, reader):
     except OSError as error:
         found, advice = error.strerror or str(error), "Check the disk and the permissions"
         findings.append(Finding("error", case, what, found, expected, advice))
-    if grid and what == "labels" and grid.header.get_data_dtype().kind == "f":
-        found = f"whole numbers, but stored as {grid.header.get_data_dtype()}"
+    if grid and what == "labels" and (stored := _stored_as(grid.header)):
+        found = f"whole numbers, but stored {stored}"
         advice = "kitsseg reads them; other programs may interpolate them. Save them as uint8"
         findings.append(Finding("warning", case, what, found, "an integer type", advice))
     return grid, sha256, findings
+
+
+def _stored_as(header: nib.Nifti1Header) -> str | None:
+    """How labels are stored that other programs may take for an image; None: as integers."""
+    if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
+        return f"with a scale factor (scl_slope {header.get_slope_inter()[0]:g})"
+    dtype = header.get_data_dtype()
+    return f"as {dtype}" if dtype.kind == "f" else None
 
 
 def _record(case, sha256, root):

@@ -277,7 +277,9 @@ def test_a_broken_qform_beside_a_good_sform_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize(("units", "name"), [(1, "meters"), (3, "micrometers"), (9, "meters")])
 def test_other_units_than_mm_are_refused(tmp_path, units, name):
-    assert f"expected a voxel grid in mm, found one in {name}" in error_of(scan_of(tmp_path, units=units))
+    message = error_of(scan_of(tmp_path, units=units))
+    assert f"found voxels of 1 x 2 x 3 {name}" in message
+    assert "Set xyzt_units to 2, which is mm" in message
 
 
 def test_affines_that_are_no_grid(tmp_path):
