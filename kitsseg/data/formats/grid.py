@@ -23,8 +23,8 @@ KITS_AXES = ("I", "P", "L")  # slices run to inferior, rows to posterior, column
 SHEAR_DEGREES = 0.5  # less is the rounding of direction cosines written with three digits
 SIZE_TOLERANCE = 0.01  # of a voxel size that the header gives twice; more is no rounding
 # Of CT of the trunk: 0.2 mm between voxels at least, slices 10 mm apart at most, a patient of 2 m on the table. The
-# limits leave a factor of two; a header in meters, centimeters or micrometers lies outside.
-SPACING_MM = (0.1, 20.0)
+# limits leave a factor of two and the coarsest phantoms; a header in meters, centimeters or micrometers lies outside.
+SPACING_MM = (0.1, 30.0)
 EXTENT_MM = 3000.0
 _UNITS = {1: "meters", 3: "micrometers"}  # of NIfTI's xyzt_units; 0 is unknown, 2 millimeters
 _MM = {"meters": 1000.0, "centimeters": 10.0, "micrometers": 0.001}

@@ -139,7 +139,7 @@ def test_sizes_that_no_patient_has_are_refused(tmp_path, factor, unit, forms, ki
             tmp_path / "scan.nii.gz", scan(), **dict.fromkeys(forms, grid), kind=kind, units=units
         )
         message = error_of(path)
-        assert "expected voxels of 0.1 to 20 mm in a scan of a human being" in message
+        assert "expected voxels of 0.1 to 30 mm in a scan of a human being" in message
         assert " x ".join(f"{size:.4g}" for size in sizes * factor) in message
         if unit:
             assert f"These look like {unit}: multiply the affine and pixdim by" in message
