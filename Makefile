@@ -17,12 +17,12 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist load -m "not slow" \
-	    tests/models/test_all_builders.py tests/test_losses.py tests/test_pruning.py
+	    tests/models/test_all_builders.py tests/test_losses.py tests/pruning/test_pruning.py
 	$(MAKE) notebooks-colab
 
 # the notebooks once more with what Colab ships: on Python 3.13 where there is one, else on PYTHON
 notebooks-colab: $(COLAB_VENV)/installed
-	$(COLAB_VENV)/bin/python -m pytest -n 2 tests/test_notebooks.py
+	$(COLAB_VENV)/bin/python -m pytest -n 2 tests/notebook/test_notebooks.py
 
 # the API reference, in site/index.html; fails on a warning, a missing docstring or a dead link
 docs: $(VENV)/installed-docs

@@ -30,21 +30,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from comparison_page import write_tables
 
-from kitsseg import recipes
-from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
-from kitsseg.data.splits import CaseSplit, load_split, make_split
+from kitsseg import (
+    evaluate_folders,
+    load_split,
+    make_split,
+    open_cache,
+    predict_cases,
+    preprocess_cases,
+    recipes,
+    shrink_run,
+    train_recipe,
+)
+from kitsseg.data import CaseSplit, render_cases, synthesize_cases
 from kitsseg.files.atomic import atomic_path
-from kitsseg.inference.cohort import predict_cases
-from kitsseg.models.loading import read_network
-from kitsseg.models.macs import count_macs
+from kitsseg.models import count_macs, read_network
 from kitsseg.recipe import Plateau
 from kitsseg.records.run import read_run
-from kitsseg.scoring.evaluate import evaluate_folders
 from kitsseg.training.state import steps_of
-from kitsseg.training.train import train_recipe
-from kitsseg.workflows.shrink import shrink_run
 
 # how many times the epochs of the demo, which differ in number
 STRETCH = {"unet2d": 3, "wp_unet": 3, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 7}

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from kitsseg import compare_scores
 from kitsseg.files.atomic import atomic_path
-from kitsseg.scoring.compare import compare_scores
-from kitsseg.scoring.scores_file import read_scores
+from kitsseg.scoring import read_scores
 
 __all__ = ["write_tables"]
 

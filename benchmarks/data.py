@@ -25,13 +25,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import data_peers
 from process_memory import status_mib
 
-from kitsseg import recipes
-from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.phantoms.synthesize import synthesize_cases
-from kitsseg.data.sampling.patches import PatchBatches
-from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
-from kitsseg.data.splits import CaseSplit
+from kitsseg import open_cache, preprocess_cases, recipes
+from kitsseg.data import CaseSplit, PatchBatches, SliceBatches, batch_dataset, synthesize_cases
 from kitsseg.recipe import PatchSampler
 
 # whole slices of 512 x 512 as they are: what loads batches of full slices needs them of one size

@@ -23,16 +23,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kitsseg.data.cache.cases import open_cache
+from kitsseg import open_cache
 from kitsseg.data.cache.windows import cached_images
 from kitsseg.export.writers import write_network
 from kitsseg.inference.engines import open_network
-from kitsseg.models import build_wp_unet
-from kitsseg.models.loading import read_network
-from kitsseg.models.macs import count_macs
+from kitsseg.models import build_wp_unet, count_macs, read_network
 from kitsseg.records.exported import read_exported
 from kitsseg.records.run import finished_run
-from kitsseg.scoring.scores_file import read_scores
+from kitsseg.scoring import read_scores
 
 TABLE_2 = {"unet": 5_680_353, "dw_unet": 2_601_921, "wp_unet": 1_297_441}  # the paper's parameters
 PACKAGES = {"onnxruntime": ("onnxruntime", "tf2onnx"), "openvino": ("openvino", "tf2onnx")}

@@ -17,17 +17,19 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from kitsseg import recipes
-from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.phantoms.synthesize import synthesize_cases
-from kitsseg.data.splits import make_split
-from kitsseg.inference.cohort import predict_cases
+from kitsseg import (
+    compare_scores,
+    evaluate_folders,
+    make_split,
+    open_cache,
+    predict_cases,
+    preprocess_cases,
+    recipes,
+    shrink_run,
+    train_recipe,
+)
+from kitsseg.data import synthesize_cases
 from kitsseg.records.run import read_run
-from kitsseg.scoring.compare import compare_scores
-from kitsseg.scoring.evaluate import evaluate_folders
-from kitsseg.training.train import train_recipe
-from kitsseg.workflows.shrink import shrink_run
 from kitsseg.workflows.sweep import COLUMNS, sweep_run
 
 SPARSITIES = {"magnitude": (0.5, 0.7, 0.8, 0.85, 0.9), "block": (0.5, 0.8)}

@@ -50,7 +50,7 @@ def main():
 
 
 def read(path):
-    from kitsseg.data.formats.nifti import read_labels
+    from kitsseg.data import read_labels
 
     volume = read_labels(path)
     return volume.array, volume.grid.spacing_mm

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg.data.formats.nifti import write_image
+from kitsseg.data import write_image
 
 TARGET_S, TARGET_MB = 1.0, 300.0
 FEWEST = 2  # slices

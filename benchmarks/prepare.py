@@ -24,9 +24,8 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import zoom
 
-from kitsseg import recipes
-from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.formats.nifti import read_image, read_labels, write_image
+from kitsseg import preprocess_cases, recipes
+from kitsseg.data import read_image, read_labels, write_image
 from kitsseg.data.geometry.resample import resample_slices, resampled_shape
 
 # the scan as it is: the peers below do not resample either

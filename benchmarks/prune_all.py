@@ -21,22 +21,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
-from kitsseg import recipes
-from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.phantoms.synthesize import synthesize_cases
-from kitsseg.data.splits import make_split
+from kitsseg import (
+    evaluate_folders,
+    make_split,
+    open_cache,
+    predict_cases,
+    preprocess_cases,
+    prune_run,
+    recipes,
+    train_recipe,
+)
+from kitsseg.data import synthesize_cases
 from kitsseg.files.atomic import atomic_path
-from kitsseg.inference.cohort import predict_cases
-from kitsseg.models.loading import read_network
-from kitsseg.pruning.callback import PruneLowMagnitude
+from kitsseg.models import read_network
+from kitsseg.pruning import PruneLowMagnitude
 from kitsseg.pruning.masks import n_kept
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.records.run import read_history, read_run
-from kitsseg.scoring.evaluate import evaluate_folders
-from kitsseg.scoring.scores_file import read_scores
-from kitsseg.training.train import train_recipe
-from kitsseg.workflows.prune import prune_run
+from kitsseg.scoring import read_scores
 
 # of a million float32 weights some are equal, and equals at the threshold are all kept, as tfmot does
 TIES = 3

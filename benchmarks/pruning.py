@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kitsseg.models import build_wp_unet
-from kitsseg.pruning.callback import PruneLowMagnitude
+from kitsseg.pruning import PruneLowMagnitude
 from kitsseg.pruning.masks import magnitude_mask, n_kept
 from kitsseg.pruning.schedules import constant_sparsity
 from kitsseg.pruning.weights import prunable_weights

@@ -21,13 +21,14 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from kitsseg.data.formats.nifti import read_labels, write_labels
+from kitsseg.data import read_labels, write_labels
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.labels.components import components
 from kitsseg.labels.distances import distance_mm
+from kitsseg.scoring import surface_distances
 from kitsseg.scoring.dice import score_counts
 from kitsseg.scoring.label_files import count_files, read_boxes
-from kitsseg.scoring.surface import hausdorff_mm, surface_distances
+from kitsseg.scoring.surface import hausdorff_mm
 
 ROUNDS, SLOW_S = 3, 10
 MEMORY_MIB = 100  # for the Dice from two files, the interpreter and its modules not counted

@@ -21,12 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
-from kitsseg import recipes
-from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.phantoms.synthesize import synthesize_cases
-from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
-from kitsseg.data.splits import CaseSplit
+from kitsseg import open_cache, preprocess_cases, recipes
+from kitsseg.data import CaseSplit, SliceBatches, batch_dataset, synthesize_cases
 from kitsseg.files.atomic import atomic_path
 from kitsseg.inference.scan import as_probabilities, probabilities_of
 from kitsseg.recipe import Augmentation

@@ -15,8 +15,7 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from kitsseg.files.atomic import atomic_path
-from kitsseg.models import build_squeeze_unet
-from kitsseg.models.macs import count_macs
+from kitsseg.models import build_squeeze_unet, count_macs
 
 
 def main():

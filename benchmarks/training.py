@@ -170,7 +170,7 @@ def start_keras(name, engine, precision, images, labels):
     import keras
     import tensorflow as tf
 
-    from kitsseg.models.macs import count_macs
+    from kitsseg.models import count_macs
     from kitsseg.runtime.execution import computing_in
 
     with computing_in(precision):

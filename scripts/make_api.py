@@ -29,18 +29,21 @@ background, kidney, tumor.
 
 | to | see |
 |---|---|
-| find and read cases | `kitsseg.data.layouts.find.find_cases`, `kitsseg.data.formats.nifti.read_image`, `kitsseg.data.formats.nifti.read_labels` |
-| make synthetic ones | `kitsseg.data.phantoms.synthesize` |
-| resample and cache them | `kitsseg.data.cache.build`, `kitsseg.data.cache.cases.open_cache` |
-| draw batches of slices or patches | `kitsseg.data.sampling.slices.SliceBatches`, `kitsseg.data.sampling.patches`, `kitsseg.data.splits.make_split` |
+| find and read cases | `kitsseg.data.find_cases`, `kitsseg.data.read_image`, `kitsseg.data.read_labels` |
+| make synthetic ones | `kitsseg.data.synthesize_cases` |
+| resample and cache them | `kitsseg.preprocess_cases`, `kitsseg.open_cache` |
+| draw batches of slices or patches | `kitsseg.data.SliceBatches`, `kitsseg.data.PatchBatches`, `kitsseg.make_split` |
 | build a network | `kitsseg.models` |
 | measure its error | `kitsseg.losses`, `kitsseg.metrics` |
-| read or write a recipe | `kitsseg.recipes.get`, `kitsseg.recipe`, `kitsseg.recipe` |
-| train it | `kitsseg.training.train.train_recipe` |
-| make a network smaller | `kitsseg.workflows.prune`, `kitsseg.workflows.shrink`, `kitsseg.export.export` |
-| segment scans | `kitsseg.inference.cohort` |
-| score label maps | `kitsseg.scoring.evaluate.evaluate_folders`, `kitsseg.scoring.dice`, `kitsseg.scoring.compare.compare_scores` |
-| show all that on a page | `kitsseg.report.report` |
+| read or write a recipe | `kitsseg.recipes.get`, `kitsseg.recipe` |
+| train it | `kitsseg.train_recipe` |
+| make a network smaller | `kitsseg.prune_run`, `kitsseg.shrink_run`, `kitsseg.export_run` |
+| segment scans | `kitsseg.predict_cases` |
+| score label maps | `kitsseg.evaluate_folders`, `kitsseg.scoring`, `kitsseg.compare_scores` |
+| show all that on a page | `kitsseg.write_report` |
+
+The names of `kitsseg`, `kitsseg.data`, `kitsseg.models`, `kitsseg.losses`, `kitsseg.metrics`, `kitsseg.pruning`,
+`kitsseg.scoring`, `kitsseg.recipes` and `kitsseg.recipe` are stable; modules below them may move.
 """
 
 
@@ -124,7 +127,8 @@ def front_page(documented):
     from kitsseg import __doc__ as about
 
     lines = [about, FRONT]
-    for package in ("kitsseg", "kitsseg.data", "kitsseg.models", "kitsseg.recipes"):
+    packages = sorted({name.rpartition(".")[0] for name in documented} - {""})
+    for package in packages:
         lines += [f"## {package}", ""]
         for name, module in documented.items():
             if name.rpartition(".")[0] == package and not module.is_package:

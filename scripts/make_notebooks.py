@@ -60,9 +60,7 @@ PATIENTS = 10  # @param {{type:"integer"}}
 EPOCHS = {text["demo_epochs"]}  # @param {{type:"integer"}}
 USE_DRIVE = False  # @param {{type:"boolean"}}
 
-from kitsseg import recipes
-from kitsseg.notebook import steps as notebook
-from kitsseg.notebook import views
+from kitsseg import notebook, recipes
 
 notebook.describe_device()
 local, kept = notebook.folders("{name}", USE_DRIVE)
@@ -79,9 +77,7 @@ setting below says where it comes from: the paper, the authors' code, or us.
     )
     yield (
         "code",
-        """from kitsseg.commands.recipes import show_recipe
-
-show_recipe(recipe)
+        """notebook.show_recipe(recipe)
 if not DEMO:
     notebook.describe_training(recipe)
 """,
@@ -98,7 +94,7 @@ if not DEMO:
     )
     yield (
         "code",
-        """from kitsseg.data.cache.build import preprocess_cases
+        """from kitsseg import preprocess_cases
 
 data = notebook.get_patients(local / "data", DEMO, PATIENTS, CASES)
 preprocess_cases(data, local / "cache", recipe.preprocess)
@@ -114,8 +110,7 @@ goes on after its last finished epoch.
     )
     yield (
         "code",
-        """from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.splits import load_split, make_split
+        """from kitsseg import load_split, make_split, open_cache
 
 cases = open_cache(local / "cache", recipe.preprocess)
 split = make_split(cases, (0.6, 0.2, 0.2)) if DEMO else load_split("80-10-10").among(cases)[0]
@@ -132,7 +127,7 @@ The share of zeros in each layer that the schedule acts on. Depthwise kernels, b
         )
         yield (
             "code",
-            """views.sparsity_chart(run)
+            """notebook.sparsity_chart(run)
 """,
         )
     yield (
@@ -142,8 +137,7 @@ The share of zeros in each layer that the schedule acts on. Depthwise kernels, b
     )
     yield (
         "code",
-        """from kitsseg.scoring.evaluate import evaluate_folders
-from kitsseg.inference.cohort import predict_cases
+        """from kitsseg import evaluate_folders, predict_cases
 
 predict_cases(run, [data], kept / "predictions", part="test")
 result = evaluate_folders(kept / "predictions", data, kept / "scores.csv")
@@ -151,7 +145,7 @@ result = evaluate_folders(kept / "predictions", data, kept / "scores.csv")
     )
     yield (
         "code",
-        """views.results_table(recipe, kept / "scores.csv")
+        """notebook.results_table(recipe, kept / "scores.csv")
 """,
     )
     yield (
@@ -167,9 +161,9 @@ Training curves, then each test patient, worst first: truth and prediction outli
     )
     yield (
         "code",
-        """from kitsseg.report.report import write_report
+        """from kitsseg import write_report
 
-views.show_page(write_report(kept / "scores.csv", kept / "report.html"))
+notebook.show_page(write_report(kept / "scores.csv", kept / "report.html"))
 """,
     )
     if text.get("look"):
@@ -183,7 +177,7 @@ ends, is out of reach.
         )
         yield (
             "code",
-            """views.receptive_field_chart(run, recipe)
+            """notebook.receptive_field_chart(run, recipe)
 """,
         )
     yield (
@@ -218,8 +212,7 @@ PATIENTS = 10  # @param {type:"integer"}
 EPOCHS = 6  # @param {type:"integer"}
 USE_DRIVE = False  # @param {type:"boolean"}
 
-from kitsseg.notebook import steps as notebook
-from kitsseg.notebook import views
+from kitsseg import notebook
 
 notebook.describe_device()
 local, kept = notebook.folders("compare", USE_DRIVE)
@@ -241,7 +234,7 @@ synthetic patients: phantom results.
     )
     yield (
         "code",
-        """views.comparison_table(scores)
+        """notebook.comparison_table(scores)
 """,
     )
 

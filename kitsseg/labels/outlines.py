@@ -1,9 +1,12 @@
-"""Outlines of label maps: the polygons around kidney and tumor, and the colors they have in every picture."""
+"""Pictures of label maps on a CT: gray values, the polygons around kidney and tumor, and their colors."""
 
 import numpy as np
+import numpy.typing as npt
 from skimage.measure import find_contours
 
-__all__ = ["COLORS", "MASKS", "contours"]
+__all__ = ["COLORS", "MASKS", "contours", "eight_bit"]
+
+HU_WINDOW = (-160, 240)  # of soft tissue, in every picture
 
 MASKS = (("kidney", lambda labels: labels > 0), ("tumor", lambda labels: labels == 2))
 # as on the page: truth blue, prediction orange, kidney the deeper and tumor the lighter tone
@@ -23,3 +26,10 @@ def contours(mask):
         steps = np.roll(points, -1, axis=0) - points
         polygons.append(points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)])
     return polygons
+
+
+def eight_bit(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    """HU to gray values 0 to 255 of the window -160 to 240 HU."""
+    low, high = HU_WINDOW
+    gray = np.clip((hu.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    return np.rint(gray).astype(np.uint8)

@@ -9,6 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kitsseg.models.deeplab3d import build_deeplab3d
     from kitsseg.models.enhanced_unet import build_enhanced_unet
+    from kitsseg.models.loading import read_network
+    from kitsseg.models.macs import count_macs
     from kitsseg.models.squeeze_unet import build_squeeze_unet
     from kitsseg.models.unet2d import build_unet2d
     from kitsseg.models.unet3d import build_unet3d
@@ -21,6 +23,8 @@ __all__ = [
     "build_unet2d",
     "build_unet3d",
     "build_wp_unet",
+    "count_macs",
+    "read_network",
 ]
 
 _MODULES = {
@@ -30,6 +34,8 @@ _MODULES = {
     "build_unet2d": "kitsseg.models.unet2d",
     "build_unet3d": "kitsseg.models.unet3d",
     "build_wp_unet": "kitsseg.models.wp_unet",
+    "count_macs": "kitsseg.models.macs",
+    "read_network": "kitsseg.models.loading",
 }
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kitsseg.errors import InputError
-from kitsseg.labels.outlines import COLORS, MASKS, contours
-from kitsseg.report.views import case_views, eight_bit
+from kitsseg.labels.outlines import COLORS, MASKS, contours, eight_bit
+from kitsseg.report.views import case_views
 
 __all__ = ["case_picture", "case_preview", "show_plane"]
 

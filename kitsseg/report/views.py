@@ -9,9 +9,8 @@ from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.errors import InputError
 
-__all__ = ["CaseViews", "View", "case_views", "choose_point", "eight_bit"]
+__all__ = ["CaseViews", "View", "case_views", "choose_point"]
 
-HU_WINDOW = (-160, 240)
 MARGIN_MM = 25  # around kidneys and tumors: the fat and organs beside them
 SMALLEST_MM = (120, 120, 200)  # extent of the pictures (slices, rows, columns)
 PLANES = (("axial", "slice"), ("coronal", "row"), ("sagittal", "column"))
@@ -118,10 +117,3 @@ def _box(labels, point, spacing_mm):
         begin = min(max(round((first + last - length) / 2), 0), size - length)
         box.append(slice(begin, begin + length))
     return tuple(box)
-
-
-def eight_bit(hu):
-    """HU to gray values 0 to 255 of the window -160 to 240 HU, uint8."""
-    low, high = HU_WINDOW
-    gray = np.clip((hu.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
-    return np.rint(gray).astype(np.uint8)

@@ -8,11 +8,16 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kitsseg.scoring.dice import score_case
+    from kitsseg.scoring.scores_file import read_scores
     from kitsseg.scoring.surface import surface_distances
 
-__all__ = ["score_case", "surface_distances"]
+__all__ = ["read_scores", "score_case", "surface_distances"]
 
-_MODULES = {"score_case": "kitsseg.scoring.dice", "surface_distances": "kitsseg.scoring.surface"}
+_MODULES = {
+    "read_scores": "kitsseg.scoring.scores_file",
+    "score_case": "kitsseg.scoring.dice",
+    "surface_distances": "kitsseg.scoring.surface",
+}
 
 
 def __getattr__(name: str) -> object:

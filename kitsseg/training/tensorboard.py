@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kitsseg.errors import InputError
-from kitsseg.labels.outlines import COLORS, MASKS, contours
-from kitsseg.report.views import eight_bit
+from kitsseg.labels.outlines import COLORS, MASKS, contours, eight_bit
 
 __all__ = ["PICTURES", "TensorBoardLog", "case_slice", "check_folder"]
 

@@ -141,12 +141,12 @@ def test_macs_of_the_wp_unet_rows(variant, macs):
     assert count_macs(build_wp_unet((256, 256, 1), n_classes=1, variant=variant)) == macs
 
 
-def test_unet2d_section_3():
+def test_macs_of_unet2d_by_hand():
     model = build_unet2d((None, None, 1))
     assert round(count_macs(model, (224, 224, 1)) / 1e9, 2) == 5.16
     assert round(count_macs(model, (512, 512, 1)) / 1e9, 2) == 26.96
 
 
-def test_enhanced_unet_section_3():
+def test_macs_of_enhanced_unet_by_hand():
     assert round(count_macs(build_enhanced_unet()) / 1e9, 2) == 11.97
     assert round(count_macs(build_enhanced_unet(widths="regular")) / 1e9, 1) == 17.0

@@ -12,7 +12,14 @@ from support import ROOT
 import kitsseg
 
 PACKAGE = Path(kitsseg.__file__).parent
-WITH_NAMES = ["kitsseg", "kitsseg.data", "kitsseg.models", "kitsseg.pruning", "kitsseg.scoring"]
+WITH_NAMES = [
+    "kitsseg",
+    "kitsseg.data",
+    "kitsseg.models",
+    "kitsseg.notebook",
+    "kitsseg.pruning",
+    "kitsseg.scoring",
+]
 # modules that may import TensorFlow: the input side, and what talks to TensorFlow or its files
 TENSORFLOW = {
     "data/sampling/slices.py",

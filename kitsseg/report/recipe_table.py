@@ -1,0 +1,62 @@
+"""A recipe as a table on the console."""
+
+from dataclasses import is_dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from kitsseg.recipe import Recipe, Variant, settings, value_of
+from kitsseg.runtime.console import console, done
+
+__all__ = ["show_recipe", "show_variant"]
+
+
+def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
+    """What is other than in the paper's recipe: nothing else is."""
+    console.print(f"[bold]{recipe.name}[/bold]: {escape(variant.row)}\n{escape(paper.paper)}\n")
+    table = Table(Column("setting", overflow="fold"), paper.name, "here", "evidence")
+    for name, value in variant.changes.items():
+        before = value_of(paper, name)
+        table.add_row(name, escape(_said(before)), escape(_said(value)), escape(variant.evidence[name]))
+    console.print(table)
+    console.print(f"Every other setting is that of {paper.name}: kitsseg recipes show {paper.name}\n")
+    _show_reported(recipe)
+    _say_next(recipe)
+
+
+def _said(value: Any) -> str:
+    """A setting in a table; of a group of them its name is enough."""
+    if value is None:
+        return "none"
+    return type(value).__name__ if is_dataclass(value) else str(value)
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """Claim, reported figures, and each setting with its evidence."""
+    console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.paper)}\n{escape(recipe.claim)}\n")
+    table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), "evidence")
+    for name, value in settings(recipe):
+        if value is not None and value != ():
+            table.add_row(name, escape(str(value)), escape(recipe.evidence[name]))
+    console.print(table)
+    _show_reported(recipe)
+    _say_next(recipe)
+
+
+def _show_reported(recipe: Recipe) -> None:
+    if not recipe.reported:
+        console.print("The paper reports no figures of it.")
+        return
+    table = Table("reported by the paper", "value")
+    for name, value in recipe.reported.items():
+        table.add_row(escape(name), f"{value:,}")
+    console.print(table)
+
+
+def _say_next(recipe: Recipe) -> None:
+
+    done(
+        f"cache folder: preprocess-{recipe.preprocess.digest()}",
+        f"kitsseg preprocess {recipe.name} DATA CACHE",
+    )
