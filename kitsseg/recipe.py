@@ -265,7 +265,9 @@ class PreprocessSpec:
         spacing_mm: (slices, rows, columns) voxel spacing the case is resampled to; None keeps an axis as it is.
         in_plane_factor: rows and columns are scaled by this (0.5: half the size), linearly.
         slice_size: (rows, columns) every slice is resized to, by area averaging.
-        crop_to_body: keep only the box of voxels above the lower end of ``hu_window``.
+        clip_hu: HU of every scan are clipped to this first, as if it came as an image of this window: what a network
+            that was trained on such images has to be given. None: they are not.
+        crop_to_body: keep only the box of voxels above ``lowest_hu``.
         longest_scan: for training, a scan of more slices is cut to about that many; all foreground is kept.
         cut_margin: slices kept on either side of the foreground by that cut.
         hu_window, hu_mean, hu_std: of the one channel.
@@ -285,8 +287,13 @@ class PreprocessSpec:
     windows: tuple[tuple[float, float], ...] | None = None
     channel_mean: tuple[float, ...] | None = None
     channel_std: tuple[float, ...] | None = None
+    clip_hu: tuple[float, float] | None = None
 
     def __post_init__(self):
+        if self.clip_hu is not None and not (len(self.clip_hu) == 2 and self.clip_hu[0] < self.clip_hu[1]):
+            raise ValueError(
+                f"PreprocessSpec: clip_hu is two HU, the lower one first, or None; found {self.clip_hu}."
+            )
         one, several = (
             (self.hu_window, self.hu_mean, self.hu_std),
             (self.windows, self.channel_mean, self.channel_std),
@@ -305,6 +312,20 @@ class PreprocessSpec:
     def channels(self):
         """Number of channels the network sees."""
         return 1 if self.windows is None else len(self.windows) + 1
+
+    @property
+    def lowest_hu(self) -> float | None:
+        """The least HU that is told from what lies below; None for a recipe of several channels."""
+        if self.hu_window is None:
+            return None
+        return self.hu_window[0] if self.clip_hu is None else max(self.hu_window[0], self.clip_hu[0])
+
+    @property
+    def seen_hu(self) -> tuple[float, float] | None:
+        """The HU outside of which nothing is told apart; None where all are: the histogram of a slice counts all."""
+        if self.windows is not None or self.clip_hu is None:
+            return self.clip_hu or self.hu_window
+        return self.lowest_hu, min(self.hu_window[1], self.clip_hu[1])
 
     def digest(self):
         """Twelve hexadecimal digits that name this specification, and the cache made by it."""

@@ -219,7 +219,7 @@ def probabilities_of(planes, shape, predict, spec, inference):
 
     volume = planes if isinstance(planes, np.ndarray) else _filled(shape, np.int16, planes)
     predict_tile = mirrored if inference.mirror_axes else predict
-    air_hu = spec.hu_window[0]
+    air_hu = spec.lowest_hu
     if inference.margin is not None:
         yield from volume_probabilities(
             volume, prepare, predict_tile, inference.tile, inference.margin, air_hu

@@ -23,9 +23,11 @@ from kitsseg.data.cache.cases import (
 from kitsseg.data.cache.compressed import require_blosc2, write_compressed
 from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
+from kitsseg.data.cache.slice_checks import check_slices
 from kitsseg.data.cache.sources import source_record, unchanged
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
-from kitsseg.data.geometry.geometry import cut_range, plan_geometry
+from kitsseg.data.formats.slices import read_masks, read_slices
+from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_slices
 from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, label_box
 from kitsseg.data.geometry.planes import network_planes
 from kitsseg.data.layouts.find import find_cases
@@ -62,6 +64,7 @@ def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, c
     if folder.is_dir():
         remove_unfinished(folder)  # before the space is counted
     plan.check_space()
+    check_slices(missing, spec)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():
         with atomic_path(folder / "spec.json") as temporary:
@@ -70,7 +73,7 @@ def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, c
     jobs = [_Job(case, folder / case.name, spec, compress) for case in missing]
     if workers > 1 and len(jobs) > 1:
         # the largest first: the last one to end is then a small one
-        jobs.sort(key=lambda job: -_size(job.case.image))
+        jobs.sort(key=lambda job: -_size(job.case))
         results = in_processes(_do, jobs, workers)
     else:
         results = one_by_one(_do, jobs)
@@ -154,14 +157,16 @@ def _do(job):
 def _write_case(case, folder, spec, compress):
     sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
     # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
-    labels = read_labels(case.labels, case.label_values)
+    labels = read_masks(case.slices) if case.slices else read_labels(case.labels, case.label_values)
     first, boxed, labels = *foreground_box(labels.array), replace(labels, array=None)
-    image = read_image(case.image)
+    image = read_slices(case.slices) if case.slices else read_image(case.image)
     check_pair(image, labels)
+    spec = spec_of_slices(spec) if case.slices else spec
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
     geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
     in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
-    hu = count_hu(plane[mask > 0] for plane, mask in zip(in_scan, boxed, strict=True))
+    low, high = spec.clip_hu or (-32768, 32767)
+    hu = count_hu(np.clip(plane[mask > 0], low, high) for plane, mask in zip(in_scan, boxed, strict=True))
 
     area = np.zeros((3, geometry.shape[0]), np.int64)
     label_start, box = label_box(foreground_planes(boxed, first, geometry, area))
@@ -192,6 +197,7 @@ def _write_case(case, folder, spec, compress):
         "hu_counts": {"first": hu.first, "counts": hu.counts.tolist()},
         "phantom": is_phantom(image.grid.header),
         "channels": spec.channels,
+        "slices": [item.name for item in case.slices],
     }
     write_record(folder, record)
 
@@ -219,12 +225,29 @@ def _write_stream(path, dtype, shape, planes):
 
 
 def _sources(case):
+    if case.slices:
+        return {
+            "slices": [
+                [item.hu_window, item.mask_values, item.spacing_mm]
+                + [source_record(path) for path in (item.image, item.labels)]
+                for item in case.slices
+            ]
+        }
     return {"image": source_record(case.image), "labels": source_record(case.labels)}
+
+
+def _unchanged(case, record) -> bool:
+    """Whether a case's files are those that its sources were recorded of."""
+    if not case.slices:
+        return all(
+            kind in record and unchanged(record[kind], getattr(case, kind)) for kind in ("image", "labels")
+        )
+    return json.loads(json.dumps(_sources(case))) == record
 
 
 def _check_cached(case, folder, compress):
     record = read_record(folder)
-    same_files = all(unchanged(record["sources"][kind], getattr(case, kind)) for kind in ("image", "labels"))
+    same_files = _unchanged(case, record["sources"])
     values = record["label_values"]  # a label beyond these did not occur: it would have been refused
     if not same_files or list(case.label_values[: len(values)]) != values:
         raise InputError(
@@ -239,8 +262,8 @@ def _check_cached(case, folder, compress):
         )
 
 
-def _size(path):
-    return source_record(path)["bytes"]
+def _size(case):
+    return sum(source_record(path)["bytes"] for path in [item.image for item in case.slices] or [case.image])
 
 
 def _all_of(failed, n_cases):

@@ -55,6 +55,8 @@ class CachedCase:
         hu_counts: HuCounts of the scan's foreground voxels, before any resampling.
         labels_crc32: of each slice of the label box.
         chunks: (Chunks of the image, Chunks of the labels) of a compressed case.
+        slices: names of the single images of which this patient's stack is made; they need not be neighbors. Empty
+            for a scan.
     """
 
     name: str
@@ -69,6 +71,7 @@ class CachedCase:
     hu_counts: HuCounts | None = None
     labels_crc32: list[int] | None = None
     chunks: tuple[Chunks, Chunks] | None = None
+    slices: tuple[str, ...] = ()
 
     @cached_property
     def image(self):
@@ -219,6 +222,7 @@ def _open_case(folder):
         HuCounts(hu["first"], np.array(hu["counts"], np.int64)),
         record["labels_crc32"],
         chunks,
+        tuple(record.get("slices", ())),
     )
 
 

@@ -12,7 +12,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from kitsseg.data.formats.grid import grid_of
-from kitsseg.data.geometry.geometry import plan_geometry
+from kitsseg.data.formats.slices import slice_size
+from kitsseg.data.geometry.geometry import plan_geometry, spec_of_slices
 from kitsseg.errors import InputError
 
 __all__ = ["CachePlan", "cached_bytes", "free_bytes", "planned_bytes"]
@@ -82,6 +83,11 @@ def planned_bytes(cases, spec, compress=False):
     """
     sizes = []
     for case in cases:
+        if case.slices:
+            shape = (len(case.slices), *slice_size(case.slices[0].image))
+            spacing_mm = (1.0, *(case.slices[0].spacing_mm or (1.0, 1.0)))
+            sizes.append(cached_bytes(shape, spacing_mm, spec_of_slices(spec), compress))
+            continue
         try:
             grid = grid_of(nib.load(case.image).header, case.image)
         except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error):

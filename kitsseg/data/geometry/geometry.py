@@ -1,12 +1,13 @@
 """What preprocessing does to a case's grid, which slices of a long scan it keeps, and how predictions come back."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from kitsseg.data.geometry.resample import blend, linear_taps, resampled_shape
+from kitsseg.recipe import PreprocessSpec
 
-__all__ = ["Geometry", "averaged_labels", "cut_range", "labels_on_scan", "plan_geometry"]
+__all__ = ["Geometry", "averaged_labels", "cut_range", "labels_on_scan", "plan_geometry", "spec_of_slices"]
 
 
 def cut_range(first, last, n, longest=200, margin=30):
@@ -71,6 +72,11 @@ class Geometry:
         return cls(**{key: tuple(value) for key, value in values.items()})
 
 
+def spec_of_slices(spec: PreprocessSpec) -> PreprocessSpec:
+    """What a specification does to single slices: nothing along the axis in which they are no neighbors."""
+    return replace(spec, spacing_mm=(None, *spec.spacing_mm[1:]), longest_scan=None, cut_margin=None)
+
+
 def plan_geometry(image, spacing_mm, spec):
     """Decide grid and box for a scan.
 
@@ -79,7 +85,7 @@ def plan_geometry(image, spacing_mm, spec):
         spacing_mm: of the scan.
         spec: PreprocessSpec.
 
-    Returns: Geometry. A scan without a voxel above the lower end of the HU window is kept whole.
+    Returns: Geometry. A scan without a voxel above the lowest HU that is seen is kept whole.
     """
     grid_shape = resampled_shape(image.shape, spacing_mm, spec.spacing_mm)
     if spec.in_plane_factor is not None:
@@ -87,7 +93,7 @@ def plan_geometry(image, spacing_mm, spec):
     if spec.slice_size is not None:
         grid_shape = grid_shape[0], *spec.slice_size
     start, stop = (0, 0, 0), grid_shape
-    if spec.crop_to_body and (box := _body_box(image, spec.hu_window[0])):
+    if spec.crop_to_body and (box := _body_box(image, spec.lowest_hu)):
         ratio = [m / n for n, m in zip(image.shape, grid_shape, strict=True)]
         start = tuple(int(np.floor(a * r)) for (a, _), r in zip(box, ratio, strict=True))
         stop = tuple(min(m, int(np.ceil(b * r))) for (_, b), r, m in zip(box, ratio, grid_shape, strict=True))

@@ -1,5 +1,7 @@
 """From a scan to the slices a network sees, the same way for training and for prediction."""
 
+import math
+
 import numpy as np
 
 from kitsseg.data.geometry.resample import area_resize, resample_slices
@@ -16,13 +18,18 @@ def network_planes(image, geometry, spec):
 
     Yields: (rows, columns) int16 HU, rounded; or (rows, columns, channels) uint8 where ``spec.windows`` is given.
     """
+    # HU are integers
+    clip = None if spec.clip_hu is None else (math.ceil(spec.clip_hu[0]), math.floor(spec.clip_hu[1]))
     if spec.windows is None and spec.slice_size is None:
-        planes = resample_slices(image, geometry.grid_shape, geometry.start, geometry.stop, linear=True)
+        planes = resample_slices(
+            image, geometry.grid_shape, geometry.start, geometry.stop, linear=True, clip=clip
+        )
         yield from (np.rint(plane).astype(np.int16) for plane in planes)
         return
     # channels are made at the scan's own resolution, where the papers made them, and then resized
     for k in range(geometry.start[0], geometry.stop[0]):
-        plane = image[k] if spec.windows is None else _eight_bit_channels(image[k], spec.windows)
+        plane = image[k] if clip is None else np.clip(image[k], *clip)
+        plane = plane if spec.windows is None else _eight_bit_channels(plane, spec.windows)
         resized = np.rint(area_resize(plane, geometry.grid_shape[1:])).astype(plane.dtype)
         yield resized[geometry.start[1] : geometry.stop[1], geometry.start[2] : geometry.stop[2]]
 

@@ -51,7 +51,7 @@ def blend(low, high, weight):
     return out
 
 
-def resample_slices(volume, grid_shape, start, stop, linear):
+def resample_slices(volume, grid_shape, start, stop, linear, clip=None):
     """Yield the slices of the box ``start..stop`` of a volume resampled to ``grid_shape``.
 
     Args:
@@ -59,8 +59,14 @@ def resample_slices(volume, grid_shape, start, stop, linear):
         grid_shape: shape of the whole resampled volume.
         start, stop: (slice, row, column) bounds of the part that is wanted.
         linear: trilinear, as float32; otherwise nearest, in the volume's own type.
+        clip: (low, high) that values are clipped to before they are interpolated; for linear only.
     """
     shape = volume.shape
+
+    def window(k):
+        plane = volume[k, rows, columns].astype(np.float32)
+        return plane if clip is None else np.clip(plane, *map(np.float32, clip), out=plane)
+
     if not linear:
         z, y, x = (
             nearest_index(n, m, a, b) for n, m, a, b in zip(shape, grid_shape, start, stop, strict=True)
@@ -76,9 +82,9 @@ def resample_slices(volume, grid_shape, start, stop, linear):
     wy = wy[:, None]
     identity = not wy.any() and not wx.any() and len(y0) == y0[-1] + 1 and len(x0) == x0[-1] + 1
     for low, high, weight in zip(z0, z1, wz, strict=True):
-        plane = volume[low, rows, columns].astype(np.float32)
+        plane = window(low)
         if weight:
-            plane = blend(plane, volume[high, rows, columns].astype(np.float32), weight)
+            plane = blend(plane, window(high), weight)
         if not identity:
             plane = blend(plane.take(y0, 0), plane.take(y1, 0), wy)
             plane = blend(plane.take(x0, 1), plane.take(x1, 1), wx)

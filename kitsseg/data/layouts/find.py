@@ -14,6 +14,7 @@ from kitsseg.data.layouts.kits import Case, Layout, kits_cases
 from kitsseg.data.layouts.names import folder_name, is_nifti, pattern_of, prediction_name, scan_name
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
+from kitsseg.data.layouts.slices import has_images, has_slices, slice_cases
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 
@@ -66,6 +67,8 @@ def find_cases(
 def _detected(
     folder: Path, layout: Layout, need_labels: bool, need_image: bool, options: tuple[str, ...]
 ) -> list[Case]:
+    if has_slices(folder):
+        return slice_cases(folder, layout, need_labels)
     cases, nnunet = kits_cases(folder, layout, options), nnunet_root(folder)
     patterns = " ".join(f"{option} PATTERN" for option in options)
     if cases and nnunet:
@@ -100,6 +103,8 @@ def _detected(
                 f"({files[0].name}). Give them one by one{which}."
             )
         cases = [Case(folder_name(path), path, None) for path in series]
+    if not cases and has_images(folder):
+        return slice_cases(folder, layout, need_labels)  # says what they lack
     if not cases:
         file = "imaging.nii.gz" if need_image or not need_labels else "segmentation.nii.gz"
         raise InputError(

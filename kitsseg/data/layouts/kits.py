@@ -7,6 +7,7 @@ there is looked at by ``kitsseg.data.layouts.find.find_cases``, which chooses th
 from dataclasses import dataclass
 from pathlib import Path
 
+from kitsseg.data.formats.slices import SliceImage
 from kitsseg.data.layouts.names import IMAGE_NAMES, LABEL_NAMES, folder_name
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
@@ -24,12 +25,14 @@ class Case:
         image: the CT, a NIfTI file or the folder of a DICOM series.
         labels: the label map; None where there is none.
         label_values: what its labels 0, 1, 2, ... become (see ``read_labels``).
+        slices: of a patient of whom there are single images only; ``image`` and ``labels`` are their folders then.
     """
 
     name: str
     image: Path
     labels: Path | None
     label_values: tuple[int | None, ...] = (0, 1, 2)
+    slices: tuple[SliceImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,29 @@ class Layout:
         images, labels: patterns such as ``*/ct.nii.gz``, relative to the folder. What the wildcards stand for names
             the case, and belongs together where it is the same.
         cyst: "kidney", "tumor" or "background": what cysts (label 3 of KiTS21 and KiTS23) become. None refuses them.
+        hu_window: of single images, HU of their darkest and brightest value.
+        mask_values: of single images, the values of background, kidney and tumor in their masks; None: 0, 1, 2.
     """
 
     images: str | None = None
     labels: str | None = None
     cyst: str | None = None
+    hu_window: tuple[float, float] | None = None
+    mask_values: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.cyst is not None and self.cyst not in CYST:
             raise InputError(f"cyst: expected {', '.join(CYST)}, found {self.cyst}.")
+        if self.hu_window is not None and not self.hu_window[0] < self.hu_window[1]:
+            low, high = self.hu_window
+            raise InputError(f"--hu-window: expected two HU, the lower one first, found {low:g},{high:g}.")
+        if self.mask_values is not None and not (
+            1 < len(self.mask_values) <= 3 and len(set(self.mask_values)) == len(self.mask_values)
+        ):
+            raise InputError(
+                f"--mask-values: expected different values of background, kidney and, if there is any, tumor, found "
+                f"{','.join(map(str, self.mask_values))}."
+            )
 
     @property
     def label_values(self):

@@ -242,7 +242,7 @@ def _take(case, center, spec, image, labels):
     ]
     source, target = _overlap(start, size, (0, 0, 0), shape)
     if any(n < m for n, m in zip(shape, size)):
-        image[...] = normalize(np.full((1, 1), spec.hu_window[0], np.float32), spec)
+        image[...] = normalize(np.full((1, 1), spec.lowest_hu, np.float32), spec)
     normalize(case.image[source], spec, out=image[target])
     source, target = _overlap(start, size, case.label_start, case.boxed_labels.shape)
     small = np.zeros(size, np.uint8)  # the int32 are written once: a batch of them is more than a cache holds

@@ -242,7 +242,7 @@ def _whole_or_lazy(case, k, size, spec):
     image = case.image[k]
     if all(n >= m for n, m in zip(image.shape, size)):
         return image, lambda rows, columns: case.labels(k, rows, columns)
-    return pad_to(image, case.labels(k), size, int(np.floor(spec.hu_window[0])) if spec.hu_window else 0)
+    return pad_to(image, case.labels(k), size, int(np.floor(spec.lowest_hu)) if spec.hu_window else 0)
 
 
 def _form(sampler, spec, places, shard):

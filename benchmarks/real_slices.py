@@ -1,0 +1,519 @@
+"""The networks on real KiTS19 images: python benchmarks/real_slices.py OUT --slices SLICES --labels KITS19_LABELS
+
+SLICES holds 79 slices of 28 patients, chosen by somebody else, HU clipped to 0..255, with the official labels and
+slices.csv. Small versions of the 2D networks (about 12 filters, 3 mm or 128 x 128 pixels), each with its paper's loss
+and sampling as far as single slices allow, are trained and tested in four settings:
+
+    a  on rendered CT only (real label maps of other patients, synthesized CT, clipped to 0..255 too), tested on all
+    b  on real slices, four folds by patient
+    c  on rendered CT first, then on real slices (``kitsseg train --from``), the same folds
+    d  as b, but four folds of slices, whoever the patient is: the leak
+
+Beside them an empty label map, and a classifier of single pixels (their HU and place, four folds by patient). Scored on
+the images' own pixels: Dice of each slice, their mean for each patient, the mean over patients.
+
+Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. What is there already is kept, so that a
+stopped call goes on; after each job the table (OUT/tables/real-slices.md) and the figure (OUT/real_slices.png) are
+written anew, with --pages also between the marks of these pages. unet2d comes first, with one seed, then its other
+seeds, then the other networks; --rows, --settings, --seeds and --steps choose.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from comparison_page import put_tables
+
+from kitsseg import recipes
+from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.formats.slices import SliceImage, read_mask, read_slice
+from kitsseg.data.layouts.find import Layout
+from kitsseg.data.layouts.slices import find_slices
+from kitsseg.data.phantoms.synthesize import render_cases
+from kitsseg.data.splits import CaseSplit
+from kitsseg.export.export import export_run
+from kitsseg.files.atomic import atomic_folder, atomic_path
+from kitsseg.inference.ensemble import ensemble_of, open_ensemble
+from kitsseg.inference.slices import label_slices
+from kitsseg.recipe import Phase, Plateau, Recipe
+from kitsseg.scoring.dice import BOOTSTRAP_SEED, RESAMPLES, count_labels, score_counts
+from kitsseg.training.state import steps_of
+from kitsseg.training.train import train_recipe
+from kitsseg.workflows.prune import prune_run
+from kitsseg.workflows.shrink import shrink_run
+
+WHAT = "79 slices of 28 patients, chosen by somebody else, HU clipped to 0..255"
+HU = (0.0, 255.0)
+# label maps of these are not rendered: the slices show the same patients, or an independent check does
+OVERLAP = ("case_00030", "case_00113")
+FOLDS = 4
+SETTINGS = {
+    "a": "rendered CT only",
+    "b": "real, by patient",
+    "c": "rendered, then real",
+    "d": "real, by slice (leak)",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a network, or what is made of another row's network.
+
+    Attributes:
+        label: what the table calls it.
+        recipe: whose tiny variant is trained.
+        model: changes of its model.
+        parent: the row whose network is pruned, shrunk or exported; None: it is trained.
+    """
+
+    label: str
+    recipe: str
+    model: tuple[tuple[str, object], ...] = ()
+    parent: str | None = None
+
+
+ROWS = {
+    "unet2d": Row("`unet2d`, 12 filters", "unet2d", (("start_filters", 12),)),
+    "wp_unet": Row("`wp_unet`", "wp_unet"),
+    "wp_unet-unet": Row("`wp_unet`, its ordinary U-Net", "wp_unet", (("variant", "unet"),)),
+    "wp_unet-dw_unet": Row("`wp_unet`, its depth-wise U-Net", "wp_unet", (("variant", "dw_unet"),)),
+    "wp_unet-pruned-50": Row("`wp_unet`, pruned to 50 %", "wp_unet", parent="wp_unet"),
+    "wp_unet-pruned-80": Row("`wp_unet`, pruned to 80 %", "wp_unet", parent="wp_unet"),
+    "wp_unet-shrunk": Row("`wp_unet`, shrunk to half its channels", "wp_unet", parent="wp_unet"),
+    "wp_unet-shrunk-int8": Row("the same as int8", "wp_unet", parent="wp_unet-shrunk"),
+    "squeeze_unet": Row("`squeeze_unet`, with skips", "squeeze_unet"),
+    "squeeze_unet-no-skips": Row(
+        "`squeeze_unet`, without skips", "squeeze_unet", (("skips", False), ("decoder", "fastai"))
+    ),
+    "enhanced_unet": Row("`enhanced_unet`", "enhanced_unet"),
+}
+FIRST = "unet2d"
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """One network to make and score; jobs sort by how soon they are wanted."""
+
+    rank: int
+    row: str
+    seed: int
+    setting: str
+    fold: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.row}/{self.setting}-fold{self.fold}-seed{self.seed}"
+
+
+def jobs(rows: list[str], settings: str, seeds: int) -> list[Job]:
+    """All jobs: unet2d with one seed, its other seeds, the other networks with one seed, and all else."""
+    order = {name: i for i, name in enumerate(ROWS)}
+    found = [
+        Job(2 * (name != FIRST) + (seed > 0), name, seed, setting, fold)
+        for name in rows
+        for seed in range(seeds)
+        for setting in settings
+        for fold in range(1 if setting == "a" else FOLDS)
+    ]
+    return sorted(found, key=lambda job: (job.rank, job.seed, order[job.row], job.setting, job.fold))
+
+
+class Bench:
+    """The work folder: data, caches, runs and scores.
+
+    Args:
+        out: the folder. slices: of real slices. labels: label maps in KiTS19 layout to render. steps: of a training.
+    """
+
+    def __init__(self, out: Path, slices: Path, labels: Path, steps: int) -> None:
+        self.out, self.labels, self.steps = out, labels, steps
+        self.layout = Layout(hu_window=HU)
+        out.mkdir(parents=True, exist_ok=True)
+        self.items = find_slices(slices, self.layout, need_labels=True)
+        self.patients = sorted({item.patient for item in self.items})
+        self.folders = {"patients": slices, "slices": self._each_its_own(slices)}
+
+    def _each_its_own(self, slices: Path) -> Path:
+        """The same slices in a folder whose table calls each a patient of its own: how a split by slice is made."""
+        folder = self.out / "by_slice"
+        if not folder.is_dir():
+            with atomic_folder(folder) as temporary:
+                for kind in ("images", "labels"):
+                    shutil.copytree(slices / kind, temporary / kind)
+                with (slices / "slices.csv").open(newline="") as file:
+                    rows = [row | {"case": Path(row["file"]).stem} for row in csv.DictReader(file)]
+                with (temporary / "slices.csv").open("w", newline="") as file:
+                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+        return folder
+
+    def rendered(self) -> Path:
+        """Rendered CT for the label maps of other patients."""
+        folder = self.out / "rendered"
+        names = sorted(path.name for path in self.labels.iterdir() if path.is_dir())
+        for name in names:
+            if name not in (*OVERLAP, *self.patients) and not (folder / name).is_dir():
+                render_cases(self.labels, folder, cases=[name])
+        return folder
+
+    def cache(self, recipe: Recipe, kind: str) -> Path:
+        """The preprocessed cases of "rendered", "patients" or "slices"."""
+        folder = self.out / "cache" / kind
+        data = self.rendered() if kind == "rendered" else self.folders[kind]
+        preprocess_cases(data, folder, recipe.preprocess, layout=None if kind == "rendered" else self.layout)
+        return folder
+
+    def split(self, kind: str, fold: int, cases: list[str]) -> CaseSplit:
+        """Every sixth of what is not tested chooses the epoch. The folds do not depend on the seed."""
+        names = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))]
+        test = () if kind == "rendered" else tuple(names[fold::FOLDS])
+        rest = [name for name in names if name not in test]
+        chosen_by = tuple(rest[::6])
+        train = tuple(name for name in rest if name not in chosen_by)
+        return CaseSplit(f"{kind}, fold {fold}", train, chosen_by, test, source="benchmarks/real_slices.py")
+
+    def recipe(self, name: str) -> Recipe:
+        """The tiny variant, with HU clipped as in the images, for ``steps`` steps, without looking at whole cases."""
+        row = ROWS[name]
+        tiny = recipes.get(f"{row.recipe}:tiny")
+        phases = [phase for phase in tiny.phases if not phase.pruning]
+        factor = self.steps / sum(map(steps_of, phases))
+        return replace(
+            tiny,
+            preprocess=replace(tiny.preprocess, clip_hu=HU),
+            model={**tiny.model, **dict(row.model)},
+            phases=tuple(_stretched(phase, factor) for phase in phases),
+        )
+
+    def made(self, job: Job) -> Path:
+        """The network of a job: its run folder, or for int8 its file. It is trained if it is not there."""
+        folder, row, recipe = self.out / "jobs" / job.folder, ROWS[job.row], self.recipe(job.row)
+        run, kind = folder / "run", {"a": "rendered", "d": "slices"}.get(job.setting, "patients")
+        if (run / "model.keras").is_file() or (folder / "int8.tflite").is_file():
+            return run if run.is_dir() else folder / "int8.tflite"
+        cache = self.cache(recipe, kind)
+        resume = (run / "run.json").is_file()
+        if row.parent is None:
+            start = self.made(replace(job, setting="a", fold=0)) if job.setting == "c" else None
+            split = self.split(kind, job.fold, sorted(open_cache(cache, recipe.preprocess)))
+            train_recipe(recipe, cache, split, run, job.seed, resume=resume, start_from=start)
+            return run
+        parent = self.made(replace(job, row=row.parent))
+        last = recipe.phases[-1]
+        epochs = max(2, round(self.steps / last.steps_per_epoch))
+        if job.row.endswith("int8"):
+            folder.mkdir(parents=True, exist_ok=True)
+            export_run(
+                parent, folder / "int8.tflite", precision="int8", size=self._input_size(recipe), cache=cache
+            )
+            return folder / "int8.tflite"
+        if "shrunk" in job.row:
+            shrink_run(recipe, parent, cache, run, keep=0.5, epochs=epochs, resume=resume)
+        else:
+            prune_run(
+                recipe,
+                parent,
+                cache,
+                run,
+                int(job.row.rpartition("-")[2]) / 100,
+                epochs=epochs,
+                resume=resume,
+            )
+        return run
+
+    def _input_size(self, recipe: Recipe) -> tuple[int, int]:
+        return recipe.preprocess.slice_size or (160, 160)
+
+    def scored(self, job: Job) -> list[dict[str, object]]:
+        """A row for each test slice: its name, patient and table of labels; computed once."""
+        file = self.out / "jobs" / job.folder / "scores.json"
+        if not file.is_file():
+            network = self.made(job)
+            members, postprocess, _ = open_ensemble(ensemble_of((network,)))
+            rows = []
+            for items in self._tested(job):
+                found = label_slices(items, members, postprocess)
+                rows += [_row(item, labels) for item, labels in zip(items, found, strict=True)]
+            with atomic_path(file) as temporary:
+                temporary.write_text(json.dumps(rows))
+            keras.backend.clear_session()
+        return json.loads(file.read_text())
+
+    def _tested(self, job: Job) -> Iterator[list[SliceImage]]:
+        """The test slices of a job, patient by patient."""
+        if job.setting == "a":
+            names, by = set(self.patients), "patient"
+        else:
+            by = "name" if job.setting == "d" else "patient"
+            kind = "slices" if job.setting == "d" else "patients"
+            everything = sorted({getattr(item, by) for item in self.items})
+            names = set(self.split(kind, job.fold, everything).test)
+        for patient in self.patients:
+            if items := [
+                item for item in self.items if item.patient == patient and getattr(item, by) in names
+            ]:
+                yield items
+
+    def all_scores(self, row: str, setting: str, seed: int) -> list[dict[str, object]] | None:
+        """The rows of all folds, if all are there."""
+        rows: list[dict[str, object]] = []
+        for fold in range(1 if setting == "a" else FOLDS):
+            file = self.out / "jobs" / Job(0, row, seed, setting, fold).folder / "scores.json"
+            if not file.is_file():
+                return None
+            rows += json.loads(file.read_text())
+        return rows
+
+    def empty_map(self) -> list[dict[str, object]]:
+        return [_row(item, np.zeros_like(read_mask(item))) for item in self.items]
+
+    def single_pixels(self) -> list[dict[str, object]]:
+        """A table of how often each label has each HU at each place, by four folds; no pixel sees its neighbors."""
+        file = self.out / "single_pixels.json"
+        if not file.is_file():
+            rows = []
+            for fold in range(FOLDS):
+                test = self.split("patients", fold, self.patients).test
+                counts = np.full((len(PLACES), len(PLACES), BINS, 3), 1e-3)
+                for item in self.items:
+                    if item.patient not in test:
+                        np.add.at(counts, (*_cells(item), read_mask(item)), 1)
+                best = counts.argmax(axis=-1).astype(np.uint8)
+                rows += [_row(item, best[_cells(item)]) for item in self.items if item.patient in test]
+            with atomic_path(file) as temporary:
+                temporary.write_text(json.dumps(rows))
+        return json.loads(file.read_text())
+
+
+BINS, PLACES = 16, range(16)
+
+
+def _cells(item: SliceImage) -> tuple[npt.NDArray[np.intp], ...]:
+    """The cell of each pixel: place in the body's box, and HU."""
+    hu = read_slice(item)
+    body = hu > 20
+    rows, columns = (np.flatnonzero(body.mean(axis=axis) > 0.05) for axis in (1, 0))
+    cells = []
+    for n, found in zip(hu.shape, (rows, columns), strict=True):
+        place = (np.arange(n) - found[0]) / max(found[-1] - found[0], 1)
+        cells.append(np.clip((place * len(PLACES)).astype(np.intp), 0, len(PLACES) - 1))
+    y, x = np.meshgrid(*cells, indexing="ij")
+    return y, x, np.clip(hu * BINS // 256, 0, BINS - 1).astype(np.intp)
+
+
+def _row(item: SliceImage, labels: npt.NDArray[np.uint8]) -> dict[str, object]:
+    return {
+        "slice": item.name,
+        "patient": item.patient,
+        "counts": count_labels(labels, read_mask(item)).tolist(),
+    }
+
+
+def _stretched(phase: Phase, factor: float) -> Phase:
+    if isinstance(phase.schedule, Plateau):
+        patience = max(1, round(factor * phase.schedule.patience))
+        phase = replace(phase, schedule=replace(phase.schedule, patience=patience))
+    return replace(phase, epochs=max(1, round(factor * phase.epochs)), validate_cases_every=None)
+
+
+def patient_dice(rows: list[dict[str, object]]) -> dict[str, tuple[float, float]]:
+    """Patient -> mean TK and TU Dice of the slices; a slice without tumor counts 1 where none is found."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        scores = score_counts(np.array(row["counts"]), 1.0)
+        found.setdefault(row["patient"], []).append((scores["tk_dice"], scores["tu_dice"]))
+    return {patient: tuple(np.mean(values, axis=0)) for patient, values in sorted(found.items())}
+
+
+def pooled_dice(rows: list[dict[str, object]]) -> tuple[float, float]:
+    """TK and TU Dice of all pixels of all slices together."""
+    scores = score_counts(np.sum([row["counts"] for row in rows], axis=0), 1.0)
+    return scores["tk_dice"], scores["tu_dice"]
+
+
+def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Of the mean, 95 %, by resampling patients; ``values`` has one for each."""
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summary(seeds: list[list[dict[str, object]]]) -> dict[str, object]:
+    """What a table says of one network in one setting.
+
+    Args:
+        seeds: the rows of each seed.
+    """
+    dice = [patient_dice(rows) for rows in seeds]
+    values = np.array([[each[patient] for patient in dice[0]] for each in dice])  # seeds, patients, (TK, TU)
+    means = values.mean(axis=1)
+    return {
+        "seeds": len(seeds),
+        "patients": list(dice[0]),
+        "of_patients": values.mean(axis=0),
+        "mean": means.mean(axis=0),
+        "interval": [interval(values.mean(axis=0)[:, i]) for i in (0, 1)],
+        "of_seeds": means,
+        "pooled": np.mean([pooled_dice(rows) for rows in seeds], axis=0),
+    }
+
+
+def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, object]]:
+    """Summaries by (row, setting) of what is there already."""
+    found = {}
+    for row in ROWS:
+        for setting in SETTINGS:
+            there = [
+                rows for seed in range(seeds) if (rows := bench.all_scores(row, setting, seed)) is not None
+            ]
+            if there:
+                found[row, setting] = summary(there)
+    return found
+
+
+def written(value: dict[str, object] | None, index: int) -> str:
+    if value is None:
+        return "not run"
+    low, high = value["interval"][index]
+    seeds = value["of_seeds"][:, index]
+    spread = f"; seeds {seeds.min():.3f} to {seeds.max():.3f}" if len(seeds) > 1 else "; one seed"
+    return f"{value['mean'][index]:.3f} ({low:.3f} to {high:.3f}{spread})"
+
+
+def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
+    """Two tables, TK and TU, a row for each network; differences between c and b below."""
+    lines = [
+        f"Real KiTS19 images: {WHAT}. Mean over patients of the Dice of their slices (95 % interval over patients; "
+    ]
+    lines[0] += f"range over seeds); {bench.steps} steps a training, c after as many on rendered CT."
+    beside = {"empty label map": bench.empty_map(), "classifier of single pixels": bench.single_pixels()}
+    for index, words in enumerate(("TK, kidney with tumor", "TU, tumor")):
+        lines += [
+            "",
+            f"| {words} | " + " | ".join(f"({key}) {text}" for key, text in SETTINGS.items()) + " |",
+        ]
+        lines += ["|---" * (1 + len(SETTINGS)) + "|"]
+        for name, row in ROWS.items():
+            cells = [written(found.get((name, setting)), index) for setting in SETTINGS]
+            lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        for label, rows in beside.items():
+            cell = written(summary([rows]), index).replace("; one seed", "")
+            lines.append(
+                f"| {label} | | {cell} | | |" if "pixels" in label else f"| {label} |" + f" {cell} |" * 4
+            )
+    lines.append("")
+    for name, row in ROWS.items():
+        for first, second in (("b", "c"), ("b", "d")):
+            one, two = found.get((name, first)), found.get((name, second))
+            if one and two:
+                change = two["of_patients"] - one["of_patients"]
+                parts = []
+                for index, key in enumerate(("TK", "TU")):
+                    low, high = interval(change[:, index])
+                    parts.append(f"{key} {change[:, index].mean():+.3f} ({low:+.3f} to {high:+.3f})")
+                lines.append(
+                    f"{row.label}: ({second}) minus ({first}), patient by patient: {', '.join(parts)}."
+                )
+    pooled = [
+        f"{ROWS[name].label} ({setting}) {value['pooled'][0]:.3f} and {value['pooled'][1]:.3f}"
+        for (name, setting), value in found.items()
+    ]
+    if pooled:
+        lines += ["", f"Pooled over all pixels, TK and TU: {'; '.join(pooled)}."]
+    return "\n".join(lines)
+
+
+def plot(path: Path, found: dict[tuple[str, str], dict[str, object]]) -> None:
+    """A dot for each patient, a line for the mean, networks below each other, settings in colors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in ROWS if any((name, setting) in found for setting in SETTINGS)]
+    height = 1.2 + 0.28 * len(SETTINGS) * len(names)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, height), sharey=True, layout="constrained")
+    colors = dict(zip(SETTINGS, ("#8c8c8c", "#1769aa", "#2e7d32", "#c62828"), strict=True))
+    ticks: dict[float, str] = {}
+    for index, (axis, title) in enumerate(zip(axes, ("kidney with tumor (TK)", "tumor (TU)"), strict=True)):
+        for i, name in enumerate(names):
+            for j, setting in enumerate(SETTINGS):
+                if (value := found.get((name, setting))) is None:
+                    continue
+                y, dots = i * 5 + j, value["of_patients"][:, index]
+                axis.plot(dots, [y] * len(dots), "o", color=colors[setting], alpha=0.4, markeredgewidth=0)
+                axis.plot([value["mean"][index]], [y], "|", color="black", markersize=14)
+                ticks[y] = f"{name.replace('-', ', ')} ({setting})"
+        axis.set(xlim=(-0.03, 1.03), title=f"Dice of {title}")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(list(ticks), list(ticks.values()))
+    axes[0].invert_yaxis()
+    words = "; ".join(f"{key} {text}" for key, text in SETTINGS.items())
+    figure.suptitle(f"{WHAT}\n{words}. A dot is a patient, a line the mean", fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def write_pages(bench: Bench, seeds: int, pages: list[Path]) -> str:
+    found = collected(bench, seeds)
+    text = table(bench, found)
+    (bench.out / "tables").mkdir(exist_ok=True)
+    with atomic_path(bench.out / "tables" / "real-slices.md") as temporary:
+        temporary.write_text(text + "\n")
+    if found:
+        plot(bench.out / "real_slices.png", found)
+    for page in pages:
+        put_tables(page, {"real-slices": text})
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--slices", type=Path, required=True, help="folder with images, labels and slices.csv"
+    )
+    parser.add_argument(
+        "--labels", type=Path, required=True, help="label maps in KiTS19 layout, to be rendered"
+    )
+    parser.add_argument(
+        "--rows", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument("--settings", default="abcd", help="some of a, b, c and d (default: abcd)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600, help="of a training (default: 600)")
+    parser.add_argument(
+        "--table", action="store_true", help="train nothing: write the table of what is there"
+    )
+    parser.add_argument("--pages", nargs="*", type=Path, default=[], help="pages to write the table into")
+    a = parser.parse_args()
+    bench, started = Bench(a.out, a.slices, a.labels, a.steps), time.monotonic()
+    for job in [] if a.table else jobs(a.rows, a.settings, a.seeds):
+        if (a.out / "jobs" / job.folder / "scores.json").is_file():
+            continue
+        begun = time.monotonic()
+        mean = np.mean(list(patient_dice(bench.scored(job)).values()), axis=0)
+        print(
+            f"{job.folder}: TK {mean[0]:.3f} TU {mean[1]:.3f}, {time.monotonic() - begun:.0f} s", flush=True
+        )
+        write_pages(bench, a.seeds, [])
+    print(write_pages(bench, a.seeds, a.pages))
+    print(f"{(time.monotonic() - started) / 60:.0f} min in all")
+
+
+if __name__ == "__main__":
+    main()
