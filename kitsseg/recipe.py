@@ -409,6 +409,11 @@ class Recipe:
     build_optimizer: Callable = field(repr=False)
     build_targets: Callable | None = field(default=None, repr=False)
 
+    @property
+    def is_3d(self) -> bool:
+        """Whether the network sees volumes, not slices."""
+        return any(isinstance(phase.sampler, PatchSampler) for phase in self.phases)
+
     def as_dict(self):
         """The recipe's values as JSON takes them; the functions are left out."""
         return {

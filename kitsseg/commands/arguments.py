@@ -1,8 +1,9 @@
 """Kinds of command-line arguments that several commands take."""
 
 import argparse
+import math
 
-__all__ = ["add_layout", "at_least", "layout_of", "part", "shares", "volume_size"]
+__all__ = ["add_layout", "at_least", "hu_window", "layout_of", "mask_values", "part", "shares", "volume_size"]
 
 
 def at_least(smallest):
@@ -53,10 +54,54 @@ def volume_size(text):
     return size
 
 
+def hu_window(text: str) -> tuple[float, float]:
+    """LOW,HIGH in HU."""
+    try:
+        low, high = map(float, text.split(","))
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected two HU such as --hu-window=-160,240, the lower one first, found {text}"
+        ) from None
+    return low, high
+
+
+def mask_values(text: str) -> tuple[int, ...]:
+    """The values of background, kidney and tumor; two where there is no tumor."""
+    try:
+        values = tuple(map(int, text.split(",")))
+    except ValueError:
+        values = ()
+    if (
+        not 2 <= len(values) <= 3
+        or len(set(values)) < len(values)
+        or not all(0 <= v <= 65535 for v in values)
+    ):
+        raise argparse.ArgumentTypeError(
+            f"expected the values of background, kidney and tumor such as 0,128,255, found {text}"
+        )
+    return values
+
+
 def add_layout(sub, labels=True):
     """The options that say how cases lie in a folder, where it does not tell by itself."""
     sub.add_argument("--images", metavar="PATTERN", help="which files are the scans, such as '*/ct.nii.gz'")
+    sub.add_argument(
+        "--hu-window",
+        type=hu_window,
+        metavar="LOW,HIGH",
+        help="of PNG and JPEG slices: HU of the darkest and the brightest value, such as --hu-window=-160,240 "
+        "(default: slices.csv says it)",
+    )
     if labels:
+        sub.add_argument(
+            "--mask-values",
+            type=mask_values,
+            metavar="B,K,T",
+            help="of PNG slices: values of background, kidney and tumor in the masks, such as 0,128,255 (default: "
+            "0,1,2)",
+        )
         sub.add_argument(
             "--labels", metavar="PATTERN", help="which files are the label maps, such as '*/seg.nii.gz'"
         )
@@ -71,4 +116,5 @@ def layout_of(arguments):
     """The Layout that these options describe."""
     from kitsseg.data.layouts.find import Layout
 
-    return Layout(arguments.images, getattr(arguments, "labels", None), getattr(arguments, "cyst", None))
+    names = ("images", "labels", "cyst", "hu_window", "mask_values")
+    return Layout(*(getattr(arguments, name, None) for name in names))

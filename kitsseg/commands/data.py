@@ -181,8 +181,15 @@ def _preprocess(arguments):
 
 def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
+    from kitsseg.data.layouts.slices import has_slices
+    from kitsseg.errors import InputError
     from kitsseg.runtime.console import done, progress_bar
 
+    if recipe.is_3d and has_slices(Path(data)):
+        raise InputError(
+            f"{data}: expected scans for {recipe.name}, a 3D network; found single slices (slices.csv). "
+            "Use a 2D recipe."
+        )
     plan = plan_cache(data, cache, recipe.preprocess, layout, compress)
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")

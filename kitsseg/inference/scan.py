@@ -309,4 +309,9 @@ def label_cached_case(
     else:
         for k, plane in enumerate(probabilities_of(iter(case.image), shape, predict, spec, inference)):
             labels[k] = plane.argmax(axis=-1)
+    if case.slices:  # no neighbors: each by itself
+        parts = [
+            refined(labels[k : k + 1], case.geometry.spacing_mm, postprocess) for k in range(len(labels))
+        ]
+        return np.concatenate(parts)
     return refined(labels, case.geometry.spacing_mm, postprocess)

@@ -45,6 +45,7 @@ def _card(record, history):
         f"Split `{split['name']}` by patient, hash `{split['hash']}`: {counts}. The names are in split.json. KiTS19 is "
         "CC BY-NC-SA 4.0; a network trained on it inherits the question of what that permits.",
         "",
+        *_of_slices(record),
         "## Training",
         "",
         "| phase | epochs | first loss | last loss |",
@@ -77,6 +78,19 @@ def _card(record, history):
         "",
     ]
     return "\n".join(lines)
+
+
+def _of_slices(record: dict[str, Any]) -> list[str]:
+    """What a reader has to know of a network that was not trained on whole scans with all their HU."""
+    lines = []
+    if record.get("single_slices"):
+        lines.append("Trained on single slices of these patients, not on whole scans.")
+    if clip := record["settings"]["preprocess"].get("clip_hu"):
+        lines.append(
+            f"HU are clipped to {clip[0]:g} to {clip[1]:g}, in training and in prediction: what lies beyond was not to "
+            "be had."
+        )
+    return [" ".join(lines), ""] if lines else []
 
 
 def _origin(parent: dict[str, Any]) -> str:

@@ -7,21 +7,22 @@ position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so t
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import keras
 
-from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.cache.cases import CachedCase, open_cache
 from kitsseg.data.sampling.slices import batch_dataset
+from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path, remove_unfinished
 from kitsseg.files.locks import folder_lock
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
-from kitsseg.recipe import PatchSampler
+from kitsseg.recipe import PatchSampler, Recipe
 from kitsseg.records.checkpoints import go_back, is_whole
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
@@ -114,6 +115,7 @@ def train_recipe(
     for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
         # a damaged file is found here: TensorFlow's threads would bury what is said of it
         _ = case.image, case.boxed_labels
+    single_slices = _of_single_slices(recipe, cases, split)
     warned = check_training_labels(cases, split)
     if tensorboard:
         check_folder(tensorboard)  # now: nothing is left behind yet
@@ -130,6 +132,7 @@ def train_recipe(
                     remove_unfinished(folder)
         else:
             where = {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
+            where |= {"single_slices": True} if single_slices else {}
             create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
             record, history = read_run(own), []
         started = time.monotonic() - record["seconds"]
@@ -163,6 +166,27 @@ def _alone_in(run: Path, resume: bool, say: Callable[[str], None] | None) -> Ite
         read_run(run)  # before a folder is made
     with folder_lock(run, "train", wait=False, doing="training", **({"say": say} if say else {})):
         yield
+
+
+def _of_single_slices(recipe: Recipe, cases: Mapping[str, CachedCase], split: CaseSplit) -> bool:
+    """Whether the cases that train and validate are stacks of single slices.
+
+    Raises: InputError if some are and others are scans, whose scores mean something else, and for a 3D recipe.
+    """
+    names = [name for name in (*split.train, *split.validation) if name in cases]
+    stacks = [name for name in names if cases[name].slices]
+    if stacks and recipe.is_3d:
+        raise InputError(
+            f"{cases[stacks[0]].folder}: expected scans for {recipe.name}, a 3D network; found single slices of "
+            f"{len(stacks)} patients. Use a 2D recipe."
+        )
+    if stacks and len(stacks) < len(names):
+        scan = next(name for name in names if not cases[name].slices)
+        raise InputError(
+            f"split {split.name}: expected scans or single slices, found both ({scan} and {stacks[0]}). Train on one "
+            "kind, then on the other: kitsseg train --from RUN."
+        )
+    return bool(stacks)
 
 
 def _finish(training, weights):
