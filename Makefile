@@ -2,27 +2,57 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+WORKERS ?= 2
 
 COLAB_VENV = $(VENV)-colab
 COLAB_PYTHON ?= $(shell for p in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python $(PYTHON); do \
     "$$p" -c "" 2>/dev/null && echo "$$p" && break; done)
 
-.PHONY: demo test notebooks-colab docs lint clean
+# uv installs in seconds what takes pip minutes; pip is enough
+UV := $(shell command -v uv 2>/dev/null)
+ifneq ($(UV),)
+make_venv = $(UV) venv --quiet --allow-existing --seed --python $(1) $(2)
+install_into = $(UV) pip install --quiet --python $(1)/bin/python
+else
+make_venv = $(1) -m venv $(2)
+install_into = $(1)/bin/python -m pip install --quiet
+endif
+
+.PHONY: demo test check test-slow test-jax notebooks-colab colab matrix docs lint types release clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
 
+# what a developer runs before each commit
 test: $(VENV)/installed-test
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist worksteal
-	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n 2 --dist load -m "not slow" \
-	    tests/models/test_all_builders.py tests/test_losses.py tests/pruning/test_pruning.py
+	$(MAKE) lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+# all that a release promises; .ci/run runs it
+check: test test-slow test-jax colab
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+test-jax: $(VENV)/installed-test
+	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n $(WORKERS) --dist load \
+	    -m "not slow" tests/models/test_all_builders.py tests/test_losses.py tests/pruning/test_pruning.py
+
+# with what Colab ships, on Python 3.13 where there is one, else on PYTHON: models, losses, pruning, export, scores ...
+colab: $(COLAB_VENV)/installed
+	$(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/models/test_all_builders.py tests/test_losses.py \
+	    tests/test_metrics.py tests/pruning/test_pruning.py tests/export/test_export.py tests/scoring/test_scores.py
+	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) \
+	    -m "not slow" tests/models/test_all_builders.py tests/test_losses.py
 	$(MAKE) notebooks-colab
 
-# the notebooks once more with what Colab ships: on Python 3.13 where there is one, else on PYTHON
+# ... and every cell of every notebook
 notebooks-colab: $(COLAB_VENV)/installed
-	$(COLAB_VENV)/bin/python -m pytest -n 2 tests/notebook/test_notebooks.py
+	$(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) tests/notebook
+
+# the wheel, not the checkout, on Python 3.11, 3.12 and 3.13
+matrix: $(VENV)/installed-test
+	$(BIN)/python -m nox --session tests
 
 # the API reference, in site/index.html; fails on a warning, a missing docstring or a dead link
 docs: $(VENV)/installed-docs
@@ -32,27 +62,32 @@ docs: $(VENV)/installed-docs
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports
+
+# sdist and wheel in dist/, checked, installed in an empty environment, and the demo run from there
+release: $(VENV)/installed-test
+	$(BIN)/python scripts/release.py build
 
 # files that say what is installed: a second call installs only after setup.cfg has changed
 $(VENV)/installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(call make_venv,$(PYTHON),$(VENV))
+	$(call install_into,$(VENV)) --editable .
 	touch $@
 
 $(VENV)/installed-test: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(call make_venv,$(PYTHON),$(VENV))
+	$(call install_into,$(VENV)) --editable ".[test]"
 	touch $@ $(VENV)/installed
 
 $(COLAB_VENV)/installed: setup.cfg pyproject.toml .ci/colab-constraints.txt
-	$(COLAB_PYTHON) -m venv $(COLAB_VENV)
-	$(COLAB_VENV)/bin/python -m pip install --quiet --constraint .ci/colab-constraints.txt --editable ".[notebook]"
+	$(call make_venv,$(COLAB_PYTHON),$(COLAB_VENV))
+	$(call install_into,$(COLAB_VENV)) --constraint .ci/colab-constraints.txt --editable ".[test]"
 	touch $@
 
 $(VENV)/installed-docs: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(call make_venv,$(PYTHON),$(VENV))
+	$(call install_into,$(VENV)) --editable ".[docs]"
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(COLAB_VENV) demo site build dist *.egg-info
+	rm -rf $(VENV) $(COLAB_VENV) demo site build dist .nox *.egg-info
