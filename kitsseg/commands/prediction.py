@@ -1,7 +1,6 @@
 """Commands that use networks: kitsseg predict, export."""
 
 import argparse
-import json
 from pathlib import Path
 
 from kitsseg.commands.arguments import add_layout, layout_of, part
@@ -120,6 +119,8 @@ def _predict(arguments):
 
 
 def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=None, **more):
+    from rich.markup import escape
+
     from kitsseg.inference.cohort import NAMED, failures, predict_cohort
     from kitsseg.runtime.console import console, done, progress_bar
 
@@ -141,10 +142,15 @@ def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=No
             for name, reason in outcome.failed.items():
                 console.print(f"{name}: {reason}", markup=False)
         raise InputError(failures(outcome, out))
-    engine = json.loads((out / "predictions.json").read_text())["engine"]
+    if outcome.renewed:
+        console.print(
+            f"[yellow]warning: {len(outcome.renewed)} scans have changed since their label maps were made, and were "
+            f"predicted anew: {escape(', '.join(outcome.renewed[:NAMED]))}"
+            f"{' and others' if len(outcome.renewed) > NAMED else ''}[/yellow]"
+        )
     there = f" ({outcome.kept} were there already)" if outcome.kept else ""
     done(
-        f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {engine}",
+        f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {outcome.engine}",
         f"kitsseg evaluate {out} TRUTH --out scores.csv",
     )
 

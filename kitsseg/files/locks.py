@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from kitsseg.errors import InputError
 
-__all__ = ["folder_lock"]
+__all__ = ["claim", "folder_lock"]
 
 if os.name == "nt":
     import msvcrt
@@ -44,6 +44,22 @@ _warned: set[str] = set()
 
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=2)
+
+
+def claim(file: BinaryIO) -> bool | None:
+    """Take the lock of an opened file, for as long as it stays open.
+
+    Returns: True; False if another process or thread has it; None where files have no locks that let others read.
+    """
+    if os.name == "nt":
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """From scans to label maps on the scans' own voxels: one scan or a cohort, here or on a cluster."""
 
+import errno
 import functools
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
 from kitsseg.data.layouts.find import find_scans
 from kitsseg.data.layouts.names import prediction_name
@@ -18,7 +21,7 @@ from kitsseg.inference.scan import (
     ensemble_labels,
     prepare_scan,
 )
-from kitsseg.records.predictions import Predictions, size_of
+from kitsseg.records.predictions import Predictions
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
@@ -31,6 +34,7 @@ __all__ = [
     "predict_scan",
 ]
 
+OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
 NAMED = 3  # failed scans in the message; all are in predictions.json
 
 
@@ -42,11 +46,15 @@ class Outcome:
         written: label maps of all scans that have one now, in order.
         kept: how many of them were there already.
         failed: case name -> reason, in order.
+        engine: what computed the networks; None where no label map was ever made.
+        renewed: names of scans that have changed since their label maps were made, which were made anew.
     """
 
     written: list[Path]
     kept: int
     failed: dict[str, str]
+    engine: str | None = None
+    renewed: list[str] = field(default_factory=list)
 
 
 def predict_cases(run, inputs, out, *arguments, **options):
@@ -77,8 +85,10 @@ def predict_cohort(
 ):
     """Segment scans and write one label map each.
 
-    A scan whose label map is there already, whole and made by the same networks and settings, is left out; one that
-    fails is put down, with the reason, and the others go on. A call that was stopped goes on where it was.
+    A scan whose label map is there already, whole and made of the same scan by the same networks and settings, is left
+    out; one that fails is put down, with the reason, and the others go on. A call that was stopped goes on where it
+    was. Several calls may write to one folder at once. A label map of another scan of the same name is not replaced:
+    that scan fails.
 
     Args:
         run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
@@ -115,26 +125,41 @@ def predict_cohort(
     header = describe(ensemble)
     header["split"]["part"] = part
     out = Path(out)
-    record = Predictions(out, header, shard)
+    record = Predictions(out, header)
     out.mkdir(parents=True, exist_ok=True)
-    todo, failed = _todo(scans, record, progress)
-    kept = len(scans) - len(todo) - len(failed)
-    if todo:
-        results = (
-            _by_cluster(scheduler, ensemble, todo, out, progress)
-            if scheduler
-            else _one_by_one(ensemble, todo, out, record, progress)
-        )
+    made, failed, renewed = 0, {}, []
+    try:
+        todo, failed = _todo(scans, record, progress)
+        before = {name for name in todo if "source" in record.entries.get(name, {})}
+        results = ()
+        if todo:
+            results = (
+                _by_cluster(scheduler, ensemble, todo, out, record, failed, progress)
+                if scheduler
+                else _one_by_one(ensemble, todo, out, record, failed, progress)
+            )
         for name, entry, engine_used in results:
             if engine_used:
                 record.made_by(engine_used)
             if "reason" in entry:
                 failed[name] = entry["reason"]
                 record.forget_file(name)
+            elif name in before and entry["source"] != record.entries[name].get("source"):
+                renewed.append(name)
+            made += "reason" not in entry
             record.add(name, entry)
-    record.finish()
+    except BaseException:
+        with suppress(InputError, OSError):  # what stopped it is the error to tell
+            record.finish()
+        raise
+    else:
+        lost = record.finish()
+    finally:
+        record.close()
+    failed |= lost
     failed = {name: failed[name] for name in scans if name in failed}
-    return Outcome([out / prediction_name(name) for name in scans if name not in failed], kept, failed)
+    written = [out / prediction_name(name) for name in scans if name not in failed]
+    return Outcome(written, len(written) - made + len(lost), failed, record.header["engine"], renewed)
 
 
 def failures(outcome, out):
@@ -161,16 +186,39 @@ def _todo(scans, record, progress):
                 todo[name] = image
         except InputError as error:
             failed[name] = str(error)
+        except OSError as error:
+            failed[name] = _odd_name(error, record.out / prediction_name(name), name)
+            record.add(name, {"image": str(as_given(image)), "reason": failed[name]})
     return todo, failed
 
 
-def _one_by_one(ensemble, todo, out, record, progress):
+def _odd_name(error, target, name):
+    """Why a label map cannot have the name of its case. Raises: the error, if it is not about the name."""
+    if error.errno not in OF_A_NAME:
+        raise error
+    return (
+        f"{target}: {(error.strerror or str(error)).lower()}. Give the case a name that this file system takes, as "
+        f"of fewer letters ({len(name)})."
+    )
+
+
+def _begun(todo, record, failed):
+    """The scans that nobody else has done in the meantime, each after it was put down as begun."""
+    for name, image in todo.items():
+        try:
+            if record.begin(name, image):
+                yield name, image
+        except InputError as error:
+            failed[name] = str(error)
+
+
+def _one_by_one(ensemble, todo, out, record, failed, progress):
     try:
         if progress:
             progress("load the network", 0, len(todo))
         *_, engine = _opened(ensemble)
         record.made_by(engine)
-        for index, (name, image) in enumerate(todo.items()):
+        for index, (name, image) in enumerate(_begun(todo, record, failed)):
 
             def within(done, total, index=index, name=name):
                 if progress:
@@ -181,8 +229,9 @@ def _one_by_one(ensemble, todo, out, record, progress):
         _opened.cache_clear()
 
 
-def _by_cluster(address, ensemble, todo, out, progress):
-    jobs = [(ensemble, name, as_given(image), as_given(out)) for name, image in todo.items()]
+def _by_cluster(address, ensemble, todo, out, record, failed, progress):
+    begun = _begun(todo, record, failed)
+    jobs = [(ensemble, name, as_given(image), as_given(out)) for name, image in begun]
     if progress:
         progress("wait for the cluster", 0, len(jobs))
     for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):
@@ -208,7 +257,9 @@ def predict_scan(ensemble, name, image, out, progress=None):
         members, postprocess, engine = _opened(ensemble)
         started, where = time.monotonic(), {"image": str(as_given(image))}
         try:
-            size = size_of(image)
+            source = source_record(
+                Path(image)
+            )  # before it is read: a change in the meantime is noticed the next time
             scan = read_image(image)
             grid = scan.grid
             prepared = prepare_scan(scan.array, grid.spacing_mm, members)
@@ -221,11 +272,14 @@ def predict_scan(ensemble, name, image, out, progress=None):
             reason = f"{image}: {type(error).__name__}: {error}"
             return where | {"reason": reason, "traceback": traceback.format_exc()}, engine
         target = Path(out) / prediction_name(name)
-        write_labels(target, labels, grid)
+        try:
+            write_labels(target, labels, grid)
+        except OSError as error:
+            return where | {"reason": _odd_name(error, target, name)}, engine
         entry = {
             "file": target.name,
             **where,
-            "image_bytes": size,
+            "source": source,
             "crc32": crc32_of(target),
             "phantom": is_phantom(grid.header),
             "seconds": round(time.monotonic() - started, 2),

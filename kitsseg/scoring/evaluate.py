@@ -14,7 +14,8 @@ from kitsseg import __version__
 from kitsseg.data.formats.nifti import KITS_LABELS, is_phantom
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.paths import absolute_paths, as_given, relative_paths
+from kitsseg.files.paths import as_given, relative_paths
+from kitsseg.records.predictions import PREDICTIONS, read_predictions
 from kitsseg.scoring.details import (
     CLASSES,
     cysts_as_kidney,
@@ -117,14 +118,14 @@ def _score_pair(pair, classes, surface):
 
 
 def _recorded_by_predict(folder):
-    file = folder / "predictions.json"
-    if not file.exists():
-        return {}
+    file = folder / PREDICTIONS
     try:
-        record = absolute_paths(json.loads(file.read_text()), folder)
+        record = read_predictions(folder)
+        if record is None:
+            return {}
         _ = (record.get("split") or {}).get("hash")
         failed = {case: {"reason": entry["reason"]} for case, entry in record.get("failed", {}).items()}
-        record = {key: value for key, value in record.items() if key not in ("cases", "kitsseg")}
+        record = {key: value for key, value in record.items() if key not in ("cases", "begun", "kitsseg")}
         return record | {"failed": failed}
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InputError(

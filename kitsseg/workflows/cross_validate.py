@@ -12,7 +12,6 @@ serve for that choice too, as in much published code, flatter their own scores.
 """
 
 import csv
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.layouts.names import prediction_name
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.paths import absolute_paths, relative_paths
 from kitsseg.inference.cohort import predict_cases
+from kitsseg.records.predictions import read_predictions, write_predictions
 from kitsseg.records.run import read_history, read_run, update_run, write_history
 from kitsseg.report.report import write_report
 from kitsseg.scoring.evaluate import evaluate_folders
@@ -160,7 +159,7 @@ def _predict(run, split, data, layout, progress):
             f"{data}: {len(absent)} of the {len(split.test)} cases of {run.name} are not there, such as "
             f"{min(absent.values())}. Give the folder that the cache was made from."
         )
-    return absolute_paths(json.loads((folder / "predictions.json").read_text(encoding="utf-8")), folder)
+    return read_predictions(folder)
 
 
 def _gather(out, plan, runs, predicted):
@@ -181,9 +180,7 @@ def _gather(out, plan, runs, predicted):
         "cases": {case: cases[case] for case in sorted(cases)},
         "failed": {},
     }
-    with atomic_path(out / "predictions" / "predictions.json") as temporary:
-        text = json.dumps(relative_paths(record, out / "predictions"), indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_predictions(out / "predictions", record)
 
 
 def _table(rows, splits, histories):

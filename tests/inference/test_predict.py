@@ -24,6 +24,7 @@ from kitsseg.inference.engines import Network, open_network, softmax
 from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.inference.windows2d import slice_probabilities
 from kitsseg.recipe import InferenceSpec
+from kitsseg.records.predictions import read_predictions
 from kitsseg.records.run import finished_run
 from kitsseg.scoring.dice import score_case
 
@@ -125,8 +126,14 @@ def test_names_of_scans(tmp_path):
     assert list(scans) == ["case_00000", "case_00001", "patient"]
     assert list(find_scans([tmp_path / "data" / "case_00001" / "imaging.nii.gz"])) == ["case_00001"]
     assert list(find_scans([tmp_path / "data" / "case_00001"])) == ["case_00001"]
-    with pytest.raises(InputError, match=r"a second scan called case_00001 beside .* Rename one of them"):
-        find_scans([tmp_path / "data", tmp_path / "data" / "case_00001"])
+    # the same scan twice is one scan; a copy of it is another
+    assert list(find_scans([tmp_path / "data", tmp_path / "data" / "case_00001"])) == [
+        "case_00000",
+        "case_00001",
+    ]
+    shutil.copytree(tmp_path / "data" / "case_00001", tmp_path / "more" / "case_00001")
+    with pytest.raises(InputError, match=r"a second scan called case_00001 beside .*--images '\*/\*/imaging"):
+        find_scans([tmp_path / "data", tmp_path / "more"])
     with pytest.raises(
         InputError, match=r"nowhere.nii.gz: expected a scan or a folder of cases, found nothing"
     ):
@@ -269,6 +276,51 @@ def test_what_is_there_is_left_out_and_needs_no_network(runs, trained, tmp_path,
     assert first[0].read_bytes() == corrected
 
 
+def test_a_replaced_scan_is_predicted_anew_and_another_cohort_is_not_mixed_in(runs, trained, tmp_path):
+    run, first, second = runs[0][0], tmp_path / "first", tmp_path / "second"
+    for number in range(3):
+        shutil.copytree(trained.data / f"case_0000{number}", first / f"case_9000{number}")
+    for number in (1, 2, 3):
+        shutil.copytree(trained.data / f"case_0000{number + 4}", second / f"case_9000{number}")
+    predict_cases(run, [first], tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    outcome = predict_cohort(run, [second], tmp_path / "out")
+    assert list(outcome.failed) == ["case_90001", "case_90002"]
+    assert str(second / "case_90001") in outcome.failed["case_90001"]
+    assert str(first / "case_90001") in outcome.failed["case_90001"]
+    assert before.items() <= files_of(tmp_path / "out").items()
+    # the same place, another scan
+    shutil.copy(second / "case_90002" / "imaging.nii.gz", first / "case_90002" / "imaging.nii.gz")
+    outcome = predict_cohort(run, [first], tmp_path / "out")
+    assert (outcome.kept, outcome.renewed, outcome.failed) == (2, ["case_90002"], {})
+    predict_cases(run, [second], tmp_path / "fresh")
+    name = "prediction_90002.nii.gz"
+    assert files_of(tmp_path / "out")[name] == files_of(tmp_path / "fresh")[name] != before[name]
+
+
+def test_label_maps_never_replace_the_scans(runs, trained, tmp_path):
+    """The folder of the scans is given for the label maps, which would have the same names."""
+    shutil.copy(trained.data / "case_00000" / "imaging.nii.gz", tmp_path / "anna.nii.gz")
+    whole = (tmp_path / "anna.nii.gz").read_bytes()
+    with pytest.raises(InputError, match=r"anna.nii.gz: is there, and predictions.json does not say"):
+        predict_cases(runs[0][0], [tmp_path / "anna.nii.gz"], tmp_path)
+    assert (tmp_path / "anna.nii.gz").read_bytes() == whole
+
+
+def test_one_odd_name_does_not_end_the_others(runs, trained, tmp_path):
+    """Too long for a label map of its name; as long as can be; with a tab, a newline, quotes, letters of all kinds."""
+    names = ["a_first", "b" * 250, "c" * 248, "d\te\nf", "Größe '\" 患者", "=1+1", "z_last"]
+    for name in names:
+        shutil.copytree(trained.data / "case_00000", tmp_path / "data" / name)
+    outcome = predict_cohort(runs[0][0], [tmp_path / "data"], tmp_path / "out")
+    assert list(outcome.failed) == ["b" * 250]
+    assert "fewer letters" in outcome.failed["b" * 250]
+    assert {path.name for path in outcome.written} == {f"{name}.nii.gz" for name in names if name[0] != "b"}
+    record = read_json(tmp_path / "out" / "predictions.json")
+    assert (len(record["cases"]), list(record["failed"])) == (6, ["b" * 250])
+    assert predict_cohort(runs[0][0], [tmp_path / "data"], tmp_path / "out").kept == 6
+
+
 PREDICT = """
 import sys, time
 import numpy as np
@@ -294,7 +346,7 @@ def test_killed_in_the_middle_the_second_call_does_the_rest(runs, trained, tmp_p
         time.sleep(0.001)
     process.kill()
     process.wait()
-    done = len(read_json(out / "predictions.json")["cases"])
+    done = len(read_predictions(out)["cases"])
     assert 2 <= done < 9
     times = {path: path.stat().st_mtime_ns for path in out.glob("prediction_0000[01].nii.gz")}
 
@@ -319,10 +371,8 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
     ]
     # nine names, in order: 1, 5, 9; 2, 6; 3, 7 and 4, 8
     assert [len(paths) for paths in written] == [2, 3, 2]
-    assert read_json(tmp_path / "out" / "predictions.2-of-4.json")["cases"].keys() == {
-        "case_00001",
-        "case_00005",
-    }
+    assert [path.name for path in written[2]] == ["prediction_00001.nii.gz", "prediction_00005.nii.gz"]
+    assert not list((tmp_path / "out").glob("predictions-*"))
     assert predict_cohort(run, [trained.data], tmp_path / "out").kept == 7
     assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
     assert len(read_json(tmp_path / "out" / "predictions.json")["cases"]) == 9

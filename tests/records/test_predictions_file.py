@@ -1,7 +1,9 @@
-"""What predictions.json says, when jobs write at once, and which label maps count as whole."""
+"""What predictions.json says, when processes write at once or are killed, and which label maps are left as they are."""
 
 import gzip
 import json
+import os
+import shutil
 import threading
 
 import nibabel as nib
@@ -9,10 +11,11 @@ import numpy as np
 import pytest
 from support.cases import make_case, read_json
 
+from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
-from kitsseg.records.predictions import Predictions, size_of
+from kitsseg.records.predictions import Predictions, read_predictions
 
 HEADER = {
     "kitsseg": "1",
@@ -23,6 +26,28 @@ HEADER = {
     "postprocess": None,
     "split": {"name": "80-10-10", "hash": "ab", "part": None},
 }
+MADE = {
+    "image": "/y",
+    "source": {"bytes": 1, "modified_ns": 2, "ends_sha256": "0"},
+    "crc32": "0",
+    "phantom": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def closed_in_the_end(monkeypatch):
+    """A test may leave its records as a killed process would."""
+    records, make = [], Predictions.__init__
+
+    def remembered(self, *arguments):
+        records.append(self)
+        make(self, *arguments)
+
+    monkeypatch.setattr(Predictions, "__init__", remembered)
+    yield
+    for record in records:
+        if hasattr(record, "journal"):
+            record.close()
 
 
 def header(**changes):
@@ -39,10 +64,19 @@ def entry_of(out, image, name="prediction_00000.nii.gz"):
     return {
         "file": name,
         "image": str(image),
-        "image_bytes": size_of(image),
+        "source": source_record(image),
         "crc32": crc32_of(out / name),
         "phantom": False,
     }
+
+
+def made(name):
+    return MADE | {"file": f"{name}.nii.gz"}
+
+
+def add(record, name, entry):
+    record.begin(name, entry["image"])
+    record.add(name, entry)
 
 
 @pytest.fixture
@@ -53,12 +87,20 @@ def written(out, tmp_path):
     labels = read_labels(tmp_path / "case_00000" / "segmentation.nii.gz").array
     write_labels(out / "prediction_00000.nii.gz", labels, read_image(image).grid)
     record = Predictions(out, header())
-    record.add("case_00000", entry_of(out, image))
+    add(record, "case_00000", entry_of(out, image))
+    record.finish()
     return image, out / "prediction_00000.nii.gz"
 
 
 def is_whole(out, image, **changes):
     return Predictions(out, header(**changes)).is_whole("case_00000", image)
+
+
+def journals(out):
+    return sorted(out.glob("predictions-*.jsonl"))
+
+
+# which label maps are whole, and of this scan
 
 
 def test_a_label_map_that_is_there_is_whole(out, written):
@@ -78,38 +120,163 @@ def test_a_damaged_or_missing_label_map_is_not_whole(out, written):
 
 
 def test_a_label_map_that_was_edited_is_an_error(out, written):
-    """It may be a correction by hand: it is neither taken for a prediction nor overwritten."""
+    """It may be a correction by hand: it is neither taken for a prediction nor overwritten, even for a new scan."""
     image, file = written
     labels = read_labels(file)
     labels.array[0, 0, 0] = 2
     write_labels(file, labels.array, labels.grid)
-    with pytest.raises(
-        InputError, match=r"prediction_00000.nii.gz: has changed since it was predicted\. Keep it"
-    ):
+    words = r"prediction_00000.nii.gz: has changed since it was predicted\. Keep it"
+    with pytest.raises(InputError, match=words):
+        is_whole(out, image)
+    image.write_bytes(gzip.compress(gzip.decompress(image.read_bytes()), 1))
+    with pytest.raises(InputError, match=words):
         is_whole(out, image)
 
 
-def test_a_scan_that_has_changed_is_predicted_again(out, written, tmp_path):
-    image, _ = written
-    raw = bytearray(gzip.decompress(image.read_bytes()))
-    image.write_bytes(gzip.compress(bytes(raw), 1))  # the same scan, in another size
+def other_values(image):
+    """The same file with other voxels in it, not a byte longer or shorter, its time as before."""
+    times, data = image.stat(), bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 1
+    image.write_bytes(data)
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def scan(path, shape=(20, 64, 64)):
+    """An uncompressed scan of more than twice 64 KiB."""
+    array = np.random.default_rng(0).integers(-50, 50, shape).astype(np.int16)
+    write_image(path, array, (3.0, 0.8, 0.8))
+    return path
+
+
+def test_a_scan_that_was_replaced_is_predicted_again(out, written, tmp_path):
+    """Whatever stays the same: size, time, both, or name and grid."""
+    image, file = written
+    # the same voxels in another size: no longer the file that was predicted
+    raw = gzip.decompress(image.read_bytes())
+    image.write_bytes(gzip.compress(raw, 1))
     assert not is_whole(out, image)
 
+    plain = scan(tmp_path / "case_00000" / "scan.nii")
+    shutil.copy(file, out / "plain.nii.gz")
 
-def test_a_scan_on_another_grid_of_the_same_size_is_predicted_again(out, tmp_path):
-    """Uncompressed, so that the affine changes no size."""
-    image = tmp_path / "scan.nii"
-    array = np.random.default_rng(0).integers(-50, 50, (4, 8, 8)).astype(np.int16)
-    write_image(image, array, (3.0, 0.8, 0.8))
-    write_labels(out / "scan.nii.gz", np.zeros((4, 8, 8), np.uint8), read_image(image).grid)
-    Predictions(out, header()).add("case_00000", entry_of(out, image, "scan.nii.gz"))
-    assert is_whole(out, image)
-    nifti = nib.load(image)
+    def predicted(path):
+        record = Predictions(out, header())
+        add(record, "plain", entry_of(out, path, "plain.nii.gz"))
+        record.finish()
+
+    def kept(path):
+        return Predictions(out, header()).is_whole("plain", path)
+
+    predicted(plain)
+    assert kept(plain)
+    os.utime(
+        plain, ns=(0, plain.stat().st_mtime_ns + 1)
+    )  # an export of the same size, in its middle other voxels
+    assert not kept(plain)
+    predicted(plain)
+    nifti = nib.load(plain, mmap=False)
     moved = nifti.affine.copy()
     moved[0, 3] += 5
-    nib.Nifti1Image(np.asarray(nifti.dataobj), moved, nifti.header).to_filename(tmp_path / "moved.nii")
-    assert size_of(tmp_path / "moved.nii") == size_of(image)
-    assert not is_whole(out, tmp_path / "moved.nii")
+    times = plain.stat()
+    nib.Nifti1Image(np.asarray(nifti.dataobj), moved, nifti.header).to_filename(plain)
+    os.utime(plain, ns=(times.st_atime_ns, times.st_mtime_ns))  # a corrected affine, size and time as before
+    assert plain.stat().st_size == times.st_size
+    assert not kept(plain)
+    # compressed, in the same size by chance, and with the same time: the checksum at the end tells
+    stored = tmp_path / "case_00000" / "stored.nii.gz"
+    stored.write_bytes(gzip.compress(plain.read_bytes(), 0, mtime=0))
+    predicted(stored)
+    times = stored.stat()
+    data = bytearray(plain.read_bytes())
+    data[len(data) // 2] ^= 1
+    stored.write_bytes(gzip.compress(data, 0, mtime=0))
+    os.utime(stored, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert stored.stat().st_size == times.st_size
+    assert not kept(stored)
+    # not compressed in spite of its name: no checksum, so the time counts
+    wrong = tmp_path / "case_00000" / "wrong.nii.gz"
+    shutil.copy(plain, wrong)
+    predicted(wrong)
+    assert kept(wrong)
+    other_values(wrong)
+    os.utime(wrong, ns=(0, wrong.stat().st_mtime_ns + 1))
+    assert not kept(wrong)
+
+
+def test_a_series_with_one_other_slice_is_predicted_again(out, written, tmp_path):
+    _, file = written
+    series = tmp_path / "series"
+    series.mkdir()
+    for k in range(3):
+        (series / f"IM{k}").write_bytes(bytes([k]) * 200)
+        os.utime(series / f"IM{k}", ns=(0, 1000 + k))
+    shutil.copy(file, out / "series.nii.gz")
+    record = Predictions(out, header())
+    add(record, "series", entry_of(out, series, "series.nii.gz"))
+    assert record.is_whole("series", series)
+    (series / "IM0").write_bytes(b"x" * 200)  # of the same size, and older than the newest
+    os.utime(series / "IM0", ns=(0, 999))
+    assert not record.is_whole("series", series)
+
+
+def test_the_same_scan_elsewhere_is_the_same_scan(out, written, tmp_path):
+    image, _ = written
+    copied = tmp_path / "copy" / "case_00000" / "imaging.nii.gz"
+    copied.parent.mkdir(parents=True)
+    shutil.copy(image, copied)
+    assert is_whole(out, copied)
+    copied.unlink()
+    copied.symlink_to(image)
+    assert is_whole(out, copied)
+
+
+def test_a_label_map_of_another_scan_of_this_name_is_not_replaced(out, written, tmp_path):
+    """Another cohort; whether it is compressed, on the same grid or not, or no scan at all."""
+    image, file = written
+    before = file.read_bytes()
+    make_case(tmp_path / "second" / "case_00000", seed=7)
+    make_case(tmp_path / "third" / "case_00000", shape=(6, 40, 48))
+    plain = scan(tmp_path / "fourth" / "case_00000" / "imaging.nii")
+    series = tmp_path / "fifth" / "case_00000"
+    series.mkdir(parents=True)
+    (series / "IM1").write_bytes(b"\0" * 128 + b"DICM")
+    others = [tmp_path / name / "case_00000" / "imaging.nii.gz" for name in ("second", "third")]
+    for other in [*others, plain, series]:
+        record = Predictions(out, header())
+        with pytest.raises(
+            InputError, match=r"prediction_00000.nii.gz: is the label map of another"
+        ) as caught:
+            record.is_whole("case_00000", other)
+        assert str(other) in str(caught.value)
+        assert str(image) in str(caught.value)
+    assert file.read_bytes() == before
+    file.unlink()  # as advised
+    assert not is_whole(out, others[0])
+
+
+def test_a_file_that_nobody_has_recorded_is_not_replaced(out, written, tmp_path):
+    """As the scan itself, where the folder of scans is given for the label maps."""
+    mine = scan(out / "mine.nii.gz")
+    with pytest.raises(InputError, match=r"out/mine.nii.gz: is there, and predictions.json does not say"):
+        Predictions(out, header()).is_whole("mine", mine)
+    # a process that was killed between the label map and its entry has said before that it would come
+    record = Predictions(out, header())
+    assert record.begin("theirs", mine)
+    shutil.copy(mine, out / "theirs.nii.gz")
+    record.close()
+    later = Predictions(out, header())
+    assert not later.is_whole("theirs", mine)
+    later.finish()
+    assert read_json(out / "predictions.json")["begun"].keys() == {"theirs"}
+    again = Predictions(out, header())
+    assert not again.is_whole("theirs", mine)
+    add(again, "theirs", entry_of(out, mine, "theirs.nii.gz"))
+    again.finish()
+    assert "begun" not in read_json(out / "predictions.json")
+    assert again.is_whole("theirs", mine)
+
+
+# what made them
 
 
 @pytest.mark.parametrize(
@@ -126,19 +293,31 @@ def test_a_scan_on_another_grid_of_the_same_size_is_predicted_again(out, tmp_pat
 def test_predictions_made_in_another_way_are_an_error(out, written, changes):
     record = Predictions(out, header())
     record.made_by("tensorflow")
-    record.add("case_00001", record.entries["case_00000"])
-    with pytest.raises(
-        InputError, match=rf"predictions.json: expected predictions of this run .*\({next(iter(changes))} "
-    ):
-        Predictions(out, header(**changes))
+    record.add("case_00001", {"image": "/b", "reason": "damaged"})
+    # at once, and when all is gathered
+    for name in (r"predictions-\w+\.jsonl|predictions\.json", r"predictions\.json"):
+        with pytest.raises(
+            InputError, match=rf"({name}): expected predictions of this run .*\({next(iter(changes))} "
+        ):
+            Predictions(out, header(**changes))
+        record.finish()
     # where the run lies, and what it was asked for, is no setting
     Predictions(out, header(run="/elsewhere", split={"name": "x", "hash": "y", "part": "test"}))
+
+
+def test_two_processes_with_other_settings_do_not_both_begin(out):
+    """Each found an empty folder. The second to write finds the first, and leaves nothing."""
+    first, second = Predictions(out, header()), Predictions(out, header(postprocess={"n_main": 2}))
+    first.begin("a", "/y")
+    with pytest.raises(InputError, match=r"predictions-\w+\.jsonl: expected predictions of this run"):
+        second.begin("b", "/y")
+    assert len(journals(out)) == 1
 
 
 def test_another_engine_is_noticed_when_it_is_known(out, written):
     record = Predictions(out, header())
     record.made_by("tensorflow")
-    record.add("case_00001", record.entries["case_00000"])
+    record.add("case_00001", {"image": "/b", "reason": "damaged"})
     later = Predictions(out, header())
     later.finish()
     assert read_json(out / "predictions.json")["engine"] == "tensorflow"
@@ -151,7 +330,10 @@ def test_parts(out, written):
     """A folder with the test cases and then all others is of no single part."""
     split = HEADER["split"]
     (out / "predictions.json").unlink()
-    Predictions(out, header(split=split | {"part": "test"})).add("case_00000", {"image": "a", "reason": "b"})
+    (out / "prediction_00000.nii.gz").unlink()
+    first = Predictions(out, header(split=split | {"part": "test"}))
+    first.add("case_00000", {"image": "a", "reason": "b"})
+    first.finish()
     again = Predictions(out, header(split=split | {"part": "test"}))
     again.finish()
     assert read_json(out / "predictions.json")["split"]["part"] == "test"
@@ -160,7 +342,12 @@ def test_parts(out, written):
     assert read_json(out / "predictions.json")["split"]["part"] is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"cases": {}}', '{"cases": {"a": {}}, "failed": {}}'])
+# records that are damaged, or from somebody else
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"cases": {}}', '{"cases": {"a": {}}, "failed": {}}', "[" * 100_000]
+)
 def test_a_damaged_record_is_an_error(out, text):
     (out / "predictions.json").write_text(text)
     with pytest.raises(
@@ -169,49 +356,194 @@ def test_a_damaged_record_is_an_error(out, text):
         Predictions(out, header())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../notes.txt"},
+        {"file": "x/../../notes.txt"},
+        {"file": "/etc/hostname"},
+        {"file": "other.nii.gz"},
+        {"file": ".."},
+        {"file": ""},
+        {"file": "a\0.nii.gz"},
+        {"file": "..\\notes.txt"},
+        {"file": 7},
+        {"file": None},
+        {"image": 7},
+        {"image": "a\0b"},
+        {"crc32": 7},
+        {"finished": 7},
+        {"source": {"bytes": 1}},
+        {"source": {"bytes": 1, "modified_ns": 1e400, "ends_sha256": "0"}},
+        {"source": None},
+    ],
+    ids=str,
+)
+def test_an_entry_that_names_something_else_is_refused(out, written, change):
+    """Nothing outside the folder is read, removed or overwritten, and no other file in it."""
+    (out.parent / "notes.txt").write_text("of the user")
+    path = out / "predictions.json"
+    record = read_json(path)
+    record["cases"]["case_00000"] |= change
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"predictions.json: expected the record of kitsseg predict"):
+        Predictions(out, header())
+    assert (out.parent / "notes.txt").read_text() == "of the user"
+
+
+@pytest.mark.parametrize("name", ["../notes", "a/b", "x/../../notes", "/etc/hostname", "a\0"])
+@pytest.mark.parametrize("part", ["cases", "failed", "begun"])
+def test_a_case_whose_name_leads_elsewhere_is_refused(out, written, name, part):
+    path = out / "predictions.json"
+    record = read_json(path)
+    entry = made(name) | {"finished": "2026"}
+    entries = {
+        "cases": entry,
+        "failed": {"image": "/y", "reason": "why", "finished": "2026"},
+        "begun": "2026",
+    }
+    record[part] = record.get(part, {}) | {name: entries[part]}
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"predictions.json: expected the record of kitsseg predict"):
+        Predictions(out, header())
+
+
+# processes at once, and killed ones
+
+
 def test_a_failure_is_put_down_and_forgotten_when_it_is_mended(out, written):
     record = Predictions(out, header())
     record.add("case_00001", {"image": "/b", "reason": "damaged"})
+    record.finish()
     found = read_json(out / "predictions.json")
     assert found["failed"]["case_00001"]["reason"] == "damaged"
     assert list(found["cases"]) == ["case_00000"]
     assert not record.is_whole("case_00001", written[0])
-    record.add("case_00001", record.entries["case_00000"])
+    record = Predictions(out, header())
+    record.add("case_00001", made("case_00001") | {"file": "prediction_00001.nii.gz"})
+    record.finish()
     found = read_json(out / "predictions.json")
     assert (found["failed"], list(found["cases"])) == ({}, ["case_00000", "case_00001"])
 
 
-def test_jobs_that_write_at_once_lose_nothing(out):
-    """Eight jobs of ten scans each, in threads: all eighty are in predictions.json when the last has ended."""
-    made = {"file": "x", "image": "y", "image_bytes": 1, "crc32": "0", "phantom": False}
+def test_processes_that_write_at_once_lose_nothing(out):
+    """Eight of ten scans each, in threads: all eighty are in predictions.json when the last has ended."""
     start = threading.Barrier(8)
 
     def job(number):
         start.wait()
-        record = Predictions(out, header(), (number, 8))
+        record = Predictions(out, header())
         for k in range(10):
-            record.add(f"case_{number}_{k}", made)
+            add(record, f"job_{number}_{k}", made(f"job_{number}_{k}"))
         record.finish()
 
-    threads = [threading.Thread(target=job, args=(number,)) for number in range(1, 9)]
+    threads = [threading.Thread(target=job, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(read_predictions(out)["cases"]) == 80
+    Predictions(out, header()).finish()  # those that end in the same moment leave their files to the next
     assert len(read_json(out / "predictions.json")["cases"]) == 80
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.iterdir()] == ["predictions.json"]
 
 
-def test_what_a_killed_job_has_done_is_known_to_the_next(out, written):
-    """It has not come to the end: only its own file names its scans."""
-    entry = Predictions(out, header()).entries["case_00000"]
-    Predictions(out, header(), (2, 3)).add("case_00007", entry)
+def test_a_process_that_ends_leaves_the_file_of_one_at_work(out):
+    first, second = Predictions(out, header()), Predictions(out, header())
+    add(first, "a", made("a"))
+    add(second, "b", made("b"))
+    first.finish()
+    assert read_json(out / "predictions.json")["cases"].keys() == {"a", "b"}
+    add(second, "c", made("c"))
+    second.finish()
+    assert read_json(out / "predictions.json")["cases"].keys() == {"a", "b", "c"}
+    assert journals(out) == []
+
+
+def test_without_locks_nothing_is_lost_and_no_file_of_others_is_removed(out, monkeypatch):
+    monkeypatch.setattr("kitsseg.records.predictions.claim", lambda file: None)
+    records = [Predictions(out, header()) for _ in range(3)]
+    for number, record in enumerate(records):
+        add(record, f"s{number}", made(f"s{number}"))
+    for record in records:
+        record.finish()
+    assert read_json(out / "predictions.json")["cases"].keys() == {"s0", "s1", "s2"}
+    alone = Predictions(out, header())
+    add(alone, "s3", made("s3"))
+    alone.finish()
+    assert read_json(out / "predictions.json")["cases"].keys() == {"s0", "s1", "s2", "s3"}
+
+
+def test_what_a_killed_process_has_done_is_known_to_the_next(out, written):
+    """It has not come to the end: only its own file names its scans, and its last line may be cut off."""
+    killed = Predictions(out, header())
+    entry = made("x") | {"file": "prediction_00007.nii.gz"}
+    add(killed, "case_00007", entry)
+    killed.begin("case_00008", "/y")
+    [journal] = journals(out)
+    with journal.open("ab") as file:
+        file.write(b'{"done": "case_00008", "entry": {"im')
+    killed.close()
     assert "case_00007" not in read_json(out / "predictions.json")["cases"]
+    assert read_predictions(out)["cases"].keys() == {"case_00000", "case_00007"}
     next_call = Predictions(out, header())
     assert set(next_call.entries) == {"case_00000", "case_00007"}
+    assert set(next_call.begun) == {"case_00008"}
     # and of two entries the newest counts, wherever it stands
     next_call.add("case_00007", {"image": "/b", "reason": "damaged"})
     assert "reason" in Predictions(out, header()).entries["case_00007"]
+    assert "case_00007" in read_predictions(out)["failed"]
+    assert "case_00007" not in read_predictions(out)["cases"]
+    next_call.finish()
+    assert journals(out) == []
+    # a process killed at its very first line
+    (out / "predictions-00000000.jsonl").write_bytes(b'{"head')
+    assert set(Predictions(out, header()).entries) == {"case_00000", "case_00007"}
+    (out / "predictions-00000000.jsonl").write_bytes(b"\0\0\0\n")
+    with pytest.raises(InputError, match="predictions-00000000.jsonl: expected the record"):
+        Predictions(out, header())
+
+
+def test_two_cohorts_of_equal_names_at_once(out, written, tmp_path):
+    """Both began with an empty folder: whoever comes later to a scan finds the other's label map."""
+    image, file = written
+    kept = file.read_bytes()
+    make_case(tmp_path / "second" / "case_00000", seed=7)
+    other = tmp_path / "second" / "case_00000" / "imaging.nii.gz"
+    for path in out.iterdir():
+        path.unlink()
+    first, second = Predictions(out, header()), Predictions(out, header())
+    assert not first.is_whole("case_00000", image)
+    assert not second.is_whole("case_00000", other)
+    first.begin("case_00000", image)
+    file.write_bytes(kept)
+    first.add("case_00000", entry_of(out, image))
+    with pytest.raises(InputError, match="is the label map of another scan of this name"):
+        second.begin("case_00000", other)
+    # in the very same moment: the one whose label map was replaced says so in the end
+    file.unlink()
+    third, fourth = Predictions(out, header()), Predictions(out, header())
+    third.begin("case_00000", image)
+    fourth.begin("case_00000", other)
+    file.write_bytes(kept)
+    third.add("case_00000", entry_of(out, image))
+    fourth.add("case_00000", entry_of(out, other))
+    assert fourth.finish() == {}
+    assert "at the same time" in third.finish()["case_00000"]
+    first.finish()
+
+
+def test_a_scan_done_by_another_process_is_not_done_twice(out, written):
+    image, file = written
+    kept = file.read_bytes()
+    for path in out.iterdir():
+        path.unlink()
+    first, second = Predictions(out, header()), Predictions(out, header())
+    assert not second.is_whole("case_00000", image)
+    first.begin("case_00000", image)
+    file.write_bytes(kept)
+    first.add("case_00000", entry_of(out, image))
+    assert not second.begin("case_00000", image)
 
 
 def test_the_file_of_a_scan_that_fails_now_is_removed(out, written):
@@ -220,3 +552,17 @@ def test_the_file_of_a_scan_that_fails_now_is_removed(out, written):
     assert written[1].exists()
     record.forget_file("case_00000")
     assert not written[1].exists()
+
+
+def test_every_scan_costs_one_line(out):
+    """The file of a process grows by one entry a scan, and nothing else is written before the end."""
+    record = Predictions(out, header())
+    sizes = []
+    for number in range(300):
+        add(record, f"s{number:03d}", made(f"s{number:03d}"))
+        sizes.append(journals(out)[0].stat().st_size)
+    steps = set(np.diff(sizes).tolist())
+    assert max(steps) < 600
+    assert not (out / "predictions.json").exists()
+    record.finish()
+    assert len(read_json(out / "predictions.json")["cases"]) == 300
