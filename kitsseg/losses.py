@@ -55,7 +55,7 @@ __all__ = [
 class _OverlapLoss(keras.losses.Loss):
     """What the losses below share: the options of the module, labels and logits, soft counts, reductions."""
 
-    regions = False
+    regions = tumor_only = False
     options = ("smooth", "include_background", "class_reduction", "per_sample", "activation")
 
     def __init__(
@@ -83,9 +83,12 @@ class _OverlapLoss(keras.losses.Loss):
         _require(n > 1 or self.activation == "sigmoid", "activation", "'sigmoid' for one channel", "softmax")
         first = 0 if self.activation == "softmax" else 1  # a sigmoid head has no background channel
         labels = _plain_labels(y_true, logits, n_labels=first + n)[..., None]
+        if self.tumor_only:
+            _require(n == 1, "tumor_only", "False for several channels", self.tumor_only)
+            first = 2
         values = ops.arange(first, first + n, dtype="float32")
         # a single sigmoid channel is foreground against background: tumor belongs to it
-        nested = self.regions or n == 1
+        nested = self.regions or (n == 1 and not self.tumor_only)
         targets = ops.greater_equal(labels, values) if nested else ops.equal(labels, values)
         return ops.cast(targets, "float32"), logits
 
@@ -132,16 +135,19 @@ class CrossEntropySoftDice(_OverlapLoss):
         activation: with ``"sigmoid"`` CE is the mean binary cross-entropy over pixels and channels.
         regions: with a sigmoid, channel i is the region label >= i + 1 (kidney and tumor together, then
             tumor, as KiTS19 scores them) instead of label == i + 1.
+        tumor_only: with a sigmoid of one channel, the channel is the tumor, label 2, instead of label >= 1.
 
     Source: Chen and Jin, KiTS19 2D U-Net, and their code (background included, 1e-5); Rao et al., WP-UNet.
     """
 
-    options = (*_OverlapLoss.options, "regions")
+    options = (*_OverlapLoss.options, "regions", "tumor_only")
 
-    def __init__(self, smooth=1e-5, include_background=True, regions=False, **kwargs):
+    def __init__(self, smooth=1e-5, include_background=True, regions=False, tumor_only=False, **kwargs):
         super().__init__(smooth, include_background, **kwargs)
-        _require(not regions or self.activation == "sigmoid", "regions", "False with a softmax", regions)
-        self.regions = regions
+        for name, value in (("regions", regions), ("tumor_only", tumor_only)):
+            _require(not value or self.activation == "sigmoid", name, "False with a softmax", value)
+        _require(not (regions and tumor_only), "tumor_only", "False with regions", tumor_only)
+        self.regions, self.tumor_only = regions, tumor_only
 
     def call(self, y_true, y_pred):
         targets, logits = self.read(y_true, y_pred)

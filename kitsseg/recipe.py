@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 __all__ = [
+    "GIVEN",
+    "OUTPUTS",
     "Augmentation",
     "InferenceSpec",
     "OneCycle",
@@ -26,10 +28,17 @@ __all__ = [
     "SliceSampler",
     "Variant",
     "changed",
+    "given_settings",
     "settings",
     "value_of",
     "vary",
 ]
+
+
+# what a network's channels can mean, and how many there are: background, kidney and tumor; kidney, tumor; kidney with
+# tumor, tumor; tumor
+OUTPUTS = {"softmax": 3, "sigmoid": 2, "regions": 2, "tumor": 1}
+GIVEN = "given: by the user"  # evidence of a setting that a command was given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +233,13 @@ class Phase:
         for name in ("validate_cases_every", "validate_cases"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"Phase {self.name}: {name} is a number from 1, or None; found {value}.")
+        for name in ("epochs", "steps_per_epoch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"Phase {self.name}: {name} is a number from 1; found {value}.")
+        if self.learning_rate < 0:
+            raise ValueError(
+                f"Phase {self.name}: learning_rate is a number from 0; found {self.learning_rate}."
+            )
         if self.pruning and self.progressive:
             raise ValueError(
                 f"Phase {self.name}: pruning in progressive rounds is not supported; add a phase."
@@ -346,6 +362,7 @@ class InferenceSpec:
         mirror_axes: average over mirrored copies along these axes of the slice (0 rows, 1 columns) or of the 3D tile
             (0 slices, 1 rows, 2 columns).
         multiple: whole slices are padded to a multiple of this, the network's total stride.
+        output: what the network's channels mean, see ``OUTPUTS``.
     """
 
     tile: tuple[int, ...] | None
@@ -354,6 +371,10 @@ class InferenceSpec:
     margin: int | None = None
     mirror_axes: tuple[int, ...] = ()
     multiple: int = 1
+    output: str = "softmax"
+
+    def __post_init__(self):
+        _check("InferenceSpec", "output", self.output, tuple(OUTPUTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +405,7 @@ class Recipe:
         paper: title and authors.
         claim: what the paper says it reached, in one sentence.
         reported: the paper's figures, under the paper's own names; printed beside ours.
+        reported_unrefined: the same of the labels before ``postprocess``, where the paper gives them.
         model, loss: keyword arguments of ``build_model`` and ``build_loss``.
         postprocess: what is done to the predicted labels, or None.
         evidence: for every setting, by its dotted name, where its value comes from.
@@ -404,10 +426,14 @@ class Recipe:
     inference: InferenceSpec
     postprocess: RemoveFar | ReassignSmall | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
+    reported_unrefined: Mapping[str, float] = field(default_factory=dict)
     build_model: Callable = field(repr=False)
     build_loss: Callable = field(repr=False)
     build_optimizer: Callable = field(repr=False)
     build_targets: Callable | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_output(self)
 
     @property
     def is_3d(self) -> bool:
@@ -419,6 +445,32 @@ class Recipe:
         return {
             f.name: _plain(getattr(self, f.name)) for f in fields(self) if not f.name.startswith("build_")
         }
+
+
+def _check_output(recipe: Recipe) -> None:
+    """Raise ValueError where network, loss and prediction do not mean the same by a channel."""
+    output, loss = recipe.inference.output, recipe.loss
+    means = {
+        "model.n_classes": (recipe.model.get("n_classes", OUTPUTS[output]), OUTPUTS[output]),
+        "loss.activation": (
+            loss.get("activation", "softmax"),
+            "softmax" if output == "softmax" else "sigmoid",
+        ),
+        "loss.regions": (loss.get("regions", False), output == "regions"),
+        "loss.tumor_only": (loss.get("tumor_only", False), output == "tumor"),
+    }
+    for name, (found, expected) in means.items():
+        if found != expected:
+            raise ValueError(
+                f"inference.output {output!r} goes with {name} {expected!r}; found {found!r}. The loss would train "
+                "other channels than those that are predicted from."
+            )
+    heads = 4 if recipe.model.get("deep_supervision") else 1
+    if "heads" in loss and loss["heads"] != heads:
+        raise ValueError(
+            f"model.deep_supervision {recipe.model.get('deep_supervision')!r} goes with loss.heads {heads}; found "
+            f"{loss['heads']!r}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -455,6 +507,7 @@ def vary(recipe: Recipe, variant: Variant) -> Recipe:
         changed(recipe, variant.changes, variant.evidence),
         name=f"{recipe.name.partition(':')[0]}:{variant.name}",
         reported=variant.reported,
+        reported_unrefined={},
     )
 
 
@@ -548,6 +601,11 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         )
     yield from _leaves("inference", recipe.inference)
     yield from _leaves("postprocess", recipe.postprocess)
+
+
+def given_settings(recipe: Recipe) -> dict[str, Any]:
+    """Dotted name -> value, as JSON takes it, of the settings that a user gave."""
+    return {name: _plain(value_of(recipe, name)) for name, text in recipe.evidence.items() if text == GIVEN}
 
 
 def _leaves(prefix, value):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kitsseg.commands.arguments import add_layout, at_least, layout_of, volume_size
+from kitsseg.commands.given import add_given, spoken_settings, with_given
 
 __all__ = ["add", "download", "preprocess", "statistics", "synthesize", "verify", "write_manifest"]
 
@@ -52,6 +53,10 @@ def add(command):
     sub.add_argument("data", type=Path, help="folder of cases: KiTS19, 21 or 23, nnU-Net raw, or by pattern")
     sub.add_argument("cache", type=Path, help="folder for the cache")
     add_layout(sub)
+    add_given(
+        sub,
+        "another value of a preprocessing setting, such as preprocess.spacing_mm=3,1,1: give it to train, too",
+    )
     sub.add_argument("--workers", default=1, type=at_least(1), help="processes, 0.6 GiB each (default: 1)")
     sub.add_argument(
         "--compress", action="store_true", help="about half the disk, read several times as slowly"
@@ -176,7 +181,8 @@ def _preprocess(arguments):
     from kitsseg import recipes
 
     a = arguments
-    preprocess(recipes.get(a.recipe), a.data, a.cache, layout_of(a), a.workers, a.compress)
+    recipe = with_given(recipes.get(a.recipe), a.given, "preprocess")
+    preprocess(recipe, a.data, a.cache, layout_of(a), a.workers, a.compress)
 
 
 def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
@@ -198,7 +204,11 @@ def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
             data, cache, recipe.preprocess, progress, layout, workers, compress
         )
     there = f" ({len(kept)} were there already)" if kept else ""
-    done(f"preprocessed {len(made)} cases into {folder}{there}", f"kitsseg train {recipe.name} {cache} RUN")
+    given = "".join(f" --set {name}={value}" for name, value in spoken_settings(recipe).items())
+    done(
+        f"preprocessed {len(made)} cases into {folder}{there}",
+        f"kitsseg train {recipe.name} {cache} RUN{given}",
+    )
 
 
 def _statistics(arguments):

@@ -48,6 +48,11 @@ def add(command):
         "--mirror", action=argparse.BooleanOptionalAction, help="override the recipe's mirroring"
     )
     sub.add_argument(
+        "--postprocess",
+        choices=["on", "off"],
+        help="off: the labels before the recipe's post-processing (default: as the recipe says)",
+    )
+    sub.add_argument(
         "--engine",
         choices=ENGINE_NAMES,
         help="what computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
@@ -115,6 +120,7 @@ def _predict(arguments):
     if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in [a.run, *a.also]):
         start_keras()
     more = {"also": a.also, "shard": a.shard, "scheduler": a.scheduler}
+    more["refine_labels"] = None if a.postprocess is None else a.postprocess == "on"
     predict(a.run, a.inputs, a.out, a.part, a.whole_slices, a.mirror, layout_of(a), a.engine, **more)
 
 

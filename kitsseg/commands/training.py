@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kitsseg.commands.arguments import at_least, shares
+from kitsseg.commands.given import add_given, with_given
 from kitsseg.commands.training_options import add_hardware, add_watching, hardware_of, say, watching_of
 from kitsseg.errors import InputError
 
@@ -18,6 +19,10 @@ def add(command):
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
     sub.add_argument("run", type=Path, help="new folder for the run")
     sub.add_argument("--epochs", type=at_least(1), help="epochs of every phase, instead of the recipe's")
+    sub.add_argument(
+        "--steps", type=at_least(1), help="steps of every epoch, instead of the recipe's: for a trial"
+    )
+    add_given(sub, "another value of any setting, such as phases.train.learning_rate=3e-4 or model.n_pools=4")
     sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
     sub.add_argument("--seed", default=0, type=at_least(0))
     sub.add_argument(
@@ -93,7 +98,7 @@ def _train(arguments):
 
     start_keras()
     a = arguments
-    recipe, hardware = recipes.get(a.recipe), hardware_of(a)
+    recipe, hardware = with_given(recipes.get(a.recipe), a.given, steps=a.steps), hardware_of(a)
     split = choose_split(a.cache, recipe, a.split)
     watching = watching_of(a) | {"start_from": a.start_from}
     train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware, **watching)
@@ -119,7 +124,7 @@ def _prune(arguments):
     from kitsseg.runtime.console import console, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
-    recipe = recipes.get(read_run(a.run)["recipe"])
+    recipe = recipes.of_record(read_run(a.run))
     start_keras()
     if several:
         _sweep(recipe, a)
@@ -173,7 +178,7 @@ def _shrink(arguments):
     from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
-    recipe = recipes.get(read_run(a.run)["recipe"])
+    recipe = recipes.of_record(read_run(a.run))
     start_keras()
     from kitsseg.workflows.shrink import shrink_run
 

@@ -20,6 +20,7 @@ from kitsseg.export.check import LEAST_DICE, Agreement, check, check_loads, comp
 from kitsseg.export.writers import write_network
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.engines import open_network
+from kitsseg.inference.outputs import class_probabilities
 from kitsseg.models.loading import read_network
 from kitsseg.records.exported import SUFFIXES, read_exported
 from kitsseg.records.run import finished_run
@@ -81,6 +82,11 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
             f"--format litert: {record['recipe']} is a 3D network, and LiteRT has no 3D operations of its own. "
             "Export it as onnx or saved_model."
         )
+    if softmax and inference.output != "softmax":
+        raise InputError(
+            f"--softmax: the network of {run} has sigmoid outputs ({inference.output}), which no softmax may compare. "
+            "Leave it out: kitsseg predict knows what the channels of the file mean."
+        )
     trained = record["settings"]["phases"][0]["sampler"]["patch_size"]
     shape, inference = _input_shape(spec, inference, size, trained)
     cases = open_cache(cache or record.get("cache") or "", spec)
@@ -108,7 +114,10 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
     metadata = {
         "kitsseg": __version__,
         "notice": NOTICE,
-        **{key: record.get(key) for key in ("recipe", "paper", "reported", "phantom", "versions")},
+        **{
+            key: record.get(key)
+            for key in ("recipe", "paper", "reported", "reported_unrefined", "given", "phantom", "versions")
+        },
         # without the names of the cases: they may be patients
         "split": {key: record["split"][key] for key in ("name", "hash")},
         "settings": {
@@ -136,7 +145,9 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
             if precision == "int8":
                 check_loads(temporary)
             comparison = compare(
-                _outputs(network, open_network(read_exported(temporary).source), images, softmax)
+                _outputs(
+                    network, open_network(read_exported(temporary).source), images, softmax, inference.output
+                )
             )
             check(comparison, precision)
         except InputError as error:
@@ -145,10 +156,13 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
     return ExportResult(out, format, precision, (1, *shape), n_bytes, comparison)
 
 
-def _outputs(network, exported, images, softmax):
-    """Yield (output of the network, output of the exported one) of each image."""
+def _outputs(network, exported, images, softmax, output):
+    """Yield (output of the network, output of the exported one) of each image; of sigmoid heads the classes."""
     for image in images:
         expected = network.predict_on_batch(image)
+        if output != "softmax":
+            yield tuple(class_probabilities(x, output) for x in (expected, exported.scores(image)))
+            continue
         yield np.asarray(keras.ops.softmax(expected)) if softmax else expected, exported.scores(image)
 
 

@@ -75,7 +75,7 @@ def predict_cohort(
     part=None,
     whole_slices=False,
     mirror=None,
-    refine_labels=True,
+    refine_labels=None,
     progress=None,
     layout=None,
     engine=None,
@@ -100,7 +100,7 @@ def predict_cohort(
         whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
             faster, slightly different at the tiles' borders.
         mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
-        refine_labels: False leaves the recipe's post-processing out.
+        refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
         progress: called as progress(description, done, total).
         layout: Layout, where a folder alone does not say which files are scans.
         engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``

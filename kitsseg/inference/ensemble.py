@@ -10,6 +10,7 @@ from kitsseg import __version__
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of_all
 from kitsseg.inference.engines import open_network
+from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, format_of, read_exported
@@ -40,7 +41,7 @@ def ensemble_of(
     *,
     whole_slices: bool = False,
     mirror: bool | None = None,
-    refine_labels: bool = True,
+    refine_labels: bool | None = None,
     engine: str | None = None,
 ) -> Ensemble:
     """Ensemble of these runs; each is read here, once.
@@ -53,7 +54,11 @@ def ensemble_of(
     twice = {path for path in paths if paths.count(path) > 1}
     if twice:
         raise InputError(f"{min(twice)}: this run is given twice. Every run counts once.")
-    networks = tuple(_used_so(run, whole_slices, mirror, refine_labels) for run in paths)
+    # the post-processing is that of the first run: of the others it does not matter
+    refines = [refine_labels, *[refine_labels and None] * (len(paths) - 1)]
+    networks = tuple(
+        _used_so(run, whole_slices, mirror, refine) for run, refine in zip(paths, refines, strict=True)
+    )
     files = [
         network.source.path if isinstance(network.source, Exported) else network.source
         for network in networks
@@ -80,7 +85,8 @@ def describe(ensemble: Ensemble) -> dict[str, Any]:
         "engine": None,
         "inference": {"tile": first.inference.tile, "mirror_axes": first.inference.mirror_axes},
         "postprocess": asdict(first.postprocess) if first.postprocess else None,
-        **{key: first.record.get(key) for key in ("recipe", "paper", "reported")},
+        **{key: first.record.get(key) for key in ("recipe", "paper")},
+        "reported": first.record.get("reported_unrefined" if _unrefined(first) else "reported"),
         "split": {key: first.record["split"][key] for key in ("name", "hash")} | {"part": None},
     }
 
@@ -96,7 +102,11 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
         # here before its first tensor. The 2D networks would gain nothing and take a tenth longer
         os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
     loaded = [
-        (open_network(network.source, ensemble.engine), network.preprocess, network.inference)
+        (
+            network_of_classes(open_network(network.source, ensemble.engine), network.inference.output),
+            network.preprocess,
+            network.inference,
+        )
         for network in ensemble.networks
     ]
     engines = list(dict.fromkeys(network.engine for network, *_ in loaded))
@@ -126,7 +136,12 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
     return wanted
 
 
-def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: bool) -> TrainedNetwork:
+def _unrefined(network: TrainedNetwork) -> bool:
+    """Whether the post-processing of its recipe is left out."""
+    return network.postprocess is None and network.record["settings"]["postprocess"] is not None
+
+
+def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: bool | None) -> TrainedNetwork:
     """A run or an exported network, to be used with these options."""
     network = read_exported(run) if format_of(run) else finished_run(run)
     inference = network.inference
@@ -143,7 +158,13 @@ def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: b
     if mirror is not None:
         in_plane = (1, 2) if _is_3d(inference) else (0, 1)
         inference = replace(inference, mirror_axes=in_plane if mirror else ())
-    return replace(network, inference=inference, postprocess=network.postprocess if refine_labels else None)
+    if refine_labels and network.postprocess is None:
+        raise InputError(
+            f"--postprocess on: {run} was trained as {network.record.get('recipe')}, which has no post-processing. "
+            "Leave the option out."
+        )
+    postprocess = None if refine_labels is False else network.postprocess
+    return replace(network, inference=inference, postprocess=postprocess)
 
 
 def _is_3d(inference: InferenceSpec) -> bool:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kitsseg.data.geometry.geometry import Geometry, averaged_labels, plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
+from kitsseg.inference.outputs import class_probabilities
 from kitsseg.inference.tiles3d import overlapping_probabilities, volume_probabilities
 from kitsseg.inference.windows2d import mirrored_mean, pad_to_multiple, slice_probabilities
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
@@ -230,11 +231,20 @@ def probabilities_of(planes, shape, predict, spec, inference):
         )
 
 
-def as_probabilities(network):
-    """A Keras network as a function from a batch of inputs to the softmax of its last output (NumPy, float32)."""
+def as_probabilities(network, output="softmax"):
+    """A Keras network as a function from a batch of inputs to the class probabilities of its last output.
+
+    Args:
+        output: what its channels mean, as ``InferenceSpec.output``.
+
+    Returns: a function to NumPy float32 (..., 3).
+    """
     import keras
 
     logits = network.outputs[-1]  # with deep supervision the last output is the full-size one
+    if output != "softmax":
+        compute = keras.Model(network.input, logits).predict_on_batch
+        return lambda batch: class_probabilities(compute(batch), output)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(network.input, probabilities).predict_on_batch
 

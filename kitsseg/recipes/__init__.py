@@ -2,11 +2,14 @@
 
 import importlib
 import pkgutil
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from kitsseg.errors import InputError
-from kitsseg.recipe import Recipe, Variant, vary
+from kitsseg.recipe import GIVEN, Recipe, Variant, changed, vary
 
-__all__ = ["get", "names", "variants"]
+__all__ = ["get", "given", "names", "of_record", "variants"]
 
 EDITIONS = {"": "PAPER", "practical": "PRACTICAL", "tiny": "TINY"}
 
@@ -45,3 +48,48 @@ def get(name: str) -> Recipe:
         expected = [stem] + [f"{stem}:{each}" for each in ("practical", "tiny", *known)]
         raise InputError(f"recipe {name}: expected one of {', '.join(expected)}; found no such recipe.")
     return vary(module.PAPER, known[edition])
+
+
+def given(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
+    """The recipe with settings that a user gives; their evidence says so.
+
+    Args:
+        values: dotted name of a setting -> its value.
+
+    Raises: InputError for values that do not go together.
+    """
+    try:
+        return changed(recipe, values, dict.fromkeys(values, GIVEN))
+    except (ValueError, TypeError) as error:
+        names = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise InputError(f"--set {names}: {error}") from error
+
+
+def of_record(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that a run was trained with: of its name, with the settings that its user gave.
+
+    Args:
+        record: of ``read_run``.
+
+    Raises: InputError for a recipe that is unknown, or no longer takes these settings.
+    """
+    recipe = get(record["recipe"])
+    values = {name: _tuples(value) for name, value in (record.get("given") or {}).items()}
+    trained = [phase["name"] for phase in record["settings"]["phases"]]
+    if trained != [phase.name for phase in recipe.phases]:
+        # a pruned or shrunk run has one phase of its own, with the settings of the recipe's last one
+        last = [phase.name for phase in recipe.phases if not phase.pruning][-1]
+        values = {
+            re.sub(r"^phases\.[^.]+\.", f"phases.{last}.", name): value for name, value in values.items()
+        }
+    try:
+        return given(recipe, values) if values else recipe
+    except KeyError as error:
+        raise InputError(
+            f"recipe {recipe.name}: it has no setting {error} any more, which this run was given; use kitsseg "
+            f"{record.get('kitsseg')}."
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -147,6 +147,7 @@ PAPER = Recipe(
         "inference.overlap": "ours: unused without tiles",
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: four poolings",
+        "inference.output": "ours: softmax of background, kidney and tumor, as the loss",
         "postprocess.max_distance_mm": "paper: a distance threshold; 10 mm removes no real tissue of the 210 cases",
         "postprocess.min_ratio": "ours: a second kidney has at least 5 % of the first's volume",
         "postprocess.n_main": "paper: two kidneys",

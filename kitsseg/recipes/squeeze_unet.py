@@ -115,6 +115,7 @@ PAPER = Recipe(
         "inference.overlap": "ours: unused without tiles",
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: any size",
+        "inference.output": "code: cross-entropy of three classes",
     },
     build_model=build_model,
     build_loss=build_loss,

@@ -72,6 +72,7 @@ PAPER = Recipe(
         "smooth": 1e-5,
         "include_background": True,
         "regions": False,
+        "tumor_only": False,
         "class_reduction": "mean",
         "per_sample": False,
         "activation": "softmax",
@@ -109,6 +110,7 @@ PAPER = Recipe(
         "loss.include_background": "code: Dice over all three classes; batch and pixels summed together as in nnU-Net "
         "(the code's sum over the batch alone is a per-pixel Dice)",
         "loss.regions": "ours: unused by a softmax",
+        "loss.tumor_only": "ours: unused by a softmax",
         "loss.class_reduction": "paper: the mean of the classes",
         "loss.per_sample": "ours: sums over the batch, as nnU-Net's 2D trainer",
         "loss.activation": "paper: softmax, inside the loss",
@@ -134,6 +136,7 @@ PAPER = Recipe(
         "inference.gaussian": 'code: off; the paper\'s "no Gaussian noising" is this flag, a Gaussian weight map',
         "inference.mirror_axes": "paper: test-time mirroring; code: both axes",
         "inference.multiple": "architecture: five poolings",
+        "inference.output": "paper: softmax of background, kidney and tumor",
     },
     build_model=build_model,
     build_loss=build_loss,
@@ -199,5 +202,47 @@ VARIANTS = (
         changes={"model.start_filters": 30},
         evidence={"model.start_filters": "paper: 30 or more are recommended; no figures are given"},
         parameters=27_646_383,
+    ),
+    Variant(
+        name="sigmoid",
+        row="sigmoid outputs, which the authors say scored better",
+        changes={"model.n_classes": 2, "loss.activation": "sigmoid", "inference.output": "sigmoid"},
+        evidence={
+            "model.n_classes": "ours: a channel for kidney and one for tumor",
+            "loss.activation": "paper: a sigmoid version scored better; no figures and no details are given",
+            "inference.output": "ours: a channel for each label, background where neither is above one half",
+        },
+    ),
+    Variant(
+        name="sigmoid-regions",
+        row="sigmoid outputs for what KiTS19 scores: kidney with tumor, and tumor",
+        changes={
+            "model.n_classes": 2,
+            "loss.activation": "sigmoid",
+            "loss.regions": True,
+            "inference.output": "regions",
+        },
+        evidence={
+            "model.n_classes": "ours: a channel for kidney with tumor and one for tumor",
+            "loss.activation": "paper: a sigmoid version scored better; no figures and no details are given",
+            "loss.regions": "ours: the regions that the challenge scores",
+            "inference.output": "ours: as the loss",
+        },
+    ),
+    Variant(
+        name="binary-tumor",
+        row="one sigmoid output for the tumor; its TK Dice is that of the tumor alone",
+        changes={
+            "model.n_classes": 1,
+            "loss.activation": "sigmoid",
+            "loss.tumor_only": True,
+            "inference.output": "tumor",
+        },
+        evidence={
+            "model.n_classes": "code: a branch of the authors' code trains on binary tumor labels",
+            "loss.activation": "code: sigmoid",
+            "loss.tumor_only": "code: tumor against all else",
+            "inference.output": "ours: as the loss",
+        },
     ),
 )

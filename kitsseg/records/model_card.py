@@ -54,6 +54,9 @@ def _card(record, history):
     for phase in dict.fromkeys(row["phase"] for row in history):
         rows = [row for row in history if row["phase"] == phase]
         lines.append(f"| {phase} | {len(rows)} | {rows[0]['loss']:.4f} | {rows[-1]['loss']:.4f} |")
+    if given := record.get("given"):
+        said = ", ".join(f"`{name}` = {value}" for name, value in given.items())
+        lines += ["", f"Given by the user, instead of the recipe's: {said}."]
     if parent := record.get("parent"):
         lines += ["", _origin(parent)]
     lines += [

@@ -26,7 +26,7 @@ from kitsseg import __version__
 from kitsseg.data.splits import load_split, save_split
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path, remove_unfinished
-from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
+from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar, given_settings
 
 if TYPE_CHECKING:
     from kitsseg.records.exported import Exported
@@ -85,6 +85,8 @@ def create_run(folder, recipe, split, seed, details):
         "recipe": recipe.name,
         "paper": recipe.paper,
         "reported": dict(recipe.reported),
+        "reported_unrefined": dict(recipe.reported_unrefined),
+        "given": given_settings(recipe),
         "settings": recipe.as_dict(),
         "seed": seed,
         "versions": versions(),

@@ -169,6 +169,10 @@ def _facts(run, summary):
         "run folder": Path(summary["run"]).name if summary.get("run") else None,
         "averaged with": ", ".join(summary.get("also") or ()) or None,
         "status": run.get("status"),
+        "given by the user": ", ".join(
+            f"{name} = {value}" for name, value in (run.get("given") or {}).items()
+        )
+        or None,
         "training time": f"{run['seconds'] / 60:.1f} min" if run.get("seconds") else None,
         "seed": run.get("seed"),
         "split": split.get("name"),

@@ -19,6 +19,7 @@ FORM = {
     "recipe?": TEXT,
     "paper?": TEXT,
     "reported?": {None: ANY},
+    "given?": {None: ANY},
     "versions?": {None: TEXT},
     "split?": {"name?": TEXT, "hash?": TEXT, "cases?": {None: [TEXT]}},
     "seconds?": NUMBER,

@@ -94,7 +94,7 @@ class Monitor:
         ):
             # once, as it is compiled at first use; here, before a phase sets the seed of its random numbers
             self.network = recipe.build_model(**recipe.model)
-            self.predict = as_probabilities(self.network)
+            self.predict = as_probabilities(self.network, recipe.inference.output)
 
     def warn(self, text):
         if self.say:

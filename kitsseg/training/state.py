@@ -98,7 +98,7 @@ def unfinished(run, recipe, split, seed, details):
         if expected != found:
             raise InputError(
                 f"{run}: this run was started with another {key} than the one given; resuming would mix the two. "
-                f"Give the same options as then, such as --epochs, --split and --seed, or choose another folder."
+                f"Give the same options as then, such as --epochs, --set, --split and --seed, or choose another folder."
             )
     if record["versions"] != versions():
         record = record | {"versions_resumed": versions()}

@@ -22,7 +22,7 @@ from kitsseg.files.locks import folder_lock
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
-from kitsseg.recipe import PatchSampler, Recipe
+from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed
 from kitsseg.records.checkpoints import go_back, is_whole
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
@@ -100,7 +100,7 @@ def train_recipe(
         if epochs < 1:
             raise InputError(f"--epochs: expected at least 1, found {epochs}.")
         try:
-            recipe = replace(recipe, phases=tuple(replace(phase, epochs=epochs) for phase in recipe.phases))
+            recipe = _given(recipe, "epochs", epochs)
         except ValueError as error:  # too short for the schedule of its pruning
             raise InputError(f"--epochs {epochs}: {error}") from error
     if validate_cases_every is not None:
@@ -119,6 +119,8 @@ def train_recipe(
     warned = check_training_labels(cases, split)
     if tensorboard:
         check_folder(tensorboard)  # now: nothing is left behind yet
+    if not resume:
+        _check_built(recipe)
     phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
     computing = {"precision": precision, "accumulate": accumulate, "ema": ema}
     start = None if start_from is None else start_from_run(start_from, recipe, split, run)
@@ -187,6 +189,18 @@ def _of_single_slices(recipe: Recipe, cases: Mapping[str, CachedCase], split: Ca
             "kind, then on the other: kitsseg train --from RUN."
         )
     return bool(stacks)
+
+
+def _check_built(recipe):
+    """Build network and loss once, before a folder is made: weights may be missing, options may not fit.
+
+    Raises: InputError.
+    """
+    try:
+        recipe.build_model(**recipe.model)
+        recipe.build_loss(**recipe.loss)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise InputError(f"{recipe.name}: {error}") from error
 
 
 def _finish(training, weights):
@@ -308,6 +322,10 @@ def _validated_every(recipe, epochs):
     """The recipe with another number of epochs between scores of whole validation cases; 0: none."""
     if epochs < 0:
         raise InputError(f"--validate-cases-every: expected at least 0, found {epochs}.")
-    phases = tuple(replace(phase, validate_cases_every=epochs or None) for phase in recipe.phases)
-    given = {f"phases.{phase.name}.validate_cases_every": "ours: given to kitsseg train" for phase in phases}
-    return replace(recipe, phases=phases, evidence=dict(recipe.evidence) | given)
+    return _given(recipe, "validate_cases_every", epochs or None)
+
+
+def _given(recipe, name, value):
+    """The recipe with one setting of all its phases as the user gave it."""
+    names = [f"phases.{phase.name}.{name}" for phase in recipe.phases]
+    return changed(recipe, dict.fromkeys(names, value), dict.fromkeys(names, GIVEN))

@@ -12,6 +12,7 @@ from kitsseg.data.splits import load_split
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.inference.engines import open_network
+from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, mean_scores, score_cached_cases
 from kitsseg.models.loading import read_network
 from kitsseg.models.macs import count_macs
@@ -95,7 +96,8 @@ def _measure(recipe, runs, cache):
     for name, run in runs.items():
         trained = finished_run(run)
         split = load_split(Path(run) / "split.json")
-        network, engines[name] = read_network(trained.source), open_network(trained.source)
+        network = read_network(trained.source)
+        engines[name] = network_of_classes(open_network(trained.source), trained.inference.output)
         totals = sparsity_totals(
             network, sparsity_rows(network, [variable for _, variable in prunable_weights(network)])
         )

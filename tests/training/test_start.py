@@ -12,6 +12,7 @@ from support.recipes import micro
 
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
+from kitsseg.recipe import changed
 from kitsseg.records.run import finished_run, seen_patients
 from kitsseg.training.start import start_from_run
 from kitsseg.training.train import train_recipe
@@ -89,16 +90,21 @@ def test_a_split_that_tests_on_patients_the_run_has_seen_is_refused(trained, tmp
 
 
 def test_another_network_is_refused_with_its_first_other_weight(trained, tmp_path):
-    sizes = {**trained.recipe.model, "start_filters": 6}
-    heads = {**trained.recipe.model, "n_classes": 4}
-    deeper = {**trained.recipe.model, "n_pools": 1}
-    for model, words in (
+    sizes, heads, deeper = (
+        changed(trained.recipe, changes, dict.fromkeys(changes, "ours"))
+        for changes in (
+            {"model.start_filters": 6},
+            {"model.n_classes": 2, "loss.activation": "sigmoid", "inference.output": "sigmoid"},
+            {"model.n_pools": 1},
+        )
+    )
+    for recipe, words in (
         (sizes, r"down0_1_conv/kernel \(3, 3, 1, 6\).*down0_1_conv/kernel \(3, 3, 1, 4\)"),
-        (heads, r"logits/kernel \(1, 1, 4, 4\).*logits/kernel \(1, 1, 4, 3\)"),
+        (heads, r"logits/kernel \(1, 1, 4, 2\).*logits/kernel \(1, 1, 4, 3\)"),
         (deeper, r"bottom_1_conv/kernel \(3, 3, 4, 8\).*bottom_1_conv/kernel \(3, 3, 8, 16\)"),
     ):
         with pytest.raises(InputError, match=f"--from .*{words}"):
-            start_from_run(trained.run, replace(trained.recipe, model=model), trained.split, tmp_path / "run")
+            start_from_run(trained.run, recipe, trained.split, tmp_path / "run")
     with pytest.raises(InputError, match="wp_unet:micro.*unet2d"):
         start_from_run(trained.run, micro("wp_unet"), trained.split, tmp_path / "run")
 

@@ -124,8 +124,8 @@ def download_weights(url, folder):
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{path.name}: the ImageNet weights could not be downloaded from {url} ({error}). Without "
-            f"internet: fetch that file elsewhere and put it at {path}, or give its path as the weights; or "
-            "use no pretrained weights."
+            f"internet: fetch that file elsewhere and put it at {path}, or give its path (kitsseg train: --set "
+            "model.weights=PATH); or use no pretrained weights (--set model.weights=none)."
         ) from error
     _check_hash(content, path, f"What {url} sent was not kept; start again.")
     path.parent.mkdir(parents=True, exist_ok=True)

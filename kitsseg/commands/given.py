@@ -1,0 +1,194 @@
+"""Settings of a recipe that the user gives: ``--set NAME=VALUE``, read as the type that the setting has."""
+
+import argparse
+import ast
+import difflib
+import functools
+import math
+import operator
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from kitsseg import recipes
+from kitsseg.errors import InputError
+from kitsseg.recipe import Recipe, given_settings, settings, value_of
+
+__all__ = ["add_given", "spoken_settings", "with_given"]
+
+WORDS = {"none": "None", "true": "True", "on": "True", "false": "False", "off": "False"}
+
+
+def add_given(sub: argparse.ArgumentParser, what: str) -> None:
+    """Add the option; ``with_given`` reads it.
+
+    Args:
+        what: which settings it takes, with an example.
+    """
+    sub.add_argument(
+        "--set",
+        dest="given",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help=f"{what}; may be given several times, and is recorded as given by the user. kitsseg recipes show RECIPE "
+        "lists the names",
+    )
+
+
+def with_given(
+    recipe: Recipe, texts: Sequence[str], only: str | None = None, steps: int | None = None
+) -> Recipe:
+    """The recipe with the settings that a user gives.
+
+    Args:
+        texts: NAME=VALUE each, the name dotted; ``none`` as value of a group, such as ``postprocess`` or
+            ``phases.NAME.schedule``, leaves the group out.
+        only: the one group whose settings may be given here.
+        steps: of every epoch of every phase; None: the recipe's.
+
+    Raises: InputError for a name that is no setting, one that is given twice, a value of another type, and values that
+        do not go together.
+    """
+    values: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {text}: expected NAME=VALUE, such as --set {_example(recipe, only)}.")
+        if name in values:
+            raise InputError(f"--set {text}: {name} is given twice. Give it once.")
+        hint = _hint_of(recipe, name, only)
+        try:
+            values[name] = _converted(_read(value, hint), hint)
+        except TypeError as error:
+            now = value_of(recipe, name)
+            such = f", such as the recipe's {_said(now)}" if now is not None and not is_dataclass(now) else ""
+            raise InputError(f"--set {text}: {name} is {error}{such}; found {value!r}.") from error
+    for phase in recipe.phases if steps else ():
+        if (name := f"phases.{phase.name}.steps_per_epoch") in values:
+            raise InputError(f"--set {name}: --steps {steps} gives it already. Give one of them.")
+        values[name] = steps
+    return recipes.given(recipe, values)
+
+
+def spoken_settings(recipe: Recipe) -> dict[str, str]:
+    """What a user gave, as the command line takes it."""
+    return {name: _said(value_of(recipe, name)) for name in given_settings(recipe)}
+
+
+def _example(recipe: Recipe, only: str | None) -> str:
+    name = "preprocess.crop_to_body" if only == "preprocess" else f"phases.{recipe.phases[0].name}.epochs"
+    return f"{name}={_said(value_of(recipe, name))}"
+
+
+def _said(value: object) -> str:
+    """A value as the command line takes it."""
+    return re.sub(r"[\s()]", "", str(value)) if isinstance(value, tuple) else str(value)
+
+
+def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
+    """The type of a setting: that of its field, or for options of a builder or a loss that of their value."""
+    known = [key for key, _ in settings(recipe)]
+    groups = [key.rpartition(".")[0] for key in known if key.count(".") > 2] + ["postprocess"]
+    if only and not name.startswith(f"{only}."):
+        raise InputError(
+            f"--set {name}: this command takes settings of {only} only. Give the others to kitsseg train."
+        )
+    if name not in known and name not in groups:
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        did_you_mean = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"--set {name}: {recipe.name} has no such setting.{did_you_mean} kitsseg recipes show {recipe.name} lists "
+            "all of them."
+        )
+    parent, _, last = name.rpartition(".")
+    owner = value_of(recipe, parent) if parent else recipe
+    if isinstance(owner, Mapping):
+        return _like(owner[last])
+    return get_type_hints(type(owner))[last]
+
+
+def _like(value: object) -> Any:
+    """A type for an option of which only a value is known."""
+    if value is None:
+        return Any
+    if isinstance(value, str):
+        return str | None
+    if isinstance(value, tuple):
+        kinds = dict.fromkeys(map(type, value))
+        return tuple[functools.reduce(operator.or_, kinds), ...]
+    return type(value)
+
+
+def _read(text: str, hint: Any) -> Any:
+    """A number, a word, or several of them with commas between; what is no number stays text."""
+    if hint is str:
+        return text
+    spelled = re.sub(
+        r"(?<![\w.])[A-Za-z_][\w.]*", lambda word: WORDS.get(word[0].lower(), repr(word[0])), text.strip()
+    )
+    try:
+        value = ast.literal_eval(spelled)
+    except (ValueError, SyntaxError):
+        return text
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """The value as this type. Raises: TypeError, whose text says what was expected."""
+    if hint is Any:
+        return value
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if (found := _as_one(value, option)) is not _NO:
+            return found
+    raise TypeError(" or ".join(dict.fromkeys(_spoken(option) for option in options)))
+
+
+_NO = object()
+
+
+def _as_one(value: Any, kind: Any) -> Any:
+    if kind is type(None):
+        return None if value is None else _NO
+    if get_origin(kind) is tuple:
+        return _as_tuple(value, get_args(kind))
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    return value if kind in (bool, int, str) and type(value) is kind else _NO
+
+
+def _as_tuple(value: Any, kinds: tuple[Any, ...]) -> Any:
+    items = value if isinstance(value, tuple) else () if value is None else (value,)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(items)
+    if len(items) != len(kinds):
+        return _NO
+    try:
+        return tuple(_converted(item, kind) for item, kind in zip(items, kinds, strict=True))
+    except TypeError:
+        return _NO
+
+
+def _spoken(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return "one or several values, commas between them"
+        return f"{len(kinds)} values, commas between them"
+    names = {
+        bool: "on or off",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        type(None): "none",
+    }
+    return names.get(kind, "a group that can only be set to none")

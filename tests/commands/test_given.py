@@ -1,0 +1,130 @@
+"""--set: settings by name, of the right type, recorded as the user's."""
+
+import json
+
+import pytest
+
+from kitsseg import recipes
+from kitsseg.commands.given import spoken_settings, with_given
+from kitsseg.errors import InputError
+from kitsseg.recipe import GIVEN, settings, value_of
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "expected"),
+    [
+        ("unet2d", "phases.train.epochs=3", 3),
+        ("unet2d", "phases.train.learning_rate=3e-4", 3e-4),
+        ("unet2d", "phases.train.learning_rate=1", 1.0),
+        ("unet2d", "phases.train.schedule=none", None),
+        ("unet2d", "phases.train.sampler.patch_size=64,96", (64, 96)),
+        ("unet2d", "phases.train.sampler.positive_weights=uniform", "uniform"),
+        ("unet2d", "phases.train.validate_cases_every=none", None),
+        ("unet2d", "model.n_pools=4", 4),
+        ("unet2d", "model.use_bias=off", False),
+        ("unet2d", "model.input_shape=none,none,1", (None, None, 1)),
+        ("unet2d", "inference.tile=none", None),
+        ("unet2d", "inference.mirror_axes=1", (1,)),
+        ("unet2d", "preprocess.spacing_mm=none,1.5,2", (None, 1.5, 2.0)),
+        ("unet2d", "preprocess.crop_to_body=on", True),
+        ("deeplab3d", "postprocess=none", None),
+        ("deeplab3d", "postprocess.tumor_mm3=50", 50.0),
+        ("squeeze_unet", "model.weights=none", None),
+        ("squeeze_unet", "model.weights=/some/where/squeezenet1_1.pth", "/some/where/squeezenet1_1.pth"),
+        ("squeeze_unet", "preprocess.windows=(150,30),(400,40)", ((150.0, 30.0), (400.0, 40.0))),
+        ("squeeze_unet:practical", "phases.frozen.rate_factors=(encoder_,0.5),", (("encoder_", 0.5),)),
+        ("wp_unet", "model.filters=8,8,16,16,16", (8, 8, 16, 16, 16)),
+    ],
+)
+def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
+    name = text.partition("=")[0]
+    found = with_given(recipes.get(recipe), [text])
+    value = value_of(found, name)
+    assert (value, type(value)) == (expected, type(expected))
+    assert found.evidence[name] == GIVEN
+    others = dict(settings(recipes.get(recipe)))
+    assert {key for key, after in settings(found) if others.get(key, after) != after} <= {name}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("phases.train.epochs", ["expected NAME=VALUE", "phases.train.epochs=80"]),
+        ("=3", ["expected NAME=VALUE"]),
+        ("epochs=3", ["--set epochs", "no such setting", "kitsseg recipes show unet2d"]),
+        ("phases.train.epoch=3", ["Did you mean phases.train.epochs?"]),
+        ("phases.trian.epochs=3", ["Did you mean phases.train.epochs?"]),
+        ("phases.train.name=x", ["no such setting"]),
+        ("phases.train.epochs=3.5", ["a whole number", "80", "'3.5'"]),
+        ("phases.train.epochs=many", ["a whole number", "'many'"]),
+        ("phases.train.epochs=true", ["a whole number"]),
+        ("phases.train.epochs=0", ["epochs is a number from 1", "found 0"]),
+        ("phases.train.learning_rate=-1", ["learning_rate is a number from 0", "-1"]),
+        ("phases.train.learning_rate=1e999", ["a number"]),
+        ("phases.train.learning_rate=nan", ["a number", "'nan'"]),
+        ("phases.train.sampler.patch_size=64", ["2 values", "224,224"]),
+        ("phases.train.sampler.positive=9", ["positive must lie in 0..7", "found 9"]),
+        ("phases.train.sampler.unit=volume", ["case, slice", "'volume'"]),
+        ("phases.train.schedule=fast", ["can only be set to none"]),
+        ("model.n_pools=two", ["a whole number"]),
+        ("model.use_bias=3", ["on or off"]),
+        ("preprocess.crop_to_body=1", ["on or off", "True"]),
+        ("preprocess.hu_window=none", ["give hu_window"]),
+        ("__class__=3", ["no such setting"]),
+        ("evidence=3", ["no such setting"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(text, parts):
+    with pytest.raises(InputError) as error:
+        with_given(recipes.get("unet2d"), [text])
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_twice_the_same_and_both_ways_are_refused():
+    recipe = recipes.get("unet2d")
+    with pytest.raises(InputError, match=r"model\.n_pools is given twice"):
+        with_given(recipe, ["model.n_pools=4", "model.n_pools=3"])
+    with pytest.raises(InputError, match=r"--steps 2 gives it already"):
+        with_given(recipe, ["phases.train.steps_per_epoch=4"], steps=2)
+    with pytest.raises(InputError, match=r"settings of preprocess only"):
+        with_given(recipe, ["model.n_pools=4"], "preprocess")
+
+
+def test_values_that_only_fit_together_are_given_together():
+    both = ["phases.train.sampler.positive=0", "phases.train.sampler.unit=slice"]
+    with pytest.raises(InputError, match="positive must be 0"):
+        with_given(recipes.get("unet2d"), both[1:])
+    found = with_given(recipes.get("unet2d"), both)
+    assert (found.phases[0].sampler.unit, found.phases[0].sampler.positive) == ("slice", 0)
+
+
+def test_steps_are_those_of_every_phase():
+    found = with_given(recipes.get("deeplab3d"), [], steps=3)
+    assert [phase.steps_per_epoch for phase in found.phases] == [3, 3]
+    assert found.evidence["phases.finetune.steps_per_epoch"] == GIVEN
+
+
+def test_what_is_recorded_gives_the_same_recipe_again():
+    texts = ["model.n_pools=4", "preprocess.spacing_mm=none,1.5,1.5", "postprocess=none"]
+    recipe = with_given(recipes.get("deeplab3d:focal-2"), texts[1:], steps=2)
+    record = {
+        "recipe": recipe.name,
+        "given": {name: value_of(recipe, name) for name in spoken_settings(recipe)},
+        "settings": recipe.as_dict(),
+    }
+    assert recipes.of_record(json.loads(json.dumps(record))) == recipe
+    again = [f"{name}={value}" for name, value in spoken_settings(recipe).items()]
+    assert with_given(recipes.get("deeplab3d:focal-2"), again) == recipe
+
+
+def test_of_a_pruned_run_the_settings_are_those_of_the_phase_it_repeats():
+    record = {
+        "recipe": "unet2d:tiny",
+        "given": {"phases.prune.steps_per_epoch": 2, "model.n_pools": 3},
+        "settings": {"phases": [{"name": "prune"}]},
+    }
+    recipe = recipes.of_record(record)
+    assert recipe.phases[0].steps_per_epoch == 2
+    assert recipe.model["n_pools"] == 3
