@@ -2,8 +2,9 @@
 
 Slices are put in order by their position along their normal, never by name or instance number. A folder that would
 give a wrong volume without a word is refused: several series or phases, a missing slice, a tilted gantry, slices
-that are not parallel. The grid is that of a NIfTI file with axes (columns, rows, slices), as the common converters
-write it: affine in mm and RAS+, code "scanner". Peak memory is the int16 volume plus a few slices.
+that are not parallel, and any file that ought to be a slice but cannot be read. The grid is that of a NIfTI file with
+axes (columns, rows, slices), as the common converters write it: affine in mm and RAS+, code "scanner"; it is judged
+where all grids are (``kitsseg.data.formats.grid``). Peak memory is the int16 volume plus a few slices.
 
 Needs pydicom (the extra ``dicom``).
 """
@@ -11,25 +12,109 @@ Needs pydicom (the extra ``dicom``).
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.formats.grid import Volume, grid_of
 from kitsseg.errors import InputError
 
 __all__ = ["Slice", "in_order", "is_series", "read_series", "series_header"]
 
-POSITION_MM = 0.1  # scanners write positions with a tenth of a millimeter at worst
-TILT_DEGREES = 0.5  # less is the rounding of direction cosines written with three digits
+JITTER_MM = (
+    0.05  # no volume changes if a slice lies so far from its place; a tenth of a mm written rounds by as much
+)
+SAME_PLACE_MM = 0.01
+BESIDE_MM = 0.3  # from the straight line of the slices' corners
+ACQUISITION_S = 1.0  # between two acquisitions; the slices of one are taken in the order of their places
 SAME = {
     "shape": "Rows and Columns",
     "spacing_mm": "PixelSpacing",
     "orientation": "ImageOrientationPatient",
 }
+ONE = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")  # have one value in a series
+# have one value in an acquisition and a reconstruction, so that along the slices a value never comes back
+MARKS = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "IrradiationEventUID")
+MARKS += (
+    "NominalPercentageOfCardiacPhase",
+    "ContrastBolusAgent",
+    "KVP",
+    "ConvolutionKernel",
+    "SliceThickness",
+)
+MARKS += ("SeriesNumber", "SeriesDescription", "ProtocolName", "ImageType")
+TIMES = ("AcquisitionDateTime", "AcquisitionTime")
+
+_BESIDE_A_SERIES = {
+    "dicomdir",
+    "thumbs.db",
+    "desktop.ini",
+    "autorun.inf",
+    "version",
+    "readme",
+    "license",
+    "index",
+}
+_OTHER_KINDS = {
+    ".txt",
+    ".md",
+    ".json",
+    ".xml",
+    ".csv",
+    ".tsv",
+    ".yaml",
+    ".yml",
+    ".log",
+    ".ini",
+    ".inf",
+    ".db",
+}
+_OTHER_KINDS |= {
+    ".pdf",
+    ".html",
+    ".htm",
+    ".css",
+    ".js",
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+}
+_OTHER_KINDS |= {
+    ".nii",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".npy",
+    ".npz",
+    ".stl",
+    ".exe",
+    ".dll",
+    ".sh",
+    ".bat",
+    ".py",
+}
+_OTHER_KINDS |= {".md5", ".sha256", ".bval", ".bvec", ".doc", ".docx", ".xls", ".xlsx", ".url", ".lnk"}
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"(\xb5/\xfd": "zstd",
+}
+_NAMED = 3  # files in a message
 
 
 @dataclass(frozen=True)
@@ -43,6 +128,10 @@ class Slice:
         orientation: unit vectors along a row and down a column, in LPS.
         position: of the center of the first pixel, in mm and LPS.
         slope, intercept: from stored numbers to HU.
+        rounding_mm: of each coordinate of the position, half a unit of its last digit.
+        number: InstanceNumber, or None.
+        marks: what tells patients, acquisitions and reconstructions apart, by name.
+        times_s: when it was taken, by name.
     """
 
     path: Path
@@ -54,15 +143,19 @@ class Slice:
     position: tuple[float, float, float]
     slope: float
     intercept: float
+    rounding_mm: tuple[float, float, float]
+    number: int | None
+    marks: dict[str, str]
+    times_s: dict[str, float]
 
 
-def in_order(folder, slices):
+def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
     """Sort the slices of one series by their position along their normal.
 
     Args:
         folder: for the messages.
 
-    Raises: InputError if they do not make one volume of parallel, evenly spaced slices.
+    Raises: InputError if they do not make one volume of parallel, evenly spaced slices of one acquisition.
     """
     series = Counter(item.series for item in slices)
     if len(series) > 1:
@@ -86,11 +179,14 @@ def in_order(folder, slices):
         )
     _, _, normal = _directions(slices[0])
     slices = sorted(slices, key=lambda item: float(np.dot(item.position, normal)))
+    _check_one_acquisition(folder, slices)
     _check_spacing(folder, slices, normal)
     return slices
 
 
-def _directions(item):
+def _directions(
+    item: Slice,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Unit vectors in LPS: along a row, down a column, and their normal."""
     along, down = np.reshape(item.orientation, (2, 3))
     if not np.allclose([along @ along, down @ down, along @ down], [1, 1, 0], atol=1e-2):
@@ -101,36 +197,89 @@ def _directions(item):
     return along, down, np.cross(along, down)
 
 
-def _check_spacing(folder, slices, normal):
+def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
+    """Slices of two moments may make one evenly spaced volume: they must not alternate along it.
+
+    An acquisition that is a piece of the whole, such as one turn of a sequential scan, is next to the others.
+    """
+    for name in ONE:
+        values = sorted({item.marks[name] for item in slices if name in item.marks})
+        if len(values) > 1:
+            raise InputError(
+                f"{folder}: expected one series of one patient, found {len(values)} values of {name}, such as "
+                f"{values[0]} and {values[1]}. Put each in a folder of its own."
+            )
+    groups = {name: [item.marks.get(name, "none") for item in slices] for name in MARKS}
+    for name in TIMES:
+        groups[name] = _split_by_time([item.times_s.get(name) for item in slices])
+    groups["InstanceNumber"] = _split_by_number([item.number for item in slices])
+    for name, values in groups.items():
+        distinct = dict.fromkeys(values)
+        if sum(one != other for one, other in pairwise(values)) >= max(len(distinct), 2):
+            found = ", ".join(list(distinct)[:_NAMED]) + ("" if len(distinct) <= _NAMED else ", ...")
+            raise InputError(
+                f"{folder}: expected slices of one acquisition, found {len(distinct)} acquisitions or phases between "
+                f"each other ({name} {found}). Put the files of each in a folder of their own."
+            )
+
+
+def _split_by_time(seconds: Sequence[float | None]) -> list[str]:
+    """The acquisition of each slice, where a pause between them is longer than any within them."""
+    if len(seconds) < 4 or None in seconds:
+        return []
+    ends = np.sort(seconds)
+    pauses = np.diff(ends)
+    if pauses.max() < ACQUISITION_S:
+        return []
+    starts = ends[1:][pauses > max(ACQUISITION_S, pauses.max() / 2)]
+    first = [int(np.searchsorted(starts, moment, side="right")) for moment in seconds]
+    return [f"{ends[0] if k == 0 else starts[k - 1]:.0f} s" for k in first]
+
+
+def _split_by_number(numbers: Sequence[int | None]) -> list[str]:
+    """The acquisition of each slice, where every second one is numbered on from the last of the others."""
+    if len(numbers) < 10 or None in numbers:
+        return []
+    halves = [np.array(numbers[start::2]) for start in (0, 1)]
+    monotone = all((np.diff(half) > 0).all() or (np.diff(half) < 0).all() for half in halves)
+    if not monotone or max(half.min() for half in halves) < min(half.max() for half in halves):
+        return []
+    return [f"{halves[k % 2].min()} to {halves[k % 2].max()}" for k in range(len(numbers))]
+
+
+def _rounding_mm(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
+    """How far each coordinate of the positions may be from where the slice was, for they were written rounded."""
+    # a number without trailing zeros looks coarser than it is: of all slices the finest counts
+    return np.min([item.rounding_mm for item in slices], axis=0)
+
+
+def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np.float64]) -> None:
     positions = np.array([item.position for item in slices])
     depth = positions @ normal
     gaps = np.diff(depth)
-    same = np.flatnonzero(gaps < POSITION_MM / 10)
+    same = np.flatnonzero(gaps < SAME_PLACE_MM)
     if len(same):
         names = f"{slices[same[0]].path.name} and {slices[same[0] + 1].path.name}"
         raise InputError(
             f"{folder}: expected one slice at a position, found {len(same)} more, such as {names} at "
-            f"{depth[same[0]]:.2f} mm. Keep the files of one phase and one reconstruction, each once."
+            f"{depth[same[0]]:.2f} mm. Keep the files of one acquisition (phase) and one reconstruction, each once."
         )
     gap = float(np.median(gaps))
-    odd = np.flatnonzero(np.abs(gaps - gap) > POSITION_MM)
-    if len(odd):
+    rounding = _rounding_mm(slices)
+    # a missing slice puts some of the others a quarter of a gap or more away from every even grid
+    allowed = min(max(JITTER_MM, float(np.abs(normal) @ rounding)), gap / 5) + 1e-6
+    if _unevenness(depth) > allowed:
+        odd = np.flatnonzero(np.abs(gaps - gap) > min(2 * allowed, 0.75 * np.abs(gaps - gap).max()))
         missing = sum(max(0, round(gaps[i] / gap) - 1) for i in odd)
         what = f"about {missing} missing" if missing else "unevenly spaced"
-        i = odd[0]
+        i = int(np.abs(gaps - gap).argmax())
         raise InputError(
             f"{folder}: expected a slice every {gap:.3f} mm, found {gaps[i]:.3f} mm between {slices[i].path.name} and "
             f"{slices[i + 1].path.name}: slices are {what}. Export the whole series."
         )
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1)))
-    if tilt > TILT_DEGREES:
-        raise InputError(
-            f"{folder}: expected slices one straight above the other, found them shifted by a gantry tilt of "
-            f"{tilt:.1f} degrees. Convert the series to an untilted NIfTI first, for example with dcm2niix."
-        )
-    off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
-    if off.max() > 3 * POSITION_MM:
+    line = positions[0] + np.arange(len(slices))[:, None] * _step(slices)
+    off = np.linalg.norm((positions - line) - ((positions - line) @ normal)[:, None] * normal, axis=1)
+    if off.max() > BESIDE_MM + 2 * np.linalg.norm(rounding):
         path = slices[int(off.argmax())].path
         raise InputError(
             f"{path}: expected slices along a straight line, found this one {off.max():.2f} mm beside it. "
@@ -138,14 +287,43 @@ def _check_spacing(folder, slices, normal):
         )
 
 
-def series_header(slices):
+def _unevenness(depth: npt.NDArray[np.float64]) -> float:
+    """How far the farthest slice lies from its place in the even grid that fits best (Chebyshev's line)."""
+    k = np.arange(len(depth))
+
+    def farthest(step: float) -> float:
+        return float(np.ptp(depth - step * k)) / 2
+
+    middle = float(depth[-1] - depth[0]) / (len(depth) - 1)
+    low, high = middle - 2 * farthest(middle), middle + 2 * farthest(middle)
+    for _ in range(60):  # the function is convex
+        third = (high - low) / 3
+        if farthest(low + third) < farthest(high - third):
+            high -= third
+        else:
+            low += third
+    return farthest((low + high) / 2)
+
+
+def _step(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
+    """From a slice to the next, in mm and LPS: along the normal, unless they are shifted by more than rounding."""
+    _, _, normal = _directions(slices[0])
+    step = (np.array(slices[-1].position) - slices[0].position) / (len(slices) - 1)
+    beside = step - (step @ normal) * normal
+    if np.linalg.norm(beside) * (len(slices) - 1) <= 2 * np.linalg.norm(_rounding_mm(slices)):
+        return step - beside
+    return step
+
+
+def series_header(slices: Sequence[Slice]) -> nib.Nifti1Header:
     """Header of a NIfTI file of axes (columns, rows, slices) for the slices of a series in order."""
-    first, last = slices[0], slices[-1]
+    first = slices[0]
     along, down, _ = _directions(first)
     between_rows, between_columns = first.spacing_mm
-    step = (np.array(last.position) - first.position) / (len(slices) - 1)
     affine = np.eye(4)
-    affine[:3] = np.stack([along * between_columns, down * between_rows, step, first.position], axis=1)
+    affine[:3] = np.stack(
+        [along * between_columns, down * between_rows, _step(slices), first.position], axis=1
+    )
     affine[:2] *= -1  # LPS to RAS
     header = nib.Nifti1Header()
     header.set_data_shape((first.shape[1], first.shape[0], len(slices)))
@@ -160,27 +338,24 @@ NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePo
 NEEDED += ("SeriesInstanceUID", "RescaleSlope", "RescaleIntercept")
 
 
-def is_series(folder):
+def is_series(folder: str | Path) -> bool:
     """Whether a folder holds DICOM files; only the first bytes of its files are looked at."""
-    return any(map(_is_dicom, _files(folder)))
+    return any(path.is_file() and _is_dicom(path) for path in _entries(folder))
 
 
-def read_series(folder):
+def read_series(folder: str | Path) -> Volume:
     """Read the CT series of a folder in HU.
 
     Args:
-        folder: holds the files of one series, whatever their names; other files are left alone.
+        folder: holds the files of one series, whatever their names, with or without the 128 bytes in front of
+            "DICM". Beside them DICOMDIR, and files of other well-known types, are left alone.
 
     Returns: Volume with int16 ``array`` (slices, rows, columns) in KiTS axes; its grid's header has the series' affine.
-    Raises: InputError for what is not one whole CT series of parallel, evenly spaced slices, or if pydicom is missing.
+    Raises: InputError for what is not one whole CT series of parallel, evenly spaced slices, for a file that may be a
+        slice and cannot be read, and if pydicom is missing.
     """
     folder = Path(folder)
-    files = [path for path in _files(folder) if _is_dicom(path)]
-    if not files:
-        raise InputError(
-            f"{folder}: expected a NIfTI file, or a folder with the DICOM files of one series; found a folder "
-            "without DICOM files."
-        )
+    files = _slice_files(folder)
     with _quiet_pydicom():
         slices = in_order(folder, [_slice(path) for path in files])
         grid = grid_of(series_header(slices), folder)
@@ -189,6 +364,64 @@ def read_series(folder):
         for k, item in enumerate(slices):
             target[:, :, k] = _hu(item).T
     return Volume(folder, array, grid)
+
+
+def _slice_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder.
+
+    Raises: InputError if there are none, or other entries that may be slices too: what is left out in silence makes
+        a shorter patient, or slices at twice their distance.
+    """
+    dicom, others = [], []
+    for path in _entries(folder):
+        if path.is_file() and _is_dicom(path):
+            dicom.append(path)
+        elif path.is_file() or not path.exists():  # a link to nothing is neither file nor folder
+            others.append(path)
+    if not dicom:
+        raise InputError(
+            f"{folder}: expected a NIfTI file, or a folder with the DICOM files of one series; found a folder "
+            "without DICOM files."
+        )
+    endings = {path.suffix.lower() for path in dicom} - {""}
+    unread = [path for path in others if path.suffix.lower() in endings or not _is_beside_a_series(path)]
+    if unread:
+        named = ", ".join(f"{path.name} ({_what(path)})" for path in unread[:_NAMED])
+        more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+        raise InputError(
+            f"{folder}: expected a DICOM slice in every file, found {len(unread)} of {len(dicom) + len(unread)} files "
+            f"that are not DICOM: {named}{more}. Copy or export the series again, or remove what is no part of it."
+        )
+    deeper = next((path for path in _deeper(folder) if _is_dicom(path)), None)
+    if deeper:
+        raise InputError(
+            f"{folder}: expected all slices of a series in one folder, found DICOM files in {deeper.parent.name} "
+            f"too ({deeper.relative_to(folder)}). Put the files of each series in a folder of their own."
+        )
+    return dicom
+
+
+def _deeper(folder: Path) -> Iterator[Path]:
+    """Files of the folders in a folder."""
+    for entry in _entries(folder):
+        if entry.is_dir() and not entry.is_symlink():
+            yield from (path for path in _entries(entry) if path.is_file())
+            yield from _deeper(entry)
+
+
+def _is_beside_a_series(path: Path) -> bool:
+    name = path.name.lower()
+    known = name in _BESIDE_A_SERIES or path.suffix.lower() in _OTHER_KINDS or name.endswith(".nii.gz")
+    return known and path.exists()
+
+
+def _what(path: Path) -> str:
+    if not path.exists():
+        return "a link to nothing"
+    with path.open("rb") as file:
+        start = file.read(8)
+    packed = next((name for mark, name in _PACKED.items() if start.startswith(mark)), None)
+    return "empty" if not start else f"still packed with {packed}" if packed else "damaged or of another type"
 
 
 @contextmanager
@@ -205,19 +438,38 @@ def _quiet_pydicom():
             logger.setLevel(level)
 
 
-def _files(folder):
-    return sorted(path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith("."))
+def _entries(folder: str | Path) -> list[Path]:
+    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
 
 
-def _is_dicom(path):
+def _is_dicom(path: Path) -> bool:
+    if path.name.upper() == "DICOMDIR":
+        return False
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM" and path.name.upper() != "DICOMDIR"
+        start = file.read(132)
+    return start[128:] == b"DICM" or _starts_with_an_element(start)
 
 
-def _slice(path):
+def _starts_with_an_element(start: bytes) -> bool:
+    """Whether a file begins with the first element of a DICOM header: one without the 128 bytes and "DICM"."""
+    if len(start) < 132:
+        return False
+    for order in ("little", "big"):
+        group, element = int.from_bytes(start[:2], order), int.from_bytes(start[2:4], order)
+        length = int.from_bytes(start[4:8], order)  # where the type of value is not written
+        if (
+            group in (2, 8)
+            and element <= 0x20
+            and (start[4:6] in (b"UL", b"OB", b"CS", b"UI") or length <= 0x400)
+        ):
+            return True
+    return False
+
+
+def _slice(path: Path) -> Slice:
     """The Slice of one file, without its pixels."""
     with _naming(path):
-        dataset = _pydicom(path).dcmread(path, stop_before_pixels=True)
+        dataset = _pydicom(path).dcmread(path, stop_before_pixels=True, force=True)
         _check_ct(path, dataset)
         return Slice(
             path,
@@ -229,7 +481,29 @@ def _slice(path):
             position=_numbers(dataset, "ImagePositionPatient", 3),
             slope=_numbers(dataset, "RescaleSlope", 1)[0],
             intercept=_numbers(dataset, "RescaleIntercept", 1)[0],
+            rounding_mm=tuple(map(_half_a_digit, dataset.ImagePositionPatient)),
+            number=None if dataset.get("InstanceNumber") is None else int(dataset.InstanceNumber),
+            marks={name: str(dataset[name].value) for name in (*ONE, *MARKS) if _stated(dataset, name)},
+            times_s={name: _seconds(dataset[name].value) for name in TIMES if _stated(dataset, name)},
         )
+
+
+def _stated(dataset: Any, name: str) -> bool:
+    return name in dataset and not dataset[name].is_empty
+
+
+def _half_a_digit(value: Any) -> float:
+    """Half a unit of the last digit of a decimal string that is not 0: some software writes 2.0 for 2."""
+    exponent = Decimal(str(value)).normalize().as_tuple().exponent
+    return 0.5 * 10.0 ** min(exponent, 0)
+
+
+def _seconds(moment: Any) -> float:
+    """Of a TM (HHMMSS.ffffff) or DT (YYYYMMDDHHMMSS.ffffff&ZZXX) value, within its day or month."""
+    digits, _, fraction = str(moment).partition("+")[0].partition("-")[0].partition(".")
+    days, clock = (int(digits[6:8] or 0), digits[8:]) if len(digits) > 6 else (0, digits)
+    hours, minutes, seconds = (int(clock[i : i + 2] or 0) for i in (0, 2, 4))
+    return float(86400 * days + 3600 * hours + 60 * minutes + seconds) + float(f"0.{fraction or 0}")
 
 
 def _check_ct(path, dataset):
@@ -273,8 +547,8 @@ def _positive(spacing_mm):
 def _hu(item):
     """(rows, columns) int16."""
     with _naming(item.path):
-        dataset = _pydicom(item.path).dcmread(item.path)
-        syntax = dataset.file_meta.TransferSyntaxUID
+        dataset = _pydicom(item.path).dcmread(item.path, force=True)
+        syntax = _syntax(item.path, dataset)
         try:
             stored = dataset.pixel_array
         except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
@@ -289,6 +563,23 @@ def _hu(item):
     if not item.slope:
         raise InputError(f"{item.path}: expected a rescaling to HU, found slope 0. Export the series again.")
     return np.clip(np.rint(stored * item.slope + item.intercept), -32768, 32767).astype(np.int16)
+
+
+def _syntax(path: Path, dataset: Any) -> Any:
+    """How the pixels are written; a file that begins with its data set does not say, but was read in one way."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    meta = dataset.file_meta
+    if "TransferSyntaxUID" not in meta:
+        implicit, little = dataset.original_encoding
+        if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            raise InputError(
+                f"{path}: expected pixels, or the name of their compression, found compressed pixels of an unknown "
+                "kind, for the head of the file is missing. Export the series again."
+            )
+        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    return meta.TransferSyntaxUID
 
 
 def _pydicom(path):

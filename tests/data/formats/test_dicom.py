@@ -229,7 +229,7 @@ def test_a_tilted_gantry_is_refused(tmp_path):
     def tilted(k, dataset):
         dataset.ImagePositionPatient = [0, k * 2.5 * np.tan(np.radians(10)), k * 2.5]
 
-    assert "gantry tilt of 10.0 degrees" in error_of(write_series(tmp_path, noise(), change=tilted))
+    assert "gantry tilt, of 10.0 degrees" in error_of(write_series(tmp_path, noise(), change=tilted))
 
 
 def test_several_phases_and_several_series_are_refused(tmp_path):
