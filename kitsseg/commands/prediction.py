@@ -143,6 +143,8 @@ def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=No
             engine=engine,
             **more,
         )
+    for text in outcome.warnings:
+        console.print(f"[yellow]warning: {escape(text)}[/yellow]")
     if outcome.failed:
         if len(outcome.failed) > NAMED:
             for name, reason in outcome.failed.items():

@@ -1,8 +1,10 @@
 """What ``kitsseg evaluate`` prints: a line per case, the means, and the ladder beside an empty prediction."""
 
+from typing import Any
+
 from kitsseg.scoring.ladder import RUNGS
 
-__all__ = ["format_table"]
+__all__ = ["format_slices", "format_table"]
 
 COLUMNS = {
     "tk_dice": "TK",
@@ -50,6 +52,39 @@ def format_table(rows, summary):
         lines += [f"{len(missing)} cases with a truth are not scored ({why}): {', '.join(missing)}."]
     if summary.get("phantom"):
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
+    return "\n".join(lines)
+
+
+def format_slices(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
+    """What is printed of slice scores: a line for each patient, their means, and those of an empty prediction.
+
+    Args:
+        rows, summary: of ``evaluate_slices``.
+    """
+    names = [f"slice_{name}" for name in ("tk_dice", "tu_dice", "composite")]
+    patients: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        patients.setdefault(row["patient"], []).append(row)
+    first = max(len("empty prediction"), *map(len, patients)) + 2
+    lines = [
+        " " * first + "".join(head.rjust(12) for head in ("slices", "slice TK", "slice TU", "composite"))
+    ]
+    for patient, some in sorted(patients.items()):
+        means = [sum(row[name] for row in some) / len(some) for name in names]
+        lines.append(f"{patient:{first}}{len(some):12}" + "".join(f"{mean:12.4f}" for mean in means))
+    for title, key in (("mean of patients", "patient_means"), ("empty prediction", "beside_all_background")):
+        values = "".join(f"{summary[key][name]['mean']:12.4f}" for name in names)
+        lines.append(f"{title:{first}}{summary['n_slices']:12}{values}")
+    low, high = summary["patient_means"]["slice_composite"]["interval_95"]
+    lines.append(
+        f"Slice scores of {summary['n_slices']} slices of {summary['n_patients']} patients, no case scores; 95 % "
+        f"interval of the mean composite over patients {low:.4f} to {high:.4f}."
+    )
+    if summary["truth_without_prediction"]:
+        missing = summary["truth_without_prediction"]
+        lines.append(
+            f"{len(missing)} slices with a mask are not scored (not predicted), such as {missing[0]}."
+        )
     return "\n".join(lines)
 
 

@@ -53,12 +53,16 @@ def _evaluate(arguments):
 def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=False):
     from rich.markup import escape
 
-    from kitsseg.commands.score_table import format_table
+    from kitsseg.commands.score_table import format_slices, format_table
     from kitsseg.runtime.console import console, done, progress_bar
     from kitsseg.scoring.evaluate import evaluate_folders
 
     with progress_bar() as progress:
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
+    if result.summary.get("unit"):
+        console.print(escape(format_slices(result.rows, result.summary)))
+        done(f"wrote slice scores to {out} and {out.with_suffix('.json')}")
+        return
     console.print(escape(format_table(result.rows, result.summary)))
     done(f"wrote {out} and {out.with_suffix('.json')}", f"kitsseg report {out} --out report.html")
 
@@ -82,6 +86,7 @@ def _compare(arguments):
             )
         )
     kind = "synthetic patients, phantom results" if result.phantom else "patients"
+    kind += "; slice scores, no case scores" if result.of_slices else ""
     table = Table("run", "TK Dice", "TU Dice", "composite", title=f"mean over {len(result.cases)} {kind}")
     for name, means in result.means.items():
         table.add_row(
@@ -98,7 +103,8 @@ def _compare(arguments):
             f"{row['p']:.3g}",
         )
     console.print(table)
-    _print_ranking(console, files)
+    if not result.of_slices:
+        _print_ranking(console, files)
     if arguments.out:
         done(f"wrote {arguments.out}")
 

@@ -5,22 +5,28 @@ import functools
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
-from kitsseg.data.layouts.find import find_scans
+from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
+from kitsseg.data.geometry.geometry import spec_of_slices
+from kitsseg.data.layouts.find import Layout, find_scans
 from kitsseg.data.layouts.names import prediction_name
+from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.paths import as_given
-from kitsseg.inference.ensemble import cases_of_run_part, describe, ensemble_of, open_ensemble
+from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, describe, ensemble_of, open_ensemble
 from kitsseg.inference.scan import (
     ensemble_labels,
     prepare_scan,
 )
+from kitsseg.inference.slices import check_2d, names_of_patients, narrow_windows, slice_file
 from kitsseg.records.predictions import Predictions
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
@@ -48,6 +54,7 @@ class Outcome:
         failed: case name -> reason, in order.
         engine: what computed the networks; None where no label map was ever made.
         renewed: names of scans that have changed since their label maps were made, which were made anew.
+        warnings: sentences for the user.
     """
 
     written: list[Path]
@@ -55,6 +62,7 @@ class Outcome:
     failed: dict[str, str]
     engine: str | None = None
     renewed: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
 
 
 def predict_cases(run, inputs, out, *arguments, **options):
@@ -94,7 +102,8 @@ def predict_cohort(
         run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
             run and for a SavedModel only.
         inputs: scans (``.nii``, ``.nii.gz``), case folders, folders of cases in any layout of ``find_cases``, or of
-            DICOM series.
+            DICOM series. Or folders of single slices (``kitsseg.data.layouts.slices``) and images of such: each gets a
+            PNG of its own name, with the values of the masks.
         out: folder for the label maps, named as KiTS19 asks for them, and for ``predictions.json``.
         part: "train", "validation" or "test": only those of the scans that are in this part of the run's split.
         whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
@@ -114,12 +123,16 @@ def predict_cohort(
     Raises: InputError for an unfinished run, an engine that cannot compute it, inputs without scans, and a folder
         that holds predictions made in another way.
     """
-    scans = find_scans(inputs, layout)
+    inputs = list(inputs)
+    slices = {slice_file(item): item for item in slices_of_inputs(inputs, layout or Layout()) or ()}
+    scans = {name: item.image for name, item in slices.items()} or find_scans(inputs, layout)
     ensemble = ensemble_of(
         (run, *also), whole_slices=whole_slices, mirror=mirror, refine_labels=refine_labels, engine=engine
     )
+    check_2d(ensemble, slices.values())
     if part is not None:
-        scans = _only(scans, cases_of_run_part(ensemble, part), part)
+        wanted = cases_of_run_part(ensemble, part)
+        scans = _only(scans, names_of_patients(slices, wanted) if slices else wanted, part)
     if shard is not None:
         scans = _share(scans, *shard)
     header = describe(ensemble)
@@ -129,14 +142,14 @@ def predict_cohort(
     out.mkdir(parents=True, exist_ok=True)
     made, failed, renewed = 0, {}, []
     try:
-        todo, failed = _todo(scans, record, progress)
+        todo, failed = _todo(scans, record, progress, slices)
         before = {name for name in todo if "source" in record.entries.get(name, {})}
         results = ()
         if todo:
             results = (
-                _by_cluster(scheduler, ensemble, todo, out, record, failed, progress)
+                _by_cluster(scheduler, ensemble, todo, out, record, failed, progress, slices)
                 if scheduler
-                else _one_by_one(ensemble, todo, out, record, failed, progress)
+                else _one_by_one(ensemble, todo, out, record, failed, progress, slices)
             )
         for name, entry, engine_used in results:
             if engine_used:
@@ -159,7 +172,8 @@ def predict_cohort(
     failed |= lost
     failed = {name: failed[name] for name in scans if name in failed}
     written = [out / prediction_name(name) for name in scans if name not in failed]
-    return Outcome(written, len(written) - made + len(lost), failed, record.header["engine"], renewed)
+    warned = narrow_windows(ensemble, [item for name, item in slices.items() if name in scans])
+    return Outcome(written, len(written) - made + len(lost), failed, record.header["engine"], renewed, warned)
 
 
 def failures(outcome, out):
@@ -175,14 +189,14 @@ def failures(outcome, out):
     )
 
 
-def _todo(scans, record, progress):
+def _todo(scans, record, progress, slices):
     """Scans without a whole label map, and those whose label map may not be replaced, with the reason."""
     todo, failed = {}, {}
     for index, (name, image) in enumerate(scans.items()):
         if progress:
             progress("look for label maps that are there", index, len(scans))
         try:
-            if not record.is_whole(name, image):
+            if not record.is_whole(name, image) or _other_values(slices.get(name), record.entries[name]):
                 todo[name] = image
         except InputError as error:
             failed[name] = str(error)
@@ -190,6 +204,11 @@ def _todo(scans, record, progress):
             failed[name] = _odd_name(error, record.out / prediction_name(name), name)
             record.add(name, {"image": str(as_given(image)), "reason": failed[name]})
     return todo, failed
+
+
+def _other_values(item: SliceImage | None, entry: dict[str, Any]) -> bool:
+    """Whether the label map of a slice has other values than are asked for now."""
+    return item is not None and entry.get("mask_values") != list(item.mask_values)
 
 
 def _odd_name(error, target, name):
@@ -212,7 +231,7 @@ def _begun(todo, record, failed):
             failed[name] = str(error)
 
 
-def _one_by_one(ensemble, todo, out, record, failed, progress):
+def _one_by_one(ensemble, todo, out, record, failed, progress, slices):
     try:
         if progress:
             progress("load the network", 0, len(todo))
@@ -224,14 +243,14 @@ def _one_by_one(ensemble, todo, out, record, failed, progress):
                 if progress:
                     progress(f"predict {name}", index + done / total, len(todo))
 
-            yield name, *predict_scan(ensemble, name, image, out, within)
+            yield name, *predict_scan(ensemble, name, image, out, within, slices.get(name))
     finally:
         _opened.cache_clear()
 
 
-def _by_cluster(address, ensemble, todo, out, record, failed, progress):
+def _by_cluster(address, ensemble, todo, out, record, failed, progress, slices):
     begun = _begun(todo, record, failed)
-    jobs = [(ensemble, name, as_given(image), as_given(out)) for name, image in begun]
+    jobs = [(ensemble, name, as_given(image), as_given(out), None, slices.get(name)) for name, image in begun]
     if progress:
         progress("wait for the cluster", 0, len(jobs))
     for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):
@@ -243,12 +262,20 @@ def _by_cluster(address, ensemble, todo, out, record, failed, progress):
 _one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
 
 
-def predict_scan(ensemble, name, image, out, progress=None):
+def predict_scan(
+    ensemble: Ensemble,
+    name: str,
+    image: Path,
+    out: Path,
+    progress: Callable[[int, int], object] | None = None,
+    item: SliceImage | None = None,
+) -> tuple[dict[str, Any], str]:
     """Segment one scan and write its label map; the networks stay loaded for the next.
 
     Args:
         ensemble: Ensemble. name: of the case. image: its path. out: folder for the label map.
         progress: called as progress(done, total) in slices.
+        item: the slice, if the image is a single one.
 
     Returns: (entry for ``predictions.json``, engine): with "reason" if the scan cannot be read or segmented.
     Raises: InputError for what concerns all scans: a network that cannot be loaded. OSError if writing fails.
@@ -260,7 +287,9 @@ def predict_scan(ensemble, name, image, out, progress=None):
             source = source_record(
                 Path(image)
             )  # before it is read: a change in the meantime is noticed the next time
-            scan = read_image(image)
+            scan = read_image(image) if item is None else read_slices([item])
+            if item is not None:
+                members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
             grid = scan.grid
             prepared = prepare_scan(scan.array, grid.spacing_mm, members)
             del scan  # its memory too, unless what was prepared needs it
@@ -273,7 +302,10 @@ def predict_scan(ensemble, name, image, out, progress=None):
             return where | {"reason": reason, "traceback": traceback.format_exc()}, engine
         target = Path(out) / prediction_name(name)
         try:
-            write_labels(target, labels, grid)
+            if item is None:
+                write_labels(target, labels, grid)
+            else:
+                write_mask(target, labels[0], item.mask_values)
         except OSError as error:
             return where | {"reason": _odd_name(error, target, name)}, engine
         entry = {
@@ -284,6 +316,8 @@ def predict_scan(ensemble, name, image, out, progress=None):
             "phantom": is_phantom(grid.header),
             "seconds": round(time.monotonic() - started, 2),
         }
+        if item is not None:
+            entry |= {"patient": item.patient, "mask_values": list(item.mask_values)}
         return entry, engine
 
 

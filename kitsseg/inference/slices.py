@@ -1,6 +1,6 @@
-"""Labels of single slices: a patient's stack is segmented image by image, since its slices are no neighbors."""
+"""Labels of single slices: a patient's slices are segmented one by one, since they are no neighbors."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,28 +9,27 @@ import numpy.typing as npt
 from kitsseg.data.formats.slices import SliceImage, read_slices
 from kitsseg.data.geometry.geometry import spec_of_slices
 from kitsseg.errors import InputError
+from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.scan import Member, ensemble_labels, prepare_scan
 from kitsseg.recipe import ReassignSmall, RemoveFar
 
-__all__ = ["label_slices"]
+__all__ = ["check_2d", "label_slices", "names_of_patients", "narrow_windows", "slice_file"]
+
+_Refine = RemoveFar | ReassignSmall | None
 
 
 def label_slices(
-    items: Sequence[SliceImage],
-    members: Sequence[Member],
-    postprocess: RemoveFar | ReassignSmall | None,
+    items: Sequence[SliceImage], members: Sequence[Member], postprocess: _Refine
 ) -> npt.NDArray[np.uint8]:
-    """Segment the slices of one patient with the mean of some networks.
+    """Segment some slices of one patient with the mean of some networks.
 
     Args:
         items: images of one size.
         members, postprocess: of ``open_ensemble``.
 
     Returns: labels (images, rows, columns).
-    Raises: InputError for a 3D network, and as ``read_slices``.
+    Raises: InputError as ``read_slices``.
     """
-    if any(member.inference.tile is not None and len(member.inference.tile) == 3 for member in members):
-        raise InputError(f"{items[0].image}: expected a whole scan for a 3D network, found a single slice.")
     stack = read_slices(items)
     spacing = stack.grid.spacing_mm
     members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
@@ -39,3 +38,56 @@ def label_slices(
         prepared = prepare_scan(stack.array[k : k + 1], spacing, members)
         labels[k] = ensemble_labels(prepared, spacing, postprocess)[0]
     return labels
+
+
+def slice_file(item: SliceImage) -> str:
+    """Name of a slice's label map: a PNG of the image's name."""
+    return f"{item.name}.png"
+
+
+def check_2d(ensemble: Ensemble, items: Collection[SliceImage]) -> None:
+    """Refuse 3D networks, and slices of unknown pixel size where a network needs it.
+
+    Raises: InputError.
+    """
+    for run, network in zip(ensemble.runs, ensemble.networks, strict=True):
+        tile = network.inference.tile
+        if items and tile is not None and len(tile) == 3:
+            raise InputError(
+                f"{run}: expected a 2D network for single slices such as {next(iter(items)).name}, found the 3D "
+                f"network {network.record.get('recipe')}. It needs whole scans."
+            )
+        unknown = next((item for item in items if item.spacing_mm is None), None)
+        if unknown and any(network.preprocess.spacing_mm[1:]):
+            raise InputError(
+                f"{unknown.image}: expected its pixel spacing, since {network.record.get('recipe')} resamples; found "
+                "none. Add spacing_mm_rows and spacing_mm_columns to slices.csv."
+            )
+
+
+def narrow_windows(ensemble: Ensemble, items: Sequence[SliceImage]) -> tuple[str, ...]:
+    """A sentence if images were clipped to less than the networks have seen, else nothing."""
+    for network in ensemble.networks:
+        seen = network.preprocess.seen_hu
+        for item in items:
+            low, high = item.hu_window or (-np.inf, np.inf)
+            if seen is None or low > seen[0] or high < seen[1]:
+                sees = "all HU" if seen is None else f"HU {seen[0]:g} to {seen[1]:g}"
+                return (
+                    f"{item.image}: its HU were clipped to {low:g} to {high:g}; {network.record.get('recipe')} was "
+                    f"trained to see {sees}. Expect worse labels than of unclipped images.",
+                )
+    return ()
+
+
+def names_of_patients(items: Mapping[str, SliceImage], patients: Iterable[str]) -> set[str]:
+    """Names of the slices of these patients.
+
+    Raises: InputError for a slice of nobody knows whom.
+    """
+    patients = set(patients)
+    if unknown := [item for item in items.values() if item.patient is None]:
+        raise InputError(
+            f"{unknown[0].image}: expected its patient in slices.csv, as --part needs, found none."
+        )
+    return {name for name, item in items.items() if item.patient in patients}

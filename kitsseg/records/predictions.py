@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from kitsseg.data.cache.sources import unchanged
 from kitsseg.data.formats.nifti import read_labels
+from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.layouts.names import prediction_name
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
@@ -122,7 +123,9 @@ class Predictions:
         try:
             edited = crc32_of(file) != entry["crc32"]
             if edited:
-                read_labels(file)  # to its end: a damaged file does not get through
+                (slice_size if file.suffix == ".png" else read_labels)(
+                    file
+                )  # whole: no damaged file gets through
         except (InputError, FileNotFoundError):
             return False
         if edited:

@@ -19,6 +19,7 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.records.run import read_run, seen_patients
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
 from kitsseg.scoring.scores_file import read_scores
+from kitsseg.scoring.slices import holds_slice_scores, read_slice_scores
 
 __all__ = ["Comparison", "compare_scores"]
 
@@ -38,6 +39,7 @@ class Comparison:
         phantom: whether any of the scans was synthesized.
         unchecked: names of the runs whose folder is not there (or that were never known), so that nobody can say which
             patients they have seen.
+        of_slices: whether the scores of a patient are means over single slices instead of scores of a whole case.
     """
 
     cases: tuple[str, ...]
@@ -46,6 +48,7 @@ class Comparison:
     left_out: dict
     phantom: bool
     unchecked: tuple[str, ...]
+    of_slices: bool = False
 
 
 def compare_scores(files, out=None):
@@ -63,7 +66,18 @@ def compare_scores(files, out=None):
         raise InputError(f"compare: expected at least two scores.csv, found {len(files)}.")
     if out is not None and (Path(out).suffix != ".csv" or Path(out).is_dir()):
         raise InputError(f"{out}: expected the name of a .csv file to write the comparison to.")
-    read = {name: read_scores(path) for name, path in files.items()}
+    slices = {name: holds_slice_scores(Path(path)) for name, path in files.items()}
+    if len(set(slices.values())) > 1:
+        one, other = (
+            next(path for name, path in files.items() if slices[name] == kind) for kind in (True, False)
+        )
+        raise InputError(
+            f"compare: expected scores of one kind, found slice scores ({one}) and case scores ({other}): they are not "
+            "comparable."
+        )
+    of_slices = all(slices.values())
+    read_file = read_slice_scores if of_slices else read_scores
+    read = {name: read_file(Path(path)) for name, path in files.items()}
     tables = {name: {row["case"]: row for row in rows} for name, (rows, _) in read.items()}
     left_out = _left_out(tables, {name: summary for name, (_, summary) in read.items()})
     cases = tuple(sorted(set.union(*map(set, tables.values())) - set(left_out)))
@@ -100,7 +114,7 @@ def compare_scores(files, out=None):
             writer.writeheader()
             writer.writerows(differences)
     unchecked = tuple(name for name, (_, summary) in read.items() if not _knows_its_patients(summary))
-    return Comparison(cases, means, differences, left_out, bool(phantom), unchecked)
+    return Comparison(cases, means, differences, left_out, bool(phantom), unchecked, of_slices)
 
 
 def _interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> tuple[float, float, float]:

@@ -12,6 +12,8 @@ from nibabel.spatialimages import HeaderDataError
 
 from kitsseg import __version__
 from kitsseg.data.formats.nifti import KITS_LABELS, is_phantom
+from kitsseg.data.layouts.kits import Layout
+from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.paths import as_given, relative_paths
@@ -30,6 +32,7 @@ from kitsseg.scoring.dice import SCORES, VOLUMES, score_counts, summarize_scores
 from kitsseg.scoring.label_files import count_files, read_boxes
 from kitsseg.scoring.ladder import RUNGS, all_background, ladder
 from kitsseg.scoring.pairs import find_pairs
+from kitsseg.scoring.slices import evaluate_slices
 
 __all__ = ["COLUMNS", "Evaluation", "evaluate_folders"]
 
@@ -59,6 +62,9 @@ def evaluate_folders(prediction, truth, out, progress=None, layout=None, classes
             in all other scores cysts are kidney then, as in KiTS19.
         surface: also surface Dice and HD95, and which tumors were found; needs the label maps in memory.
 
+    Where the truth is a folder of single slices the predictions are PNG files, and the scores slice scores (see
+    ``kitsseg.scoring.slices``): no case scores, under other names.
+
     Returns: Evaluation. Truth cases without a prediction are not scored; ``truth_without_prediction`` in the
         summary names them.
     Raises: InputError for a prediction without truth, files on different grids, files that are no label maps,
@@ -69,6 +75,14 @@ def evaluate_folders(prediction, truth, out, progress=None, layout=None, classes
         raise InputError(f"{out}: expected the name of a .csv file to write the scores to.")
     if classes not in CLASSES:
         raise InputError(f"classes: expected {' or '.join(CLASSES)}, found {classes}.")
+    if truth.is_dir() and has_slices(truth):
+        if classes != "kits19" or surface:
+            raise InputError(
+                f"{truth}: expected scans for --classes kits23 and --surface, found single slices."
+            )
+        folder = prediction if prediction.is_dir() else prediction.parent
+        record = _recorded_by_predict(folder) | {"mask_values": _mask_values(folder)}
+        return Evaluation(*evaluate_slices(prediction, truth, out, layout or Layout(), record, progress))
     pairs, missing = find_pairs(prediction, truth, layout)
     record = _recorded_by_predict(prediction if prediction.is_dir() else prediction.parent)
     rows, tables, files = [], [], {}
@@ -131,6 +145,12 @@ def _recorded_by_predict(folder):
         raise InputError(
             f"{file}: expected the record of kitsseg predict ({error}). Predict again or remove it."
         ) from error
+
+
+def _mask_values(folder: Path) -> dict[str, list[int]]:
+    """The values of the masks that ``kitsseg predict`` wrote, by slice; the record is known to be one."""
+    cases = (read_predictions(folder) or {}).get("cases", {})
+    return {Path(name).stem: entry["mask_values"] for name, entry in cases.items() if "mask_values" in entry}
 
 
 def _synthetic(image):

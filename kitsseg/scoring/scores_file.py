@@ -10,6 +10,7 @@ from kitsseg.files.paths import absolute_paths
 from kitsseg.scoring.dice import SCORES, VOLUMES
 from kitsseg.scoring.kits23 import HEC_LABELS
 from kitsseg.scoring.ladder import RUNGS
+from kitsseg.scoring.slices import holds_slice_scores
 
 __all__ = ["ANY", "COUNT", "NUMBER", "TEXT", "TEXT_COLUMNS", "check_form", "read_scores"]
 
@@ -67,6 +68,11 @@ def read_scores(path):
     path = Path(path)
     beside = path.with_suffix(".json")
     again = "Run kitsseg evaluate again."
+    if holds_slice_scores(path):
+        raise InputError(
+            f"{path}: expected scores of whole cases, found slice scores, which mean something else. Compare slice "
+            "scores with each other: kitsseg compare."
+        )
     if not beside.is_file():
         raise InputError(f"{beside}: expected the summary of {path.name} beside it, found nothing. {again}")
     try:

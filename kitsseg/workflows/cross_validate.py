@@ -20,6 +20,7 @@ import numpy as np
 
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.layouts.names import prediction_name
+from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.inference.cohort import predict_cases
@@ -75,6 +76,7 @@ def train_folds(
     Raises: InputError if ``out`` holds something else, and whatever ``train_recipe`` and ``predict_cases`` refuse.
     """
     out = Path(out)
+    _only_scans(data)
     if options.get("devices") is not None and options["devices"].processes > 1:
         raise InputError(
             "cross-validate: several processes train one network together; expected one for each fold or shard. "
@@ -99,6 +101,18 @@ def train_folds(
     return [number for number in range(folds) if not is_trained(out / f"fold-{number}", splits[number])]
 
 
+def _only_scans(data: Path | str | None) -> None:
+    """Refuse single slices: what is scored here are whole cases.
+
+    Raises: InputError.
+    """
+    if data is not None and has_slices(Path(data)):
+        raise InputError(
+            f"{data}: expected scans, found single slices. Train each fold of patients by itself, kitsseg train "
+            "--split FILE, and put the slice scores together."
+        )
+
+
 def score_folds(out, data, layout=None, progress=None):
     """Predict every case with the run that never saw it, score all, and write tables and report.
 
@@ -112,6 +126,7 @@ def score_folds(out, data, layout=None, progress=None):
     Raises: InputError for a fold that is not trained, a case that its run has seen or that could not be predicted.
     """
     out = Path(out)
+    _only_scans(data)
     plan = read_folds(out)
     folds = len(plan["cross_validation"]["folds"])
     runs = check_unseen(out)

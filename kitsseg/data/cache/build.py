@@ -99,7 +99,7 @@ def plan_cache(data, cache, spec, layout=None, compress=False):
     """
     if compress:
         require_blosc2()
-    cases = find_cases(data, layout=layout)
+    cases = find_cases(data, layout=layout, slices=True)
     folder, missing = cache_folder(cache, spec), []
     if (folder / "spec.json").exists() or any(folder.glob("[!.]*/case.json")):
         check_specification(folder, spec)

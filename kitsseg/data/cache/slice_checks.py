@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from kitsseg.data.formats.slices import SliceImage, mirrored_masks, read_mask, read_slice
 from kitsseg.data.layouts.kits import Case
 from kitsseg.errors import InputError
@@ -62,7 +64,7 @@ def _check_copies(slices: Sequence[SliceImage]) -> None:
         found: dict[str, SliceImage] = {}
         for item in alike if len(alike) > 1 else ():
             other = found.setdefault(sha256_of(item.image), item)
-            if other is not item:
+            if other is not item and np.ptp(read_slice(item)):  # several may show nothing but air
                 raise InputError(
                     f"{item.image}: the same file as {other.image.name}, slices of patients {item.patient} and "
                     f"{other.patient}. Remove one, or name the patient that it shows."

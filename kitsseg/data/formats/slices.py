@@ -137,18 +137,19 @@ def read_slices(items: Sequence[SliceImage]) -> Volume:
     Raises: InputError as ``read_slice``; for images of several sizes, or the same image twice.
     """
     planes = [read_slice(item) for item in items]
-    for i, (item, plane) in enumerate(zip(items, planes, strict=True)):
+    seen: dict[bytes, SliceImage] = {}
+    for item, plane in zip(items, planes, strict=True):
         if plane.shape != planes[0].shape or item.spacing_mm != items[0].spacing_mm:
             raise InputError(
                 f"{item.image}: expected {_size(planes[0], items[0])} as {items[0].image.name}, an image of the same "
                 f"patient {item.patient}, has; found {_size(plane, item)}. Bring them to one size and spacing."
             )
-        for other, before in zip(items[:i], planes, strict=False):
-            if np.array_equal(before, plane):
-                raise InputError(
-                    f"{item.image}: the same image as {other.image.name}, of the same patient {item.patient}. Remove "
-                    "one of the two."
-                )
+        other = seen.setdefault(plane.tobytes(), item)
+        if other is not item and plane.min() < plane.max():  # several may show nothing but air
+            raise InputError(
+                f"{item.image}: the same image as {other.image.name}, of the same patient {item.patient}. Remove one "
+                "of the two."
+            )
     return Volume(items[0].image, np.stack(planes), _grid(planes, items[0]))
 
 

@@ -14,7 +14,7 @@ from kitsseg.data.layouts.kits import Case, Layout, kits_cases
 from kitsseg.data.layouts.names import folder_name, is_nifti, pattern_of, prediction_name, scan_name
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
-from kitsseg.data.layouts.slices import has_images, has_slices, slice_cases
+from kitsseg.data.layouts.slices import SLICES, has_images, has_slices, slice_cases
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 
@@ -30,6 +30,7 @@ def find_cases(
     need_image: bool = True,
     layout: Layout | None = None,
     options: tuple[str, ...] | None = None,
+    slices: bool = False,
 ) -> list[Case]:
     """All cases of a folder, sorted by name.
 
@@ -42,6 +43,7 @@ def find_cases(
         layout: Layout; None: what the folder holds decides.
         options: "--images", "--labels" or both: those that an error may advise, since the command has them. None:
             those for the files that are needed.
+        slices: the folder may hold single slices (``kitsseg.data.layouts.slices``); a case is then a patient.
 
     Raises: InputError if there is no case, more than one layout, or a case that lacks a file it needs.
     """
@@ -60,6 +62,13 @@ def find_cases(
             pattern = layout.images if layout.images is not None else layout.labels
             raise InputError(f"{folder}: expected cases such as {pattern}, found none. Check the pattern.")
     else:
+        if has_slices(folder):
+            if not slices:
+                raise InputError(
+                    f"{folder}: expected whole scans, found single slices ({SLICES}). Slices can be preprocessed, "
+                    "predicted and evaluated."
+                )
+            return sorted(slice_cases(folder, layout, need_labels), key=lambda case: case.name)
         cases = _detected(folder, layout, need_labels, need_image, options)
     return [_checked(case, need_labels, need_image) for case in sorted(cases, key=lambda case: case.name)]
 
@@ -67,8 +76,6 @@ def find_cases(
 def _detected(
     folder: Path, layout: Layout, need_labels: bool, need_image: bool, options: tuple[str, ...]
 ) -> list[Case]:
-    if has_slices(folder):
-        return slice_cases(folder, layout, need_labels)
     cases, nnunet = kits_cases(folder, layout, options), nnunet_root(folder)
     patterns = " ".join(f"{option} PATTERN" for option in options)
     if cases and nnunet:

@@ -68,7 +68,12 @@ def scan_name(file: Path) -> str:
 
 
 def prediction_name(case_name: str) -> str:
-    """Name of a case's prediction as KiTS19 asks for it: case_00210 -> prediction_00210.nii.gz."""
+    """Name of a case's prediction as KiTS19 asks for it: case_00210 -> prediction_00210.nii.gz.
+
+    That of a single slice is a PNG, whose name is the slice's already.
+    """
+    if case_name.endswith(".png"):
+        return case_name
     if case_name.startswith("case_"):
         return f"prediction_{case_name.removeprefix('case_')}.nii.gz"
     return f"{case_name}.nii.gz"

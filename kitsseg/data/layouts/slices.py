@@ -7,13 +7,14 @@ of the patient, which need not be neighbors. So no split can put slices of one p
 
 import csv
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from kitsseg.data.formats.slices import IMAGE_ENDINGS, SliceImage
 from kitsseg.data.layouts.kits import Case, Layout
 from kitsseg.errors import InputError
 
-__all__ = ["SLICES", "find_slices", "has_images", "has_slices", "slice_cases"]
+__all__ = ["SLICES", "find_slices", "has_images", "has_slices", "slice_cases", "slices_of_inputs"]
 
 SLICES = "slices.csv"
 _MASKS = ("labels", "masks")
@@ -78,6 +79,46 @@ def slice_cases(folder: Path, layout: Layout, need_labels: bool) -> list[Case]:
         patients.setdefault(item.patient or item.name, []).append(item)
     labels = next((folder / name for name in _MASKS if (folder / name).is_dir()), None)
     return [Case(name, folder / "images", labels, slices=tuple(items)) for name, items in patients.items()]
+
+
+def slices_of_inputs(inputs: Iterable[Path | str], layout: Layout) -> list[SliceImage] | None:
+    """The slices among the inputs of a prediction, sorted by name; None where there are only scans.
+
+    Args:
+        inputs: folders of slices, or single images of such; their masks and patients are not needed.
+
+    Raises: InputError for scans and slices together, an image that no table names, and two slices of one name.
+    """
+    found: dict[str, SliceImage] = {}
+    scans, images = [], False
+    for item in map(Path, inputs):
+        if item.is_dir() and has_slices(item):
+            some = find_slices(item, layout, need_labels=False)
+        elif item.is_file() and item.suffix.lower() in IMAGE_ENDINGS:
+            folder = next(
+                (above for above in list(item.absolute().parents)[:2] if has_slices(above)), item.parent
+            )
+            some = [each for each in find_slices(folder, layout, False) if each.image.samefile(item)]
+            if not some:
+                raise InputError(
+                    f"{item}: expected a row in {folder / SLICES} and a place in its images, found none."
+                )
+        else:
+            scans.append(item)
+            continue
+        images = True
+        for each in some:
+            other = found.setdefault(each.name, each)
+            if not other.image.samefile(each.image):
+                raise InputError(
+                    f"{each.image}: a second slice called {each.name} beside {other.image}. Predict them into two "
+                    "folders (--out)."
+                )
+    if images and scans:
+        raise InputError(
+            f"{scans[0]}: expected slices, as the other inputs are. Predict scans by another call."
+        )
+    return [found[name] for name in sorted(found)] if images else None
 
 
 def _rows(table: Path) -> list[dict[str, str]]:

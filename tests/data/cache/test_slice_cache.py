@@ -229,5 +229,5 @@ def test_layout_options_reach_the_cache(folder, tmp_path, capsys):
     case = open_cache(tmp_path / "cache", recipes.get("wp_unet:tiny").preprocess)["patient_0"]
     # nine HU for each gray value
     assert case.kidney_area.all() and case.tumor_area.all() and case.image.min() >= -1024 + 9 * 20
-    first = find_cases(folder, layout=Layout(hu_window=WINDOW, mask_values=(0, 128, 255)))[0]
+    first = find_cases(folder, slices=True, layout=Layout(hu_window=WINDOW, mask_values=(0, 128, 255)))[0]
     assert read_slices(first.slices).array.min() >= -100 + 2 * 20

@@ -43,12 +43,17 @@ def items_of(folder, **layout):
 
 
 def test_a_case_is_a_patient_with_all_slices(folder):
-    cases = find_cases(folder)
+    cases = find_cases(folder, slices=True)
     assert [case.name for case in cases] == ["patient_0", "patient_1", "patient_2"]
     assert [[item.name for item in case.slices] for case in cases] == [
         [f"p{i}_0", f"p{i}_1"] for i in range(3)
     ]
     assert {item.patient for item in cases[1].slices} == {"patient_1"}
+
+
+def test_commands_that_need_scans_refuse_slices(folder):
+    with pytest.raises(InputError, match="expected whole scans, found single slices"):
+        find_cases(folder)
 
 
 def test_gray_values_become_the_hu_of_the_window_and_masks_labels(tmp_path):
@@ -107,7 +112,7 @@ def test_a_mask_saved_as_jpeg_names_the_reason(folder):
 def test_a_mask_of_another_size_names_both(folder):
     Image.fromarray(np.zeros((40, 47), np.uint8)).save(folder / "labels" / "p1_0.png")
     with pytest.raises(InputError, match=r"p1_0.png: expected 40 x 48 pixels .* p1_0.png has, found 40 x 47"):
-        read_masks(find_cases(folder)[1].slices)
+        read_masks(find_cases(folder, slices=True)[1].slices)
 
 
 def test_colors_are_refused(folder):
@@ -138,7 +143,7 @@ def test_a_window_that_contradicts_the_table_is_refused(folder):
 def test_no_patient_no_split(folder):
     change(folder, 3, patient="")
     with pytest.raises(InputError, match=r"slices.csv: expected a patient of p1_1.png"):
-        find_cases(folder)
+        find_cases(folder, slices=True)
     assert (
         find_slices(folder, Layout(), need_labels=False)[3].patient is None
     )  # to predict, nobody has to know
@@ -148,7 +153,7 @@ def test_without_a_table_the_message_says_which_columns_it_needs(folder):
     (folder / "slices.csv").unlink()
     for where in (folder, folder / "images"):
         with pytest.raises(InputError, match=r"slices.csv: missing; .*columns file and patient"):
-            find_cases(where)
+            find_cases(where, slices=True)
 
 
 @pytest.mark.parametrize(
@@ -172,17 +177,17 @@ def test_without_a_table_the_message_says_which_columns_it_needs(folder):
 def test_a_bad_row_is_named(folder, values, words):
     change(folder, **values)
     with pytest.raises(InputError, match=words):
-        find_cases(folder)
+        find_cases(folder, slices=True)
 
 
 def test_an_image_without_row_or_mask_is_named(folder):
     write_table(folder, table_of(folder)[1:])
     with pytest.raises(InputError, match=r"a row for each of the files in images, found none for p0_0.png"):
-        find_cases(folder)
+        find_cases(folder, slices=True)
     (folder / "images" / "p0_0.png").unlink()
     (folder / "labels" / "p2_1.png").unlink()
     with pytest.raises(InputError, match=r"labels.p2_1.png: missing, the mask of .*p2_1.png"):
-        find_cases(folder)
+        find_cases(folder, slices=True)
 
 
 def test_masks_may_lie_in_a_folder_called_masks_and_the_patient_be_called_case(folder):
@@ -192,7 +197,7 @@ def test_masks_may_lie_in_a_folder_called_masks_and_the_patient_be_called_case(f
         for row in table_of(folder)
     ]
     write_table(folder, rows)
-    assert find_cases(folder)[0].slices[0].labels == folder / "masks" / "p0_0.png"
+    assert find_cases(folder, slices=True)[0].slices[0].labels == folder / "masks" / "p0_0.png"
 
 
 def test_a_damaged_file_and_one_of_another_kind_are_named(folder):
@@ -211,12 +216,12 @@ def test_slices_of_one_patient_are_of_one_size_and_different(folder):
     with pytest.raises(
         InputError, match=r"p0_1.png: expected 40 x 48 pixels of 0.8 x 0.8 mm .*found 40 x 50"
     ):
-        read_slices(find_cases(folder)[0].slices)
+        read_slices(find_cases(folder, slices=True)[0].slices)
     Image.fromarray(slice_of_tests(0)[0]).save(folder / "images" / "p0_1.png", optimize=True)
     with pytest.raises(
         InputError, match=r"p0_1.png: the same image as p0_0.png, of the same patient patient_0"
     ):
-        read_slices(find_cases(folder)[0].slices)
+        read_slices(find_cases(folder, slices=True)[0].slices)
 
 
 def test_mirrored_masks_are_noticed_over_several_images():
@@ -234,7 +239,7 @@ def test_mirrored_masks_are_noticed_over_several_images():
 
 def test_the_real_slices_are_read_and_fit_their_masks(real_data):
     folder = real_data / "kits19_slices"
-    cases = find_cases(folder, layout=Layout(hu_window=(0.0, 255.0)))
+    cases = find_cases(folder, slices=True, layout=Layout(hu_window=(0.0, 255.0)))
     items = [item for case in cases for item in case.slices]
     assert (len(cases), len(items)) == (28, 79)
     with (folder / "slices.csv").open(newline="") as file:
