@@ -5,6 +5,8 @@ The names below are imported on first use (PEP 562): importing this package alon
 
 from importlib import import_module
 
+from kitsseg.version import __version__
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kitsseg import recipes
@@ -39,7 +41,6 @@ __all__ = [
     "write_report",
 ]
 
-__version__ = "0.1.0"
 _MODULES = {
     "compare_scores": "kitsseg.scoring.compare",
     "evaluate_folders": "kitsseg.scoring.evaluate",

@@ -6,9 +6,9 @@ import errno
 import signal
 import sys
 
-from kitsseg import __version__
 from kitsseg.commands import cross_validation, data, demo, prediction, recipes, scoring, training
 from kitsseg.errors import InputError
+from kitsseg.version import __version__
 
 __all__ = ["build_parser", "main"]
 

@@ -1,6 +1,6 @@
 """Releases: python scripts/release.py version 0.2.0 | build
 
-``version`` writes a new version into kitsseg/__init__.py, CITATION.cff and CHANGELOG.md. ``build`` makes sdist and
+``version`` writes a new version into kitsseg/version.py, CITATION.cff and CHANGELOG.md. ``build`` makes sdist and
 wheel in dist/, checks both, lists what the wheel holds, installs the wheel in an empty environment and runs the demo
 from there.
 """
@@ -27,7 +27,7 @@ def set_version(version: str, today: datetime.date) -> None:
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         sys.exit(f"{version}: expected a version such as 0.2.0.")
     changes = {
-        "kitsseg/__init__.py": (r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"'),
+        "kitsseg/version.py": (r'(?m)^__version__ = ".*"$', f'__version__ = "{version}"'),
         "CITATION.cff": (r"(?m)^version: .*$", f"version: {version}"),
         "CHANGELOG.md": (r"(?m)^## .* \(unreleased\)$", f"## {version} ({today.isoformat()})"),
     }

@@ -12,7 +12,6 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kitsseg import __version__
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
 from kitsseg.errors import InputError
@@ -24,6 +23,7 @@ from kitsseg.inference.outputs import class_probabilities
 from kitsseg.models.loading import read_network
 from kitsseg.records.exported import SUFFIXES, read_exported
 from kitsseg.records.run import finished_run
+from kitsseg.version import __version__
 
 __all__ = ["ExportResult", "export_run"]
 

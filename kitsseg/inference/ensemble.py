@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kitsseg import __version__
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of_all
 from kitsseg.inference.engines import open_network
@@ -15,6 +14,7 @@ from kitsseg.inference.scan import Member, members_of
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, format_of, read_exported
 from kitsseg.records.run import TrainedNetwork, finished_run, seen_patients
+from kitsseg.version import __version__
 
 __all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ensemble"]
 

@@ -22,11 +22,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg import __version__
 from kitsseg.data.splits import load_split, save_split
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path, remove_unfinished
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar, given_settings
+from kitsseg.version import __version__
 
 if TYPE_CHECKING:
     from kitsseg.records.exported import Exported

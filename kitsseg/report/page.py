@@ -4,10 +4,10 @@ from datetime import date
 from html import escape
 from pathlib import Path
 
-from kitsseg import __version__
 from kitsseg.report.assets import SORT_SCRIPT, STYLE
 from kitsseg.report.charts import dice_plot, training_chart
 from kitsseg.report.sections import claims, details, failure_rows, ladder_table, pruning
+from kitsseg.version import __version__
 
 __all__ = ["build_page"]
 

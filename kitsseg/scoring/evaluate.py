@@ -10,7 +10,6 @@ import nibabel as nib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from kitsseg import __version__
 from kitsseg.data.formats.nifti import KITS_LABELS, is_phantom
 from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import has_slices
@@ -33,6 +32,7 @@ from kitsseg.scoring.label_files import count_files, read_boxes
 from kitsseg.scoring.ladder import RUNGS, all_background, ladder
 from kitsseg.scoring.pairs import find_pairs
 from kitsseg.scoring.slices import evaluate_slices
+from kitsseg.version import __version__
 
 __all__ = ["COLUMNS", "Evaluation", "evaluate_folders"]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from kitsseg import __version__
 from kitsseg.data.formats.slices import IMAGE_ENDINGS, SliceImage, read_mask
 from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import find_slices
@@ -22,6 +21,7 @@ from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
+from kitsseg.version import __version__
 
 __all__ = ["UNIT", "evaluate_slices", "holds_slice_scores", "read_slice_scores"]
 

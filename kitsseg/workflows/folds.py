@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kitsseg import __version__
 from kitsseg.data.splits import CaseSplit, make_split
 from kitsseg.errors import InputError
 from kitsseg.records.run import read_run, update_run, versions
+from kitsseg.version import __version__
 
 __all__ = ["check_unseen", "fold_splits", "is_trained", "read_folds", "start_folds"]
 

@@ -20,13 +20,14 @@ import pytest
 from support.cases import make_case, read_json, spec_of_tests
 from support.recipes import micro_recipe_of_tests
 
-from kitsseg import __version__, recipes
+from kitsseg import recipes
 from kitsseg.cli import main
 from kitsseg.data.cache import build as preprocess
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.recipe import settings
 from kitsseg.records.run import read_history
 from kitsseg.runtime.console import console
+from kitsseg.version import __version__
 
 SPACING = (3.0, 0.8, 0.8)
 

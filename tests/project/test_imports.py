@@ -101,7 +101,7 @@ def test_public_names_exist_and_are_documented(package):
     for_checkers = {
         name for path, name in imports_of(Path(module.__file__)) if path.startswith("kitsseg") and name
     }
-    assert for_checkers == set(module.__all__) - {"__version__"}
+    assert for_checkers == set(module.__all__)
 
 
 def modules_after(code):

@@ -30,9 +30,9 @@ import weakref
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from kitsseg import __version__
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
+from kitsseg.version import __version__
 
 __all__ = [
     "Connections",

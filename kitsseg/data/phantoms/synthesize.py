@@ -16,13 +16,13 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from kitsseg import __version__
 from kitsseg.data.formats.nifti import KITS_AXES, PHANTOM, is_phantom, read_labels, write_image
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.phantoms.anatomy import ellipsoid_distance
 from kitsseg.data.phantoms.render import render_ct
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_folder
+from kitsseg.version import __version__
 
 __all__ = ["draw_labels", "render_cases", "synthesize_cases"]
 
