@@ -1,0 +1,94 @@
+"""The benchmark on real slices: which job is next, what a table says, how far it has come."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("real_slices", BENCHMARKS / "real_slices.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["real_slices"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        sys.modules.pop("real_slices", None)
+
+
+def row(patient, true, both, slice_name="s"):
+    """A slice of 100 pixels: ``true`` of tumor, of which ``both`` are found."""
+    counts = [[100 - true, 0, 0], [0, 0, 0], [true - both, 0, both]]
+    return {"slice": slice_name, "patient": patient, "counts": counts}
+
+
+def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
+    found = bench.jobs(list(bench.ROWS), "abcd", 3)
+    assert len(found) == len({job.folder for job in found}) == len(bench.ROWS) * 3 * 13
+    assert [(job.row, job.seed) for job in found[:13]] == [("unet2d", 0)] * 13
+    assert [(job.setting, job.fold) for job in found[:6]] == [
+        ("a", 0),
+        *(("b", i) for i in range(4)),
+        ("c", 0),
+    ]
+    assert {(job.row, job.seed) for job in found[13:39]} == {("unet2d", 1), ("unet2d", 2)}
+    assert {job.seed for job in found[39 : 39 + 13 * 10]} == {0}
+    assert not {job.row for job in found[39:]} & {"unet2d"}
+
+
+def test_means_are_over_slices_then_patients_then_seeds(bench):
+    # patient a: 2 * 10 / 30 and 1; patient b: 0 and 0
+    rows = [row("a", 20, 10), row("a", 20, 20), row("b", 10, 0), row("b", 10, 0)]
+    first = (2 / 3 + 1) / 2
+    assert bench.patient_dice(rows) == {"a": (first, first), "b": (0, 0)}
+    better = [row("a", 20, 20), row("b", 10, 10)]
+    found = bench.summary([rows, better])
+    np.testing.assert_allclose(found["mean"], [(first / 2 + 1) / 2] * 2)
+    np.testing.assert_allclose(found["of_seeds"][:, 0], [first / 2, 1])
+    np.testing.assert_allclose(found["of_patients"][:, 0], [(first + 1) / 2, 0.5])
+    low, high = found["interval"][0]
+    assert low == pytest.approx(0.5) and high == pytest.approx((first + 1) / 2)
+    # pooled: 2 * 30 / (60 + 30) with one seed, 1 with the other
+    np.testing.assert_allclose(found["pooled"], [(2 / 3 + 1) / 2] * 2)
+
+
+def test_what_is_not_run_is_called_so(bench):
+    assert bench.written(None, 0) == "not run"
+    one = bench.summary([[row("a", 20, 20), row("b", 20, 20)]])
+    assert bench.written(one, 0) == "1.000 (1.000 to 1.000; one seed)"
+    two = bench.summary([[row("a", 20, 20)], [row("a", 20, 0)]])
+    assert bench.written(two, 1) == "0.500 (0.500 to 0.500; seeds 0.000 to 1.000)"
+
+
+def test_folds_hold_every_patient_once_and_leave_some_to_choose_by(bench, tmp_path):
+    names = [f"case_{i:05d}" for i in range(28)]
+    splits = [bench.Bench.split(None, "patients", fold, names) for fold in range(4)]
+    assert sorted(name for split in splits for name in split.test) == names
+    assert all(
+        len(split.test) == 7 and len(split.validation) == 4 and len(split.train) == 17 for split in splits
+    )
+    rendered = bench.Bench.split(None, "rendered", 0, names[:22])
+    assert rendered.test == () and len(rendered.train) + len(rendered.validation) == 22
+
+
+def test_the_work_folder_is_made_and_every_row_has_a_recipe(bench, real_data, tmp_path, monkeypatch):
+    made = bench.Bench(tmp_path / "out", real_data / "kits19_slices", real_data / "kits19", 600)
+    assert (len(made.items), len(made.patients)) == (79, 28)
+    for name in bench.ROWS:
+        recipe = made.recipe(name)
+        steps = sum(bench.steps_of(phase) for phase in recipe.phases)
+        assert 500 <= steps <= 720 and recipe.preprocess.clip_hu == (0.0, 255.0), name
+    few = [item for item in made.items if item.patient == "case_00025"]
+    monkeypatch.setattr(made, "items", few)
+    monkeypatch.setattr(made, "single_pixels", made.empty_map)  # takes a while
+    text = bench.table(made, {})
+    assert text.count("not run") == 2 * 4 * len(bench.ROWS) and bench.WHAT in text
+    assert "| empty label map | 0.000" in text
