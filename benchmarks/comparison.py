@@ -46,7 +46,9 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.models import count_macs, read_network
 from kitsseg.recipe import Plateau
 from kitsseg.records.run import read_run
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.state import steps_of
+from kitsseg.workflows.fine_tune import FromRun
 
 # how many times the epochs of the demo, which differ in number
 STRETCH = {"unet2d": 3, "wp_unet": 3, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 7}
@@ -153,13 +155,18 @@ def measured(name, out, data, real, share):
     if not (run / "model.keras").is_file():
         resume = (run / "run.json").is_file()
         if name == SHRUNK:
-            shrink_run(recipe, out / DENSE / "run", cache, run, keep=0.5, epochs=epochs, resume=resume)
+            shrink_run(
+                FromRun(recipe, out / DENSE / "run", cache),
+                run,
+                0.5,
+                TrainOptions(epochs=epochs, resume=resume),
+            )
         else:
-            train_recipe(recipe, cache, split, run, resume=resume)
-    seconds = read_run(run)["seconds"]
+            train_recipe(recipe, cache, split, run, TrainOptions(resume=resume))
+    seconds = read_run(run).seconds
     if name == SHRUNK:
         steps += epochs * recipe.phases[-1].steps_per_epoch
-        seconds += read_run(out / DENSE / "run")["seconds"]
+        seconds += read_run(out / DENSE / "run").seconds
     started = time.process_time()
     predict_cases(run, [data], folder / "predictions", part="test")
     predict_s = time.process_time() - started

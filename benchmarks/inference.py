@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from kitsseg import open_cache
 from kitsseg.data.cache.windows import cached_images
-from kitsseg.export.writers import write_network
+from kitsseg.export.writers import ExportOptions, write_network
 from kitsseg.inference.engines import open_network
 from kitsseg.models import build_wp_unet, count_macs, read_network
 from kitsseg.records.exported import read_exported
@@ -90,8 +90,8 @@ def from_run(folder, scores, arguments):
     record, spec = trained.record, trained.preprocess
     network = read_network(trained.source)
     network = keras.Model(network.input, network.outputs[-1], name=network.name)
-    cases = open_cache(record["cache"], spec)
-    train = [cases[name] for name in record["split"]["cases"]["train"] if name in cases]
+    cases = open_cache(record.cache, spec)
+    train = [cases[name] for name in record.split.cases.train if name in cases]
     shape = (arguments.size, arguments.size, spec.channels)
     images = list(cached_images(train, shape, spec, 32))
     dice = None
@@ -175,10 +175,11 @@ def write_files(network, images, folder, first):
         "input": {"shape": (1, *shape)},
         "output": {"softmax": False},
     }
-    write_network(network, folder / "float32.tflite", "litert", shape, metadata)
-    write_network(network, folder / "int8.tflite", "litert", shape, metadata, "int8", calibration=images)
+    write_network(network, folder / "float32.tflite", shape, metadata, ExportOptions(format="litert"))
+    int8 = ExportOptions(format="litert", precision="int8")
+    write_network(network, folder / "int8.tflite", shape, metadata, int8, images)
     if first and installed(PACKAGES["onnxruntime"]):
-        write_network(network, folder / "float32.onnx", "onnx", shape, metadata)
+        write_network(network, folder / "float32.onnx", shape, metadata, ExportOptions(format="onnx"))
     return folder
 
 

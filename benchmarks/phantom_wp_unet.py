@@ -30,6 +30,8 @@ from kitsseg import (
 )
 from kitsseg.data import synthesize_cases
 from kitsseg.records.run import read_run
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.sweep import COLUMNS, sweep_run
 
 SPARSITIES = {"magnitude": (0.5, 0.7, 0.8, 0.85, 0.9), "block": (0.5, 0.8)}
@@ -60,20 +62,34 @@ def main():
             make((runs[name] / "run.json").is_file())
             print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
-    timed("dense", lambda resume: train_recipe(recipe, cache, split, runs["dense"], resume=resume))
+    timed(
+        "dense", lambda resume: train_recipe(recipe, cache, split, runs["dense"], TrainOptions(resume=resume))
+    )
     runs["dense-long"] = a.out / "dense-long"
     long = replace(recipe, phases=(replace(recipe.phases[0], epochs=2 * a.epochs),))
-    timed("dense-long", lambda resume: train_recipe(long, cache, split, runs["dense-long"], resume=resume))
+    timed(
+        "dense-long",
+        lambda resume: train_recipe(long, cache, split, runs["dense-long"], TrainOptions(resume=resume)),
+    )
     for keep in KEEPS:
         runs[f"shrunk-{keep:g}"] = folder = a.out / f"shrunk-{keep:g}"
         timed(
             folder.name,
             lambda resume, folder=folder, keep=keep: shrink_run(
-                recipe, runs["dense"], cache, folder, keep=keep, epochs=3 * a.epochs, resume=resume
+                FromRun(recipe, runs["dense"], cache),
+                folder,
+                keep,
+                TrainOptions(epochs=3 * a.epochs, resume=resume),
             ),
         )
     for method, sparsities in SPARSITIES.items():
-        rows = sweep_run(recipe, runs["dense"], cache, a.out / method, sparsities, method, epochs=a.epochs)
+        rows = sweep_run(
+            FromRun(recipe, runs["dense"], cache),
+            a.out / method,
+            sparsities,
+            TrainOptions(epochs=a.epochs),
+            method=method,
+        )
         print(*COLUMNS, sep="\t")
         for row in rows:
             values = [row[column] for column in COLUMNS]
@@ -85,7 +101,7 @@ def main():
         if not scores[name].is_file():
             predict_cases(run, [data], a.out / "predictions" / name, part="test")
             evaluate_folders(a.out / "predictions" / name, data, scores[name])
-    dense_bytes = read_run(runs["magnitude-0.5"])["sparsity"]["bytes"] / 1e6
+    dense_bytes = read_run(runs["magnitude-0.5"]).sparsity["bytes"] / 1e6
     print(
         f"weights of the dense network {dense_bytes:.2f} MB as float32; Dice: {len(split.test)} test patients"
     )

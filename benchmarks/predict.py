@@ -169,10 +169,11 @@ def ours_2d(case):
 
 def ours_3d(case):
     from kitsseg.inference.tiles3d import overlapping_probabilities
+    from kitsseg.recipe import InferenceSpec
 
     answer, volume = tile_of(TILE_3D), np.zeros(case["grid"], np.float32)
     planes = overlapping_probabilities(
-        volume, lambda tile: tile[..., None], lambda batch: answer, TILE_3D, gaussian=True
+        volume, lambda tile: tile[..., None], lambda batch: answer, InferenceSpec(tile=TILE_3D, gaussian=True)
     )
     return sum(plane[..., 0].size for plane in planes)
 

@@ -91,7 +91,7 @@ def make_models(folder):
     from inference import PACKAGES, installed, random_statistics
 
     from kitsseg import recipes
-    from kitsseg.export.writers import write_network
+    from kitsseg.export.writers import ExportOptions, write_network
 
     recipe = recipes.get("wp_unet")
     rows, columns, _ = shape = recipe.model["input_shape"]
@@ -111,9 +111,10 @@ def make_models(folder):
     noise = [np.random.default_rng(i).uniform(size=(1, *shape)).astype("float32") for i in range(8)]
     for precision in ("float32", "int8"):
         path = folder / f"wp_unet-{precision}.tflite"
-        write_network(network, path, "litert", shape, metadata, precision, calibration=noise)
+        options = ExportOptions(format="litert", precision=precision)
+        write_network(network, path, shape, metadata, options, noise)
     if installed(PACKAGES["onnxruntime"]):
-        write_network(network, folder / "wp_unet-float32.onnx", "onnx", shape, metadata)
+        write_network(network, folder / "wp_unet-float32.onnx", shape, metadata, ExportOptions(format="onnx"))
 
 
 if __name__ == "__main__":

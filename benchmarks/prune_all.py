@@ -39,6 +39,8 @@ from kitsseg.pruning.masks import n_kept
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.records.run import read_history, read_run
 from kitsseg.scoring import read_scores
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun
 
 # of a million float32 weights some are equal, and equals at the threshold are all kept, as tfmot does
 TIES = 3
@@ -92,14 +94,21 @@ def prune_recipe(name, a):
     split = make_split(open_cache(cache, recipe.preprocess), (0.6, 0.15, 0.25))
     dense, pruned = folder / "dense", folder / f"pruned-{backend()}"
     if not (dense / "model.keras").is_file():
-        train_recipe(recipe, cache, split, dense, epochs=a.epochs, resume=(dense / "run.json").is_file())
+        train_recipe(
+            recipe, cache, split, dense, TrainOptions(epochs=a.epochs, resume=(dense / "run.json").is_file())
+        )
     drawn = folder / f"drawn-{backend()}.csv"
     if not (pruned / "model.keras").is_file():
         resume = (pruned / "run.json").is_file()
         if not resume:
             drawn.unlink(missing_ok=True)
         with Watched(drawn):
-            prune_run(recipe, dense, cache, pruned, a.sparsity, epochs=a.prune_epochs, resume=resume)
+            prune_run(
+                FromRun(recipe, dense, cache),
+                pruned,
+                a.sparsity,
+                TrainOptions(epochs=a.prune_epochs, resume=resume),
+            )
     step, scheduled, reached = check(pruned, drawn, a.sparsity)
     before, after = (score(run, a.out / "data") for run in (dense, pruned))
     values = (name, backend(), a.sparsity, reached, step, scheduled, before[0], after[0], before[1], after[1])
@@ -131,7 +140,7 @@ def check(pruned, drawn, sparsity):
 
     Raises: AssertionError where they differ.
     """
-    words = read_run(pruned)["settings"]["phases"][0]
+    words = read_run(pruned).settings["phases"][0]
     frequency, steps = words["pruning"]["frequency"], words["epochs"] * words["steps_per_epoch"]
     scheduled = int(words["pruning"]["until"] * steps)
     scheduled -= scheduled % frequency

@@ -44,13 +44,16 @@ from kitsseg.data.layouts.slices import find_slices
 from kitsseg.data.phantoms.synthesize import render_cases
 from kitsseg.data.splits import CaseSplit
 from kitsseg.export.export import export_run
+from kitsseg.export.writers import ExportOptions
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.ensemble import ensemble_of, open_ensemble
 from kitsseg.inference.slices import label_slices
 from kitsseg.recipe import Phase, Plateau, Recipe
-from kitsseg.scoring.dice import BOOTSTRAP_SEED, RESAMPLES, count_labels, score_counts
+from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval, count_labels, score_counts
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.state import steps_of
 from kitsseg.training.train import train_recipe
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
 
@@ -209,7 +212,9 @@ class Bench:
         if row.parent is None:
             start = self.made(replace(job, setting="a", fold=0)) if job.setting == "c" else None
             split = self.split(kind, job.fold, sorted(open_cache(cache, recipe.preprocess)))
-            train_recipe(recipe, cache, split, run, job.seed, resume=resume, start_from=start)
+            train_recipe(
+                recipe, cache, split, run, TrainOptions(seed=job.seed, resume=resume, start_from=start)
+            )
             return run
         parent = self.made(replace(job, row=row.parent))
         last = recipe.phases[-1]
@@ -217,21 +222,16 @@ class Bench:
         if job.row.endswith("int8"):
             folder.mkdir(parents=True, exist_ok=True)
             export_run(
-                parent, folder / "int8.tflite", precision="int8", size=self._input_size(recipe), cache=cache
+                parent,
+                folder / "int8.tflite",
+                ExportOptions(precision="int8", size=self._input_size(recipe), cache=cache),
             )
             return folder / "int8.tflite"
+        origin, options = FromRun(recipe, parent, cache), TrainOptions(epochs=epochs, resume=resume)
         if "shrunk" in job.row:
-            shrink_run(recipe, parent, cache, run, keep=0.5, epochs=epochs, resume=resume)
+            shrink_run(origin, run, 0.5, options)
         else:
-            prune_run(
-                recipe,
-                parent,
-                cache,
-                run,
-                int(job.row.rpartition("-")[2]) / 100,
-                epochs=epochs,
-                resume=resume,
-            )
+            prune_run(origin, run, int(job.row.rpartition("-")[2]) / 100, options)
         return run
 
     def _input_size(self, recipe: Recipe) -> tuple[int, int]:
@@ -346,9 +346,7 @@ def pooled_dice(rows: list[dict[str, object]]) -> tuple[float, float]:
 
 def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Of the mean, 95 %, by resampling patients; ``values`` has one for each."""
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap_interval(values, bootstrap_draws(len(values)))
 
 
 def summary(seeds: list[list[dict[str, object]]]) -> dict[str, object]:

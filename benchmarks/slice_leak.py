@@ -23,6 +23,7 @@ import keras
 
 from kitsseg import open_cache, preprocess_cases, recipes
 from kitsseg.data import CaseSplit, SliceBatches, batch_dataset, synthesize_cases
+from kitsseg.data.sampling.batches import Draws
 from kitsseg.files.atomic import atomic_path
 from kitsseg.inference.scan import as_probabilities, probabilities_of
 from kitsseg.recipe import Augmentation
@@ -60,7 +61,7 @@ def train(recipe, cases, epochs, seed):
     split = CaseSplit("all of these", tuple(cases), (), ())
     for phase in recipe.phases:
         batches = SliceBatches(
-            cases, split, "train", phase.sampler, Augmentation(), recipe.preprocess, seed=seed
+            cases, split, "train", phase.sampler, Augmentation(), recipe.preprocess, Draws(seed=seed)
         )
         steps = (epochs or phase.epochs) * phase.steps_per_epoch
         model.compile(

@@ -15,15 +15,22 @@ if TYPE_CHECKING:
     from kitsseg.data.kits19.manifest import read_manifest
     from kitsseg.data.splits import load_split, make_split
     from kitsseg.export.export import export_run
-    from kitsseg.inference.cohort import predict_cases
+    from kitsseg.export.writers import ExportOptions
+    from kitsseg.inference.cohort import PredictOptions, predict_cases
     from kitsseg.report.report import write_report
     from kitsseg.scoring.compare import compare_scores
     from kitsseg.scoring.evaluate import evaluate_folders
+    from kitsseg.training.options import TrainOptions
     from kitsseg.training.train import train_recipe
+    from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.prune import prune_run
     from kitsseg.workflows.shrink import shrink_run
 
 __all__ = [
+    "ExportOptions",
+    "FromRun",
+    "PredictOptions",
+    "TrainOptions",
     "__version__",
     "compare_scores",
     "evaluate_folders",
@@ -42,6 +49,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ExportOptions": "kitsseg.export.writers",
+    "FromRun": "kitsseg.workflows.fine_tune",
+    "PredictOptions": "kitsseg.inference.cohort",
+    "TrainOptions": "kitsseg.training.options",
     "compare_scores": "kitsseg.scoring.compare",
     "evaluate_folders": "kitsseg.scoring.evaluate",
     "export_run": "kitsseg.export.export",

@@ -3,6 +3,7 @@
 Membership that a paper states is taken from it; where it states sizes only, the cases are drawn with seed 0.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,9 @@ def main():
         CaseSplit("wp_unet", tuple(CASES[:158]), tuple(CASES[158:]), (),
                   "by case, as close as possible to the paper's 35,865 + 10,158 slices: 35,826 + 9,598"),
     ]  # fmt: skip
-    splits[0] = CaseSplit(
-        **splits[0].as_dict() | {"source": f"168/21/21 of Chen and Jin (unet2d): {sizes_only}"}
-    )
-    splits[1] = CaseSplit(**splits[1].as_dict() | {"source": f"147/63 of Daza et al.: {sizes_only}"})
-    splits[2] = CaseSplit(
-        **splits[2].as_dict() | {"source": "ours: 80/20 by case, the paper states none; seed 0"}
-    )
+    splits[0] = replace(splits[0], source=f"168/21/21 of Chen and Jin (unet2d): {sizes_only}")
+    splits[1] = replace(splits[1], source=f"147/63 of Daza et al.: {sizes_only}")
+    splits[2] = replace(splits[2], source="ours: 80/20 by case, the paper states none; seed 0")
     held_out = {f"case_{i:05d}" for i in MLPERF}
     rest = [case for case in CASES if case not in held_out]
     inner = make_split(rest, (0.9, 0.1, 0.0))

@@ -84,6 +84,7 @@ def trained(tmp_path_factory):
     """A run of three epochs on nine tiny cases."""
     from kitsseg.data.cache.build import preprocess_cases
     from kitsseg.data.splits import make_split
+    from kitsseg.training.options import TrainOptions
     from kitsseg.training.train import train_recipe
 
     folder, calls = tmp_path_factory.mktemp("trained"), []
@@ -93,7 +94,11 @@ def trained(tmp_path_factory):
     preprocess_cases(folder / "data", folder / "cache", recipe.preprocess)
     split = make_split([f"case_{i:05d}" for i in range(9)])
     run = train_recipe(
-        recipe, folder / "cache", split, folder / "run", seed=5, progress=lambda *call: calls.append(call)
+        recipe,
+        folder / "cache",
+        split,
+        folder / "run",
+        TrainOptions(seed=5, progress=lambda *call: calls.append(call)),
     )
     return Trained(recipe, folder / "data", folder / "cache", split, run, calls)
 

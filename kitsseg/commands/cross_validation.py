@@ -1,10 +1,11 @@
 """kitsseg cross-validate: the folds of a recipe, and one table and report over all cases."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.commands.arguments import add_layout, at_least, layout_of, part
-from kitsseg.commands.training_options import add_hardware, hardware_of, say
+from kitsseg.commands.training_options import add_hardware, options_of, say
 
 __all__ = ["add"]
 
@@ -40,27 +41,26 @@ def _cross_validate(arguments):
     from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
-    from kitsseg.workflows.cross_validate import score_folds, train_folds
+    from kitsseg.workflows.cross_validate import Scans, score_folds, train_folds
 
     a = arguments
-    recipe, hardware, layout = recipes.get(a.recipe), hardware_of(a), layout_of(a)
+    recipe, options = recipes.get(a.recipe), options_of(a)
+    scans = None if a.data is None else Scans(a.data, layout_of(a))
     only = list(range(a.folds))
     if a.shard:
         only = only[a.shard[0] - 1 :: a.shard[1]]
     if a.fold is not None:
         only = [a.fold]
     with progress_bar() as progress:
-        options = hardware | {"say": say}
-        left = train_folds(
-            recipe, a.cache, a.out, a.folds, only, a.seed, a.epochs, a.data, layout, progress, **options
-        )
+        options = replace(options, progress=progress, say=say)
+        left = train_folds(recipe, a.cache, a.out, options, folds=a.folds, only=only, scans=scans)
     if left:
         numbers = ", ".join(map(str, left))
         done(f"{a.folds - len(left)} of {a.folds} folds are trained; not yet: {numbers}", _command(a))
-    elif a.data is None or len(only) < a.folds:
+    elif scans is None or len(only) < a.folds:
         done(f"all {a.folds} folds are trained", _command(a))
     else:
-        _score(a, score_folds, layout)
+        _score(a, score_folds, scans)
 
 
 def _command(a):
@@ -76,13 +76,13 @@ def _command(a):
     return " ".join(map(str, words))
 
 
-def _score(a, score_folds, layout):
+def _score(a, score_folds, scans):
     from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
-        result = score_folds(a.out, a.data, layout, progress)
+        result = score_folds(a.out, scans, progress)
     console.print(_table(result.folds))
-    if result.summary["phantom"]:
+    if result.summary.phantom:
         console.print("Synthetic patients: phantom results, no statement about CT scans.")
     done(f"wrote {a.out / 'folds.csv'}, {a.out / 'scores.csv'} and {a.out / 'report.html'}")
 

@@ -36,6 +36,7 @@ def demo(recipe, out, n_cases, seed):
     """The whole road on synthetic patients; each step is shown as the command that does the same."""
     from kitsseg.data.splits import save_split
     from kitsseg.runtime.console import console, without_next
+    from kitsseg.training.options import TrainOptions
 
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -62,9 +63,9 @@ def demo(recipe, out, n_cases, seed):
         # a quarter for the test: with few patients a single one would say little
         split = choose_split(cache, recipe, None, (0.6, 0.15, 0.25))
         save_split(split, split_file)
-        train_on(split, recipe, cache, run, seed)
+        train_on(recipe, cache, split, run, TrainOptions(seed=seed))
         _show("predict", run, data, "--part", "test", "--out", predictions)
-        predict(run, [data], predictions, "test", False, None)
+        predict(run, [data], predictions, "test")
         _show("evaluate", predictions, data, "--out", scores)
         evaluate(predictions, data, scores)
         _show("report", scores, "--out", page)

@@ -119,30 +119,28 @@ def _predict(arguments):
     a = arguments
     if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in [a.run, *a.also]):
         start_keras()
-    more = {"also": a.also, "shard": a.shard, "scheduler": a.scheduler}
-    more["refine_labels"] = None if a.postprocess is None else a.postprocess == "on"
-    predict(a.run, a.inputs, a.out, a.part, a.whole_slices, a.mirror, layout_of(a), a.engine, **more)
+    from kitsseg.inference.cohort import PredictOptions
+
+    options = PredictOptions(
+        whole_slices=a.whole_slices,
+        mirror=a.mirror,
+        refine_labels=None if a.postprocess is None else a.postprocess == "on",
+        engine=a.engine,
+        also=a.also,
+        shard=a.shard,
+        scheduler=a.scheduler,
+    )
+    predict(a.run, a.inputs, a.out, a.part, options, layout_of(a))
 
 
-def predict(run, inputs, out, part, whole_slices, mirror, layout=None, engine=None, **more):
+def predict(run, inputs, out, part, options=None, layout=None):
     from rich.markup import escape
 
     from kitsseg.inference.cohort import NAMED, failures, predict_cohort
     from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
-        outcome = predict_cohort(
-            run,
-            inputs,
-            out,
-            part,
-            whole_slices,
-            mirror,
-            progress=progress,
-            layout=layout,
-            engine=engine,
-            **more,
-        )
+        outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
     for text in outcome.warnings:
         console.print(f"[yellow]warning: {escape(text)}[/yellow]")
     if outcome.failed:
@@ -168,24 +166,34 @@ def _export(arguments):
 
     start_keras()
     a = arguments
-    export(a.run, a.out, a.format, a.precision, a.softmax, a.size, a.cache, a.sparse)
+    from kitsseg.export.writers import ExportOptions
+
+    options = ExportOptions(
+        format=a.format,
+        precision=a.precision,
+        softmax=a.softmax,
+        size=a.size,
+        cache=a.cache,
+        sparse=a.sparse,
+    )
+    export(a.run, a.out, options)
 
 
-def export(run, out, format, precision, softmax, size, cache, sparse):
+def export(run, out, options):
     from kitsseg.export.export import export_run
     from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
-        result = export_run(run, out, format, precision, softmax, size, cache, sparse, progress)
+        result = export_run(run, out, options, progress=progress)
     check = result.check
     tumor = "neither finds tumor" if check.tu_dice is None else f"{check.tu_dice:.4f} of tumor"
     console.print(
         f"checked on {check.images} cached images against the run: Dice between both's labels {check.tk_dice:.4f} of "
         f"kidney with tumor, {tumor}; largest difference {check.largest_difference:.2g} "
-        f"({'probabilities' if softmax else 'logits'}), labels equal on {check.agreement:.4%} of all voxels"
+        f"({'probabilities' if options.softmax else 'logits'}), labels equal on {check.agreement:.4%} of all voxels"
     )
     size = " x ".join(map(str, result.input_shape))
     done(
-        f"wrote {out}: {result.format}, {precision}, input {size}, {result.n_bytes / 1e6:.2f} MB",
+        f"wrote {out}: {result.format}, {options.precision}, input {size}, {result.n_bytes / 1e6:.2f} MB",
         f"kitsseg predict {out} SCAN --out PREDICTIONS",
     )

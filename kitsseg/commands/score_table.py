@@ -30,27 +30,27 @@ def format_table(rows, summary):
             f"{values[name]:{widths[name]}.4f}" for name in COLUMNS if name in values
         )
 
-    means = {name: summary["scores"][name]["mean"] for name in COLUMNS}
-    lines = _ladder(summary["beside_all_background"])  # long: what matters most is to stand last
+    means = {name: getattr(summary.scores, name).mean for name in COLUMNS}
+    lines = _ladder(summary.beside_all_background)  # long: what matters most is to stand last
     lines += [" " * first + "".join(head.rjust(widths[name]) for name, head in COLUMNS.items())]
     lines += [line(row["case"], row) for row in rows] + [line("mean", means)]
-    lines += [line("empty prediction", summary["beside_all_background"]["all_background"])]
-    low, high = summary["composite_interval_95"]
-    n = summary["n_cases"]
+    lines += [line("empty prediction", summary.beside_all_background.all_background)]
+    low, high = summary.composite_interval_95
+    n = summary.n_cases
     lines += [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]
     lines += _details(summary)
-    if summary["empty_cases"]:
-        count = summary["empty_cases"]
-        lines += [f"{count} case{'s' * (count > 1)} with an empty mask ({summary['empty_rule']})."]
-    if summary.get("failed"):
-        n = len(summary["failed"])
-        lines += [f"{n} scan{'s' * (n != 1)} failed in kitsseg predict: {', '.join(summary['failed'])}."]
-    if summary["truth_without_prediction"]:
-        missing = summary["truth_without_prediction"]
-        part = (summary.get("split") or {}).get("part")
+    if summary.empty_cases:
+        count = summary.empty_cases
+        lines += [f"{count} case{'s' * (count > 1)} with an empty mask ({summary.empty_rule})."]
+    if summary.failed:
+        n = len(summary.failed)
+        lines += [f"{n} scan{'s' * (n != 1)} failed in kitsseg predict: {', '.join(summary.failed)}."]
+    if summary.truth_without_prediction:
+        missing = summary.truth_without_prediction
+        part = summary.split.part if summary.split else None
         why = f"not in the {part} part, which was predicted" if part else "not predicted"
         lines += [f"{len(missing)} cases with a truth are not scored ({why}): {', '.join(missing)}."]
-    if summary.get("phantom"):
+    if summary.phantom:
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
     return "\n".join(lines)
 
@@ -90,21 +90,21 @@ def format_slices(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
 
 def _details(summary):
     lines = []
-    if "hec" in summary:
-        dice = ", ".join(f"{name} {values['mean']:.4f}" for name, values in summary["hec"]["dice"].items())
+    if summary.hec:
+        dice = ", ".join(f"{name} {values.mean:.4f}" for name, values in vars(summary.hec.dice).items())
         lines.append(f"KiTS23 classes, Dice: {dice}.")
-    for name, values in summary.get("surface", {"classes": {}})["classes"].items():
-        hd95 = values["hd95_mm"]
-        mean = "not defined" if hd95["mean"] is None else f"{hd95['mean']:.2f} mm"
+    for name, values in (summary.surface.classes if summary.surface else {}).items():
+        hd95 = values.hd95_mm
+        mean = "not defined" if hd95.mean is None else f"{hd95.mean:.2f} mm"
         lines.append(
-            f"{name}: surface Dice {values['surface_dice']['mean']:.4f} at {values['tolerance_mm']:.3f} mm, HD95 "
-            f"{mean} (defined in {hd95['defined']} of {summary['n_cases']} cases)."
+            f"{name}: surface Dice {values.surface_dice.mean:.4f} at {values.tolerance_mm:.3f} mm, HD95 "
+            f"{mean} (defined in {hd95.defined} of {summary.n_cases} cases)."
         )
-    if "lesions" in summary:
-        found = summary["lesions"]
+    if summary.lesions:
+        found = summary.lesions
         lines.append(
-            f"Tumors: {found['lesions_found']} of {found['lesions']} found; {found['false_lesions']} of "
-            f"{found['predicted_lesions']} predicted ones false ({found['rule']})."
+            f"Tumors: {found.lesions_found} of {found.lesions} found; {found.false_lesions} of "
+            f"{found.predicted_lesions} predicted ones false ({found.rule})."
         )
     return lines
 
@@ -114,7 +114,7 @@ def _ladder(beside):
     width = max(len(rung.name) for rung in RUNGS.values()) + 2
     lines = ["the same label maps under other definitions".ljust(width) + "  these  empty prediction"]
     for key, rung in RUNGS.items():
-        ours, nothing = (beside[name][key] for name in ("prediction", "all_background"))
+        ours, nothing = beside.prediction[key], beside.all_background[key]
         lines.append(f"{rung.name:{width}}{_number(ours)}{_number(nothing):>18}")
     return [*lines, ""]
 

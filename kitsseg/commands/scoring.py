@@ -59,7 +59,7 @@ def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=Fals
 
     with progress_bar() as progress:
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
-    if result.summary.get("unit"):
+    if isinstance(result.summary, dict):
         console.print(escape(format_slices(result.rows, result.summary)))
         done(f"wrote slice scores to {out} and {out.with_suffix('.json')}")
         return
@@ -119,13 +119,13 @@ def _print_ranking(console, files):
 
     read = {name: read_scores(path) for name, path in files.items()}
     cases = {frozenset(row["case"] for row in rows) for rows, _ in read.values()}
-    if len(cases) > 1 or not all("hec" in summary and "surface" in summary for _, summary in read.values()):
+    if len(cases) > 1 or not all(summary.hec and summary.surface for _, summary in read.values()):
         return
     entries = {
         name: (
-            summary["hec"]["mean_dice"],
-            summary["surface"]["mean_surface_dice"],
-            summary["hec"]["dice"]["tumor"]["mean"],
+            summary.hec.mean_dice,
+            summary.surface.mean_surface_dice,
+            summary.hec.dice.tumor.mean,
         )
         for name, (_, summary) in read.items()
     }

@@ -1,10 +1,11 @@
 """Commands that make networks: kitsseg train, prune, shrink."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.commands.arguments import at_least, shares
 from kitsseg.commands.given import add_given, with_given
-from kitsseg.commands.training_options import add_hardware, add_watching, hardware_of, say, watching_of
+from kitsseg.commands.training_options import add_hardware, add_watching, options_of, say
 from kitsseg.errors import InputError
 
 __all__ = ["add", "choose_split", "train_on"]
@@ -98,10 +99,9 @@ def _train(arguments):
 
     start_keras()
     a = arguments
-    recipe, hardware = with_given(recipes.get(a.recipe), a.given, steps=a.steps), hardware_of(a)
+    recipe, options = with_given(recipes.get(a.recipe), a.given, steps=a.steps), options_of(a)
     split = choose_split(a.cache, recipe, a.split)
-    watching = watching_of(a) | {"start_from": a.start_from}
-    train_on(split, recipe, a.cache, a.run, a.seed, a.epochs, a.resume, hardware, **watching)
+    train_on(recipe, a.cache, split, a.run, options)
 
 
 def _prune(arguments):
@@ -120,7 +120,7 @@ def _prune(arguments):
     if a.method == "channel" and not several:
         raise InputError("prune: --method channel is for several --sparsity; for one use kitsseg shrink.")
     from kitsseg import recipes
-    from kitsseg.records.run import read_run
+    from kitsseg.records.run import read_run, read_sparsity
     from kitsseg.runtime.console import console, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
@@ -129,28 +129,33 @@ def _prune(arguments):
     if several:
         _sweep(recipe, a)
         return
+    from kitsseg.training.options import TrainOptions
+    from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.prune import prune_run
 
     sparsity, schedule = PRESETS[a.preset] if a.preset else (a.sparsity[0], a.schedule or "polynomial")
     block = (a.block or 2) if a.method == "block" else None
     with progress_bar() as progress:
-        prune_run(recipe, a.run, a.cache, a.out, sparsity, schedule, block, a.epochs, a.resume, progress)
+        options = TrainOptions(epochs=a.epochs, resume=a.resume, progress=progress)
+        origin = FromRun(recipe, a.run, a.cache)
+        prune_run(origin, a.out, sparsity, options, schedule=schedule, block=block)
     record = read_run(a.out)
-    console.print(_sparsity_table(a.out / "sparsity.csv"))
-    console.print(_sparsity_line(record["sparsity"]))
-    _say_made(f"pruned {recipe.name}", a.out, record["split"]["cases"]["test"])
+    console.print(_sparsity_table(read_sparsity(a.out)))
+    console.print(_sparsity_line(record.sparsity))
+    _say_made(f"pruned {recipe.name}", a.out, record.split.cases.test)
 
 
 def _sweep(recipe, a):
     from rich.table import Table
 
     from kitsseg.runtime.console import console, done, progress_bar
+    from kitsseg.training.options import TrainOptions
+    from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.sweep import sweep_run
 
     with progress_bar() as progress:
-        rows = sweep_run(
-            recipe, a.run, a.cache, a.out, a.sparsity, a.method, a.block or 2, a.epochs, progress
-        )
+        options, origin = TrainOptions(epochs=a.epochs, progress=progress), FromRun(recipe, a.run, a.cache)
+        rows = sweep_run(origin, a.out, a.sparsity, options, method=a.method, block=a.block or 2)
     table = Table("network", "zeros", "parameters", "not zero", "gzip", "G multiply-adds", "ms", "TK", "TU")
     for row in rows:
         table.add_row(
@@ -180,27 +185,28 @@ def _shrink(arguments):
     a = arguments
     recipe = recipes.of_record(read_run(a.run))
     start_keras()
+    from kitsseg.training.options import TrainOptions
+    from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.shrink import shrink_run
 
     with progress_bar() as progress:
-        shrink_run(recipe, a.run, a.cache, a.out, a.keep, a.by, a.multiple, a.epochs, a.resume, progress)
+        options = TrainOptions(epochs=a.epochs, resume=a.resume, progress=progress)
+        origin = FromRun(recipe, a.run, a.cache)
+        shrink_run(origin, a.out, a.keep, options, by=a.by, multiple=a.multiple)
     record = read_run(a.out)
-    before, after = record["shrink"]["parameters_before"], record["shrink"]["parameters"]
+    before, after = record.shrink.parameters_before, record.shrink.parameters
     console.print(f"{after:,} of {before:,} parameters are left ({after / before:.1%})")
-    _say_made(f"shrunk {recipe.name}", a.out, record["split"]["cases"]["test"])
+    _say_made(f"shrunk {recipe.name}", a.out, record.split.cases.test)
 
 
-def _sparsity_table(path):
+def _sparsity_table(rows):
     """A row for each weight matrix."""
-    import csv
-
     from rich.table import Table
 
     table = Table("weights", "shape", "pruned", "size", "zeros", "sparsity")
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            numbers = (f"{int(row['size']):,}", f"{int(row['zeros']):,}", f"{float(row['sparsity']):.1%}")
-            table.add_row(row["weights"], row["shape"], row["pruned"], *numbers)
+    for row in rows:
+        numbers = (f"{row['size']:,}", f"{row['zeros']:,}", f"{row['sparsity']:.1%}")
+        table.add_row(row["weights"], row["shape"], row["pruned"], *numbers)
     return table
 
 
@@ -232,22 +238,21 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
     return split
 
 
-def train_on(split, recipe, cache, run, seed, epochs=None, resume=False, hardware=None, **watching):
+def train_on(recipe, cache, split, run, options):
     """Train, with all that the user sees of it.
 
-    Args: as for ``train_recipe``; hardware, watching: further keyword arguments of it.
+    Args: as for ``train_recipe``; progress and messages are added to the options here.
     """
     from kitsseg.runtime.console import progress_bar
     from kitsseg.training.train import train_recipe
 
-    options = (hardware or {}) | watching
-    if hardware and hardware["devices"].process:  # the first process shows what all of them do
-        options |= {"tensorboard": None, "say": lambda text: None}
-        train_recipe(recipe, cache, split, run, seed, epochs, resume, **options)
+    if options.devices.process:  # the first process shows the progress of all
+        options = replace(options, tensorboard=None, say=lambda text: None)
+        train_recipe(recipe, cache, split, run, options)
         return
 
     with progress_bar() as progress:
-        train_recipe(recipe, cache, split, run, seed, epochs, resume, progress, say=say, **options)
+        train_recipe(recipe, cache, split, run, replace(options, progress=progress, say=say))
     _say_made(f"trained {recipe.name}", run, split.test)
 
 

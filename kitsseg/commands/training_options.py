@@ -2,14 +2,25 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import at_least
 
-__all__ = ["add_hardware", "add_watching", "hardware_of", "say", "watching_of"]
+if TYPE_CHECKING:
+    from kitsseg.training.options import TrainOptions
+
+__all__ = ["add_hardware", "add_watching", "options_of", "say"]
+
+WATCHING = (
+    "resume",
+    "start_from",
+    "validate_cases_every",
+    "tensorboard",
+)  # not options of every such command
 
 
 def add_hardware(sub):
-    """Add the options; ``hardware_of`` reads them."""
+    """Add the options; ``options_of`` reads them."""
     group = sub.add_argument_group("hardware")
     group.add_argument(
         "--precision",
@@ -66,20 +77,24 @@ def add_hardware(sub):
     )
 
 
-def hardware_of(arguments):
-    """Keyword arguments of ``train_recipe``; call it before anything is computed."""
+def options_of(arguments: argparse.Namespace) -> "TrainOptions":
+    """TrainOptions of a command that trains; call it before anything is computed."""
     from kitsseg.runtime.devices import use_devices
+    from kitsseg.training.options import TrainOptions
 
     a = arguments
-    devices = use_devices(a.devices, a.coordinator, a.process)
-    return {
-        "precision": a.precision,
-        "accumulate": a.accumulate,
-        "ema": a.ema,
-        "xla": a.xla,
-        "steps_per_execution": a.steps_per_execution,
-        "devices": devices,
-    }
+    given = {name: getattr(a, name) for name in WATCHING if hasattr(a, name)}
+    return TrainOptions(
+        seed=a.seed,
+        epochs=a.epochs,
+        precision=a.precision,
+        accumulate=a.accumulate,
+        ema=a.ema,
+        xla=a.xla,
+        steps_per_execution=a.steps_per_execution,
+        devices=use_devices(a.devices, a.coordinator, a.process),
+        **given,
+    )
 
 
 def _devices(text):
@@ -97,7 +112,7 @@ def _process(text):
 
 
 def add_watching(sub):
-    """Add the options; ``watching_of`` reads them."""
+    """Add the options; ``options_of`` reads them."""
     group = sub.add_argument_group("monitoring")
     group.add_argument(
         "--validate-cases-every",
@@ -113,14 +128,6 @@ def add_watching(sub):
         help="losses, rates, Dice of whole cases and pictures of them for TensorBoard (to look at them: pip install "
         "tensorboard)",
     )
-
-
-def watching_of(arguments):
-    """Keyword arguments of ``train_recipe``."""
-    return {
-        "validate_cases_every": arguments.validate_cases_every,
-        "tensorboard": arguments.tensorboard,
-    }
 
 
 def say(text):

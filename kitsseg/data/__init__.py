@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
     from kitsseg.data.layouts.find import find_cases
     from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
+    from kitsseg.data.sampling.batches import Batches, Draws
     from kitsseg.data.sampling.patches import PatchBatches
     from kitsseg.data.sampling.slices import SliceBatches, batch_dataset
     from kitsseg.data.splits import CaseSplit
 
 __all__ = [
+    "Batches",
     "CaseSplit",
+    "Draws",
     "PatchBatches",
     "SliceBatches",
     "batch_dataset",
@@ -29,7 +32,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Batches": "kitsseg.data.sampling.batches",
     "CaseSplit": "kitsseg.data.splits",
+    "Draws": "kitsseg.data.sampling.batches",
     "PatchBatches": "kitsseg.data.sampling.patches",
     "SliceBatches": "kitsseg.data.sampling.slices",
     "batch_dataset": "kitsseg.data.sampling.slices",

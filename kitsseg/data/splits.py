@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.json_records import record_of, write_record
 
 __all__ = ["PARTS", "CaseSplit", "load_split", "make_split", "save_split", "split_names"]
 
@@ -52,11 +52,6 @@ class CaseSplit:
         text = json.dumps({part: sorted(getattr(self, part)) for part in PARTS}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def as_dict(self):
-        return {"name": self.name, "source": self.source} | {
-            part: list(getattr(self, part)) for part in PARTS
-        }
-
     def among(self, cases):
         """The split of those cases that are at hand.
 
@@ -75,6 +70,18 @@ class CaseSplit:
                     f"{len(cases)} cases at hand. Preprocess them, or leave --split out for a new 80/10/10 split."
                 )
         return CaseSplit(self.name, **here, source=self.source), missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFile:
+    """Content of a split file; a name and a source may be missing."""
+
+    name: str | None = None
+    source: str | None = None
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    version: int = 1
 
 
 def make_split(cases, fractions=(0.8, 0.1, 0.1), seed=0, name=None):
@@ -120,35 +127,26 @@ def load_split(name_or_path):
     Raises: InputError for an unknown name, a file that is no split, or one whose parts overlap.
     """
     if (shipped := _shipped() / f"{name_or_path}.json").is_file():
-        return _from_text(shipped.read_text(), name_or_path)
+        return _split_of(shipped.read_bytes(), name_or_path)
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(
             f"{path}: expected a split file or one of {', '.join(split_names())}; found neither."
         )
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected a split file in JSON, found other bytes ({error}).") from error
-    return _from_text(text, path)
+    return _split_of(path.read_bytes(), path)
 
 
-def save_split(split, path):
+def save_split(split: CaseSplit, path: Path | str) -> None:
     """Write a split as JSON, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(split.as_dict(), indent=1) + "\n")
+    parts = {part: getattr(split, part) for part in PARTS}
+    write_record(path, SplitFile(name=split.name, source=split.source, **parts))
 
 
-def _from_text(text, origin):
-    try:
-        values = json.loads(text)
-        parts = {part: tuple(str(case) for case in values[part]) for part in PARTS}
-        name = values.get("name", Path(origin).stem)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{origin}: expected JSON with the lists train, validation and test, found something else ({error!r})."
-        ) from error
-    return CaseSplit(name, **parts, source=values.get("source", ""))
+def _split_of(data: bytes, origin: Path | str) -> CaseSplit:
+    expected = "JSON with the lists train, validation and test"
+    found = record_of(data, SplitFile, origin, expected, "Give another file, or the name of a split.")
+    parts = {part: getattr(found, part) for part in PARTS}
+    return CaseSplit(found.name or Path(origin).stem, **parts, source=found.source or "")
 
 
 def _shipped():

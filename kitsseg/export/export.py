@@ -5,6 +5,8 @@ constants. What surrounds it in prediction travels along as metadata (see :mod:`
 file is run against the network it came from before it gets its name.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +18,19 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
 from kitsseg.errors import InputError
 from kitsseg.export.check import LEAST_DICE, Agreement, check, check_loads, compare
-from kitsseg.export.writers import write_network
+from kitsseg.export.writers import ExportOptions, write_network
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import class_probabilities
 from kitsseg.models.loading import read_network
-from kitsseg.records.exported import SUFFIXES, read_exported
+from kitsseg.records.exported import (
+    SUFFIXES,
+    ExportedInput,
+    ExportedOutput,
+    ExportedSplit,
+    ExportMetadata,
+    read_exported,
+)
 from kitsseg.records.run import finished_run
 from kitsseg.version import __version__
 
@@ -52,29 +61,28 @@ class ExportResult:
     check: Agreement
 
 
-def export_run(run, out, format=None, precision="float32", softmax=False, size=None, cache=None, sparse=False,
-               progress=None):  # fmt: skip
+def export_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    *,
+    progress: Callable[[str, int, int], object] | None = None,
+) -> ExportResult:
     """Export the network of a run.
 
     Args:
         run: folder of a finished run.
         out: file that ends in ``.tflite`` or ``.onnx``, or, for a SavedModel, new folder.
-        format: "litert", "onnx" or "saved_model"; None goes by the name of ``out``.
-        precision: "float32"; for LiteRT also "float16" (weights) or "int8" (all but input and output, calibrated on
-            slices of the run's training part).
-        softmax: put the softmax inside, so that the output are probabilities instead of logits.
-        size: (rows, columns), for a 3D network (slices, rows, columns), of the input; None takes the recipe's slice
-            or tile.
-        cache: of ``kitsseg preprocess``; None takes the one the run was trained on.
-        sparse: LiteRT's storage of weights of which many are zero.
+        options: ExportOptions; float32 logits in the format of the name by default.
         progress: called as progress(description, done, total).
 
     Returns: ExportResult.
     Raises: InputError for an unfinished run, a missing package, a combination that does not exist, or a file whose
         labels differ too much from the network's (``export_check``); nothing is kept then.
     """
-    out = Path(out)
-    format = _format(out, format, precision, sparse)
+    out, options = Path(out), options or ExportOptions()
+    precision, softmax, cache = options.precision, options.softmax, options.cache
+    format = _format(out, options.format, precision, options.sparse)
     run_network = finished_run(run)
     record, spec, inference = run_network.record, run_network.preprocess, run_network.inference
     if _axes(inference) == 3 and format == "litert":
@@ -87,15 +95,15 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
             f"--softmax: the network of {run} has sigmoid outputs ({inference.output}), which no softmax may compare. "
             "Leave it out: kitsseg predict knows what the channels of the file mean."
         )
-    trained = record["settings"]["phases"][0]["sampler"]["patch_size"]
-    shape, inference = _input_shape(spec, inference, size, trained)
-    cases = open_cache(cache or record.get("cache") or "", spec)
-    parts = record["split"]["cases"]
-    train = [cases[name] for name in parts["train"] if name in cases]
-    unseen = [cases[name] for part in ("validation", "test") for name in parts[part] if name in cases]
+    trained = record.settings["phases"][0]["sampler"]["patch_size"]
+    shape, inference = _input_shape(spec, inference, options.size, trained)
+    cases = open_cache(cache or record.cache or "", spec)
+    parts = record.split.cases
+    train = [cases[name] for name in parts.train if name in cases]
+    unseen = [cases[name] for name in (*parts.validation, *parts.test) if name in cases]
     if not (unseen or train):
         raise InputError(
-            f"{cache or record['cache']}: expected cases of the run's split, found none. Give --cache."
+            f"{cache or record.cache}: expected cases of the run's split, found none. Give --cache."
         )
     steps = ["load the network", "convert", "check"]
 
@@ -111,33 +119,24 @@ def export_run(run, out, format=None, precision="float32", softmax=False, size=N
         raise InputError(
             "--precision int8: expected training cases in the cache to calibrate on, found none."
         )
-    metadata = {
-        "kitsseg": __version__,
-        "notice": NOTICE,
-        **{
-            key: record.get(key)
-            for key in ("recipe", "paper", "reported", "reported_unrefined", "given", "phantom", "versions")
-        },
-        # without the names of the cases: they may be patients
-        "split": {key: record["split"][key] for key in ("name", "hash")},
-        "settings": {
-            **{key: record["settings"][key] for key in ("preprocess", "postprocess", "model")},
-            "inference": asdict(inference),
-        },
-        "labels": {"0": "background", "1": "kidney", "2": "tumor"},
-        "input": {
-            "shape": (1, *shape),
-            "dtype": "float32",
-            "content": "as normalize() of settings.preprocess",
-        },
-        "output": {"softmax": softmax, "content": "probabilities" if softmax else "logits"},
-        "precision": precision,
-    }
+    names = ("recipe", "paper", "reported", "reported_unrefined", "given", "phantom", "versions")
+    settings = {key: record.settings[key] for key in ("preprocess", "postprocess", "model")}
+    metadata = ExportMetadata(
+        kitsseg=__version__,
+        notice=NOTICE,
+        **{key: getattr(record, key) for key in names},
+        split=ExportedSplit(name=record.split.name, hash=record.split.hash),
+        settings=settings | {"inference": asdict(inference)},
+        labels={"0": "background", "1": "kidney", "2": "tumor"},
+        input=ExportedInput(shape=(1, *shape)),
+        output=ExportedOutput(softmax=softmax, content="probabilities" if softmax else "logits"),
+        precision=precision,
+    )
     whole = atomic_folder if format == "saved_model" else atomic_path
     if format == "saved_model" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected a new or empty folder, found one in use. Choose another.")
     with whole(out) as temporary:
-        write_network(network, temporary, format, shape, metadata, precision, softmax, calibration, sparse)
+        write_network(network, temporary, shape, metadata, replace(options, format=format), calibration)
         step(2)
         count = CHECKED_3D if _axes(inference) == 3 else CHECKED
         images = cached_images(unseen or train, shape, spec, count)

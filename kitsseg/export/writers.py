@@ -3,23 +3,62 @@
 Except for a SavedModel, to which TensorFlow adds a random fingerprint.
 """
 
-import json
+import os
 import warnings
 import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from kitsseg.errors import InputError
+from kitsseg.files.json_records import as_json
 from kitsseg.inference.engines import constant_function
 from kitsseg.models.fold import fold_batch_norm
-from kitsseg.records.exported import METADATA
+from kitsseg.records.exported import METADATA, ExportMetadata
 from kitsseg.runtime.quiet import quiet_stderr
 
-__all__ = ["write_network"]
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["ExportOptions", "write_network"]
 
 OPSET = 17
 
 
-def write_network(network, path, format, shape, metadata, precision="float32", softmax=False, calibration=None,
-                  sparse=False):  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a network is exported.
+
+    Attributes:
+        format: "litert", "onnx" or "saved_model"; None goes by the name of the file.
+        precision: "float32"; for LiteRT also "float16" (weights) or "int8" (all but input and output, calibrated on
+            slices of the run's training part).
+        softmax: put the softmax inside, so that the output are probabilities instead of logits.
+        size: (rows, columns), for a 3D network (slices, rows, columns), of the input; None takes the recipe's slice
+            or tile.
+        cache: of ``kitsseg preprocess``; None takes the one the run was trained on.
+        sparse: LiteRT's storage of weights of which many are zero.
+    """
+
+    format: str | None = None
+    precision: str = "float32"
+    softmax: bool = False
+    size: tuple[int, ...] | None = None
+    cache: str | os.PathLike[str] | None = None
+    sparse: bool = False
+
+
+def write_network(
+    network: "keras.Model",
+    path: Path,
+    shape: tuple[int, ...],
+    metadata: ExportMetadata | dict[str, Any],
+    options: ExportOptions,
+    calibration: list[npt.NDArray[np.float32]] | None = None,
+) -> None:
     """Write a network with one output, for one image, unchecked.
 
     Args:
@@ -28,22 +67,23 @@ def write_network(network, path, format, shape, metadata, precision="float32", s
         shape: of an image, with its channels.
         metadata: goes into the file as JSON.
         calibration: float32 images (1, *shape), for int8.
-        format, precision, softmax, sparse: as in ``export_run``.
+        options: their format must be given.
 
     Raises: InputError where ``sparse`` makes the file no smaller.
     """
     import tensorflow as tf
 
+    format = options.format
     logits = constant_function(fold_batch_norm(network, shape))
 
     def compute(image):
-        return tf.nn.softmax(logits(image)) if softmax else tf.identity(logits(image))
+        return tf.nn.softmax(logits(image)) if options.softmax else tf.identity(logits(image))
 
     holder = tf.Module()
     holder.__call__ = function = tf.function(
         compute, input_signature=[tf.TensorSpec((1, *shape), tf.float32, name="image")], autograph=False
     )
-    text = json.dumps(metadata, indent=1)
+    text = as_json(metadata).rstrip()
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the converters
         if format == "saved_model":
@@ -53,7 +93,7 @@ def write_network(network, path, format, shape, metadata, precision="float32", s
         elif format == "onnx":
             _write_onnx(function, path, text)
         else:
-            _write_litert(function, holder, path, text, precision, calibration, sparse)
+            _write_litert(function, holder, path, text, options.precision, calibration, options.sparse)
 
 
 def _write_litert(function, holder, path, text, precision, calibration, sparse):

@@ -2,10 +2,11 @@
 
 import errno
 import functools
+import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,13 +28,14 @@ from kitsseg.inference.scan import (
     prepare_scan,
 )
 from kitsseg.inference.slices import check_2d, names_of_patients, narrow_windows, slice_file
-from kitsseg.records.predictions import Predictions
+from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, Source
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
 __all__ = [
     "NAMED",
     "Outcome",
+    "PredictOptions",
     "failures",
     "predict_cases",
     "predict_cohort",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
+Progress = Callable[[str, int, int], object]  # progress(description, done, total)
 NAMED = 3  # failed scans in the message; all are in predictions.json
 
 
@@ -65,32 +68,62 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-def predict_cases(run, inputs, out, *arguments, **options):
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How scans are segmented; the same for one scan and for a cohort, here and on a cluster.
+
+    Attributes:
+        whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
+            faster, slightly different at the tiles' borders.
+        mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
+        refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
+        engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``
+            names it.
+        also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run
+            counts the same, and the post-processing is that of the first run.
+        shard: (i, n): the i-th of n jobs, from 1, that share the scans and the folder.
+        scheduler: address of a Dask scheduler whose workers segment the scans.
+    """
+
+    whole_slices: bool = False
+    mirror: bool | None = None
+    refine_labels: bool | None = None
+    engine: str | None = None
+    also: Sequence[str | os.PathLike[str]] = ()
+    shard: tuple[int, int] | None = None
+    scheduler: str | None = None
+
+
+def predict_cases(
+    run: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    part: str | None = None,
+    options: PredictOptions | None = None,
+    *,
+    layout: Layout | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
     """As ``predict_cohort``; returns the paths of the label maps.
 
     Raises: InputError if any scan failed, after all others are done.
     """
-    outcome = predict_cohort(run, inputs, out, *arguments, **options)
+    outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
     if outcome.failed:
         raise InputError(failures(outcome, out))
     return outcome.written
 
 
 def predict_cohort(
-    run,
-    inputs,
-    out,
-    part=None,
-    whole_slices=False,
-    mirror=None,
-    refine_labels=None,
-    progress=None,
-    layout=None,
-    engine=None,
-    also=(),
-    shard=None,
-    scheduler=None,
-):
+    run: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    part: str | None = None,
+    options: PredictOptions | None = None,
+    *,
+    layout: Layout | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
     """Segment scans and write one label map each.
 
     A scan whose label map is there already, whole and made of the same scan by the same networks and settings, is left
@@ -106,60 +139,54 @@ def predict_cohort(
             PNG of its own name, with the values of the masks.
         out: folder for the label maps, named as KiTS19 asks for them, and for ``predictions.json``.
         part: "train", "validation" or "test": only those of the scans that are in this part of the run's split.
-        whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
-            faster, slightly different at the tiles' borders.
-        mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
-        refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
+        options: PredictOptions; the recipe's own way by default.
+        layout: where a folder alone does not say which files are scans.
         progress: called as progress(description, done, total).
-        layout: Layout, where a folder alone does not say which files are scans.
-        engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``
-            names it.
-        also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run
-            counts the same, and the post-processing is that of ``run``.
-        shard: (i, n): the i-th of n jobs, from 1, that share the scans and the folder.
-        scheduler: address of a Dask scheduler whose workers segment the scans.
 
     Returns: Outcome.
     Raises: InputError for an unfinished run, an engine that cannot compute it, inputs without scans, and a folder
         that holds predictions made in another way.
     """
+    options = options or PredictOptions()
     inputs = list(inputs)
     slices = {slice_file(item): item for item in slices_of_inputs(inputs, layout or Layout()) or ()}
     scans = {name: item.image for name, item in slices.items()} or find_scans(inputs, layout)
     ensemble = ensemble_of(
-        (run, *also), whole_slices=whole_slices, mirror=mirror, refine_labels=refine_labels, engine=engine
+        (run, *options.also),
+        whole_slices=options.whole_slices,
+        mirror=options.mirror,
+        refine_labels=options.refine_labels,
+        engine=options.engine,
     )
     check_2d(ensemble, slices.values())
     if part is not None:
         wanted = cases_of_run_part(ensemble, part)
         scans = _only(scans, names_of_patients(slices, wanted) if slices else wanted, part)
-    if shard is not None:
-        scans = _share(scans, *shard)
-    header = describe(ensemble)
-    header["split"]["part"] = part
+    if options.shard is not None:
+        scans = _share(scans, *options.shard)
     out = Path(out)
-    record = Predictions(out, header)
+    record = Predictions(out, describe(ensemble, part))
     out.mkdir(parents=True, exist_ok=True)
     made, failed, renewed = 0, {}, []
     try:
         todo, failed = _todo(scans, record, progress, slices)
-        before = {name for name in todo if "source" in record.entries.get(name, {})}
+        before = {name for name in todo if isinstance(record.entries.get(name), PredictedScan)}
         results = ()
         if todo:
             results = (
-                _by_cluster(scheduler, ensemble, todo, out, record, failed, progress, slices)
-                if scheduler
+                _by_cluster(options.scheduler, ensemble, todo, out, record, failed, progress, slices)
+                if options.scheduler
                 else _one_by_one(ensemble, todo, out, record, failed, progress, slices)
             )
         for name, entry, engine_used in results:
             if engine_used:
                 record.made_by(engine_used)
-            if "reason" in entry:
-                failed[name] = entry["reason"]
+            if isinstance(entry, FailedScan):
+                failed[name] = entry.reason
                 record.forget_file(name)
-            elif name in before and entry["source"] != record.entries[name].get("source"):
+            elif name in before and entry.source != getattr(record.entries[name], "source", None):
                 renewed.append(name)
-            made += "reason" not in entry
+            made += isinstance(entry, PredictedScan)
             record.add(name, entry)
     except BaseException:
         with suppress(InputError, OSError):  # what stopped it is the error to tell
@@ -173,7 +200,7 @@ def predict_cohort(
     failed = {name: failed[name] for name in scans if name in failed}
     written = [out / prediction_name(name) for name in scans if name not in failed]
     warned = narrow_windows(ensemble, [item for name, item in slices.items() if name in scans])
-    return Outcome(written, len(written) - made + len(lost), failed, record.header["engine"], renewed, warned)
+    return Outcome(written, len(written) - made + len(lost), failed, record.header.engine, renewed, warned)
 
 
 def failures(outcome, out):
@@ -256,7 +283,8 @@ def _by_cluster(address, ensemble, todo, out, record, failed, progress, slices):
     for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):
         if progress:
             progress(f"predicted {job[1]}", done, len(jobs))
-        yield job[1], *(result or ({"image": str(job[2]), "reason": f"its worker died ({error})"}, None))
+        dead = FailedScan(image=str(job[2]), reason=f"its worker died ({error})")
+        yield job[1], *(result or (dead, None))
 
 
 _one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
@@ -269,7 +297,7 @@ def predict_scan(
     out: Path,
     progress: Callable[[int, int], object] | None = None,
     item: SliceImage | None = None,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[PredictedScan | FailedScan, str]:
     """Segment one scan and write its label map; the networks stay loaded for the next.
 
     Args:
@@ -277,16 +305,15 @@ def predict_scan(
         progress: called as progress(done, total) in slices.
         item: the slice, if the image is a single one.
 
-    Returns: (entry for ``predictions.json``, engine): with "reason" if the scan cannot be read or segmented.
+    Returns: (PredictedScan, engine), or (FailedScan, engine) if the scan cannot be read or segmented.
     Raises: InputError for what concerns all scans: a network that cannot be loaded. OSError if writing fails.
     """
     with _one_at_a_time:
         members, postprocess, engine = _opened(ensemble)
-        started, where = time.monotonic(), {"image": str(as_given(image))}
+        started, where = time.monotonic(), str(as_given(image))
         try:
-            source = source_record(
-                Path(image)
-            )  # before it is read: a change in the meantime is noticed the next time
+            # before it is read: a change in the meantime is noticed the next time
+            source = Source(**source_record(Path(image)))
             scan = read_image(image) if item is None else read_slices([item])
             if item is not None:
                 members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
@@ -296,10 +323,10 @@ def predict_scan(
             give_back_memory()
             labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
         except (InputError, OSError) as error:
-            return where | {"reason": str(error)}, engine
+            return FailedScan(image=where, reason=str(error)), engine
         except Exception as error:  # whatever it is, the other scans may be fine
             reason = f"{image}: {type(error).__name__}: {error}"
-            return where | {"reason": reason, "traceback": traceback.format_exc()}, engine
+            return FailedScan(image=where, reason=reason, traceback=traceback.format_exc()), engine
         target = Path(out) / prediction_name(name)
         try:
             if item is None:
@@ -307,17 +334,17 @@ def predict_scan(
             else:
                 write_mask(target, labels[0], item.mask_values)
         except OSError as error:
-            return where | {"reason": _odd_name(error, target, name)}, engine
-        entry = {
-            "file": target.name,
-            **where,
-            "source": source,
-            "crc32": crc32_of(target),
-            "phantom": is_phantom(grid.header),
-            "seconds": round(time.monotonic() - started, 2),
-        }
+            return FailedScan(image=where, reason=_odd_name(error, target, name)), engine
+        entry = PredictedScan(
+            file=target.name,
+            image=where,
+            source=source,
+            crc32=crc32_of(target),
+            phantom=is_phantom(grid.header),
+            seconds=round(time.monotonic() - started, 2),
+        )
         if item is not None:
-            entry |= {"patient": item.patient, "mask_values": list(item.mask_values)}
+            entry = replace(entry, patient=item.patient, mask_values=item.mask_values)
         return entry, engine
 
 

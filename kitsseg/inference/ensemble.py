@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of_all
@@ -12,7 +11,8 @@ from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
-from kitsseg.records.exported import Exported, format_of, read_exported
+from kitsseg.records.exported import Exported, ExportMetadata, format_of, read_exported
+from kitsseg.records.predictions import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.run import TrainedNetwork, finished_run, seen_patients
 from kitsseg.version import __version__
 
@@ -66,29 +66,35 @@ def ensemble_of(
     return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine)
 
 
-def describe(ensemble: Ensemble) -> dict[str, Any]:
-    """What ``predictions.json`` says about an ensemble; run, paper and split are those of the first run."""
+def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
+    """What ``predictions.json`` says about an ensemble; run, paper and split are those of the first run.
+
+    Args:
+        part: the part of the split that is predicted; None: whatever is given.
+    """
     first = ensemble.networks[0]
-    return {
-        "kitsseg": __version__,
-        "run": ensemble.runs[0],
-        "also": list(ensemble.runs[1:]),
-        "networks": [
-            {
-                "recipe": network.record.get("recipe"),
-                "sha256": sha256,
-                "preprocess": network.preprocess.digest(),
-                "inference": asdict(network.inference),
-            }
+    split = first.record.split
+    return MadeBy(
+        kitsseg=__version__,
+        run=ensemble.runs[0],
+        also=list(ensemble.runs[1:]),
+        networks=[
+            NetworkUsed(
+                recipe=network.record.recipe,
+                sha256=sha256,
+                preprocess=network.preprocess.digest(),
+                inference=asdict(network.inference),
+            )
             for network, sha256 in zip(ensemble.networks, ensemble.sha256, strict=True)
         ],
-        "engine": None,
-        "inference": {"tile": first.inference.tile, "mirror_axes": first.inference.mirror_axes},
-        "postprocess": asdict(first.postprocess) if first.postprocess else None,
-        **{key: first.record.get(key) for key in ("recipe", "paper")},
-        "reported": first.record.get("reported_unrefined" if _unrefined(first) else "reported"),
-        "split": {key: first.record["split"][key] for key in ("name", "hash")} | {"part": None},
-    }
+        engine=None,
+        inference={"tile": first.inference.tile, "mirror_axes": first.inference.mirror_axes},
+        postprocess=asdict(first.postprocess) if first.postprocess else None,
+        recipe=first.record.recipe,
+        paper=first.record.paper,
+        reported=first.record.reported_unrefined if _unrefined(first) else first.record.reported,
+        split=PartOfSplit(name=split.name, hash=split.hash, part=part),
+    )
 
 
 def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | ReassignSmall | None, str]:
@@ -120,14 +126,13 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
     """
     wanted = None
     for run, network in zip(ensemble.runs, ensemble.networks, strict=True):
-        split = network.record["split"]
-        if "cases" not in split:
+        if isinstance(network.record, ExportMetadata):
             raise InputError(
-                f"--part {part}: an exported network does not name the cases of its split {split['name']}. "
+                f"--part {part}: an exported network does not name the cases of its split {network.record.split.name}. "
                 "Predict with the run, or give the scans themselves."
             )
         if wanted is None:
-            wanted = split["cases"][part]
+            wanted = getattr(network.record.split.cases, part)
         elif part != "train" and (seen := set(wanted) & seen_patients(network.record)["train"]):
             raise InputError(
                 f"--part {part}: expected runs whose training leaves these {len(wanted)} cases out, found {run}, "
@@ -138,7 +143,7 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
 
 def _unrefined(network: TrainedNetwork) -> bool:
     """Whether the post-processing of its recipe is left out."""
-    return network.postprocess is None and network.record["settings"]["postprocess"] is not None
+    return network.postprocess is None and network.record.settings["postprocess"] is not None
 
 
 def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: bool | None) -> TrainedNetwork:
@@ -148,7 +153,7 @@ def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: b
     if whole_slices:
         if _is_3d(inference):
             raise InputError(
-                f"--whole-slices: {network.record['recipe']} is a 3D network; it predicts tiles of volumes only."
+                f"--whole-slices: {network.record.recipe} is a 3D network; it predicts tiles of volumes only."
             )
         if isinstance(network.source, Exported) and inference.tile is not None:
             raise InputError(
@@ -160,7 +165,7 @@ def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: b
         inference = replace(inference, mirror_axes=in_plane if mirror else ())
     if refine_labels and network.postprocess is None:
         raise InputError(
-            f"--postprocess on: {run} was trained as {network.record.get('recipe')}, which has no post-processing. "
+            f"--postprocess on: {run} was trained as {network.record.recipe}, which has no post-processing. "
             "Leave the option out."
         )
     postprocess = None if refine_labels is False else network.postprocess

@@ -226,9 +226,7 @@ def probabilities_of(planes, shape, predict, spec, inference):
             volume, prepare, predict_tile, inference.tile, inference.margin, air_hu
         )
     else:
-        yield from overlapping_probabilities(
-            volume, prepare, predict_tile, inference.tile, inference.overlap, inference.gaussian, air_hu
-        )
+        yield from overlapping_probabilities(volume, prepare, predict_tile, inference, air_hu)
 
 
 def as_probabilities(network, output="softmax"):

@@ -55,12 +55,12 @@ def check_2d(ensemble: Ensemble, items: Collection[SliceImage]) -> None:
         if items and tile is not None and len(tile) == 3:
             raise InputError(
                 f"{run}: expected a 2D network for single slices such as {next(iter(items)).name}, found the 3D "
-                f"network {network.record.get('recipe')}. It needs whole scans."
+                f"network {network.record.recipe}. It needs whole scans."
             )
         unknown = next((item for item in items if item.spacing_mm is None), None)
         if unknown and any(network.preprocess.spacing_mm[1:]):
             raise InputError(
-                f"{unknown.image}: expected its pixel spacing, since {network.record.get('recipe')} resamples; found "
+                f"{unknown.image}: expected its pixel spacing, since {network.record.recipe} resamples; found "
                 "none. Add spacing_mm_rows and spacing_mm_columns to slices.csv."
             )
 
@@ -74,7 +74,7 @@ def narrow_windows(ensemble: Ensemble, items: Sequence[SliceImage]) -> tuple[str
             if seen is None or low > seen[0] or high < seen[1]:
                 sees = "all HU" if seen is None else f"HU {seen[0]:g} to {seen[1]:g}"
                 return (
-                    f"{item.image}: its HU were clipped to {low:g} to {high:g}; {network.record.get('recipe')} was "
+                    f"{item.image}: its HU were clipped to {low:g} to {high:g}; {network.record.recipe} was "
                     f"trained to see {sees}. Expect worse labels than of unclipped images.",
                 )
     return ()

@@ -5,10 +5,13 @@ Either the border of every tile is discarded and the cores lie side by side, or 
 
 import itertools
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.inference.windows2d import gaussian_weights, tile_starts
+from kitsseg.recipe import InferenceSpec
 
 __all__ = ["overlapping_probabilities", "volume_probabilities"]
 
@@ -70,8 +73,13 @@ def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_
 
 
 def overlapping_probabilities(
-    volume, prepare, predict, tile, overlap=0.5, gaussian=False, air_hu=None, n_classes=3
-):
+    volume: npt.NDArray[np.int16],
+    prepare: Callable[[npt.NDArray[np.int16]], npt.NDArray[np.float32]],
+    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    inference: InferenceSpec,
+    air_hu: float | None = None,
+    n_classes: int = 3,
+) -> Iterator[npt.NDArray[np.float32]]:
     """As ``volume_probabilities``, as the weighted mean of tiles that overlap.
 
     Tiles are spread as those of ``sliding_window.slice_probabilities``, along all three axes; where a volume is
@@ -79,13 +87,13 @@ def overlapping_probabilities(
     divided by its weights, and gone, as soon as no further tile reaches it.
 
     Args:
-        overlap: share of a tile that its neighbor covers at least.
-        gaussian: weight tiles by ``sliding_window.gaussian_weights`` instead of evenly.
+        inference: its tile, (slices, rows, columns), and how tiles overlap and are weighted.
         The others: as in ``volume_probabilities``; a tile of air adds background with its weights.
 
     Yields: for each slice in order (rows, columns, classes) float32.
     Raises: ValueError for a tile of another number of axes, or a prediction of another shape.
     """
+    tile, overlap, gaussian = inference.tile, inference.overlap, inference.gaussian
     if len(tile) != volume.ndim:
         raise ValueError(
             f"overlapping_probabilities: expected a tile of {volume.ndim} axes, found {tuple(tile)}. "

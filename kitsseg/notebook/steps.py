@@ -93,6 +93,7 @@ def train_or_resume(recipe, cache, split, run, epochs=None, seed=0):
     Args: as ``kitsseg.training.train.train_recipe``; ``epochs`` of 0 or None are the recipe's own.
     """
     from kitsseg.runtime.console import progress_bar
+    from kitsseg.training.options import TrainOptions
     from kitsseg.training.train import train_recipe
 
     run = Path(run)
@@ -100,9 +101,9 @@ def train_or_resume(recipe, cache, split, run, epochs=None, seed=0):
         _say(f"{run} has been trained already.")
         return run
     with progress_bar() as progress:
-        return train_recipe(
-            recipe, cache, split, run, seed, epochs or None, (run / "run.json").is_file(), progress
-        )
+        resume = (run / "run.json").is_file()
+        options = TrainOptions(seed=seed, epochs=epochs or None, resume=resume, progress=progress)
+        return train_recipe(recipe, cache, split, run, options)
 
 
 def demo_scores(name, local, kept, n_synthetic=10, epochs=None):

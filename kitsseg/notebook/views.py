@@ -32,8 +32,8 @@ def results_table(recipe, scores):
         if metric not in ours
     ]
     heads = ("the paper's name", "paper", "ours", "predicting nothing", "what is measured")
-    kind = "synthetic patients: phantom results" if summary.get("phantom") else "patients of KiTS19"
-    return HTML(_table(heads, rows) + f"<p>Ours: {summary['n_cases']} {kind}, none of them trained on.</p>")
+    kind = "synthetic patients: phantom results" if summary.phantom else "patients of KiTS19"
+    return HTML(_table(heads, rows) + f"<p>Ours: {summary.n_cases} {kind}, none of them trained on.</p>")
 
 
 def comparison_table(scores):
@@ -104,20 +104,16 @@ def sparsity_chart(run):
 
     Raises: InputError if the run was not pruned.
     """
-    import csv
-
     from matplotlib import pyplot
 
-    path = Path(run) / "sparsity.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: missing; this run was not pruned.")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    from kitsseg.records.run import read_sparsity
+
+    rows = read_sparsity(run)
+    if not rows:
+        raise InputError(f"{Path(run) / 'sparsity.csv'}: missing; this run was not pruned.")
     figure, axes = pyplot.subplots(figsize=(7, 0.22 * len(rows) + 0.8), layout="constrained")
     rows = [row for row in rows if row["pruned"] == "yes"]
-    axes.barh(
-        [row["weights"] for row in rows], [100 * float(row["sparsity"]) for row in rows], color="#4a7ab5"
-    )
+    axes.barh([row["weights"] for row in rows], [100 * row["sparsity"] for row in rows], color="#4a7ab5")
     axes.invert_yaxis()
     axes.set_xlabel("zeros, %")
     axes.tick_params(axis="y", labelsize=7)
@@ -135,7 +131,7 @@ def _ours(summary, name):
         return "-", "-", without_counterpart(name)
     from kitsseg.models.loading import read_network
 
-    trainable = read_network(Path(summary["run"]) / "model.keras").trainable_weights
+    trainable = read_network(Path(summary.run) / "model.keras").trainable_weights
     count = sum(math.prod(weights.shape) for weights in trainable)
     return f"{count:,}", "-", "trainable parameters of the network that was trained here, small in the demo"
 
@@ -143,9 +139,8 @@ def _ours(summary, name):
 def _score(summary, metric):
     from kitsseg.scoring.ladder import RUNGS
 
-    ours, nothing = (
-        summary["beside_all_background"][which][metric] for which in ("prediction", "all_background")
-    )
+    beside = summary.beside_all_background
+    ours, nothing = beside.prediction[metric], beside.all_background[metric]
     return f"{ours:.3f}", f"{nothing:.3f}", RUNGS[metric].definition
 
 

@@ -32,10 +32,9 @@ class GroupAdamW(keras.optimizers.Optimizer):
         beta_2=0.99,
         epsilon=1e-5,
         weight_decay=0.01,
-        name="group_adamw",
         **kwargs,
     ):
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        super().__init__(learning_rate=learning_rate, **{"name": "group_adamw", **kwargs})
         self.rate_factors = tuple((prefix, float(factor)) for prefix, factor in rate_factors)
         self.beta_2, self.epsilon, self.decay = beta_2, epsilon, weight_decay
         self.initial_beta_1 = beta_1

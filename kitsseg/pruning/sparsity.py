@@ -1,13 +1,13 @@
 """What pruning has left of a network: zeros of each weight matrix, what they save on disk and could save in work."""
 
-import csv
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.tables import write_rows
 from kitsseg.models.macs import macs_of_weights
 
 __all__ = ["COLUMNS", "gzip_size", "mac_shape", "sparsity_rows", "sparsity_totals", "write_sparsity"]
@@ -95,9 +95,6 @@ def gzip_size(model):
     return plain, small + len(squeezed.flush())
 
 
-def write_sparsity(rows, path):
+def write_sparsity(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the rows as CSV."""
-    with atomic_path(Path(path)) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, rows, COLUMNS)

@@ -4,10 +4,13 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.errors import InputError
 from kitsseg.recipe import GIVEN, Recipe, Variant, changed, vary
+
+if TYPE_CHECKING:
+    from kitsseg.records.run import RunRecord
 
 __all__ = ["get", "given", "names", "of_record", "variants"]
 
@@ -65,7 +68,7 @@ def given(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
         raise InputError(f"--set {names}: {error}") from error
 
 
-def of_record(record: Mapping[str, Any]) -> Recipe:
+def of_record(record: "RunRecord") -> Recipe:
     """The recipe that a run was trained with: of its name, with the settings that its user gave.
 
     Args:
@@ -73,9 +76,9 @@ def of_record(record: Mapping[str, Any]) -> Recipe:
 
     Raises: InputError for a recipe that is unknown, or no longer takes these settings.
     """
-    recipe = get(record["recipe"])
-    values = {name: _tuples(value) for name, value in (record.get("given") or {}).items()}
-    trained = [phase["name"] for phase in record["settings"]["phases"]]
+    recipe = get(record.recipe)
+    values = {name: _tuples(value) for name, value in (record.given or {}).items()}
+    trained = [phase["name"] for phase in record.settings["phases"]]
     if trained != [phase.name for phase in recipe.phases]:
         # a pruned or shrunk run has one phase of its own, with the settings of the recipe's last one
         last = [phase.name for phase in recipe.phases if not phase.pruning][-1]
@@ -87,7 +90,7 @@ def of_record(record: Mapping[str, Any]) -> Recipe:
     except KeyError as error:
         raise InputError(
             f"recipe {recipe.name}: it has no setting {error} any more, which this run was given; use kitsseg "
-            f"{record.get('kitsseg')}."
+            f"{record.kitsseg}."
         ) from error
 
 

@@ -8,21 +8,86 @@ What prediction has to know travels inside the file, as JSON:
     SavedModel     assets.extra/kitsseg.json
 """
 
-import json
 import mmap
 import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kitsseg.errors import InputError
+from kitsseg.files.json_records import record_of
 from kitsseg.records.run import TrainedNetwork, specs_of
 
-__all__ = ["METADATA", "SUFFIXES", "Exported", "format_of", "read_exported"]
+__all__ = [
+    "METADATA",
+    "SUFFIXES",
+    "ExportMetadata",
+    "Exported",
+    "ExportedInput",
+    "ExportedOutput",
+    "ExportedSplit",
+    "format_of",
+    "read_exported",
+]
 
 METADATA = "kitsseg.json"
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "saved_model": ""}
 METADATA_PROPS = 14  # the field of ONNX' ModelProto
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedSplit:
+    """Name and hash of the run's split, without the names of the cases: they may be patients."""
+
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedInput:
+    """What the network takes: one image of this shape, (1, rows, columns, channels) or with slices before the rows."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    content: str = "as normalize() of settings.preprocess"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedOutput:
+    """What the network gives: probabilities with ``softmax``, else logits."""
+
+    softmax: bool
+    content: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportMetadata:
+    """What an exported network says about itself.
+
+    Attributes:
+        kitsseg: the version that wrote it.
+        recipe, paper, reported, reported_unrefined, given, phantom, versions: of the run.
+        settings: preprocess, postprocess, model and inference of the recipe, as the network is to be used.
+        labels: label -> what it means.
+    """
+
+    kitsseg: str
+    notice: str | None = None
+    recipe: str | None = None
+    paper: str | None = None
+    reported: dict[str, Any] | None = None
+    reported_unrefined: dict[str, Any] | None = None
+    given: dict[str, Any] | None = None
+    phantom: bool | None = None
+    versions: dict[str, str] | None = None
+    split: ExportedSplit
+    settings: dict[str, Any]
+    labels: dict[str, str] | None = None
+    input: ExportedInput
+    output: ExportedOutput
+    precision: str
+    version: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,19 +124,18 @@ def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
         raise InputError(
             f"{path}: expected a .tflite or .onnx file or a SavedModel, found none. Check the path."
         )
+    expected, advice = "the metadata that kitsseg export writes", "Export the run again."
     try:
-        text = {"litert": _of_litert, "onnx": _of_onnx, "saved_model": _of_saved_model}[kind](path)
-        record = json.loads(text)
-        shape, softmax = tuple(record["input"]["shape"]), record["output"]["softmax"]
+        data = {"litert": _of_litert, "onnx": _of_onnx, "saved_model": _of_saved_model}[kind](path)
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise InputError(
-            f"{path}: expected the metadata that kitsseg export writes, found none or damaged ones ({error}). "
-            "Export the run again."
+            f"{path}: expected {expected}, found none or damaged ones ({error}). {advice}"
         ) from error
-    preprocess, inference, postprocess = specs_of(record, path)
+    metadata = record_of(data, ExportMetadata, path, expected, advice)
+    preprocess, inference, postprocess = specs_of(metadata, path)
     return TrainedNetwork(
-        record=record,
-        source=Exported(path, kind, shape, softmax),
+        record=metadata,
+        source=Exported(path, kind, metadata.input.shape, metadata.output.softmax),
         preprocess=preprocess,
         inference=inference,
         postprocess=postprocess,
@@ -84,7 +148,7 @@ def _of_litert(path):
 
 
 def _of_saved_model(path):
-    return (path / "assets.extra" / METADATA).read_text()
+    return (path / "assets.extra" / METADATA).read_bytes()
 
 
 def _of_onnx(path):

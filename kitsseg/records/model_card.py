@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kitsseg.files.atomic import atomic_path
-from kitsseg.records.run import read_history, read_run
+from kitsseg.records.run import Parent, RunRecord, read_history, read_run
 
 __all__ = ["write_model_card"]
 
@@ -24,15 +24,15 @@ def write_model_card(folder):
     return path
 
 
-def _card(record, history):
-    split, settings = record["split"], record["settings"]
-    counts = ", ".join(f"{len(cases)} {part}" for part, cases in split["cases"].items())
-    synthetic = "**Trained on synthetic patients (phantoms).** " if record.get("phantom") else ""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+def _card(record: RunRecord, history: list[dict[str, Any]]) -> str:
+    split, settings = record.split, record.settings
+    counts = ", ".join(f"{len(cases)} {part}" for part, cases in vars(split.cases).items())
+    synthetic = "**Trained on synthetic patients (phantoms).** " if record.phantom else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     lines = [
-        f"# {record['recipe']}",
+        f"# {record.recipe}",
         "",
-        f"{synthetic}A network that labels kidney (1) and kidney tumor (2) in abdominal CT, after {record['paper']}",
+        f"{synthetic}A network that labels kidney (1) and kidney tumor (2) in abdominal CT, after {record.paper}",
         "",
         "## Use",
         "",
@@ -42,7 +42,7 @@ def _card(record, history):
         "",
         "## Data",
         "",
-        f"Split `{split['name']}` by patient, hash `{split['hash']}`: {counts}. The names are in split.json. KiTS19 is "
+        f"Split `{split.name}` by patient, hash `{split.hash}`: {counts}. The names are in split.json. KiTS19 is "
         "CC BY-NC-SA 4.0; a network trained on it inherits the question of what that permits.",
         "",
         *_of_slices(record),
@@ -54,14 +54,14 @@ def _card(record, history):
     for phase in dict.fromkeys(row["phase"] for row in history):
         rows = [row for row in history if row["phase"] == phase]
         lines.append(f"| {phase} | {len(rows)} | {rows[0]['loss']:.4f} | {rows[-1]['loss']:.4f} |")
-    if given := record.get("given"):
+    if given := record.given:
         said = ", ".join(f"`{name}` = {value}" for name, value in given.items())
         lines += ["", f"Given by the user, instead of the recipe's: {said}."]
-    if parent := record.get("parent"):
+    if parent := record.parent:
         lines += ["", _origin(parent)]
     lines += [
         "",
-        f"{record['seconds']:.0f} s, seed {record['seed']}. {versions}.",
+        f"{record.seconds:.0f} s, seed {record.seed}. {versions}.",
         "",
         "## Input and output",
         "",
@@ -83,12 +83,12 @@ def _card(record, history):
     return "\n".join(lines)
 
 
-def _of_slices(record: dict[str, Any]) -> list[str]:
+def _of_slices(record: RunRecord) -> list[str]:
     """What a reader has to know of a network that was not trained on whole scans with all their HU."""
     lines = []
-    if record.get("single_slices"):
+    if record.single_slices:
         lines.append("Trained on single slices of these patients, not on whole scans.")
-    if clip := record["settings"]["preprocess"].get("clip_hu"):
+    if clip := record.settings["preprocess"].get("clip_hu"):
         lines.append(
             f"HU are clipped to {clip[0]:g} to {clip[1]:g}, in training and in prediction: what lies beyond was not to "
             "be had."
@@ -96,13 +96,13 @@ def _of_slices(record: dict[str, Any]) -> list[str]:
     return [" ".join(lines), ""] if lines else []
 
 
-def _origin(parent: dict[str, Any]) -> str:
+def _origin(parent: Parent) -> str:
     """The sentence about the run that the weights come from."""
-    where = f"`{parent['run']}` ({parent['recipe']}, SHA-256 {parent['model_sha256']})"
+    where = f"`{parent.run}` ({parent.recipe}, SHA-256 {parent.model_sha256})"
     text = f"Started from the weights of the run {where}"
-    if parent.get("phantom"):
+    if parent.phantom:
         text += ", which was trained on synthetic patients (phantoms)"
-    if parent.get("patients"):
-        n = len({*parent["patients"]["train"], *parent["patients"]["validation"]})
+    if parent.patients:
+        n = len({*parent.patients["train"], *parent.patients["validation"]})
         text += f"; that run had seen {n} patients, whose names are in run.json"
     return f"{text}."

@@ -16,7 +16,9 @@ map of another scan, one that somebody has edited, and a file that is in no reco
 import json
 import os
 import secrets
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,46 +28,170 @@ from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.layouts.names import prediction_name
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
 from kitsseg.files.checksums import crc32_of
+from kitsseg.files.json_records import as_builtins, converted, read_record, record_of, write_record
 from kitsseg.files.locks import claim
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
 
-__all__ = ["PREDICTIONS", "Predictions", "read_predictions", "write_predictions"]
+__all__ = [
+    "PREDICTIONS",
+    "FailedScan",
+    "MadeBy",
+    "NetworkUsed",
+    "PartOfSplit",
+    "PredictedScan",
+    "Predictions",
+    "PredictionsRecord",
+    "Source",
+    "has_journals",
+    "read_predictions",
+    "write_predictions",
+]
 
 PREDICTIONS = "predictions.json"
 JOURNALS = "predictions-*.jsonl"
-MADE_BY = ("kitsseg", "networks", "engine", "inference", "postprocess")
-_SOURCE = {"bytes": int, "modified_ns": int, "ends_sha256": str}
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+SAME = ("kitsseg", "networks", "engine", "inference", "postprocess")
+EXPECTED = "the record of kitsseg predict"
+ADVICE = "Choose another folder, or remove this one."
 
 
-def read_predictions(folder: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class NetworkUsed:
+    """A network that made label maps: its recipe, the SHA-256 of its weights, and how it was used."""
+
+    recipe: str | None = None
+    sha256: str
+    preprocess: str | None = None
+    inference: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOfSplit:
+    """The split of the first run, and which of its parts was predicted; None: not one part alone."""
+
+    name: str | None
+    hash: str | None
+    part: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeBy:
+    """What made the label maps of a folder.
+
+    Attributes:
+        kitsseg: its version.
+        run: the first run, or exported network. also: the others.
+        engine: which computed the networks; None: not known yet.
+        inference, postprocess: of the first run.
+        recipe, paper, reported: of the first run.
+    """
+
+    kitsseg: str
+    run: str
+    also: list[str] = field(default_factory=list)
+    networks: list[NetworkUsed]
+    engine: str | None
+    inference: dict[str, Any]
+    postprocess: dict[str, Any] | None
+    recipe: str | None = None
+    paper: str | None = None
+    reported: dict[str, Any] | None = None
+    split: PartOfSplit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What ``kitsseg.data.cache.sources.source_record`` says of the scan."""
+
+    bytes: int
+    modified_ns: int
+    ends_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedScan:
+    """A scan that has a label map: where both lie, and what they were when the label map was written.
+
+    Attributes:
+        patient, mask_values: of a single slice: whose it is, and the value of each label in the mask.
+    """
+
+    file: str
+    image: str
+    source: Source
+    crc32: str
+    phantom: bool
+    seconds: float | None = None
+    patient: str | None = None
+    mask_values: tuple[int, ...] | None = None
+    finished: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedScan:
+    """A scan without a label map, and why."""
+
+    image: str
+    reason: str
+    traceback: str | None = None
+    finished: str = ""
+
+
+Entry = PredictedScan | FailedScan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionsRecord(MadeBy):
+    """Content of ``predictions.json``: what made the label maps, and what became of every scan, by its name.
+
+    Attributes:
+        begun: scans that a process, which was killed, had begun, and when; None: there are none.
+    """
+
+    phantom: bool
+    cases: dict[str, PredictedScan]
+    failed: dict[str, FailedScan]
+    begun: dict[str, str] | None = None
+    version: int = 1
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Of all scans, by name."""
+        return {**self.cases, **self.failed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line in the file of a process: what it makes the label maps with, a scan that it begins, or one it has done."""
+
+    header: MadeBy | None = None
+    begun: str | None = None
+    time: str = ""
+    done: str | None = None
+    case: PredictedScan | None = None
+    failed: FailedScan | None = None
+
+
+def has_journals(folder: Path) -> bool:
+    """Whether a process is at work in a folder of label maps, or was killed at it."""
+    return any(folder.glob(JOURNALS))
+
+
+def read_predictions(folder: Path) -> PredictionsRecord | None:
     """What is recorded of a folder of label maps, with absolute paths; None if there is no record.
 
-    Raises: ValueError, KeyError, TypeError or AttributeError for something else than a record.
+    Raises: InputError for something else than a record.
     """
-    journals = [_read_journal(path) for path in sorted(folder.glob(JOURNALS))]  # first: see _gathered
-    path = folder / PREDICTIONS
-    record = None
-    if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
-    for header, cases, failed, _ in journals:
-        record = {"cases": {}, "failed": {}} | header | (record or {})
-        for name, entry in (cases | failed).items():
-            before = record["cases"].get(name) or record["failed"].get(name)
-            if before is None or before["finished"] < entry["finished"]:
-                record["cases"].pop(name, None)
-                record["failed"].pop(name, None)
-                record["failed" if name in failed else "cases"][name] = entry
-    return None if record is None else absolute_paths(record, folder)
+    records = _records(folder)
+    if not records:
+        return None
+    last = list(records.values())[-1]  # predictions.json, if it is there
+    return _record_of(last, _newest(records.values()), None)
 
 
-def write_predictions(folder: Path, record: dict[str, Any]) -> None:
+def write_predictions(folder: Path, record: PredictionsRecord) -> None:
     """Write ``predictions.json``, whole or not at all, with paths relative to the folder."""
-    with atomic_path(folder / PREDICTIONS) as temporary:
-        text = json.dumps(relative_paths(record, folder), indent=1)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_record(folder / PREDICTIONS, record, lambda values: relative_paths(values, folder))
 
 
 class Predictions:
@@ -73,15 +199,16 @@ class Predictions:
 
     Args:
         out: the folder.
-        header: what makes the label maps, as it is to stand in the file; what ``MADE_BY`` names must be the same in
-            every call. An ``engine`` of None agrees with any.
+        header: what makes the label maps; what ``SAME`` names must be the same in every call. An ``engine`` of None
+            agrees with any.
 
     Raises: InputError if the folder holds predictions that were made in another way, or a record is damaged.
     """
 
-    def __init__(self, out: Path, header: dict[str, Any]) -> None:
-        self.out, self.header = Path(out), json.loads(json.dumps(header))
-        self.own: dict[str, dict[str, Any]] = {}
+    def __init__(self, out: Path, header: MadeBy) -> None:
+        self.out = Path(out)
+        self.header = converted(as_builtins(header), MadeBy)  # as it will be read again
+        self.own: dict[str, Entry] = {}
         self.seen: dict[str, int | None] = {}
         self.journal: BinaryIO | None = None
         self.path = self.out / JOURNALS.replace("*", secrets.token_hex(4))
@@ -92,15 +219,15 @@ class Predictions:
 
         Raises: InputError if another one made the label maps that are there.
         """
-        if self.header["engine"] != engine:
-            before, self.header["engine"] = self.header["engine"], engine
+        if self.header.engine != engine:
+            before, self.header = self.header, replace(self.header, engine=engine)
             try:
                 self._everything()
             except InputError:
-                self.header["engine"] = before
+                self.header = before
                 raise
             if self.journal:
-                self._append({"header": relative_paths(self.header, self.out)})
+                self._append(_Line(header=self.header))
 
     def is_whole(self, name: str, image: Path) -> bool:
         """Whether the label map of a scan is there, as it was written, and was made of the scan as it is now.
@@ -112,7 +239,7 @@ class Predictions:
         self.seen[name] = _modified(file)
         if self.seen[name] is None:
             return False
-        if entry is None or "reason" in entry:
+        if not isinstance(entry, PredictedScan):
             # of a process that was killed after it had written the label map, and before it could say so
             if name in self.begun:
                 return False
@@ -121,7 +248,7 @@ class Predictions:
                 "for the label maps, or remove the file."
             )
         try:
-            edited = crc32_of(file) != entry["crc32"]
+            edited = crc32_of(file) != entry.crc32
             if edited:
                 (slice_size if file.suffix == ".png" else read_labels)(
                     file
@@ -133,13 +260,13 @@ class Predictions:
                 f"{file}: has changed since it was predicted. Keep it elsewhere, and remove it to predict again."
             )
         try:
-            if unchanged(entry["source"], Path(image)):
+            if unchanged(vars(entry.source), Path(image)):
                 return True
         except OSError:
             return False  # what is wrong is said when the scan is read
-        if os.path.normpath(entry["image"]) != str(as_given(image)):
+        if os.path.normpath(entry.image) != str(as_given(image)):
             raise InputError(
-                f"{file}: is the label map of another scan of this name, {entry['image']}, not of {image}. Choose "
+                f"{file}: is the label map of another scan of this name, {entry.image}, not of {image}. Choose "
                 "another folder for the label maps, or remove the file."
             )
         return False
@@ -153,19 +280,19 @@ class Predictions:
             self.entries, self.begun = self._everything()
             if self.is_whole(name, image):
                 return False
-        self._append({"begun": name, "time": _now()})
+        self._append(_Line(begun=name, time=_now()))
         return True
 
     def forget_file(self, name: str) -> None:
         """Remove the label map that an earlier call made of a scan which can no longer be segmented."""
-        if "file" in self.entries.get(name, {}):
+        if isinstance(self.entries.get(name), PredictedScan):
             (self.out / prediction_name(name)).unlink(missing_ok=True)
 
-    def add(self, name: str, entry: dict[str, Any]) -> None:
-        """Put down what became of a scan: its entry of ``cases``, or {"reason": ...} if it failed."""
-        self.own[name] = self.entries[name] = entry | {"finished": _now()}
-        cases = relative_paths({"cases": {name: self.own[name]}}, self.out)["cases"]
-        self._append({"done": name, "entry": cases[name]})
+    def add(self, name: str, entry: Entry) -> None:
+        """Put down what became of a scan."""
+        self.own[name] = self.entries[name] = entry = replace(entry, finished=_now())
+        kind = "failed" if isinstance(entry, FailedScan) else "case"
+        self._append(_Line(done=name, **{kind: entry}))
 
     def finish(self) -> dict[str, str]:
         """Gather the files of all processes in ``predictions.json``.
@@ -183,10 +310,14 @@ class Predictions:
         lost = {}
         for name, mine in self.own.items():
             now = self.entries[name]
-            if now != mine and "source" in mine and now.get("source") != mine["source"]:
+            if (
+                now != mine
+                and isinstance(mine, PredictedScan)
+                and getattr(now, "source", None) != mine.source
+            ):
                 lost[name] = (
                     f"{self.out / prediction_name(name)}: another command has made the label map of another scan of "
-                    f"this name, {now['image']}, at the same time. Choose another folder for the label maps."
+                    f"this name, {now.image}, at the same time. Choose another folder for the label maps."
                 )
         return lost
 
@@ -225,58 +356,33 @@ class Predictions:
             for file in dead:
                 file.close()
 
-    def _everything(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    def _everything(self) -> tuple[dict[str, Entry], dict[str, str]]:
         """Newest entry of each scan from all files of the folder, and scans that are begun and not done."""
-        entries: dict[str, dict[str, Any]] = {}
-        begun: dict[str, str] = {}
-        # predictions.json last: what a process that ends in this moment moves there is then found there
-        for path in [*sorted(self.out.glob(JOURNALS)), self.out / PREDICTIONS]:
-            try:
-                record = _read(path)
-            except FileNotFoundError:
-                continue
-            if record is None:
-                continue
-            self._check(path, record)
-            if self.header["engine"] is None:
-                self.header["engine"] = record["engine"]
-            split = self.header["split"]
-            if record["split"]["part"] != split["part"]:
-                split["part"] = None  # the folder holds more than one part
-            for name, entry in (record["cases"] | record["failed"]).items():
-                if name not in entries or entries[name]["finished"] < entry["finished"]:
-                    entries[name] = entry
-            for name, time in record["begun"].items():
+        records, begun = _records(self.out), {}
+        for path, record in records.items():
+            _check_same(path, record, self.header)
+            if self.header.engine is None:
+                self.header = replace(self.header, engine=record.engine)
+            if record.split.part != self.header.split.part:  # the folder holds more than one part
+                self.header = replace(self.header, split=replace(self.header.split, part=None))
+            for name, time in (record.begun or {}).items():
                 begun[name] = max(time, begun.get(name, ""))
-        done = [name for name in begun if name in entries and entries[name]["finished"] >= begun[name]]
+        entries = _newest(records.values())
+        done = [name for name in begun if name in entries and entries[name].finished >= begun[name]]
         return entries, {name: time for name, time in sorted(begun.items()) if name not in done}
 
-    def _check(self, path: Path, record: dict[str, Any]) -> None:
-        for key in MADE_BY:
-            here, there = self.header[key], record.get(key)
-            if there != here and not (key == "engine" and None in (there, here)):
-                raise InputError(
-                    f"{path}: expected predictions of this run with these settings, found others ({key} "
-                    f"{_short(there)}, now {_short(here)}). Choose another folder, or remove this one."
-                )
+    def _record(self) -> PredictionsRecord:
+        return _record_of(self.header, self.entries, self.begun or None)
 
-    def _record(self) -> dict[str, Any]:
-        entries = self.entries
-        cases = {name: entries[name] for name in sorted(entries) if "reason" not in entries[name]}
-        failed = {name: entries[name] for name in sorted(entries) if "reason" in entries[name]}
-        phantom = any(entry["phantom"] for entry in cases.values())
-        record = self.header | {"phantom": phantom, "cases": cases, "failed": failed}
-        return record | ({"begun": self.begun} if self.begun else {})
-
-    def _on_disk(self) -> dict[str, Any] | None:
+    def _on_disk(self) -> PredictionsRecord | None:
         with suppress(FileNotFoundError):
-            return absolute_paths(json.loads((self.out / PREDICTIONS).read_text(encoding="utf-8")), self.out)
+            return _read(self.out / PREDICTIONS)
         return None
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: _Line) -> None:
         if self.journal is None:
             self._open()
-        self.journal.write(json.dumps(line).encode() + b"\n")
+        self.journal.write(json.dumps(_moved(as_builtins(line), self.out)).encode() + b"\n")
         self.journal.flush()
 
     def _open(self) -> None:
@@ -284,7 +390,7 @@ class Predictions:
         self.journal = self.path.open("xb")
         claim(self.journal)
         try:
-            self._append({"header": relative_paths(self.header, self.out)})
+            self._append(_Line(header=self.header))
             self._everything()  # a process that began at the same time may make its label maps in another way
         except BaseException:
             self.close()
@@ -292,63 +398,93 @@ class Predictions:
             raise
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _records(folder: Path) -> dict[Path, PredictionsRecord]:
+    """All files of a folder; those of processes that have only just begun are left out."""
+    found = {}
+    # predictions.json last: what a process that ends in this moment moves there is then found there
+    for path in [*sorted(folder.glob(JOURNALS)), folder / PREDICTIONS]:
+        with suppress(FileNotFoundError):
+            if (record := _read(path)) is not None:
+                found[path] = record
+    return found
+
+
+def _newest(records: Iterable[PredictionsRecord]) -> dict[str, Entry]:
+    """Of several entries of a scan the one that was finished last."""
+    entries: dict[str, Entry] = {}
+    for record in records:
+        for name, entry in record.entries.items():
+            if name not in entries or entries[name].finished < entry.finished:
+                entries[name] = entry
+    return entries
+
+
+def _record_of(
+    header: MadeBy, entries: Mapping[str, Entry], begun: dict[str, str] | None
+) -> PredictionsRecord:
+    entries = {name: entries[name] for name in sorted(entries)}
+    cases = {name: entry for name, entry in entries.items() if isinstance(entry, PredictedScan)}
+    return PredictionsRecord(
+        **{each.name: getattr(header, each.name) for each in fields(MadeBy)},
+        phantom=any(entry.phantom for entry in cases.values()),
+        cases=cases,
+        failed={name: entry for name, entry in entries.items() if isinstance(entry, FailedScan)},
+        begun=begun,
+    )
+
+
+def _check_same(path: Path, there: MadeBy, here: MadeBy) -> None:
+    for name in SAME:
+        before, now = as_builtins(getattr(there, name)), as_builtins(getattr(here, name))
+        if before != now and not (name == "engine" and None in (before, now)):
+            raise InputError(
+                f"{path}: expected predictions of this run with these settings, found others ({name} "
+                f"{_short(before)}, now {_short(now)}). {ADVICE}"
+            )
+
+
+def _read(path: Path) -> PredictionsRecord | None:
     """One file of the record, of either kind, checked to its last entry; with absolute paths. None: just begun."""
+    if path.name == PREDICTIONS:
+        record = read_record(path, PredictionsRecord, EXPECTED, ADVICE)
+    elif (record := _read_journal(path)) is None:
+        return None
     try:
-        if path.name == PREDICTIONS:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            header, cases, failed, begun = _read_journal(path)
-            if not header:
-                return None
-            record = header | {"cases": cases, "failed": failed, "begun": begun}
-        for name, entry in (record["cases"] | record["failed"]).items():
-            _check_entry(path, name, entry)
-        record["begun"] = {
-            name: time + ""
-            for name, time in record.get("begun", {}).items()
-            if file_beside(path, prediction_name(name))
-        }
-        _ = record["split"]["part"], record["engine"]
-        return absolute_paths(record, path.parent)
-    except _DAMAGE as error:
-        raise InputError(
-            f"{path}: expected the record of kitsseg predict, found something else ({type(error).__name__}: {error}). "
-            "Choose another folder, or remove this one."
-        ) from error
+        for name, entry in record.entries.items():
+            file = file_beside(path, prediction_name(name))
+            if isinstance(entry, PredictedScan) and file_beside(path, entry.file) != file:
+                raise ValueError(f"expected {file.name} as the label map of {name}, found {entry.file}")
+        for name in record.begun or ():
+            file_beside(path, prediction_name(name))
+        return converted(absolute_paths(as_builtins(record), path.parent), PredictionsRecord)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: expected {EXPECTED}, found something else ({error}). {ADVICE}") from error
 
 
-def _check_entry(path: Path, name: str, entry: dict[str, Any]) -> None:
-    """Raise ValueError, KeyError or TypeError for an entry that ``Predictions`` cannot work with, or must not."""
-    file = file_beside(path, prediction_name(name))
-    _ = entry["finished"] + "", entry["image"] + ""
-    if "reason" in entry:
-        _ = entry["reason"] + ""
-        return
-    if file_beside(path, entry["file"]) != file:
-        raise ValueError(f"expected {file.name} as the label map of {name}, found {entry['file']}")
-    _ = entry["crc32"] + "", entry["phantom"]
-    for key, kind in _SOURCE.items():
-        if type(entry["source"][key]) is not kind:
-            raise ValueError(f"expected {key} of the scan {name}, found {entry['source'][key]!r:.60}")
-
-
-def _read_journal(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
-    """(header, cases, failed, begun) of the file of one process. Its last line may be cut off: it is left out."""
-    header: dict[str, Any] = {}
-    entries: dict[str, Any] = {}
+def _read_journal(path: Path) -> PredictionsRecord | None:
+    """The file of one process. Its last line may be cut off: it is left out. None: it has only just begun."""
+    header: MadeBy | None = None
+    entries: dict[str, Entry] = {}
     begun: dict[str, str] = {}
     for text in path.read_bytes().split(b"\n")[:-1]:
-        line = json.loads(text)
-        if "header" in line:
-            header = line["header"]
-        elif "begun" in line:
-            begun[line["begun"]] = line["time"]
-        else:
-            entries[line["done"]] = line["entry"]
-            begun.pop(line["done"], None)
-    failed = {name: entry for name, entry in entries.items() if "reason" in entry}
-    return header, {name: entries[name] for name in entries if name not in failed}, failed, begun
+        line = record_of(text, _Line, path, EXPECTED, ADVICE)
+        header = line.header or header
+        if line.begun is not None:
+            begun[line.begun] = line.time
+        if line.done is not None and (entry := line.case or line.failed):
+            entries[line.done] = entry
+            begun.pop(line.done, None)
+    return None if header is None else _record_of(header, entries, begun or None)
+
+
+def _moved(line: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A line with its paths relative to the folder of its file."""
+    if "header" in line:
+        line["header"] = relative_paths(line["header"], folder)
+    for kind in ("case", "failed"):
+        if kind in line:
+            line[kind] = relative_paths({"cases": {"": line[kind]}}, folder)["cases"][""]
+    return line
 
 
 def _dead(path: Path) -> BinaryIO | None:

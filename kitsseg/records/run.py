@@ -13,36 +13,201 @@ Each file is replaced as a whole, never written in place.
 """
 
 import contextlib
-import csv
-import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.data.splits import load_split, save_split
+from kitsseg.data.splits import CaseSplit, load_split, save_split
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path, remove_unfinished
-from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar, given_settings
+from kitsseg.files.atomic import remove_unfinished
+from kitsseg.files.json_records import as_builtins, read_record, write_record
+from kitsseg.files.tables import read_rows, write_rows
+from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, Recipe, RemoveFar, given_settings
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:
-    from kitsseg.records.exported import Exported
+    from kitsseg.records.exported import Exported, ExportMetadata
 
 __all__ = [
+    "FoldPlan",
+    "FoldsPlan",
+    "Parent",
+    "PartsOfSplit",
+    "RunFacts",
+    "RunRecord",
+    "Shrunk",
+    "SplitFacts",
+    "SplitOfRun",
     "TrainedNetwork",
+    "WholeCases",
     "create_run",
     "finished_run",
     "read_history",
     "read_run",
+    "read_sparsity",
     "seen_patients",
     "specs_of",
     "update_run",
     "versions",
     "write_history",
 ]
+
+
+SPARSITY = {"weights": str, "shape": str, "pruned": str, "size": int, "zeros": int, "sparsity": float}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts:
+    """What a run says about its split: name, hash, and the names of the cases of each part."""
+
+    name: str | None = None
+    hash: str | None = None
+    cases: dict[str, list[str]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the report shows of a ``run.json``; a file that somebody made by hand may lack any of it."""
+
+    kitsseg: str | None = None
+    recipe: str | None = None
+    paper: str | None = None
+    reported: dict[str, Any] | None = None
+    given: dict[str, Any] | None = None
+    seed: int | None = None
+    versions: dict[str, str] | None = None
+    split: SplitFacts | None = None
+    status: str | None = None
+    phantom: bool | None = None
+    seconds: float | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsOfSplit:
+    """Names of the cases of each part."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOfRun:
+    """The split of a run: name, hash and source of a CaseSplit, and its cases."""
+
+    name: str
+    hash: str
+    source: str | None = None
+    cases: PartsOfSplit
+
+    @staticmethod
+    def of(split: CaseSplit) -> "SplitOfRun":
+        """What a run records of its split."""
+        cases = PartsOfSplit(train=[*split.train], validation=[*split.validation], test=[*split.test])
+        return SplitOfRun(name=split.name, hash=split.hash, source=split.source, cases=cases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The run that a run started from.
+
+    Attributes:
+        run: its folder, from the folder of the run that started.
+        how: "train" where the first phase started from its weights; None for a pruned or shrunk run.
+        patients: "train" and "validation" -> the patients that it, or a run before it, had seen.
+    """
+
+    run: str
+    recipe: str | None = None
+    model_sha256: str | None = None
+    how: str | None = None
+    phantom: bool | None = None
+    patients: dict[str, list[str]] | None = None
+
+
+@dataclass(kw_only=True)
+class WholeCases:
+    """What scoring whole validation cases took, and the share of all other time, once training has finished."""
+
+    seconds: float
+    share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrunk:
+    """How a network was made smaller, and its parameters before and after."""
+
+    keep: float | None
+    by: str
+    multiple: int
+    parameters_before: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldPlan:
+    """A fold of a cross-validation: the hash of its split, and the cases that it leaves out."""
+
+    hash: str
+    test: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsPlan:
+    """A cross-validation: the options that all its folds share, and the folds."""
+
+    options: dict[str, Any]
+    folds: list[FoldPlan]
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """Content of ``run.json``.
+
+    Attributes:
+        kitsseg: the version that wrote it.
+        given: settings of the recipe that the user gave, by dotted name.
+        settings: all values of the recipe, as JSON has them.
+        status: "training" or "finished".
+        phantom: whether any case that trains or validates was synthesized.
+        seconds: of training.
+        precision, accumulate, ema, devices: of TrainOptions.
+        shrink: of a shrunk run. sparsity: of a pruned run, see ``kitsseg.pruning.sparsity.sparsity_totals``.
+        versions_resumed: where a run went on with other versions.
+        cross_validation: of the folder of a cross-validation only.
+    """
+
+    kitsseg: str | None = None
+    recipe: str
+    paper: str = ""
+    reported: dict[str, Any] = field(default_factory=dict)
+    reported_unrefined: dict[str, Any] | None = None
+    given: dict[str, Any] | None = None
+    settings: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    split: SplitOfRun
+    status: str
+    phantom: bool | None = None
+    single_slices: bool | None = None
+    cache: str | None = None
+    seconds: float = 0.0
+    devices: int | None = None
+    precision: str | None = None
+    accumulate: int | None = None
+    ema: float | None = None
+    parent: Parent | None = None
+    shrink: Shrunk | None = None
+    sparsity: dict[str, Any] | None = None
+    whole_case_validation: WholeCases | None = None
+    versions_resumed: dict[str, str] | None = None
+    cross_validation: FoldsPlan | None = None
+    version: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +222,16 @@ class TrainedNetwork:
         preprocess, inference, postprocess: of its recipe.
     """
 
-    record: dict[str, Any] = field(compare=False, repr=False)
+    record: "RunRecord | ExportMetadata" = field(compare=False, repr=False)
     source: "Path | Exported"
     preprocess: PreprocessSpec
     inference: InferenceSpec
     postprocess: RemoveFar | ReassignSmall | None
 
 
-def create_run(folder, recipe, split, seed, details):
+def create_run(
+    folder: str | os.PathLike[str], recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
+) -> Path:
     """Start a run folder.
 
     Args:
@@ -80,21 +247,20 @@ def create_run(folder, recipe, split, seed, details):
         )
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    record = {
-        "kitsseg": __version__,
-        "recipe": recipe.name,
-        "paper": recipe.paper,
-        "reported": dict(recipe.reported),
-        "reported_unrefined": dict(recipe.reported_unrefined),
-        "given": given_settings(recipe),
-        "settings": recipe.as_dict(),
-        "seed": seed,
-        "versions": versions(),
-        "split": {"name": split.name, "hash": split.hash, "source": split.source}
-        | {"cases": {part: list(getattr(split, part)) for part in ("train", "validation", "test")}},
-        "status": "training",
+    record = RunRecord(
+        kitsseg=__version__,
+        recipe=recipe.name,
+        paper=recipe.paper,
+        reported=dict(recipe.reported),
+        reported_unrefined=dict(recipe.reported_unrefined),
+        given=given_settings(recipe),
+        settings=as_builtins(recipe.as_dict()),
+        seed=seed,
+        versions=versions(),
+        split=SplitOfRun.of(split),
+        status="training",
         **details,
-    }
+    )
     try:
         save_split(split, folder / "split.json")
         update_run(folder, record)
@@ -104,29 +270,22 @@ def create_run(folder, recipe, split, seed, details):
     return folder
 
 
-def update_run(folder, record):
+def update_run(folder: str | os.PathLike[str], record: RunRecord) -> None:
     """Replace ``run.json``."""
-    with atomic_path(Path(folder) / "run.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(Path(folder) / "run.json", record)
 
 
-def read_run(folder):
+def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     """The record of a run folder, finished or not.
 
-    Raises: InputError if ``folder`` is no run folder.
+    Raises: InputError if ``folder`` is no run folder, or its record is damaged.
     """
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise InputError(
             f"{folder}: expected the folder of a run, found no run.json in it. Run kitsseg train first."
         )
-    try:
-        record = json.loads(path.read_text())
-        if not isinstance(record, dict):
-            raise ValueError(f"expected a JSON object, found {type(record).__name__}")
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}). Train again.") from error
-    return record
+    return read_record(path, RunRecord, "the record of a run", "Train again.")
 
 
 def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
@@ -137,21 +296,21 @@ def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
     record = read_run(folder)
     weights = Path(folder) / "model.keras"
     if not weights.is_file():
-        if "cross_validation" in record:
+        if record.cross_validation:
             raise InputError(
                 f"{folder}: expected one run, found a cross-validation. Give one of its folds, such as "
                 f"{folder}/fold-0, or average them: kitsseg predict FOLD0 SCAN --out OUT --also FOLD1 ..."
             )
-        parent = record.get("parent")
-        how = "shrink" if "shrink" in record else "prune"
-        source = parent and os.path.normpath(Path(folder) / parent["run"])
-        command, options = f"train {record.get('recipe')}", ""
-        if parent and parent.get("how") == "train":
+        parent = record.parent
+        how = "shrink" if record.shrink else "prune"
+        source = parent and os.path.normpath(Path(folder) / parent.run)
+        command, options = f"train {record.recipe}", ""
+        if parent and parent.how == "train":
             options = f" --from {source}"
         elif parent:
             command = f"{how} {source}"
         raise InputError(
-            f"{weights}: missing; the run's status is {record.get('status')!r}. "
+            f"{weights}: missing; the run's status is {record.status!r}. "
             f"Finish it with: kitsseg {command} CACHE {folder}{options} --resume"
         )
     preprocess, inference, postprocess = specs_of(record, f"{folder}/run.json")
@@ -160,27 +319,29 @@ def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
     )
 
 
-def seen_patients(record: dict[str, Any]) -> dict[str, set[str]]:
+def seen_patients(record: RunRecord) -> dict[str, set[str]]:
     """The patients that a run, or one that it started from, was trained on ("train") or chosen by ("validation").
 
     Args:
         record: of ``read_run``.
     """
-    earlier = (record.get("parent") or {}).get("patients", {})
+    earlier = (record.parent and record.parent.patients) or {}
+    cases = record.split.cases
     return {
-        part: {*record["split"]["cases"][part], *earlier.get(part, ())} for part in ("train", "validation")
+        "train": {*cases.train, *earlier.get("train", ())},
+        "validation": {*cases.validation, *earlier.get("validation", ())},
     }
 
 
 def specs_of(
-    record: dict[str, Any], path: str | os.PathLike[str]
+    record: "RunRecord | ExportMetadata", path: str | os.PathLike[str]
 ) -> tuple[PreprocessSpec, InferenceSpec, RemoveFar | ReassignSmall | None]:
     """PreprocessSpec, InferenceSpec and RemoveFar, ReassignSmall or None from the record of a run.
 
     Raises: InputError, naming ``path``, where another version wrote it.
     """
     try:
-        values = record["settings"]
+        values = record.settings
         return (
             PreprocessSpec(**_tuples(values["preprocess"])),
             InferenceSpec(**_tuples(values["inference"])),
@@ -189,20 +350,16 @@ def specs_of(
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected the settings of kitsseg {__version__}, found others ({error}). "
-            f"It was written by kitsseg {record.get('kitsseg')}; use that version."
+            f"It was written by kitsseg {record.kitsseg}; use that version."
         ) from error
 
 
-def write_history(folder, rows):
+def write_history(folder: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
     """Replace ``history.csv``; ``rows`` are dicts with the same keys within a phase."""
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(Path(folder) / "history.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(Path(folder) / "history.csv", rows)
 
 
-def read_history(folder):
+def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows of ``history.csv`` with numbers as numbers; empty if there is none.
 
     Raises: InputError if it is damaged.
@@ -210,21 +367,24 @@ def read_history(folder):
     path = Path(folder) / "history.csv"
     if not path.is_file():
         return []
-    try:
-        text = path.read_bytes().decode()
-        if not text.endswith("\n"):
-            raise ValueError("its last line is cut off")
-        rows = [
-            {
-                key: value if key == "phase" else int(value) if key == "epoch" else float(value)
-                for key, value in row.items()
-                if value or value is None  # None: fewer values than names
-            }
-            for row in csv.DictReader(text.splitlines(), strict=True)
-        ]
-        _ = [(row["phase"] + "", row["epoch"] + 0) for row in rows]
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(f"{path}: damaged ({error}). Train again.") from error
+    rows = read_rows(path, {"phase": str, "epoch": int}, float, "a row for each epoch", "Train again.")
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def read_sparsity(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Rows of RUN/sparsity.csv with numbers as numbers; empty for a run that was not pruned.
+
+    Raises: InputError if it is damaged.
+    """
+    path, expected = Path(folder) / "sparsity.csv", "a row for each weight matrix"
+    if not path.is_file():
+        return []
+    rows = read_rows(path, SPARSITY, None, expected, "Prune again.")
+    for row in rows:
+        if not (0 <= row["zeros"] <= row["size"] and 0 <= row["sparsity"] <= 1):
+            raise InputError(
+                f"{path}: expected {expected}, found {row['zeros']} zeros of {row['size']}. Prune again."
+            )
     return rows
 
 

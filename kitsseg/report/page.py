@@ -1,15 +1,19 @@
 """The HTML of the report: tables, text and style. Nothing is loaded from elsewhere."""
 
+from dataclasses import dataclass, field
 from datetime import date
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from kitsseg.records.run import RunFacts, SplitFacts
 from kitsseg.report.assets import SORT_SCRIPT, STYLE
 from kitsseg.report.charts import dice_plot, training_chart
 from kitsseg.report.sections import claims, details, failure_rows, ladder_table, pruning
+from kitsseg.scoring.summary import ScoredSplit, Summary
 from kitsseg.version import __version__
 
-__all__ = ["build_page"]
+__all__ = ["Contents", "build_page"]
 
 PHANTOM = (
     "Phantom results: the patients are synthetic. The numbers show that the software runs from end to end; "
@@ -32,44 +36,66 @@ GROUPS = (
 COLUMNS = {key: name for _, columns in GROUPS for key, name in columns.items()}
 
 
-def build_page(rows, summary, run, history, pictures, notes, sparsity=()):
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the page shows.
+
+    Attributes:
+        rows: of scores.csv, in the order in which cases are shown; empty if there are no scores.
+        summary: of scores.json, or None.
+        run: of run.json, or None.
+        history: rows of history.csv.
+        sparsity: rows of sparsity.csv, for a pruned run.
+        notes: sentences about what is missing.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: Summary | None = None
+    run: RunFacts | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sparsity: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def build_page(contents: Contents, pictures: dict[str, str]) -> str:
     """The whole page.
 
     Args:
-        rows: of scores.csv, in the order in which cases are shown; empty if there are no scores.
-        summary: of scores.json, or empty.
-        run: run.json, or empty.
-        history: rows of history.csv.
+        contents: what it shows.
         pictures: case -> HTML of its picture, for the cases to be shown, in order.
-        notes: sentences about what is missing.
-        sparsity: rows of sparsity.csv, for a pruned run.
 
     Returns: HTML.
     """
-    known = {**run, **{key: value for key, value in summary.items() if value is not None}}
-    recipe = known.get("recipe", "predictions")
+    rows, summary, run = contents.rows, contents.summary, contents.run
+    known = [source for source in (summary, run) if source]
+
+    def of(name: str) -> Any:
+        return next((value for source in known if (value := getattr(source, name)) is not None), None)
+
+    recipe, paper = of("recipe") or "predictions", of("paper")
     body = [f"<header><p class='kicker'>kitsseg report</p><h1>{_text(recipe)}</h1>"]
-    if known.get("paper"):
-        body.append(f"<p class='paper'>After the paper: {_text(known['paper'])}</p>")
-    if summary.get("phantom", run.get("phantom")):
+    if paper:
+        body.append(f"<p class='paper'>After the paper: {_text(paper)}</p>")
+    trained_on_phantoms = bool(run and run.phantom)
+    if summary.phantom if summary else trained_on_phantoms:
         body.append(f"<p class='banner phantom'>{PHANTOM}</p>")
-    elif run.get("phantom"):
+    elif trained_on_phantoms:
         body.append(f"<p class='banner phantom'>{PHANTOM_TRAINING}</p>")
     body.append(f"<p class='banner'>{NOT_MEDICAL}</p>")
-    body += [f"<p class='banner'>{_text(note)}</p>" for note in notes]
+    body += [f"<p class='banner'>{_text(note)}</p>" for note in contents.notes]
     body.append("</header><main>")
-    beside = summary.get("beside_all_background")
+    beside = summary.beside_all_background if summary else None
     if rows:
         body += _scores(rows, summary)
-    body += claims(known.get("reported"), beside, summary.get("phantom"))
+    body += claims(of("reported"), beside, bool(summary and summary.phantom))
     if rows:
         body += ladder_table(beside) + details(summary) + failure_rows(rows, summary)
     if run:
-        body += ["<section><h2>Training</h2>", training_chart(history), "</section>"]
-    body += pruning(sparsity)
+        body += ["<section><h2>Training</h2>", training_chart(contents.history), "</section>"]
+    body += pruning(contents.sparsity)
     if rows:
         body += _case_table(rows) + _pictures(rows, pictures)
-    body += _facts(run, summary)
+    body += _facts(run or RunFacts(), summary)
     body.append(f"</main><footer>Written by kitsseg {__version__} on {date.today().isoformat()}.</footer>")
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -85,25 +111,25 @@ def _text(value):
     return escape(str(value))
 
 
-def _scores(rows, summary):
-    scores = summary["scores"]
+def _scores(rows: list[dict[str, Any]], summary: Summary) -> list[str]:
+    scores = summary.scores
     tiles = [
-        ("TK Dice", "kidney with tumor", scores["tk_dice"]),
-        ("TU Dice", "tumor", scores["tu_dice"]),
-        ("Composite", "mean of both", scores["composite"]),
+        ("TK Dice", "kidney with tumor", scores.tk_dice),
+        ("TU Dice", "tumor", scores.tu_dice),
+        ("Composite", "mean of both", scores.composite),
     ]
     parts = ["<section><h2>Scores</h2><div class='tiles'>"]
     for name, what, values in tiles:
-        low, high = values["interval_95"]
-        spread = "" if values["sd"] is None else f", sd {values['sd']:.3f}"
+        low, high = values.interval_95
+        spread = "" if values.sd is None else f", sd {values.sd:.3f}"
         parts.append(
-            f"<div class='tile'><p>{name} <small>{what}</small></p><b>{values['mean']:.3f}</b>"
-            f"<p>95 % interval {low:.3f} to {high:.3f}<br>median {values['median']:.3f}{spread}</p></div>"
+            f"<div class='tile'><p>{name} <small>{what}</small></p><b>{values.mean:.3f}</b>"
+            f"<p>95 % interval {low:.3f} to {high:.3f}<br>median {values.median:.3f}{spread}</p></div>"
         )
-    n, empty = summary["n_cases"], summary["empty_cases"]
+    n, empty = summary.n_cases, summary.empty_cases
     sentence = f"Mean over {n} case{'s' * (n != 1)} on the grid of the original scans."
     if empty:
-        sentence += f" {empty} with an empty mask ({summary['empty_rule']})."
+        sentence += f" {empty} with an empty mask ({summary.empty_rule})."
     parts.append(f"</div><p>{_text(sentence)}</p>{dice_plot(rows)}")
     parts.append(
         "<p class='aside'>A dot is a case, the box holds the middle half, the line is the median.</p>"
@@ -160,33 +186,30 @@ def _pictures(rows, pictures):
     ]
 
 
-def _facts(run, summary):
-    split = {**(run.get("split") or {}), **(summary.get("split") or {})}
-    cases = split.get("cases") or {}
-    versions = run.get("versions") or {}
+def _facts(run: RunFacts, summary: Summary | None) -> list[str]:
+    of_run, of_scores = run.split or SplitFacts(), (summary and summary.split) or ScoredSplit()
+    cases = of_scores.cases or of_run.cases or {}
     facts = {
-        "recipe": summary.get("recipe") or run.get("recipe"),
-        "run folder": Path(summary["run"]).name if summary.get("run") else None,
-        "averaged with": ", ".join(summary.get("also") or ()) or None,
-        "status": run.get("status"),
-        "given by the user": ", ".join(
-            f"{name} = {value}" for name, value in (run.get("given") or {}).items()
-        )
+        "recipe": (summary and summary.recipe) or run.recipe,
+        "run folder": Path(summary.run).name if summary and summary.run else None,
+        "averaged with": ", ".join((summary and summary.also) or ()) or None,
+        "status": run.status,
+        "given by the user": ", ".join(f"{name} = {value}" for name, value in (run.given or {}).items())
         or None,
-        "training time": f"{run['seconds'] / 60:.1f} min" if run.get("seconds") else None,
-        "seed": run.get("seed"),
-        "split": split.get("name"),
-        "hash of the split": split.get("hash"),
-        "labels": _labels(summary.get("label_release")),
-        "part that was predicted": split.get("part"),
-        "inference": _inference(summary.get("inference")),
+        "training time": f"{run.seconds / 60:.1f} min" if run.seconds else None,
+        "seed": run.seed,
+        "split": of_scores.name or of_run.name,
+        "hash of the split": of_scores.hash or of_run.hash,
+        "labels": _labels(summary and summary.label_release),
+        "part that was predicted": of_scores.part,
+        "inference": _inference(summary and summary.inference),
         "cases of the split": ", ".join(f"{len(names)} {part}" for part, names in cases.items()) or None,
-        "trained with": ", ".join(f"{name} {version}" for name, version in versions.items()) or None,
-        "kitsseg that trained": run.get("kitsseg"),
-        "kitsseg that evaluated": summary.get("kitsseg"),
-        "interval": f"{summary['resamples']:,} resamples of the cases, seed {summary['bootstrap_seed']}"
-        if summary
-        else None,
+        "trained with": ", ".join(f"{name} {version}" for name, version in (run.versions or {}).items())
+        or None,
+        "kitsseg that trained": run.kitsseg,
+        "kitsseg that evaluated": summary and summary.kitsseg,
+        "interval": summary
+        and f"{summary.resamples:,} resamples of the cases, seed {summary.bootstrap_seed}",
     }
     lines = "".join(
         f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value is not None

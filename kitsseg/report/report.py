@@ -3,69 +3,41 @@
 The files of a run folder may have been edited, so the report checks what it takes from them.
 """
 
-import csv
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.records.run import read_history, read_run
-from kitsseg.report.page import build_page
+from kitsseg.files.json_records import read_record
+from kitsseg.records.run import RunFacts, read_history, read_run, read_sparsity
+from kitsseg.report.page import Contents, build_page
 from kitsseg.report.pictures import case_picture, case_preview
-from kitsseg.scoring.scores_file import ANY, COUNT, NUMBER, TEXT, check_form, read_scores
+from kitsseg.scoring.scores_file import read_scores
 
-__all__ = ["read_sparsity", "run_of_report", "write_preview", "write_report"]
+Progress = Callable[[str, int, int], object]
 
-FORM = {
-    "recipe?": TEXT,
-    "paper?": TEXT,
-    "reported?": {None: ANY},
-    "given?": {None: ANY},
-    "versions?": {None: TEXT},
-    "split?": {"name?": TEXT, "hash?": TEXT, "cases?": {None: [TEXT]}},
-    "seconds?": NUMBER,
-    "seed?": COUNT,
-    "status?": TEXT,
-    "kitsseg?": TEXT,
-}
-COLUMNS = ("weights", "shape", "pruned", "size", "zeros", "sparsity")
+__all__ = ["draw_report", "run_of_report", "write_preview", "write_report"]
 
 
-def run_of_report(folder):
-    """The record of a run, with what the page prints of it checked.
+def run_of_report(folder: Path) -> RunFacts:
+    """What the page prints of a run.
 
-    Raises: InputError.
+    Raises: InputError for a folder of no run, and for a damaged or edited ``run.json``.
     """
-    record = read_run(folder)
-    check_form(record, FORM, Path(folder) / "run.json", "Restore the file as kitsseg train wrote it.")
-    return record
-
-
-def read_sparsity(folder):
-    """Rows of RUN/sparsity.csv with numbers as numbers; empty for a run that was not pruned.
-
-    Raises: InputError if it is damaged.
-    """
-    path = Path(folder) / "sparsity.csv"
+    path = Path(folder) / "run.json"
     if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: row[name] for name in COLUMNS} for row in csv.DictReader(file)]
-        for row in rows:
-            row |= {"size": int(row["size"]), "zeros": int(row["zeros"]), "sparsity": float(row["sparsity"])}
-            if not (0 <= row["zeros"] <= row["size"] and 0 <= row["sparsity"] <= 1):
-                raise ValueError(f"{row['zeros']} zeros of {row['size']}")
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path}: expected a row for each weight matrix, found others ({error!r})."
-        ) from error
-    return rows
+        read_run(folder)  # says what is missing
+    return read_record(path, RunFacts, "the record of a run", "Restore the file as kitsseg train wrote it.")
 
 
 WORST, BEST = 6, 3  # cases with pictures: the page stays below 5 MB
 
 
-def write_report(source, out, progress=None):
+def write_report(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress | None = None
+) -> Path:
     """Write the page.
 
     Args:
@@ -83,20 +55,41 @@ def write_report(source, out, progress=None):
         raise InputError(f"{out}: expected the name of an .html file to write.")
     if not source.exists():
         raise InputError(f"{source}: expected a run folder or a scores.csv, found nothing.")
-    rows, summary, run, history, sparsity, notes = [], {}, {}, [], [], []
-    if source.is_dir():
-        folder, scores = source, source / "scores.csv"
-        if scores.exists():
-            rows, summary = read_scores(scores)
-        else:
-            notes.append(
-                f"No scores yet: there is no {scores}. To get them: "
-                f"kitsseg predict {source} CASES --out PREDICTIONS, then "
-                f"kitsseg evaluate PREDICTIONS CASES --out {scores}."
-            )
+    return draw_report(_read(source), out, progress)
+
+
+def draw_report(contents: Contents, out: Path, progress: Progress | None = None) -> Path:
+    """Write the page of these contents, with pictures of the worst and the best cases. Args: as ``write_report``."""
+    rows = sorted(contents.rows, key=lambda row: (row["composite"], row["case"]))
+    drawn = rows if len(rows) <= WORST + BEST else rows[:WORST] + rows[-BEST:]
+    pictures = {}
+    for done, row in enumerate(drawn):
+        if progress:
+            progress("draw", done, len(drawn))
+        pictures[row["case"]] = case_picture(contents.summary.cases[row["case"]])
+    if progress and drawn:
+        progress("draw", len(drawn), len(drawn))
+    page = build_page(replace(contents, rows=rows), pictures)
+    with atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def _read(source: Path) -> Contents:
+    """The contents of the page of a run folder or of a scores.csv."""
+    scores = source / "scores.csv" if source.is_dir() else source
+    rows, summary, notes = [], None, []
+    if scores.exists():
+        rows, summary = read_scores(scores)
     else:
-        rows, summary = read_scores(source)
-        folder = Path(summary["run"]) if summary.get("run") else None
+        notes.append(
+            f"No scores yet: there is no {scores}. To get them: "
+            f"kitsseg predict {source} CASES --out PREDICTIONS, then "
+            f"kitsseg evaluate PREDICTIONS CASES --out {scores}."
+        )
+    folder = source
+    if not source.is_dir():
+        folder = Path(summary.run) if summary.run else None
     if folder is None:
         notes.append(
             "No training curves: the predictions were not made by kitsseg predict, so no run is known."
@@ -105,19 +98,8 @@ def write_report(source, out, progress=None):
         notes.append(f"No training curves: the run folder {folder} is no longer there.")
     else:
         run, history, sparsity = run_of_report(folder), read_history(folder), read_sparsity(folder)
-    rows = sorted(rows, key=lambda row: (row["composite"], row["case"]))
-    drawn = rows if len(rows) <= WORST + BEST else rows[:WORST] + rows[-BEST:]
-    pictures = {}
-    for done, row in enumerate(drawn):
-        if progress:
-            progress("draw", done, len(drawn))
-        pictures[row["case"]] = case_picture(summary["cases"][row["case"]])
-    if progress and drawn:
-        progress("draw", len(drawn), len(drawn))
-    page = build_page(rows, summary, run, history, pictures, notes, sparsity)
-    with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out
+        return Contents(rows=rows, summary=summary, run=run, history=history, sparsity=sparsity, notes=notes)
+    return Contents(rows=rows, summary=summary, notes=notes)
 
 
 def write_preview(scores, out, case=None):
@@ -146,7 +128,7 @@ def write_preview(scores, out, case=None):
             raise InputError(f"{scores}: expected {case} among its {len(rows)} cases, found {names} ...")
     title = f"{row['case']}   TK {row['tk_dice']:.3f}   TU {row['tu_dice']:.3f}   "
     title += "blue: truth, orange: prediction; dark: kidney, light: tumor"
-    picture = case_preview(summary["cases"][row["case"]], title)
+    picture = case_preview(summary.cases[row["case"]], title)
     with atomic_path(out) as temporary:
         picture.save(temporary, "PNG", optimize=True)
     return row["case"]

@@ -1,8 +1,10 @@
 """Sections of the report: the ladder, the paper's claims, surfaces and lesions, what failed, pruning."""
 
 from html import escape
+from typing import Any
 
 from kitsseg.scoring.ladder import RUNGS
+from kitsseg.scoring.summary import Ladders, Summary
 
 __all__ = ["CLAIMS", "claims", "details", "failure_rows", "ladder_table", "pruning", "without_counterpart"]
 
@@ -36,18 +38,18 @@ def without_counterpart(name):
     return "no score of label maps"
 
 
-def ladder_table(beside):
+def ladder_table(beside: Ladders) -> list[str]:
     """The same label maps under every definition, beside an empty label map."""
     lines = []
     for key, rung in RUNGS.items():
-        ours, nothing = (beside[name][key] for name in ("prediction", "all_background"))
+        ours, nothing = beside.prediction[key], beside.all_background[key]
         official = " class='official'" if rung.name.endswith("official") else ""
         lines.append(
             f"<tr{official}><th scope='row'>{escape(rung.name)}<small>{escape(rung.definition)}</small></th>"
             f"<td class='words'>{escape(rung.met_in)}</td>{_bar(ours)}{_bar(nothing)}</tr>"
         )
-    accuracy = beside["all_background"]["pixel_accuracy"]
-    slices = beside["all_background"]["slice_tu_dice_empty_is_1"]
+    accuracy = beside.all_background["pixel_accuracy"]
+    slices = beside.all_background["slice_tu_dice_empty_is_1"]
     return [
         "<section><h2>One prediction, many scores</h2><p class='aside'>The same label maps under every definition "
         "that papers and common code call accuracy or Dice, and beside them an empty label map on the same cases. "
@@ -66,7 +68,7 @@ def _bar(value):
     return f"<td class='bar' style='--v:{value:.4f}'>{value:.4f}</td>"
 
 
-def claims(reported, beside, phantom=False):
+def claims(reported: dict[str, Any] | None, beside: Ladders | None, phantom: bool = False) -> list[str]:
     """What the paper reports, beside ours where the definition is the same; ``beside`` is None without scores."""
     if not reported:
         return []
@@ -75,7 +77,7 @@ def claims(reported, beside, phantom=False):
         key = CLAIMS.get(name)
         cells = f"<th scope='row'>{escape(str(name))}</th><td>{escape(str(value))}</td>"
         if beside is not None and key:
-            ours, nothing = (beside[which][key] for which in ("prediction", "all_background"))
+            ours, nothing = beside.prediction[key], beside.all_background[key]
             cells += f"{_cell(ours)}{_cell(nothing)}<td class='words'>{escape(RUNGS[key].definition)}</td>"
         elif beside is not None:
             cells += f"<td>-</td><td>-</td><td class='words'>{without_counterpart(str(name))}</td>"
@@ -99,48 +101,49 @@ def _cell(value, digits=3):
     return "<td>-</td>" if value is None else f"<td>{value:.{digits}f}</td>"
 
 
-def details(summary):
+def details(summary: Summary) -> list[str]:
     """Surface Dice and HD95, the Dice of the KiTS23 classes, lesions; nothing where they were not asked for."""
-    hec, surface, lesions = (summary.get(name) for name in ("hec", "surface", "lesions"))
+    hec, surface, lesions = summary.hec, summary.surface, summary.lesions
     if not (hec or surface or lesions):
         return []
-    names = dict.fromkeys([*(hec["dice"] if hec else ()), *(surface["classes"] if surface else ())])
+    names = dict.fromkeys([*(vars(hec.dice) if hec else ()), *(surface.classes if surface else ())])
     heads, lines = ["class"], {name: [] for name in names}
     if hec:
         heads.append("Dice")
         for name in names:
-            lines[name].append(_cell(hec["dice"].get(name, {}).get("mean")))
+            dice = getattr(hec.dice, name, None)
+            lines[name].append(_cell(dice and dice.mean))
     if surface:
         heads += ["surface Dice", "at mm", "HD95 mm", "HD95 defined in"]
-        for name, values in surface["classes"].items():
-            distance = values["hd95_mm"]
-            lines[name].append(_cell(values["surface_dice"]["mean"]) + _cell(values["tolerance_mm"]))
-            lines[name].append(_cell(distance["mean"], 2))
-            lines[name].append(f"<td>{distance['defined']} of {summary['n_cases']}</td>")
+        for name, values in surface.classes.items():
+            distance = values.hd95_mm
+            lines[name].append(_cell(values.surface_dice.mean) + _cell(values.tolerance_mm))
+            lines[name].append(_cell(distance.mean, 2))
+            lines[name].append(f"<td>{distance.defined} of {summary.n_cases}</td>")
     head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
     body = "".join(f"<tr><th scope='row'>{escape(n)}</th>{''.join(cells)}</tr>" for n, cells in lines.items())
     parts = ["<section><h2>Surfaces and lesions</h2>"]
     parts.append(f"<div class='scroll'><table class='narrow'><thead><tr>{head}</tr></thead>")
     parts.append(f"<tbody>{body}</tbody></table></div>")
     if surface:
-        rules = f"Surface Dice: {surface['surface_dice_rule']}. HD95: {surface['hd95_rule']}."
+        rules = f"Surface Dice: {surface.surface_dice_rule}. HD95: {surface.hd95_rule}."
         parts.append(f"<p class='aside'>{escape(rules)}</p>")
     if lesions:
         parts.append(
-            f"<p>{lesions['lesions_found']} of {lesions['lesions']} tumors were found; {lesions['false_lesions']} of "
-            f"{lesions['predicted_lesions']} predicted ones are false.</p><p class='aside'>{escape(lesions['rule'])}."
+            f"<p>{lesions.lesions_found} of {lesions.lesions} tumors were found; {lesions.false_lesions} of "
+            f"{lesions.predicted_lesions} predicted ones are false.</p><p class='aside'>{escape(lesions.rule)}."
             "</p>"
         )
     return [*parts, "</section>"]
 
 
-def failure_rows(rows, summary):
+def failure_rows(rows: list[dict[str, Any]], summary: Summary) -> list[str]:
     """Cases that say nothing good: not predicted, empty, or with a tumor that was missed altogether."""
-    failed = summary.get("failed") or {}
+    failed = summary.failed or {}
     groups = [
-        ("Prediction failed", [f"{case}: {entry['reason']}" for case, entry in failed.items()]),
+        ("Prediction failed", [f"{case}: {entry.reason}" for case, entry in failed.items()]),
         (
-            f"Masks without a voxel ({summary['empty_rule']})",
+            f"Masks without a voxel ({summary.empty_rule})",
             [f"{row['case']}: {row['empty'].replace('_', ' ')}" for row in rows if row["empty"]],
         ),
         (
@@ -156,7 +159,7 @@ def failure_rows(rows, summary):
         parts = ["<dt>None</dt><dd>No prediction failed, no mask is empty, no tumor was missed.</dd>"]
     lines = [f"<section><h2>Failures</h2><dl>{''.join(parts)}</dl>"]
     # of a run: the patients it was trained on, and those forgotten
-    if left := summary["truth_without_prediction"]:
+    if left := summary.truth_without_prediction:
         lines.append(
             f"<p class='aside'>Not predicted, so not scored: {len(left)} of the cases with a truth: "
             f"{_listed(left, ', ')}.</p>"

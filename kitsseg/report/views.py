@@ -8,6 +8,7 @@ import numpy as np
 from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.errors import InputError
+from kitsseg.scoring.cases import CaseFiles
 
 __all__ = ["CaseViews", "View", "case_views", "choose_point"]
 
@@ -45,26 +46,25 @@ class CaseViews:
     outside_ml: float
 
 
-def case_views(files):
+def case_views(files: CaseFiles) -> CaseViews:
     """Read a case and cut its three planes.
 
     Args:
-        files: dict of the paths ``prediction``, ``truth`` and ``image`` (None if there is no CT), and perhaps of the
-            ``label_values`` of the labels (see ``read_labels``), as in scores.json.
+        files: as in scores.json.
 
     Returns: CaseViews.
     Raises: InputError that names the file for one that is missing or damaged, or files of different shapes.
     """
-    if files["image"] is None:
-        raise InputError(f"no CT lies beside {files['truth']}.")
+    if files.image is None:
+        raise InputError(f"no CT lies beside {files.truth}.")
     try:
-        values = tuple(files.get("label_values") or (0, 1, 2))
-        truth = read_labels(files["truth"], values)
+        values = files.label_values or (0, 1, 2)
+        truth = read_labels(files.truth, values)
         # a prediction has labels of its own: cysts only where they were scored as a class
-        prediction = read_labels(files["prediction"], values if 3 in values else (0, 1, 2))
-        if not Path(files["image"]).exists():  # before two volumes are read in vain
-            raise FileNotFoundError(2, "", files["image"])
-        image = read_image(files["image"])
+        prediction = read_labels(files.prediction, values if 3 in values else (0, 1, 2))
+        if not Path(files.image).exists():  # before two volumes are read in vain
+            raise FileNotFoundError(2, "", files.image)
+        image = read_image(files.image)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or error} is no longer there.") from error
     volumes = (image, truth, prediction)

@@ -79,12 +79,12 @@ def check_execution(recipe, devices, xla, steps_per_execution):
     return f"{', '.join(single)}: one step at a time, since masks or rates are set before each"
 
 
-def set_execution(model, training, phase):
-    """Set a compiled model to what ``check_execution`` let pass."""
+def set_execution(model, options, phase):
+    """Set a compiled model to what ``check_execution`` let pass; ``options`` are TrainOptions."""
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_tensorflow = keras.config.backend() == "tensorflow"
-    without = training.devices.mirrored or (on_tensorflow and not keras.distribution.list_devices("gpu"))
+    without = options.devices.mirrored or (on_tensorflow and not keras.distribution.list_devices("gpu"))
     # None: Keras finds out at the first step what this network and these devices allow
-    model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[training.xla]
-    n = 1 if step_by_step(phase) else training.steps_per_execution
-    model.steps_per_execution = n * training.accumulate if n > 1 else 1
+    model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[options.xla]
+    n = 1 if step_by_step(phase) else options.steps_per_execution
+    model.steps_per_execution = n * options.accumulate if n > 1 else 1

@@ -5,7 +5,6 @@ each other than two networks do on one of them. Patients that any of the runs wa
 out, and named.
 """
 
-import csv
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import wilcoxon
 
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.tables import write_rows
 from kitsseg.records.run import read_run, seen_patients
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
 from kitsseg.scoring.scores_file import read_scores
@@ -107,12 +106,9 @@ def compare_scores(files, out=None):
                 {"first": first, "second": second, "metric": metric, "difference": difference}
                 | {"low": low, "high": high, "p": p, "patients": len(cases)}
             )
-    phantom = any(summary.get("phantom") for _, summary in read.values())
+    phantom = any(summary.phantom for _, summary in read.values())
     if out is not None:
-        with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(differences[0]))
-            writer.writeheader()
-            writer.writerows(differences)
+        write_rows(out, differences)
     unchecked = tuple(name for name, (_, summary) in read.items() if not _knows_its_patients(summary))
     return Comparison(cases, means, differences, left_out, bool(phantom), unchecked, of_slices)
 
@@ -123,7 +119,7 @@ def _interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> 
 
 
 def _knows_its_patients(summary):
-    return bool(summary.get("run")) and (Path(summary["run"]) / "run.json").is_file()
+    return bool(summary.run) and (Path(summary.run) / "run.json").is_file()
 
 
 def _left_out(tables, summaries):
@@ -131,10 +127,10 @@ def _left_out(tables, summaries):
     found = {}
     for name, summary in summaries.items():
         if _knows_its_patients(summary):
-            record = read_run(summary["run"])
-            parts = record["split"]["cases"]
+            record = read_run(summary.run)
+            parts = record.split.cases
             for part, words in (("train", "trained on"), ("validation", "chosen by")):
-                for case in parts[part]:
+                for case in getattr(parts, part):
                     found.setdefault(case, f"{name} was {words} it")
             for case in set.union(*seen_patients(record).values()):
                 found.setdefault(case, f"{name} started from a run that has seen it")

@@ -1,54 +1,36 @@
 """``kitsseg evaluate``: predictions and truth -> scores.csv, a row per case, and scores.json, the summary."""
 
-import csv
-import json
-import math
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-
-from kitsseg.data.formats.nifti import KITS_LABELS, is_phantom
-from kitsseg.data.layouts.kits import Layout
+from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
-from kitsseg.files.paths import as_given, relative_paths
-from kitsseg.records.predictions import PREDICTIONS, read_predictions
-from kitsseg.scoring.details import (
-    CLASSES,
-    cysts_as_kidney,
-    detail_columns,
-    hec_scores,
-    label_release,
-    summarize_details,
-    surface_and_lesions,
-    values_with_cysts,
-)
-from kitsseg.scoring.dice import SCORES, VOLUMES, score_counts, summarize_scores
-from kitsseg.scoring.label_files import count_files, read_boxes
-from kitsseg.scoring.ladder import RUNGS, all_background, ladder
-from kitsseg.scoring.pairs import find_pairs
+from kitsseg.files.json_records import as_builtins, converted, read_record
+from kitsseg.files.paths import absolute_paths
+from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
+from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
+from kitsseg.scoring.pairs import Pair, find_pairs
+from kitsseg.scoring.scores_file import Evaluation, write_scores
 from kitsseg.scoring.slices import evaluate_slices
-from kitsseg.version import __version__
+from kitsseg.scoring.summary import Provenance, summarize
 
-__all__ = ["COLUMNS", "Evaluation", "evaluate_folders"]
+__all__ = ["COLUMNS", "Evaluation", "evaluate_folders", "evaluate_pairs"]
 
-COLUMNS = ("case", *SCORES, *VOLUMES, "empty", "label_release", "split_hash")
-EMPTY_RULE = "both masks empty: 1; exactly one empty: 0"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was written: ``rows`` as in scores.csv, ``summary`` as in scores.json but with absolute paths."""
-
-    rows: list[dict]
-    summary: dict
+COLUMNS = columns_of("kits19", surface=False)
+Progress = Callable[[str, int, int], object]
 
 
-def evaluate_folders(prediction, truth, out, progress=None, layout=None, classes="kits19", surface=False):
+def evaluate_folders(
+    prediction: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    progress: Progress | None = None,
+    layout: Layout | None = None,
+    classes: str = "kits19",
+    surface: bool = False,
+) -> Evaluation:
     """Score predictions on the original grid and write ``out`` and the JSON file of the same stem beside it.
 
     Args:
@@ -81,96 +63,58 @@ def evaluate_folders(prediction, truth, out, progress=None, layout=None, classes
                 f"{truth}: expected scans for --classes kits23 and --surface, found single slices."
             )
         folder = prediction if prediction.is_dir() else prediction.parent
-        record = _recorded_by_predict(folder) | {"mask_values": _mask_values(folder)}
+        record = as_builtins(_recorded_by_predict(folder)) | {"mask_values": _mask_values(folder)}
         return Evaluation(*evaluate_slices(prediction, truth, out, layout or Layout(), record, progress))
     pairs, missing = find_pairs(prediction, truth, layout)
-    record = _recorded_by_predict(prediction if prediction.is_dir() else prediction.parent)
-    rows, tables, files = [], [], {}
+    provenance = _recorded_by_predict(prediction if prediction.is_dir() else prediction.parent)
+    evaluation = evaluate_pairs(
+        pairs, missing, provenance, classes=classes, surface=surface, progress=progress
+    )
+    write_scores(evaluation, out)
+    return evaluation
+
+
+def evaluate_pairs(
+    pairs: list[Pair],
+    missing: list[str],
+    provenance: Provenance,
+    *,
+    classes: str = "kits19",
+    surface: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score label maps, and write nothing.
+
+    Args:
+        pairs, missing: of ``find_pairs``.
+        provenance: what made the label maps.
+        classes, surface, progress: as in ``evaluate_folders``.
+    """
+    scored = []
     for done, pair in enumerate(pairs):
         if progress:
             progress("score", done, len(pairs))
-        row, table, files[pair.case] = _score_pair(pair, classes, surface)
-        rows.append(row | {"split_hash": (record.get("split") or {}).get("hash")})
-        tables.append(table)
+        scored.append(score_pair(pair, classes, surface))
     if progress:
         progress("score", len(pairs), len(pairs))
-    summary = {"kitsseg": __version__} | summarize_scores(rows) | summarize_details(rows, classes, surface)
-    summary |= {"empty_rule": EMPTY_RULE, "truth_without_prediction": missing}
-    summary["beside_all_background"] = {
-        "prediction": ladder(tables),
-        "all_background": ladder(all_background(tables)),
-        "definitions": {key: rung.definition for key, rung in RUNGS.items()},
-    }
-    summary = {key: value for key, value in record.items() if key not in summary} | summary
-    summary["label_release"] = {
-        name: sum(row["label_release"] == name for row in rows) for name in ("kits19", "other")
-    }
-    summary["cases"] = files
-    images = [of_case["image"] for of_case in files.values() if of_case["image"]]
-    summary["phantom"] = bool(summary.get("phantom")) or any(map(_synthetic, images))
-    _write(out, rows, summary, (*COLUMNS[:-3], *detail_columns(classes, surface), *COLUMNS[-3:]))
-    return Evaluation(rows, summary)
+    split_hash = provenance.split.hash if provenance.split else None
+    summary = summarize(scored, provenance, missing, classes, surface)
+    return Evaluation([case.row | {"split_hash": split_hash} for case in scored], summary)
 
 
-def _score_pair(pair, classes, surface):
-    """The row of one case, its tables of KiTS19 labels, and what scores.json keeps about its files."""
-    values, predicted_values = pair.label_values, KITS_LABELS
-    if classes == "kits23":
-        values = predicted_values = values_with_cysts(pair)
-    tables, spacing_mm = count_files(pair.prediction, pair.truth, values, predicted_values)
-    details, files = {}, _files(pair, values)
-    if classes == "kits23":
-        details = hec_scores(tables)
-        tables = cysts_as_kidney(tables)
-    if surface:
-        boxes = read_boxes(pair.prediction, pair.truth, values, predicted_values)
-        more, files["lesions"] = surface_and_lesions(*boxes, spacing_mm, classes)
-        details |= more
-    row = {"case": pair.case} | score_counts(tables.sum(axis=0), math.prod(spacing_mm) / 1000) | details
-    row["label_release"], files["truth_sha256"] = label_release(pair.case, pair.truth)
-    return row, tables, files
-
-
-def _recorded_by_predict(folder):
+def _recorded_by_predict(folder: Path) -> Provenance:
+    """What predictions.json says, and the files of processes that are still at work or were killed."""
     file = folder / PREDICTIONS
-    try:
-        record = read_predictions(folder)
-        if record is None:
-            return {}
-        _ = (record.get("split") or {}).get("hash")
-        failed = {case: {"reason": entry["reason"]} for case, entry in record.get("failed", {}).items()}
-        record = {key: value for key, value in record.items() if key not in ("cases", "begun", "kitsseg")}
-        return record | {"failed": failed}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{file}: expected the record of kitsseg predict ({error}). Predict again or remove it."
-        ) from error
+    if has_journals(folder) and (record := read_predictions(folder)):
+        return converted(as_builtins(record), Provenance)
+    if not file.is_file():
+        return Provenance()
+    found = read_record(file, Provenance, "the record of kitsseg predict", "Predict again or remove it.")
+    return converted(absolute_paths(as_builtins(found), folder), Provenance)
 
 
-def _mask_values(folder: Path) -> dict[str, list[int]]:
-    """The values of the masks that ``kitsseg predict`` wrote, by slice; the record is known to be one."""
-    cases = (read_predictions(folder) or {}).get("cases", {})
-    return {Path(name).stem: entry["mask_values"] for name, entry in cases.items() if "mask_values" in entry}
-
-
-def _synthetic(image):
-    try:
-        return is_phantom(nib.load(image).header)
-    except (OSError, EOFError, ImageFileError, HeaderDataError):
-        return False  # scoring needs no image; the report names a damaged one
-
-
-def _files(pair, values):
-    files = {"prediction": pair.prediction, "truth": pair.truth, "image": pair.image}
-    paths = {name: str(as_given(file)) if file else None for name, file in files.items()}
-    return paths if values == KITS_LABELS else paths | {"label_values": values}
-
-
-def _write(out, rows, summary, columns):
-    text = json.dumps(relative_paths(summary, out.parent), indent=1, allow_nan=False)
-    with atomic_path(out.with_suffix(".json")) as beside:  # both files or neither
-        beside.write_text(text + "\n")
-        with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row | {"empty": " ".join(row["empty"])} for row in rows)
+def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The values of the masks that ``kitsseg predict`` wrote, by slice."""
+    record = read_predictions(folder) if (folder / PREDICTIONS).is_file() or has_journals(folder) else None
+    cases = record.cases if record else {}
+    return {Path(name).stem: entry.mask_values for name, entry in cases.items() if entry.mask_values}

@@ -1,65 +1,46 @@
-"""Reading back what ``kitsseg evaluate`` wrote, and refusing what it did not."""
+"""scores.csv, a row per case, and scores.json beside it: written together, read only if they belong together."""
 
-import csv
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kitsseg.errors import InputError
-from kitsseg.files.paths import absolute_paths
+from kitsseg.files.atomic import atomic_path
+from kitsseg.files.json_records import as_builtins, as_json, converted, read_record
+from kitsseg.files.paths import absolute_paths, relative_paths
+from kitsseg.files.tables import read_rows, write_rows
+from kitsseg.scoring.cases import columns_of
 from kitsseg.scoring.dice import SCORES, VOLUMES
-from kitsseg.scoring.kits23 import HEC_LABELS
 from kitsseg.scoring.ladder import RUNGS
 from kitsseg.scoring.slices import holds_slice_scores
+from kitsseg.scoring.summary import Summary
 
-__all__ = ["ANY", "COUNT", "NUMBER", "TEXT", "TEXT_COLUMNS", "check_form", "read_scores"]
+__all__ = ["Evaluation", "read_scores", "write_scores"]
 
 TEXT_COLUMNS = ("case", "empty", "label_release", "split_hash")
-NUMBER, COUNT, TEXT, ANY = (int, float), (int,), (str,), (int, float, str, list, dict, bool)
-NONE = (type(None),)
-MEANS = {"mean": NUMBER, "sd": NUMBER + NONE, "median": NUMBER, "interval_95": [NUMBER, NUMBER]}
-DICE = {"mean": NUMBER, "defined": COUNT}
-MEANS_OF_DEFINED = {"mean": NUMBER + NONE, "defined": COUNT}
-LADDER = {key: NUMBER + NONE if "skipped" in key or "pooled_t" in key else NUMBER for key in RUNGS}
-# What the report and the comparison take from scores.json. A dict with the key None has any keys; keys with a question
-# mark may be missing or null; a list of one form has any length.
-FORM = {
-    "n_cases": COUNT,
-    "empty_cases": COUNT,
-    "empty_rule": TEXT,
-    "truth_without_prediction": [TEXT],
-    "composite_interval_95": [NUMBER, NUMBER],
-    "resamples": COUNT,
-    "bootstrap_seed": COUNT,
-    "scores": dict.fromkeys(SCORES, MEANS),
-    "beside_all_background": {"prediction": LADDER, "all_background": LADDER},
-    "cases": {
-        None: {"prediction": TEXT, "truth": TEXT, "image": TEXT + NONE, "label_values?": [COUNT + NONE]},
-    },
-    "label_release?": {None: COUNT},
-    "hec?": {"dice": dict.fromkeys(HEC_LABELS, DICE), "mean_dice": NUMBER},
-    "surface?": {
-        "classes": {None: {"tolerance_mm": NUMBER, "surface_dice": DICE, "hd95_mm": MEANS_OF_DEFINED}},
-        "mean_surface_dice": NUMBER,
-        "surface_dice_rule": TEXT,
-        "hd95_rule": TEXT,
-    },
-    "lesions?": {
-        **dict.fromkeys(("lesions", "lesions_found", "predicted_lesions", "false_lesions"), COUNT),
-        "rule": TEXT,
-    },
-    "run?": TEXT,
-    "also?": [TEXT],
-    "recipe?": TEXT,
-    "paper?": TEXT,
-    "reported?": {None: ANY},
-    "split?": {"name?": TEXT, "hash?": TEXT, "part?": TEXT, "cases?": {None: [TEXT]}},
-    "inference?": {None: ANY + NONE},
-    "failed?": {None: {"reason": TEXT}},
-}
+AGAIN = "Run kitsseg evaluate again."
 
 
-def read_scores(path):
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a set of cases: ``rows`` as in scores.csv, ``summary`` as in scores.json but with absolute paths."""
+
+    rows: list[dict[str, Any]]
+    summary: Summary | dict[str, Any]  # a dict of slice scores (``kitsseg.scoring.slices``)
+
+
+def write_scores(evaluation: Evaluation, path: Path) -> None:
+    """Write a scores.csv and the scores.json of the same stem beside it: both files or neither."""
+    summary = evaluation.summary
+    columns = columns_of(summary.classes or "kits19", summary.surface is not None)
+    text = as_json(summary, lambda values: relative_paths(values, path.parent))
+    with atomic_path(path.with_suffix(".json")) as beside:
+        beside.write_text(text, encoding="utf-8")
+        write_rows(path, evaluation.rows, columns)
+
+
+def read_scores(path: Path | str) -> tuple[list[dict[str, Any]], Summary]:
     """The rows of a scores.csv with numbers as numbers (None where a value is not defined), and its scores.json
     with the paths in it made absolute.
 
@@ -67,74 +48,45 @@ def read_scores(path):
     """
     path = Path(path)
     beside = path.with_suffix(".json")
-    again = "Run kitsseg evaluate again."
     if holds_slice_scores(path):
         raise InputError(
             f"{path}: expected scores of whole cases, found slice scores, which mean something else. Compare slice "
             "scores with each other: kitsseg compare."
         )
     if not beside.is_file():
-        raise InputError(f"{beside}: expected the summary of {path.name} beside it, found nothing. {again}")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [_numbers(row) for row in csv.DictReader(file)]
-        summary = json.loads(beside.read_text(encoding="utf-8"))
-        expected, found = sorted(summary["cases"]), sorted(row["case"] for row in rows)
-        means = {name: summary["scores"][name]["mean"] for name in SCORES}
-        for row in rows:
-            _ = [row[name] + 0 for name in (*SCORES, *VOLUMES)], row["empty"] + ""
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{beside}: expected the summary of {path.name} beside it, found nothing. {AGAIN}")
+    kinds = {"case": str, **dict.fromkeys((*SCORES, *VOLUMES), _number), "empty": str}
+    text = dict.fromkeys(TEXT_COLUMNS, str)
+    rows = read_rows(path, kinds, _number, "the scores of kitsseg evaluate", AGAIN, text)
+    summary = read_record(beside, Summary, "the summary of kitsseg evaluate", AGAIN)
+    names = sorted(row["case"] for row in rows)
+    if not rows or sorted(summary.cases) != names:
         raise InputError(
-            f"{path}: expected the scores of kitsseg evaluate, found others ({error!r}). {again}"
-        ) from error
-    if not rows or expected != found:
-        raise InputError(
-            f"{path}: has {len(found)} cases, {beside.name} beside it {len(expected)} others. {again}"
+            f"{path}: has {len(names)} cases, {beside.name} beside it {len(summary.cases)} others. {AGAIN}"
         )
-    check_form(summary, FORM, beside, again)
-    summary = absolute_paths(summary, beside.parent)
-    for name, mean in means.items():
+    _check_ladders(summary, beside)
+    for name in SCORES:
+        mean = getattr(summary.scores, name).mean
         # written so that NaN fails too
         if not abs(mean - sum(row[name] for row in rows) / len(rows)) <= 1e-9:
-            raise InputError(f"{path}: the mean of {name} is not the {mean:.6g} of {beside.name}. {again}")
-    return rows, summary
+            raise InputError(f"{path}: the mean of {name} is not the {mean:.6g} of {beside.name}. {AGAIN}")
+    return rows, converted(absolute_paths(as_builtins(summary), beside.parent), Summary)
 
 
-def check_form(value, form, path, advice, where=""):
-    """Raise InputError where ``value`` of the JSON file ``path`` is not of a form as ``FORM``."""
-
-    def wrong(expected):
-        shown = "nothing" if value is None else f"{value!r:.60}"
-        return InputError(f"{path}: expected {expected} as {where or 'its content'}, found {shown}. {advice}")
-
-    if isinstance(form, tuple):
-        fits = isinstance(value, form) and (not isinstance(value, bool) or bool in form)
-        if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            names = {int: "a number", float: "a number", str: "text", type(None): "null", dict: "an object"}
-            raise wrong(" or ".join(dict.fromkeys(names[kind] for kind in form if kind in names)))
-    elif isinstance(form, list):
-        if not isinstance(value, list) or (len(form) > 1 and len(value) != len(form)):
-            raise wrong("a list" if len(form) == 1 else f"a list of {len(form)}")
-        for i, item in enumerate(value):
-            check_form(item, form[min(i, len(form) - 1)], path, advice, f"{where}[{i}]")
-    elif not isinstance(value, dict):
-        raise wrong("an object")
-    elif None in form:
-        for key, item in value.items():
-            check_form(item, form[None], path, advice, f"{where}.{key}".lstrip("."))
-    else:
-        for key, inner in form.items():
-            name, item = key.rstrip("?"), value.get(key.rstrip("?"))
-            if name == key and name not in value:
-                raise wrong(f"an object with {name}")
-            if item is not None or name == key:
-                check_form(item, inner, path, advice, f"{where}.{name}".lstrip("."))
+def _check_ladders(summary: Summary, path: Path) -> None:
+    """Raise InputError where a definition is missing, or has no value though one is always defined."""
+    for which in ("prediction", "all_background"):
+        values = getattr(summary.beside_all_background, which)
+        for key in RUNGS:
+            if values.get(key) is None and not (key in values and ("skipped" in key or "pooled_t" in key)):
+                raise InputError(
+                    f"{path}: expected a number as beside_all_background.{which}.{key}, found "
+                    f"{'null' if key in values else 'nothing'}. {AGAIN}"
+                )
 
 
-def _numbers(row):
-    numbers = {
-        key: value if key in TEXT_COLUMNS else float(value) if value else None for key, value in row.items()
-    }
-    if not all(math.isfinite(value) for value in numbers.values() if isinstance(value, float)):
-        raise ValueError(f"a number of {row['case']} is not finite")
-    return numbers
+def _number(cell: str) -> float:
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError(f"{cell} is not finite")
+    return value

@@ -19,8 +19,11 @@ from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import find_slices
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
+from kitsseg.files.json_records import converted
 from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
+from kitsseg.files.tables import write_rows
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
+from kitsseg.scoring.summary import Provenance
 from kitsseg.version import __version__
 
 __all__ = ["UNIT", "evaluate_slices", "holds_slice_scores", "read_slice_scores"]
@@ -93,8 +96,9 @@ def holds_slice_scores(path: Path) -> bool:
         return False
 
 
-def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each patient, with the scores of ``read_scores`` as means over the patient's slices, and the summary.
+def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
+    """A row for each patient, with the scores of ``read_scores`` as means over the patient's slices, and what made the
+    label maps.
 
     Raises: InputError for what ``evaluate_slices`` has not written.
     """
@@ -108,13 +112,13 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
         patients = _of_patients(rows)
         if summary["unit"] != UNIT or summary["n_slices"] != len(rows) or not rows:
             raise ValueError(f"{beside.name} beside it is of other scores")
-        summary = absolute_paths(summary, beside.parent)
+        made_by = converted(absolute_paths(summary, beside.parent), Provenance)
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path}: expected the slice scores of kitsseg evaluate, found others ({error!r}). "
             "Run kitsseg evaluate again."
         ) from error
-    return patients, summary
+    return patients, made_by
 
 
 def _predicted(prediction: Path) -> dict[str, Path]:
@@ -177,7 +181,4 @@ def _write(out: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -
     text = json.dumps(relative_paths(summary, out.parent), indent=1, allow_nan=False)
     with atomic_path(out.with_suffix(".json")) as beside:  # both files or neither
         beside.write_text(text + "\n", encoding="utf-8")
-        with atomic_path(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row | {"empty": " ".join(row["empty"])} for row in rows)
+        write_rows(out, [row | {"empty": " ".join(row["empty"])} for row in rows], COLUMNS)

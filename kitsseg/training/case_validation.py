@@ -8,19 +8,18 @@ Between rounds whole cases are labeled as cheaply as the recipe allows: slices i
 tiles, no mirroring. Figures to compare epochs by, not official scores, which are those of the scan's own grid.
 """
 
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.inference.scan import score_cached_cases
+from kitsseg.records.run import WholeCases
 
 __all__ = ["COLUMNS", "CaseLog", "cheap_inference", "chosen_cases", "is_due"]
 
 SLICES = 4  # whole ones at once, without mirroring: one alone leaves a GPU idle
-COLUMNS = ("phase", "epoch", "case", "tk_dice", "tu_dice")
+COLUMNS = {"phase": str, "epoch": int, "case": str, "tk_dice": float, "tu_dice": float}
 
 
 def is_due(phase, epoch):
@@ -46,7 +45,7 @@ class CaseLog:
     Args:
         run: its folder; a file that is there is read, and goes on.
         cases: dict from name to CachedCase.
-        record: of the run; ``record["whole_case_validation"]["seconds"]`` counts what scoring takes.
+        record: of the run; ``record.whole_case_validation.seconds`` counts the seconds of scoring.
     """
 
     def __init__(self, run, cases, record):
@@ -67,24 +66,20 @@ class CaseLog:
         rows = [{"phase": phase, "epoch": epoch} | score for score in scores]
         # an epoch that was interrupted after it was scored is trained and scored once more
         self.rows = [row for row in self.rows if (row["phase"], row["epoch"]) != (phase, epoch)] + rows
-        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        spent = self.record.setdefault("whole_case_validation", {"seconds": 0.0})
-        spent["seconds"] = round(spent["seconds"] + time.monotonic() - started, 3)
+        write_rows(self.path, self.rows, list(COLUMNS))
+        if self.record.whole_case_validation is None:
+            self.record.whole_case_validation = WholeCases(seconds=0.0)
+        spent = self.record.whole_case_validation
+        spent.seconds = round(spent.seconds + time.monotonic() - started, 3)
         return rows
 
     def _read(self):
         if not self.path.is_file():
             return []
-        kinds = {"epoch": int, "tk_dice": float, "tu_dice": float}
-        try:
-            with self.path.open(newline="") as file:
-                return [
-                    {key: kinds.get(key, str)(row[key]) for key in COLUMNS} for row in csv.DictReader(file)
-                ]
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise InputError(
-                f"{self.path}: damaged ({error!r}). Remove it, or start the run again; nothing but this file is lost."
-            ) from error
+        return read_rows(
+            self.path,
+            COLUMNS,
+            None,
+            "a row for each whole validation case",
+            "Remove it, or start the run again; nothing but this file is lost.",
+        )

@@ -44,11 +44,11 @@ class EpochLog(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if isinstance(self.phase.schedule, OneCycle):
-            if batch % self.training.accumulate:  # a further part of the same batch
+            if batch % self.training.options.accumulate:  # a further part of the same batch
                 return
             steps = self.phase.steps_per_epoch
             self.rate, beta_1 = one_cycle(
-                self.epoch * steps + batch // self.training.accumulate,
+                self.epoch * steps + batch // self.training.options.accumulate,
                 self.phase.epochs * steps,
                 self.phase.learning_rate,
                 self.phase.schedule,
@@ -60,7 +60,7 @@ class EpochLog(keras.callbacks.Callback):
             getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).beta_1.assign(beta_1)
 
     def on_train_batch_end(self, batch, logs=None):
-        accumulate, loss = self.training.accumulate, float(logs["loss"])
+        accumulate, loss = self.training.options.accumulate, float(logs["loss"])
         step = batch // accumulate + 1
         if not math.isfinite(loss):  # it is the mean of the epoch so far: this step is the first
             until = "by" if self.model.steps_per_execution > accumulate else "at"
@@ -69,9 +69,9 @@ class EpochLog(keras.callbacks.Callback):
             done = self.steps_before + self.epoch * self.phase.steps_per_epoch + step
             if self.monitor:
                 self.monitor.step(done)
-            if self.training.progress:
+            if self.training.options.progress:
                 text = f"{self.phase.name}, epoch {self.epoch + 1} of {self.phase.epochs}, loss {loss:.3f}"
-                self.training.progress(text, done, self.training.total_steps)
+                self.training.options.progress(text, done, self.training.total_steps)
 
     def on_epoch_end(self, epoch, logs=None):
         training = self.training
@@ -92,7 +92,7 @@ class EpochLog(keras.callbacks.Callback):
         self.rows.append(row)
         training.history.append(row)
         write_history(training.run, training.history)  # from here on, this epoch has happened
-        training.record["seconds"] = round(time.monotonic() - training.started, 1)
+        training.record.seconds = round(time.monotonic() - training.started, 1)
         update_run(training.run, training.record)
         # of the epoch before as well: the newest file may turn out to be damaged
         keep = {

@@ -77,13 +77,13 @@ class Monitor:
     """Watches one run.
 
     Args:
-        training: Training. names: of the validation cases.
-        say: called as say(text) for what the user should see; without it only warnings are given, by ``warnings``.
-        tensorboard: folder for TensorBoard, or None.
+        training: Training; its options say who is told, and whether TensorBoard is written.
+        names: of the validation cases.
     """
 
-    def __init__(self, training, names, say=None, tensorboard=None):
-        self.training, self.names, self.say = training, tuple(names), say
+    def __init__(self, training, names):
+        self.training, self.names, self.say = training, tuple(names), training.options.say
+        tensorboard = training.options.tensorboard
         self.log = CaseLog(training.run, training.cases, training.record)
         self.tensorboard = TensorBoardLog(tensorboard, training.history) if tensorboard else None
         self.batches = self.pace = self.network = None
@@ -150,7 +150,7 @@ class Monitor:
             row: of the history. done: steps of the run so far.
         """
         training = self.training
-        steps = phase.steps_per_epoch * training.accumulate
+        steps = phase.steps_per_epoch * training.options.accumulate
         stop = row["epoch"] * steps
         if self.batches and not self.batches.any_positive(stop - steps, stop):
             self.warn(
@@ -168,20 +168,20 @@ class Monitor:
             self._outside(lambda: self.tensorboard.epoch(len(training.history), row, cases))
 
     def finish(self):
-        """Entries of run.json: what whole cases took, as a share of all other time; says so."""
+        """Put down in the record what whole cases took, as a share of all other time; say so."""
         if self.tensorboard:
             self.tensorboard.close()
-        spent = self.training.record.get("whole_case_validation")
+        spent = self.training.record.whole_case_validation
         if not spent:
-            return {}
-        training = max(time.monotonic() - self.training.started - spent["seconds"], 1e-9)
-        share = spent["seconds"] / training
-        text = f"whole validation cases took {spent['seconds']:.1f} s, {share:.1%} of the {training:.1f} s of training"
+            return
+        training = max(time.monotonic() - self.training.started - spent.seconds, 1e-9)
+        share = spent.seconds / training
+        text = f"whole validation cases took {spent.seconds:.1f} s, {share:.1%} of the {training:.1f} s of training"
         if share > LARGEST_SHARE and not any(phase.progressive for phase in self.training.recipe.phases):
             text = f"warning: {text}; that is more than a tenth. Give a larger --validate-cases-every."
         if self.say:
             self.say(text)
-        return {"whole_case_validation": spent | {"share": round(share, 4)}}
+        spent.share = round(share, 4)
 
     def _left(self, done):
         """The time left by the pace of this process; it cannot know of a phase that stops early."""
@@ -196,7 +196,7 @@ class Monitor:
 
     def _outside(self, function):
         """Call a function where the strategy of several devices is not in force: it is that of a thread."""
-        if self.training.devices.count == 1:
+        if self.training.options.devices.count == 1:
             return function()
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(function).result()

@@ -4,7 +4,7 @@ import zipfile
 
 import keras
 
-from kitsseg.data.sampling.batches import BatchesInParts, RepeatedBatches
+from kitsseg.data.sampling.batches import BatchesInParts, Draws, RepeatedBatches
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.errors import InputError
@@ -22,7 +22,7 @@ __all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "w
 
 def batches_of(training, phase, split, seed):
     """Training batches, in parts if gradients are accumulated, and validation batches: what this process draws."""
-    spec, devices, parts = training.recipe.preprocess, training.devices, training.accumulate
+    spec, devices, parts = training.recipe.preprocess, training.options.devices, training.options.accumulate
     patches = isinstance(phase.sampler, PatchSampler)
     kind, validation_kind = (PatchBatches, ValidationPatches) if patches else (SliceBatches, ValidationSlices)
     samplers = [
@@ -33,8 +33,7 @@ def batches_of(training, phase, split, seed):
             phase.sampler,
             phase.augmentation,
             spec,
-            seed=seed,
-            shard=devices.shard(part, parts),
+            Draws(seed=seed, shard=devices.shard(part, parts)),
         )
         for part in range(parts)
     ]
@@ -50,10 +49,10 @@ def batches_of(training, phase, split, seed):
 
 def compiled_network(training, phase, rows, weights):
     """The network: as the last checkpoint left it, or with the weights of the phase before."""
-    recipe, devices = training.recipe, training.devices
+    recipe, devices = training.recipe, training.options.devices
     if rows:
         model = load_checkpoint(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
-        set_execution(model, training, phase)
+        set_execution(model, training.options, phase)
         return model
     model = recipe.build_model(**recipe.model)
     if weights is not None:
@@ -67,14 +66,14 @@ def compiled_network(training, phase, rows, weights):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
     optimizer = recipe.build_optimizer(phase)
-    if training.accumulate > 1:
-        optimizer.gradient_accumulation_steps = training.accumulate
-    if training.ema:
-        keep_averages(optimizer, training.ema, training.accumulate)
+    if training.options.accumulate > 1:
+        optimizer.gradient_accumulation_steps = training.options.accumulate
+    if training.options.ema:
+        keep_averages(optimizer, training.options.ema, training.options.accumulate)
     if devices.mirrored:
         _check_mirrored(optimizer, training)
     model.compile(optimizer, loss, loss_weights=loss_weights)
-    set_execution(model, training, phase)
+    set_execution(model, training.options, phase)
     model.optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
     return model
 
@@ -90,7 +89,7 @@ def pruning_of(training, phase, rows):
         depthwise=words.depthwise,
         first_last=words.first_last,
     )
-    pruning.parts = training.accumulate
+    pruning.parts = training.options.accumulate
     if rows:
         pruning.load(pruning_state(checkpoint(training, phase, rows[-1]["epoch"])))
     return pruning
@@ -99,7 +98,7 @@ def pruning_of(training, phase, rows):
 def weights_of(training, path):
     """The weights of a checkpoint as they are used: their averages, if the run keeps some."""
     # another run's network is saved as it is used, without an optimizer that could hold averages
-    averaged = training.ema is not None and path != training.start
+    averaged = training.options.ema is not None and path != training.start
     return averaged_weights(load_checkpoint(path, compile=averaged))
 
 
@@ -120,8 +119,8 @@ def _check_mirrored(optimizer, training):
     clipped = any(getattr(optimizer, name) for name in ("clipnorm", "clipvalue", "global_clipnorm"))
     for found, what in (
         (clipped, "gradient clipping"),
-        (training.accumulate > 1, "--accumulate"),
-        (training.precision == "mixed_float16", "mixed_float16 (mixed_bfloat16 does)"),
+        (training.options.accumulate > 1, "--accumulate"),
+        (training.options.precision == "mixed_float16", "mixed_float16 (mixed_bfloat16 does)"),
     ):
         if found:
             raise InputError(

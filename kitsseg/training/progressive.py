@@ -1,13 +1,13 @@
 """The rounds of progressive training (He et al.): what is drawn, when it stops, and the loop around them."""
 
-import csv
 import hashlib
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.tables import read_rows, write_rows
 
 __all__ = ["best_round", "draw_subset", "read_rounds", "rounds_finished", "run_rounds"]
 
@@ -61,20 +61,14 @@ def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_
         if row["kept"]:
             keep_round(number)
         rows.append(row)
-        with atomic_path(Path(folder) / "rounds.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(Path(folder) / "rounds.csv", rows)
     return rows
 
 
-def read_rounds(folder):
+def read_rounds(folder: Path | str) -> list[dict[str, Any]]:
     """Rows of ``rounds.csv`` with numbers as numbers; empty if there is none."""
     path = Path(folder) / "rounds.csv"
     if not path.is_file():
         return []
     kinds = {"round": int, "kept": int, "subset": str}
-    with path.open(newline="") as file:
-        return [
-            {key: kinds.get(key, float)(value) for key, value in row.items()} for row in csv.DictReader(file)
-        ]
+    return read_rows(path, kinds, float, "a row for each round", "Train again.")

@@ -13,7 +13,7 @@ from kitsseg.files.checksums import sha256_of
 from kitsseg.files.paths import relative_path
 from kitsseg.models.loading import read_network
 from kitsseg.recipe import Recipe
-from kitsseg.records.run import finished_run, seen_patients
+from kitsseg.records.run import Parent, RunRecord, finished_run, seen_patients
 
 __all__ = ["Start", "start_from_run"]
 
@@ -31,7 +31,7 @@ class Start:
     """
 
     weights: Path
-    parent: dict[str, Any]
+    parent: Parent
     warnings: tuple[str, ...]
 
 
@@ -64,23 +64,23 @@ def start_from_run(
             )
     found = []
     for key in PLAIN:
-        if record["settings"][key] != recipe.as_dict()[key]:
+        if record.settings[key] != recipe.as_dict()[key]:
             found.append(
                 f"--from {run}: it was trained with other {key} settings than {recipe.name} has now: "
-                f"{_difference(record['settings'][key], recipe.as_dict()[key])}."
+                f"{_difference(record.settings[key], recipe.as_dict()[key])}."
             )
-    parent = {
-        "how": "train",
-        "run": relative_path(run, out),
-        "recipe": record["recipe"],
-        "model_sha256": sha256_of(weights),
-        "phantom": bool(record.get("phantom")),
-        "patients": {part: sorted(names) for part, names in seen.items()},
-    }
+    parent = Parent(
+        how="train",
+        run=relative_path(run, out),
+        recipe=record.recipe,
+        model_sha256=sha256_of(weights),
+        phantom=bool(record.phantom),
+        patients={part: sorted(names) for part, names in seen.items()},
+    )
     return Start(weights, parent, tuple(found))
 
 
-def _check_same_network(weights: Path, record: dict[str, Any], recipe: Recipe, run: str | os.PathLike[str]):
+def _check_same_network(weights: Path, record: RunRecord, recipe: Recipe, run: str | os.PathLike[str]):
     try:
         theirs = _shapes(read_network(weights))
     except (OSError, ValueError, TypeError) as error:
@@ -99,7 +99,7 @@ def _check_same_network(weights: Path, record: dict[str, Any], recipe: Recipe, r
         ("its weights in this order", "another order"),
     )
     raise InputError(
-        f"--from {run}: expected the network of {recipe.name}, with {expected}; found that of {record['recipe']}, with "
+        f"--from {run}: expected the network of {recipe.name}, with {expected}; found that of {record.recipe}, with "
         f"{found}. Start from a run of the same network, size and number of classes."
     )
 

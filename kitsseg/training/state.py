@@ -1,46 +1,51 @@
 """What all phases of one training share, and what an unfinished run is checked for before it goes on."""
 
-import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from kitsseg.data.cache.cases import CachedCase
 from kitsseg.errors import InputError
-from kitsseg.records.run import read_history, read_run, versions
-from kitsseg.runtime.devices import ONE_DEVICE, Devices
+from kitsseg.files.json_records import as_builtins
+from kitsseg.recipe import Recipe
+from kitsseg.records.run import RunRecord, read_history, read_run, versions
 from kitsseg.training.epoch_log import needed_checkpoints, phase_finished, pruning_state
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.progressive import read_rounds
+
+if TYPE_CHECKING:
+    from kitsseg.training.monitor import Monitor
 
 __all__ = ["Training", "needed_files", "steps_of", "unfinished"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Training:
     """What all phases of one run share.
 
     Attributes:
+        recipe: as it is trained, with the epochs of the options.
+        cases: name -> CachedCase.
+        run: the folder that this process writes to.
+        seed: of the initial weights and of the sampling.
+        options: TrainOptions.
+        record: content of ``run.json``.
+        history: rows of ``history.csv``.
         started: when training would have started, by ``time.monotonic``, had it never been interrupted.
         monitor: Monitor of the run.
-        ema: momentum of the averages of the weights; None: there are none.
         start: file of the weights that the first phase starts from; None: random ones.
     """
 
-    recipe: object
-    cases: dict
-    split: object
-    run: Path
-    seed: int
-    record: dict
-    history: list
-    started: float
-    progress: object
-    precision: str = "float32"
-    accumulate: int = 1
-    devices: Devices = ONE_DEVICE
-    monitor: object = None
-    ema: float | None = None
-    xla: str = "auto"
-    steps_per_execution: int = 1
+    recipe: Recipe
+    cases: dict[str, CachedCase] = field(default_factory=dict)
+    run: Path = Path()
+    seed: int = 0
+    options: TrainOptions = field(default_factory=TrainOptions)
+    record: RunRecord | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    started: float = 0.0
+    monitor: "Monitor | None" = None
     start: Path | None = None
 
     @property
@@ -83,23 +88,23 @@ def unfinished(run, recipe, split, seed, details):
     Raises: InputError for a finished run, and for one that was started with something else.
     """
     record = read_run(run)
-    if record["status"] == "finished":
+    if record.status == "finished":
         if (Path(run) / "model.keras").is_file():
             shutil.rmtree(
                 Path(run) / "checkpoint", ignore_errors=True
             )  # the process was killed at its very end
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     for key, expected, found in (
-        ("recipe", record["settings"], json.loads(json.dumps(recipe.as_dict()))),
-        ("split", record["split"]["hash"], split.hash),
-        ("seed", record["seed"], seed),
-        *((key, record.get(key), value) for key, value in details.items()),
+        ("recipe", record.settings, as_builtins(recipe.as_dict())),
+        ("split", record.split.hash, split.hash),
+        ("seed", record.seed, seed),
+        *((key, getattr(record, key), value) for key, value in details.items()),
     ):
         if expected != found:
             raise InputError(
                 f"{run}: this run was started with another {key} than the one given; resuming would mix the two. "
                 f"Give the same options as then, such as --epochs, --set, --split and --seed, or choose another folder."
             )
-    if record["versions"] != versions():
-        record = record | {"versions_resumed": versions()}
+    if record.versions != versions():
+        record.versions_resumed = versions()
     return record, read_history(run)

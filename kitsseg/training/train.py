@@ -5,6 +5,7 @@ position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so t
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +27,10 @@ from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed
 from kitsseg.records.checkpoints import go_back, is_whole
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
-from kitsseg.runtime.devices import ONE_DEVICE
 from kitsseg.runtime.execution import check_execution, computing_in
 from kitsseg.training.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
 from kitsseg.training.monitor import Monitor, check_training_labels
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import batches_of, compiled_network, pruning_of, weights_of
 from kitsseg.training.progressive import best_round, read_rounds, run_rounds
 from kitsseg.training.start import start_from_run
@@ -40,115 +41,76 @@ __all__ = ["train_recipe"]
 
 
 def train_recipe(
-    recipe,
-    cache,
-    split,
-    run,
-    seed=0,
-    epochs=None,
-    resume=False,
-    progress=None,
-    details=None,
-    precision="float32",
-    accumulate=1,
-    ema=None,
-    xla="auto",
-    steps_per_execution=1,
-    devices=ONE_DEVICE,
-    validate_cases_every=None,
-    tensorboard=None,
-    say=None,
-    start_from=None,
-):
+    recipe: Recipe,
+    cache: str | os.PathLike[str],
+    split: CaseSplit,
+    run: str | os.PathLike[str],
+    options: TrainOptions | None = None,
+) -> Path:
     """Train a recipe.
 
     Args:
-        recipe: Recipe. Its phases run in order; each starts from the best weights of the one before.
+        recipe: its phases run in order; each starts from the best weights of the one before.
         cache: folder given to ``preprocess_cases``.
-        split: CaseSplit of cases in the cache; only its train and validation parts are read.
-        run: folder for the result; new, unless ``resume``.
-        seed: of the initial weights and of the sampling.
-        epochs: epochs of every phase, instead of the recipe's.
-        resume: go on with an unfinished run; all but ``devices``, ``xla`` and ``steps_per_execution`` must be as it
-            was started.
-        progress: called as progress(description, done, total) in training steps.
-        details: further entries of ``run.json`` that a resumed run must share.
-        precision: one of ``kitsseg.runtime.execution.PRECISIONS``; the network that is saved is of float32.
-        accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
-            of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
-        ema: momentum, such as 0.999, of an average of the weights over the steps, which is validated, kept and handed
-            on in their place (``kitsseg.optimizers.ema``); None: no averages.
-        xla: "on" or "off": compile the steps with XLA or not; "auto": as Keras does on a GPU, never on a CPU with
-            TensorFlow, which then takes 2 to 13 times as long.
-        steps_per_execution: steps in one call, where nothing is set before each of them (see
-            ``kitsseg.runtime.execution``).
-        devices: ``kitsseg.runtime.devices.use_devices(...)``. Of several processes all call this with the same
-            arguments.
-        validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
-            recipe's number; 0: never.
-        tensorboard: folder for TensorBoard; may be another one, or None, when a run is resumed.
-        say: called as say(text) with scores of whole validation cases, the time left and warnings; without it
-            only warnings are given, by ``warnings``.
-        start_from: folder of a finished run of the same network: the first phase starts from its weights instead of
-            random ones. ``run.json`` and the model card say so.
+        split: of cases in the cache; only its train and validation parts are read.
+        run: folder for the result; new, unless an unfinished run is resumed.
+        options: TrainOptions; its defaults by default.
 
     Returns: the run folder.
     Raises: InputError for an unusable cache, split, run folder or batch size, for labels without kidney and tumor,
         or when the loss is no number: the epochs before are kept.
     """
-    if epochs is not None:
-        if epochs < 1:
-            raise InputError(f"--epochs: expected at least 1, found {epochs}.")
-        try:
-            recipe = _given(recipe, "epochs", epochs)
-        except ValueError as error:  # too short for the schedule of its pruning
-            raise InputError(f"--epochs {epochs}: {error}") from error
-    if validate_cases_every is not None:
-        recipe = _validated_every(recipe, validate_cases_every)
-    for phase in recipe.phases:
-        patches = isinstance(phase.sampler, PatchSampler)
-        devices.check(3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size, accumulate)
-    one_by_one = check_execution(recipe, devices, xla, steps_per_execution)
-    if ema is not None and not 0 < ema < 1:
-        raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {ema:g}.")
+    options = options or TrainOptions()
+    recipe, one_by_one = _checked(recipe, options)
     cases = open_cache(cache, recipe.preprocess)
     for case in (cases[name] for name in (*split.train, *split.validation) if name in cases):
-        # a damaged file is found here: TensorFlow's threads would bury what is said of it
+        # a damaged file is found here: TensorFlow's threads would hide the message
         _ = case.image, case.boxed_labels
     single_slices = _of_single_slices(recipe, cases, split)
     warned = check_training_labels(cases, split)
-    if tensorboard:
-        check_folder(tensorboard)  # now: nothing is left behind yet
-    if not resume:
+    if options.tensorboard:
+        check_folder(options.tensorboard)  # now: nothing is left behind yet
+    if not options.resume:
         _check_built(recipe)
     phantom = any(cases[name].phantom for name in (*split.train, *split.validation) if name in cases)
-    computing = {"precision": precision, "accumulate": accumulate, "ema": ema}
-    start = None if start_from is None else start_from_run(start_from, recipe, split, run)
-    details = computing | ({"parent": start.parent} if start else {}) | (details or {})
+    seed = options.seed or 0
+    start = None if options.start_from is None else start_from_run(options.start_from, recipe, split, run)
+    entries = options.computing | ({"parent": start.parent} if start else {}) | dict(options.entries)
     warned = [*warned, *(start.warnings if start else ())]
-    with computing_in(precision), devices.own_run(run, resume) as own, _alone_in(own, resume, say):
-        if resume:
-            record, history = unfinished(own, recipe, split, seed, details)
+    with (
+        computing_in(options.precision),
+        options.devices.own_run(run, options.resume) as own,
+        _alone_in(own, options.resume, options.say),
+    ):
+        if options.resume:
+            record, history = unfinished(own, recipe, split, seed, entries)
             for folder in (own, own / "checkpoint"):
                 if folder.is_dir():
                     remove_unfinished(folder)
         else:
             where = {"phantom": phantom, "cache": str(Path(cache).resolve()), "seconds": 0}
             where |= {"single_slices": True} if single_slices else {}
-            create_run(own, recipe, split, seed, where | {"devices": devices.count} | details)
+            create_run(own, recipe, split, seed, where | {"devices": options.devices.count} | entries)
             record, history = read_run(own), []
-        started = time.monotonic() - record["seconds"]
-        options = computing | {"devices": devices, "xla": xla, "steps_per_execution": steps_per_execution}
-        training = Training(recipe, cases, split, own, seed, record, history, started, progress, **options)
-        training.start = start and start.weights
+        training = Training(
+            recipe=recipe,
+            cases=cases,
+            run=own,
+            seed=seed,
+            options=options,
+            record=record,
+            history=history,
+            started=time.monotonic() - record.seconds,
+            start=start and start.weights,
+        )
         training.checkpoints.mkdir(exist_ok=True)
         if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
             warned = [*warned, damage]
-        training.monitor = Monitor(training, split.validation, say, tensorboard)
+        training.monitor = Monitor(training, split.validation)
         for text in warned:
             training.monitor.warn(text)
-        if say and one_by_one:
-            say(one_by_one)
+        if options.say and one_by_one:
+            options.say(one_by_one)
         weights, steps_before = training.start, 0
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
@@ -191,7 +153,32 @@ def _of_single_slices(recipe: Recipe, cases: Mapping[str, CachedCase], split: Ca
     return bool(stacks)
 
 
-def _check_built(recipe):
+def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]:
+    """The recipe with the epochs of the options, and a sentence about steps that go one by one, or None.
+
+    Raises: InputError for options that do not fit the recipe.
+    """
+    epochs, accumulate = options.epochs, options.accumulate
+    if epochs is not None:
+        if epochs < 1:
+            raise InputError(f"--epochs: expected at least 1, found {epochs}.")
+        try:
+            recipe = _given(recipe, "epochs", epochs)
+        except ValueError as error:  # too short for the schedule of its pruning
+            raise InputError(f"--epochs {epochs}: {error}") from error
+    if options.validate_cases_every is not None:
+        recipe = _validated_every(recipe, options.validate_cases_every)
+    for phase in recipe.phases:
+        patches = isinstance(phase.sampler, PatchSampler)
+        images = 3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size
+        options.devices.check(images, accumulate)
+    one_by_one = check_execution(recipe, options.devices, options.xla, options.steps_per_execution)
+    if options.ema is not None and not 0 < options.ema < 1:
+        raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {options.ema:g}.")
+    return recipe, one_by_one
+
+
+def _check_built(recipe: Recipe) -> None:
     """Build network and loss once, before a folder is made: weights may be missing, options may not fit.
 
     Raises: InputError.
@@ -215,13 +202,13 @@ def _finish(training, weights):
         pruned = prunable_weights(model, words.depthwise, words.first_last)
         rows = sparsity_rows(model, [variable for _, variable in pruned])
         write_sparsity(rows, run / "sparsity.csv")
-        record["sparsity"] = sparsity_totals(model, rows)
+        record.sparsity = sparsity_totals(model, rows)
         shutil.copyfile(pruning_state(weights), run / "pruning.npz")
-    record |= training.monitor.finish()
-    record |= {"seconds": round(time.monotonic() - training.started, 1)}
+    training.monitor.finish()
+    record.seconds = round(time.monotonic() - training.started, 1)
     update_run(run, record)
     write_model_card(run)
-    record |= {"status": "finished"}
+    record.status = "finished"
     update_run(run, record)  # last: a run that says so is whole, whenever the process is killed
     shutil.rmtree(training.checkpoints)
 
@@ -235,11 +222,11 @@ def _train_phase(training, phase, split, seed, weights, steps_before):
     """
     rows = [row for row in training.history if row["phase"] == phase.name]
     if not phase_finished(phase, rows):
-        steps = phase.steps_per_epoch * training.accumulate
+        steps = phase.steps_per_epoch * training.options.accumulate
         keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
         batches, validation = batches_of(training, phase, split, seed)
         batches = training.monitor.watch(batches)
-        with training.devices.scope():
+        with training.options.devices.scope():
             model = compiled_network(training, phase, rows, weights)
             targets = training.recipe.build_targets if len(model.outputs) > 1 else None
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
@@ -259,7 +246,9 @@ def _train_phase(training, phase, split, seed, weights, steps_before):
                 steps_per_epoch=steps,
                 shuffle=False,
                 verbose=0,
-                callbacks=[each for each in (pruning, training.ema and ValidateAverages(), log) if each],
+                callbacks=[
+                    each for each in (pruning, training.options.ema and ValidateAverages(), log) if each
+                ],
             )
     return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
 
@@ -304,7 +293,7 @@ class _Rounds:
         weights = weights_of(self.training, self._last_epoch(number))
         name = self._of_round(number).name
         scores = self.training.monitor.round_scores(name, self.phase.epochs, weights)
-        return self.training.devices.agreed(scores)
+        return self.training.options.devices.agreed(scores)
 
     def keep(self, number):
         with atomic_path(self.best) as temporary:

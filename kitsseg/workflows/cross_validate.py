@@ -11,30 +11,55 @@ The fold is the *test* part of its run; the best epoch is chosen by validation c
 serve for that choice too, as in much published code, flatter their own scores.
 """
 
-import csv
+import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.names import prediction_name
 from kitsseg.data.layouts.slices import has_slices
+from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
+from kitsseg.files.json_records import as_builtins, converted
+from kitsseg.files.tables import write_rows
 from kitsseg.inference.cohort import predict_cases
-from kitsseg.records.predictions import read_predictions, write_predictions
-from kitsseg.records.run import read_history, read_run, update_run, write_history
-from kitsseg.report.report import write_report
-from kitsseg.scoring.evaluate import evaluate_folders
+from kitsseg.recipe import Recipe
+from kitsseg.records.predictions import PartOfSplit, PredictionsRecord, read_predictions, write_predictions
+from kitsseg.records.run import RunFacts, RunRecord, read_history, read_run, update_run, write_history
+from kitsseg.report.page import Contents
+from kitsseg.report.report import draw_report
+from kitsseg.scoring.evaluate import evaluate_pairs
+from kitsseg.scoring.pairs import find_pairs
+from kitsseg.scoring.scores_file import write_scores
+from kitsseg.scoring.summary import Provenance, Summary
+from kitsseg.training.options import Progress, TrainOptions
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.folds import check_unseen, fold_splits, is_trained, read_folds, start_folds
 
-__all__ = ["COLUMNS", "CrossValidation", "score_folds", "train_folds"]
+__all__ = ["COLUMNS", "CrossValidation", "Scans", "score_folds", "train_folds"]
 
 MEANS = ("tk_dice", "tu_dice", "composite", "kidney_label_dice", "tumor_precision", "tumor_recall")
 COLUMNS = ("fold", "cases", "train", "validation", "epochs", *MEANS)
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Where the scans of the cases lie, and their label maps.
+
+    Attributes:
+        data: a folder in any layout of ``find_cases``.
+        layout: where the folder alone does not say which files are meant.
+    """
+
+    data: str | os.PathLike[str]
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -43,41 +68,37 @@ class CrossValidation:
 
     rows: list[dict]
     folds: list[dict]
-    summary: dict
+    summary: Summary
 
 
 def train_folds(
-    recipe,
-    cache,
-    out,
-    folds=5,
-    only=None,
-    seed=0,
-    epochs=None,
-    data=None,
-    layout=None,
-    progress=None,
-    **options,
-):
+    recipe: Recipe,
+    cache: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: TrainOptions | None = None,
+    *,
+    folds: int = 5,
+    only: Iterable[int] | None = None,
+    scans: Scans | None = None,
+) -> list[int]:
     """Train the folds, or some of them; those that are done are left out, unfinished ones go on.
 
     Several processes may share ``out`` if each trains other folds.
 
     Args:
-        recipe, cache, seed, epochs, progress: as in ``train_recipe``; the seed does not change the folds.
+        recipe, cache: as in ``train_recipe``.
         out: folder for everything.
+        options: of the training of each fold; its seed does not change the folds.
         folds: number of folds of the cases in the cache.
         only: numbers of the folds to train, from 0; all by default.
-        data: folder of the scans, to predict the cases of each fold at once.
-        layout: Layout of ``data``.
-        options: further arguments of ``train_recipe``, such as ``precision``.
+        scans: where the scans lie, to predict the cases of each fold at once; None: train only.
 
     Returns: numbers of the folds that are not trained yet.
     Raises: InputError if ``out`` holds something else, and whatever ``train_recipe`` and ``predict_cases`` refuse.
     """
-    out = Path(out)
-    _only_scans(data)
-    if options.get("devices") is not None and options["devices"].processes > 1:
+    out, options = Path(out), options or TrainOptions()
+    _only_scans(scans and scans.data)
+    if options.devices.processes > 1:
         raise InputError(
             "cross-validate: several processes train one network together; expected one for each fold or shard. "
             "Leave --coordinator out, and give every job a --shard."
@@ -87,21 +108,19 @@ def train_folds(
     only = range(folds) if only is None else only
     if outside := [number for number in only if not 0 <= number < folds]:
         raise InputError(f"--fold: expected 0 to {folds - 1}, found {outside[0]}.")
-    shared = {"seed": seed, "epochs": epochs}
-    shared |= {key: options.get(key) for key in ("precision", "accumulate", "ema")}
+    shared = {"seed": options.seed or 0, "epochs": options.epochs} | options.computing
     start_folds(out, recipe, splits, shared)
     for number in only:
-        run = out / f"fold-{number}"
+        run, report = out / f"fold-{number}", _of_fold(number, folds, options.progress)
         if not is_trained(run, splits[number]):
             resume = (run / "run.json").is_file()
-            report = _of_fold(number, folds, progress)
-            train_recipe(recipe, cache, splits[number], run, seed, epochs, resume, report, **options)
-        if data is not None:
-            _predict(run, splits[number], data, layout, _of_fold(number, folds, progress))
+            train_recipe(recipe, cache, splits[number], run, replace(options, resume=resume, progress=report))
+        if scans is not None:
+            _predict(run, splits[number], scans, report)
     return [number for number in range(folds) if not is_trained(out / f"fold-{number}", splits[number])]
 
 
-def _only_scans(data: Path | str | None) -> None:
+def _only_scans(data: str | os.PathLike[str] | None) -> None:
     """Refuse single slices: what is scored here are whole cases.
 
     Raises: InputError.
@@ -113,46 +132,45 @@ def _only_scans(data: Path | str | None) -> None:
         )
 
 
-def score_folds(out, data, layout=None, progress=None):
+def score_folds(
+    out: str | os.PathLike[str], scans: Scans, progress: Progress | None = None
+) -> CrossValidation:
     """Predict every case with the run that never saw it, score all, and write tables and report.
 
     Args:
         out: folder of ``train_folds``, all of whose folds are trained.
-        data: folder of scans and their label maps, in any layout of ``find_cases``.
-        layout: Layout, where the folder alone does not say which files are meant.
+        scans: where the scans and their label maps lie.
         progress: called as progress(description, done, total).
 
     Returns: CrossValidation.
     Raises: InputError for a fold that is not trained, a case that its run has seen or that could not be predicted.
     """
     out = Path(out)
-    _only_scans(data)
+    _only_scans(scans.data)
     plan = read_folds(out)
-    folds = len(plan["cross_validation"]["folds"])
     runs = check_unseen(out)
     predicted = [
-        _predict(run, split, data, layout, _of_fold(number, folds, progress))
+        _predict(run, split, scans, _of_fold(number, len(runs), progress))
         for number, (run, split) in enumerate(runs)
     ]
-    _gather(out, plan, runs, predicted)
-    records, histories = ([read(run) for run, _ in runs] for read in (read_run, read_history))
-    named = [
-        row | {"phase": f"fold-{number} {row['phase']}"}
-        for number, history in enumerate(histories)
-        for row in history
-    ]
-    write_history(out, named)
-    seconds = round(sum(record.get("seconds", 0) for record in records), 1)
-    phantom = any(record.get("phantom") for record in records)
-    update_run(out, plan | {"status": "finished", "seconds": seconds, "phantom": phantom})
-    result = evaluate_folders(out / "predictions", data, out / "scores.csv", progress, layout)
-    rows = _table(result.rows, [split for _, split in runs], histories)
-    with atomic_path(out / "folds.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_report(out / "scores.csv", out / "report.html", progress)
-    return CrossValidation(result.rows, rows, result.summary)
+    _gather(out / "predictions", runs, predicted)
+    record, history = _finish(out, plan, runs)
+    made_by = _made_by(out, plan, predicted)
+    write_predictions(out / "predictions", made_by)
+    pairs, missing = find_pairs(out / "predictions", scans.data, scans.layout)
+    provenance = converted(as_builtins(made_by), Provenance)
+    evaluation = evaluate_pairs(pairs, missing, provenance, progress=progress)
+    write_scores(evaluation, out / "scores.csv")
+    rows = _table(evaluation.rows, [split for _, split in runs], history)
+    write_rows(out / "folds.csv", rows, COLUMNS)
+    contents = Contents(
+        rows=evaluation.rows,
+        summary=evaluation.summary,
+        run=converted(as_builtins(record), RunFacts),
+        history=[row for of_fold in history for row in of_fold],
+    )
+    draw_report(contents, out / "report.html", progress)
+    return CrossValidation(evaluation.rows, rows, evaluation.summary)
 
 
 def _of_fold(number, folds, progress):
@@ -162,40 +180,63 @@ def _of_fold(number, folds, progress):
     return lambda description, done, total: progress(f"fold {number} of {folds}: {description}", done, total)
 
 
-def _predict(run, split, data, layout, progress):
-    """Label maps of the cases of a fold; returns the content of its predictions.json."""
+def _predict(run: Path, split: CaseSplit, scans: Scans, progress: Progress | None) -> PredictionsRecord:
+    """Label maps of the cases of a fold, and what its predictions.json says."""
     folder = run / "predictions"
-    written = predict_cases(run, [data], folder, "test", layout=layout, progress=progress)
+    written = predict_cases(run, [scans.data], folder, "test", layout=scans.layout, progress=progress)
     absent = {prediction_name(case): case for case in split.test}
     for path in written:
         absent.pop(path.name)
     if absent:
         raise InputError(
-            f"{data}: {len(absent)} of the {len(split.test)} cases of {run.name} are not there, such as "
+            f"{scans.data}: {len(absent)} of the {len(split.test)} cases of {run.name} are not there, such as "
             f"{min(absent.values())}. Give the folder that the cache was made from."
         )
     return read_predictions(folder)
 
 
-def _gather(out, plan, runs, predicted):
-    """All label maps in one folder, with one record, as if one run had made them."""
-    cases = {case: entry for record in predicted for case, entry in record["cases"].items()}
+def _gather(folder: Path, runs: list[tuple[Path, CaseSplit]], predicted: list[PredictionsRecord]) -> None:
+    """Copy the label map of every case to one folder, from the fold that left the case out."""
     for (run, split), record in zip(runs, predicted, strict=True):
         for case in split.test:
-            file = record["cases"][case]["file"]
-            with atomic_path(out / "predictions" / file) as temporary:
+            file = record.cases[case].file
+            with atomic_path(folder / file) as temporary:
                 shutil.copyfile(run / "predictions" / file, temporary)
-    engines = dict.fromkeys(record["engine"] for record in predicted)
-    record = predicted[0] | {
-        "run": str(out.resolve()),
-        "networks": [network for record in predicted for network in record["networks"]],
-        "engine": ", ".join(engines),
-        "split": {"name": plan["split"]["name"], "hash": plan["split"]["hash"], "part": "test"},
-        "phantom": any(record["phantom"] for record in predicted),
-        "cases": {case: cases[case] for case in sorted(cases)},
-        "failed": {},
-    }
-    write_predictions(out / "predictions", record)
+
+
+def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> PredictionsRecord:
+    """What made the label maps of all cases: the networks of all folds, one for each case."""
+    cases = {case: entry for record in predicted for case, entry in record.cases.items()}
+    return replace(
+        predicted[0],
+        run=str(out.resolve()),
+        networks=[network for record in predicted for network in record.networks],
+        engine=", ".join(dict.fromkeys(record.engine for record in predicted)),
+        split=PartOfSplit(name=plan.split.name, hash=plan.split.hash, part="test"),
+        phantom=any(record.phantom for record in predicted),
+        cases={case: cases[case] for case in sorted(cases)},
+        failed={},
+    )
+
+
+def _finish(
+    out: Path, plan: RunRecord, runs: list[tuple[Path, CaseSplit]]
+) -> tuple[RunRecord, list[list[dict[str, Any]]]]:
+    """Write what all folds add up to: run.json and history.csv.
+
+    Returns: (content of run.json, rows of the history of each fold, whose phases say which fold it is).
+    """
+    records = [read_run(run) for run, _ in runs]
+    history = [
+        [row | {"phase": f"fold-{number} {row['phase']}"} for row in read_history(run)]
+        for number, (run, _) in enumerate(runs)
+    ]
+    write_history(out, [row for of_fold in history for row in of_fold])
+    seconds = round(sum(record.seconds for record in records), 1)
+    phantom = any(record.phantom for record in records)
+    record = replace(plan, status="finished", seconds=seconds, phantom=phantom)
+    update_run(out, record)
+    return record, history
 
 
 def _table(rows, splits, histories):

@@ -1,57 +1,79 @@
 """Train a finished run on, in another form, into a new run that remembers where it came from."""
 
-import json
-from dataclasses import replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import keras
 
 from kitsseg.data.splits import load_split
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
+from kitsseg.files.json_records import as_builtins
 from kitsseg.files.paths import relative_path
-from kitsseg.recipe import settings
-from kitsseg.records.run import finished_run
+from kitsseg.recipe import Phase, Recipe, settings
+from kitsseg.records.run import Parent, RunRecord, finished_run
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
-__all__ = ["check_recipe", "fine_tune", "last_phase"]
+__all__ = ["FromRun", "check_recipe", "fine_tune", "last_phase"]
 
 
-def check_recipe(recipe, record, run):
+@dataclass(frozen=True)
+class FromRun:
+    """A finished run that another training starts from; it is not changed.
+
+    Attributes:
+        recipe: the Recipe that the run was trained with.
+        run: its folder.
+        cache: folder given to ``preprocess_cases``.
+    """
+
+    recipe: Recipe
+    run: str | os.PathLike[str]
+    cache: str | os.PathLike[str]
+
+
+def check_recipe(recipe: Recipe, record: RunRecord, run: str | os.PathLike[str]) -> None:
     """Raise InputError unless the run was trained with this recipe: its cache and its loss are used again."""
-    ours = json.loads(json.dumps(recipe.as_dict()))
+    ours = as_builtins(recipe.as_dict())
     for key in ("preprocess", "model", "loss"):
-        if ours[key] != record["settings"][key]:
+        if ours[key] != record.settings[key]:
             raise InputError(
                 f"{run}: it was trained with other {key} settings than those of {recipe.name} in this version of "
-                f"kitsseg: found {record['settings'][key]}, expected {ours[key]}. Train again, or use "
-                f"kitsseg {record['kitsseg']}."
+                f"kitsseg: found {record.settings[key]}, expected {ours[key]}. Train again, or use "
+                f"kitsseg {record.kitsseg}."
             )
 
 
-def last_phase(recipe):
+def last_phase(recipe: Recipe) -> Phase:
     """The phase that a fine-tuning repeats: the recipe's last one that does not prune."""
     return [phase for phase in recipe.phases if not phase.pruning][-1]
 
 
 def fine_tune(
-    recipe, run, cache, out, phase, build_model, command, details=None, resume=False, progress=None
-):
+    origin: FromRun,
+    out: str | os.PathLike[str],
+    phase: Phase,
+    build_model: Callable[[], keras.Model],
+    command: str,
+    options: TrainOptions,
+) -> Path:
     """Train in one phase from the network that ``build_model`` makes; split and seed are those of the run.
 
     Args:
-        recipe: the Recipe the run was trained with.
-        run: folder of the finished run; it is not changed.
-        cache: folder given to ``preprocess_cases``.
+        origin: the finished run, its recipe and cache.
         out: folder for the new run, an ordinary one for predict, evaluate and report.
         phase: ``last_phase(recipe)`` with what is different.
-        build_model: of no arguments, to the network to start from; called again at the end and on resuming.
+        build_model: to the network to start from; called again at the end and on resuming.
         command: the kitsseg command that asks for this; named as the source of the phase's settings.
-        details: further entries of the new ``run.json``.
-        resume: go on with an unfinished fine-tuning; everything else must be as it was.
-        progress: called as progress(description, done, total) in training steps.
+        options: how to train; the epochs are those of the phase.
 
     Returns: ``out``.
     Raises: InputError for a run that is unfinished or of another recipe, or whatever ``train_recipe`` refuses.
     """
+    recipe, run = origin.recipe, origin.run
     network = finished_run(run)
     check_recipe(recipe, network.record, run)
     base = last_phase(recipe)
@@ -64,18 +86,13 @@ def fine_tune(
     for name in ("epochs", "learning_rate"):
         if getattr(phase, name) != getattr(base, name):
             evidence[f"phases.{phase.name}.{name}"] = f"ours: given to kitsseg {command}"
-    parent = {
-        "run": relative_path(run, out),
-        "recipe": recipe.name,
-        "model_sha256": sha256_of(network.source),
-    }
+    parent = Parent(run=relative_path(run, out), recipe=recipe.name, model_sha256=sha256_of(network.source))
+    seed = network.record.seed if options.seed is None else options.seed
+    entries = {"parent": parent, **options.entries}
     return train_recipe(
         replace(tuned, evidence=evidence),
-        cache,
+        origin.cache,
         load_split(Path(run) / "split.json"),
         out,
-        network.record["seed"],
-        resume=resume,
-        progress=progress,
-        details={"parent": parent, **(details or {})},
+        replace(options, seed=seed, epochs=None, entries=entries),
     )

@@ -1,14 +1,23 @@
 """The folds of a cross-validation: which cases each leaves out, what they share, and that nobody saw what it scores."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from kitsseg.data.splits import CaseSplit, make_split
 from kitsseg.errors import InputError
-from kitsseg.records.run import read_run, update_run, versions
+from kitsseg.files.json_records import as_builtins
+from kitsseg.records.run import (
+    FoldPlan,
+    FoldsPlan,
+    PartsOfSplit,
+    RunRecord,
+    SplitOfRun,
+    read_run,
+    update_run,
+    versions,
+)
 from kitsseg.version import __version__
 
 __all__ = ["check_unseen", "fold_splits", "is_trained", "read_folds", "start_folds"]
@@ -58,25 +67,23 @@ def start_folds(out, recipe, splits, shared):
     everything = tuple(sorted(case for split in splits for case in split.test))
     digest = hashlib.sha256(" ".join(split.hash for split in splits).encode()).hexdigest()[:12]
     name = f"{len(splits)} folds of {len(everything)} cases"
-    plan = {
-        "kitsseg": __version__,
-        "recipe": recipe.name,
-        "paper": recipe.paper,
-        "reported": dict(recipe.reported),
-        "settings": json.loads(json.dumps(recipe.as_dict())),
-        "seed": shared["seed"],
-        "versions": versions(),
-        "split": {
-            "name": name,
-            "hash": digest,
-            "cases": {"train": [], "validation": [], "test": list(everything)},
-        },
-        "status": "training",
-        "cross_validation": {
-            "options": shared,
-            "folds": [{"hash": split.hash, "test": list(split.test)} for split in splits],
-        },
-    }
+    plan = RunRecord(
+        kitsseg=__version__,
+        recipe=recipe.name,
+        paper=recipe.paper,
+        reported=dict(recipe.reported),
+        settings=as_builtins(recipe.as_dict()),
+        seed=shared["seed"],
+        versions=versions(),
+        split=SplitOfRun(
+            name=name, hash=digest, cases=PartsOfSplit(train=[], validation=[], test=list(everything))
+        ),
+        status="training",
+        cross_validation=FoldsPlan(
+            options=dict(shared),
+            folds=[FoldPlan(hash=split.hash, test=list(split.test)) for split in splits],
+        ),
+    )
     if not (out / "run.json").is_file():
         # another job may have begun between these two lines, so that run.json is looked for again
         others = [path.name for path in out.iterdir() if path.name[0] != "."] if out.exists() else []
@@ -88,36 +95,33 @@ def start_folds(out, recipe, splits, shared):
             update_run(out, plan)  # several jobs at once write the same
     there = read_folds(out)
     for key, what in (("settings", "recipe"), ("split", "cases or --folds"), ("cross_validation", "options")):
-        if there[key] != plan[key]:
+        if getattr(there, key) != getattr(plan, key):
             raise InputError(
                 f"{out}: this cross-validation was started with other {what}: {_then(there, plan, key)}. Give the same "
                 "as then, or choose another folder."
             )
 
 
-def _then(there, plan, key):
+def _then(there: RunRecord, plan: RunRecord, key: str) -> str:
     """What the folds were started with, and is another now."""
     if key == "settings":
-        return there["recipe"] if there["recipe"] != plan["recipe"] else f"kitsseg {there.get('kitsseg')}"
+        return there.recipe if there.recipe != plan.recipe else f"kitsseg {there.kitsseg}"
     if key == "split":
-        return f"{there['split']['name']}, now {plan['split']['name']}"
-    before, now = there[key]["options"], plan[key]["options"]
+        return f"{there.split.name}, now {plan.split.name}"
+    before, now = there.cross_validation.options, plan.cross_validation.options
     return ", ".join(f"{name} {before.get(name)}" for name in now if before.get(name) != now[name])
 
 
-def read_folds(out):
+def read_folds(out: Path) -> RunRecord:
     """What ``start_folds`` wrote.
 
     Raises: InputError if ``out`` is no folder of a cross-validation.
     """
     record = read_run(out)
-    try:
-        _ = record["settings"], record["seed"], record["split"]["name"], record["split"]["cases"]["test"]
-        _ = record["cross_validation"]["options"], [f["hash"] for f in record["cross_validation"]["folds"]]
-    except (KeyError, TypeError) as error:
+    if record.cross_validation is None:
         raise InputError(
             f"{out}: expected the folder of a cross-validation, found another run. Choose another folder."
-        ) from error
+        )
     return record
 
 
@@ -129,9 +133,9 @@ def is_trained(run, split):
     if not (run / "run.json").is_file():
         return False
     record = read_run(run)
-    if (found := (record.get("split") or {}).get("hash")) != split.hash:
+    if (found := record.split.hash) != split.hash:
         raise InputError(f"{run}: expected a run with the split {split.hash}, found {found}. Remove it.")
-    return record.get("status") == "finished"
+    return record.status == "finished"
 
 
 def check_unseen(out):
@@ -143,35 +147,29 @@ def check_unseen(out):
     """
     out = Path(out)
     plan, runs, tested = read_folds(out), [], {}
-    for number, expected in enumerate(plan["cross_validation"]["folds"]):
+    for number, expected in enumerate(plan.cross_validation.folds):
         run = out / f"fold-{number}"
         if not (run / "run.json").is_file():
             raise InputError(f"{run}: this fold is not trained yet. The command without --data trains it.")
         record = read_run(run)
-        if record.get("status") != "finished":
+        if record.status != "finished":
             raise InputError(f"{run}: this fold is not finished. The command without --data goes on with it.")
-        try:
-            split = CaseSplit(
-                record["split"]["name"], **{k: tuple(v) for k, v in record["split"]["cases"].items()}
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{run}/run.json: damaged, its split cannot be read ({error!r}). Train again."
-            ) from error
+        parts = record.split.cases
+        split = CaseSplit(record.split.name, tuple(parts.train), tuple(parts.validation), tuple(parts.test))
         for case in split.test:
             if case in tested:
                 raise InputError(
                     f"{run}: {case} is left out by {tested[case]} too. Remove the run; train it again."
                 )
             tested[case] = run
-        if split.hash != expected["hash"]:
-            seen = sorted(set(expected["test"]) & {*split.train, *split.validation})
+        if split.hash != expected.hash:
+            seen = sorted(set(expected.test) & {*split.train, *split.validation})
             what = f"it has seen {seen[0]}, which it should score" if seen else f"its hash is {split.hash}"
             raise InputError(
-                f"{run}: expected the split of fold {number}, hash {expected['hash']}, found another: {what}. "
+                f"{run}: expected the split of fold {number}, hash {expected.hash}, found another: {what}. "
                 "Remove the run, and train the fold again."
             )
         runs.append((run, split))
-    if missing := sorted(set(plan["split"]["cases"]["test"]) - set(tested)):
+    if missing := sorted(set(plan.split.cases.test) - set(tested)):
         raise InputError(f"{out}: no run leaves {missing[0]} out. Start in a new folder.")
     return runs

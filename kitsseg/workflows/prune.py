@@ -1,6 +1,8 @@
 """Fine-tune a finished run with masks: rank the weights of each matrix, zero the smallest, train on."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from keras import ops
@@ -10,7 +12,8 @@ from kitsseg.models.loading import read_network
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import Pruning
 from kitsseg.records.run import finished_run
-from kitsseg.workflows.fine_tune import check_recipe, fine_tune, last_phase
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun, check_recipe, fine_tune, last_phase
 
 __all__ = ["EPOCHS", "prune_run"]
 
@@ -19,17 +22,14 @@ DRAWINGS = 10  # of masks, where the phase is too short for one every hundred st
 
 
 def prune_run(
-    recipe,
-    run,
-    cache,
-    out,
-    sparsity,
-    schedule="polynomial",
-    block=None,
-    epochs=None,
-    resume=False,
-    progress=None,
-):
+    origin: FromRun,
+    out: str | os.PathLike[str],
+    sparsity: float,
+    options: TrainOptions | None = None,
+    *,
+    schedule: str = "polynomial",
+    block: int | None = None,
+) -> Path:
     """Prune a finished run of any recipe into a new run, an ordinary one for predict, evaluate and report.
 
     A polynomial schedule rises from the sparsity the run has already, reaches ``sparsity`` after half of the epochs
@@ -37,16 +37,12 @@ def prune_run(
     are those of the run. The best epoch is chosen among those at the final sparsity.
 
     Args:
-        recipe: the Recipe the run was trained with.
-        run: folder of the finished run; it is not changed.
-        cache: folder given to ``preprocess_cases``.
+        origin: the finished run, its recipe and cache.
         out: folder for the new run.
         sparsity: share of zeros in each pruned matrix, in 0..1.
+        options: TrainOptions; ``EPOCHS`` by default, each as long as one of the recipe's last phase.
         schedule: "polynomial" or "one-shot".
         block: prune so many neighboring output channels of 1x1 convolutions together; None: single weights.
-        epochs: of fine-tuning; ``EPOCHS`` by default, each as long as one of the recipe's last phase.
-        resume: go on with an unfinished pruning; everything else must be as it was.
-        progress: called as progress(description, done, total) in training steps.
 
     Returns: ``out``.
     Raises: InputError for a run that is unfinished, of another recipe or sparser already, or whatever
@@ -54,7 +50,8 @@ def prune_run(
     """
     if not 0 < sparsity < 1:
         raise InputError(f"sparsity: expected a share of zeros between 0 and 1, found {sparsity:g}.")
-    if (epochs := EPOCHS if epochs is None else epochs) < 1:
+    options, recipe, run = options or TrainOptions(), origin.recipe, origin.run
+    if (epochs := EPOCHS if options.epochs is None else options.epochs) < 1:
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
     network = finished_run(run)
     check_recipe(recipe, network.record, run)
@@ -85,9 +82,7 @@ def prune_run(
         progressive=None,
         pruning=pruning,
     )
-    return fine_tune(
-        recipe, run, cache, out, phase, lambda: read_network(network.source), "prune", None, resume, progress
-    )
+    return fine_tune(origin, out, phase, lambda: read_network(network.source), "prune", options)
 
 
 def _sparsity_of(weights):

@@ -1,16 +1,19 @@
 """Several sparsities of one run in one table: what each costs in Dice and saves in size, arithmetic and time."""
 
-import csv
+import os
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.splits import load_split
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.tables import write_rows
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, mean_scores, score_cached_cases
@@ -19,6 +22,8 @@ from kitsseg.models.macs import count_macs
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.records.run import finished_run
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
 
@@ -31,19 +36,28 @@ COLUMNS = (
 ROUNDS = 7  # of timing; the first compiles
 
 
-def sweep_run(recipe, run, cache, out, sparsities, method="magnitude", block=2, epochs=None, progress=None):
+def sweep_run(
+    origin: FromRun,
+    out: str | os.PathLike[str],
+    sparsities: Sequence[float],
+    options: TrainOptions | None = None,
+    *,
+    method: str = "magnitude",
+    block: int = 2,
+) -> list[dict[str, Any]]:
     """Prune or shrink a finished run to several sparsities, and measure each beside the run itself.
 
     Dice is the mean over whole *validation* cases on the grid of the cache: it may be used to choose by. A folder
     ``out/METHOD-SPARSITY`` per network is an ordinary run; those that are finished are kept, unfinished ones resumed.
 
     Args:
-        recipe, run, cache, epochs: as in ``prune_run``.
+        origin: the finished run, its recipe and cache.
         out: folder for the new runs and ``sweep.csv``.
         sparsities: shares of zeros, or with "channel" of channels that go.
+        options: of the training of each; those that are unfinished are resumed in any case.
         method: "magnitude" single weights, "block" ``block`` output channels of 1x1 convolutions together, "channel"
             whole channels (the network gets smaller).
-        progress: called as progress(description, done, total) in training steps of one network.
+        block: of the method "block".
 
     Returns: dicts of ``COLUMNS``, the dense run first. ``effective_mac`` counts multiply-adds with weights other than
         zero, ``milliseconds`` is the median time of one image by the default engine, which does not skip zeros.
@@ -52,46 +66,25 @@ def sweep_run(recipe, run, cache, out, sparsities, method="magnitude", block=2, 
     for sparsity in sparsities:
         if not 0 < sparsity < 1:
             raise InputError(f"sparsity: expected shares between 0 and 1, found {sparsity:g}.")
-    out, runs = Path(out), {"dense": Path(run)}
+    options = options or TrainOptions()
+    out, runs = Path(out), {"dense": Path(origin.run)}
     for sparsity in sparsities:
         folder = out / f"{method}-{sparsity:g}"
         runs[folder.name] = folder
         if (folder / "model.keras").is_file():
             continue
-        resume = (folder / "run.json").is_file()
+        of_one = replace(options, resume=(folder / "run.json").is_file())
         if method == "channel":
-            shrink_run(
-                recipe,
-                run,
-                cache,
-                folder,
-                keep=1 - sparsity,
-                epochs=epochs,
-                resume=resume,
-                progress=progress,
-            )
+            shrink_run(origin, folder, 1 - sparsity, of_one)
         else:
-            prune_run(
-                recipe,
-                run,
-                cache,
-                folder,
-                sparsity,
-                block=block if method == "block" else None,
-                epochs=epochs,
-                resume=resume,
-                progress=progress,
-            )
-    rows = _measure(recipe, runs, cache)
-    with atomic_path(out / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+            prune_run(origin, folder, sparsity, of_one, block=block if method == "block" else None)
+    rows = _measure(origin, runs)
+    write_rows(out / "sweep.csv", rows, COLUMNS)
     return rows
 
 
-def _measure(recipe, runs, cache):
-    cases = open_cache(cache, recipe.preprocess)
+def _measure(origin: FromRun, runs: dict[str, Path]) -> list[dict[str, Any]]:
+    cases = open_cache(origin.cache, origin.recipe.preprocess)
     rows, engines = [], {}
     for name, run in runs.items():
         trained = finished_run(run)

@@ -537,11 +537,14 @@ def test_a_damaged_run(complaint, trained, tmp_path):
     )
     for text in ('{"status": "fini', "[1, 2]", "\udcff"):
         (run / "run.json").write_bytes(text.encode(errors="surrogateescape"))
-        assert_matches(rf"^{run}/run.json: damaged \(.*\)\. Train again\.$", complaint(*predict))
+        assert_matches(
+            rf"^{run}/run.json: expected the record of a run, .*\. Train again\.$", complaint(*predict)
+        )
     shutil.copy(trained.run / "run.json", run)
     (run / "history.csv").write_text("phase,epoch,loss,val_loss\ntrain,1,0.5,0.4\ntrain,two,0.4,0.3\n")
     message = complaint("report", run, "--out", tmp_path / "report.html")
-    assert_matches(rf"^{run}/history.csv: damaged \(.*two.*\)\. Train again\.$", message)
+    others = r"expected a row for each epoch, found others \(.*two.*\)\. Train again\.$"
+    assert_matches(rf"^{run}/history.csv: {others}", message)
 
 
 def test_a_run_that_has_finished_is_not_resumed(complaint, trained, micro):
@@ -639,7 +642,7 @@ def test_predictions_that_cannot_be_scored(complaint, data, predicted, tmp_path)
     (predicted / "predictions.json").write_text('{"run": "somewh')
     message = complaint(*arguments)
     assert_matches(
-        r"/predictions.json: expected the record of kitsseg predict \(.*Predict again or rem", message
+        r"/predictions.json: expected the record of kitsseg predict.*\(.*Predict again or rem", message
     )
 
 
@@ -656,7 +659,7 @@ def test_scores_that_are_damaged(complaint, kitsseg, data, predicted, tmp_path):
         (head.replace("tumor_recall", "tumour_recall") + "\n" + row + "\n", others),
         (head.replace("truth_tumor_ml", "tumor") + "\n" + row + "\n", others),
         (whole.replace("1.0", "one"), others),
-        ("", rf"^{scores}: has 0 cases, scores.json beside it 1 others{again}"),
+        ("", others),
         (
             whole.replace("case_00004", "case_00005"),
             rf"^{scores}: has 1 cases, scores.json beside it 1 others",
@@ -671,7 +674,8 @@ def test_scores_that_are_damaged(complaint, kitsseg, data, predicted, tmp_path):
         assert_matches(pattern, complaint(*arguments))
     scores.write_text(whole)
     (tmp_path / "scores.json").write_text("{")
-    assert_matches(others, complaint(*arguments))
+    summary = rf"^{tmp_path}/scores.json: expected the summary of kitsseg evaluate, .*{again}"
+    assert_matches(summary, complaint(*arguments))
 
 
 # --- disks and folders that cannot be written

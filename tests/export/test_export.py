@@ -22,7 +22,7 @@ from kitsseg.errors import InputError
 from kitsseg.export import check as export_check
 from kitsseg.export import export
 from kitsseg.export.export import export_run
-from kitsseg.export.writers import write_network
+from kitsseg.export.writers import ExportOptions, write_network
 from kitsseg.inference import engines
 from kitsseg.inference.engines import open_network
 from kitsseg.models import (
@@ -123,7 +123,7 @@ def write_with_answer(network, path, format, size, precision="float32"):
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
     if format == "saved_model":
         path.mkdir()
-    write_network(network, path, format, shape, {}, precision, calibration=[image])
+    write_network(network, path, shape, {}, ExportOptions(format=format, precision=precision), [image])
     if precision == "int8":
         logits = engines._litert(path)(image)
     else:
@@ -179,7 +179,7 @@ def test_a_3d_network_is_no_litert_file(trained, tmp_path):
 
 
 def export_micro(trained, out, **options):
-    return export_run(trained.run, out, size=SIZE, **options)
+    return export_run(trained.run, out, ExportOptions(size=SIZE, **options))
 
 
 def images_of(trained, count=6):
@@ -214,7 +214,7 @@ def test_equal_to_the_network_of_the_run(trained, tmp_path, name, options):
     assert result.check.agreement >= (0.9999 if exact else 0.999)
     assert result.check.largest_difference < (1e-4 if exact else 0.05)
     assert result.input_shape == source.input_shape == (1, *SIZE, 1)
-    assert (result.format, result.precision) == (source.format, exported.record["precision"])
+    assert (result.format, result.precision) == (source.format, exported.record.precision)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     written = [tmp_path / name] if source.format != "saved_model" else (tmp_path / name).rglob("*")
     assert result.n_bytes == sum(path.stat().st_size for path in written if path.is_file())
@@ -247,7 +247,7 @@ def test_an_int8_file_that_would_end_the_process_is_not_kept(trained, tmp_path, 
     minus.set_weights([-np.eye(2, dtype=np.float32)[None, None]])
     image = np.random.default_rng(0).normal(size=(1, *SIZE, 1)).astype("float32")
     path = tmp_path / "dead.tflite"
-    write_network(network, path, "litert", (*SIZE, 1), {}, "int8", calibration=[image])
+    write_network(network, path, (*SIZE, 1), {}, ExportOptions(format="litert", precision="int8"), [image])
     monkeypatch.setattr(export, "CALIBRATED", 8)
     monkeypatch.setattr(export, "write_network", lambda _, temporary, *others: shutil.copy(path, temporary))
     out = tmp_path / "out" / "network.tflite"
@@ -263,8 +263,8 @@ def test_a_bad_quantization_is_not_kept(trained, tmp_path, monkeypatch):
     """Planted: calibrated on images without contrast, so that whatever is brighter saturates."""
 
     def badly(*arguments):
-        *others, calibration, sparse = arguments
-        write_network(*others, [np.minimum(image, -0.5) for image in calibration], sparse)
+        *others, calibration = arguments
+        write_network(*others, [np.minimum(image, -0.5) for image in calibration])
 
     monkeypatch.setattr(export, "write_network", badly)
     monkeypatch.setattr(export, "CALIBRATED", 8)
@@ -333,9 +333,9 @@ def test_sparse_storage_only_where_it_pays(trained, tmp_path):
     network = build_wp_unet((None, None, 1), filters=(16, 32, 32, 32, 32))
     for layer in network.layers:
         layer.set_weights([v * (np.arange(v.size).reshape(v.shape) % 10 == 0) for v in layer.get_weights()])
-    write_network(network, out, "litert", (32, 32, 1), {})
+    write_network(network, out, (32, 32, 1), {}, ExportOptions(format="litert"))
     dense = out.stat().st_size
-    write_network(network, out, "litert", (32, 32, 1), {"input": 0}, sparse=True)
+    write_network(network, out, (32, 32, 1), {"input": 0}, ExportOptions(format="litert", sparse=True))
     assert out.stat().st_size < 0.8 * dense
     from ai_edge_litert.interpreter import Interpreter
 
@@ -376,7 +376,7 @@ def test_progress_and_no_notices(trained, tmp_path, capfd):
 )
 def test_what_cannot_be_exported(trained, tmp_path, name, options, message):
     with pytest.raises(InputError, match=message):
-        export_run(trained.run, tmp_path / name, **{"size": SIZE, **options})
+        export_run(trained.run, tmp_path / name, ExportOptions(**{"size": SIZE, **options}))
     assert not list(tmp_path.iterdir())
 
 

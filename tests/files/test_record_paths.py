@@ -80,7 +80,7 @@ def test_a_moved_project_still_has_pictures_curves_and_its_training_patients(pro
     assert after.count("data:image") == page.count("data:image") > 0
     # a patient that the run was trained on is found though the run lies elsewhere now
     _, summary = read_scores(moved / "scores.csv")
-    assert summary["run"] == str(moved / "run")
+    assert summary.run == str(moved / "run")
     run = json.loads((moved / "run" / "run.json").read_text())
     [case] = run["split"]["cases"]["test"]
     run["split"]["cases"]["train"].append(case)

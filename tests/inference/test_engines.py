@@ -15,7 +15,7 @@ from kitsseg.data.cache.windows import cached_images
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.errors import InputError
 from kitsseg.inference import engines
-from kitsseg.inference.cohort import predict_cases
+from kitsseg.inference.cohort import PredictOptions, predict_cases
 from kitsseg.inference.engines import open_network, softmax
 from kitsseg.models import build_enhanced_unet
 from kitsseg.models.loading import read_network
@@ -35,6 +35,7 @@ def needs(*engines_needed):
 def exported(trained, tmp_path_factory):
     """The micro run as every file that can be written here, by suffix."""
     from kitsseg.export.export import export_run
+    from kitsseg.export.writers import ExportOptions
 
     folder, files = tmp_path_factory.mktemp("exported"), {}
     for suffix, packages in (
@@ -44,7 +45,7 @@ def exported(trained, tmp_path_factory):
     ):
         if all(importlib.util.find_spec(name) for name in packages):
             files[suffix] = folder / f"network{suffix}"
-            export_run(trained.run, files[suffix], size=(40, 48))
+            export_run(trained.run, files[suffix], ExportOptions(size=(40, 48)))
     return files
 
 
@@ -127,14 +128,17 @@ def test_prediction_with_a_file_equals_that_with_the_run(trained, exported, tmp_
 def test_larger_scans_are_predicted_in_windows(trained, tmp_path):
     """A file of 32 x 32 on slices of 40 x 48: the mean of overlapping windows, as a recipe with such tiles."""
     from kitsseg.export.export import export_run
+    from kitsseg.export.writers import ExportOptions
 
     case = trained.data / "case_00000"
-    export_run(trained.run, tmp_path / "network.tflite", size=(32, 32))
+    export_run(trained.run, tmp_path / "network.tflite", ExportOptions(size=(32, 32)))
     [path] = predict_cases(tmp_path / "network.tflite", [case], tmp_path / "a")
     assert read_labels(path).array.shape == read_labels(case / "segmentation.nii.gz").array.shape
     assert read_json(tmp_path / "a" / "predictions.json")["inference"]["tile"] == [32, 32]
     with pytest.raises(InputError, match=r"--whole-slices: .* takes windows of \(32, 32\) only"):
-        predict_cases(tmp_path / "network.tflite", [case], tmp_path / "b", whole_slices=True)
+        predict_cases(
+            tmp_path / "network.tflite", [case], tmp_path / "b", options=PredictOptions(whole_slices=True)
+        )
     with pytest.raises(InputError, match=r"--part test: an exported network does not name the cases"):
         predict_cases(tmp_path / "network.tflite", [case], tmp_path / "b", part="test")
 

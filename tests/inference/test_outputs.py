@@ -10,7 +10,8 @@ from kitsseg import recipes
 from kitsseg.commands.given import with_given
 from kitsseg.errors import InputError
 from kitsseg.export.export import export_run
-from kitsseg.inference.cohort import predict_cases
+from kitsseg.export.writers import ExportOptions
+from kitsseg.inference.cohort import PredictOptions, predict_cases
 from kitsseg.inference.outputs import class_probabilities
 from kitsseg.losses import CrossEntropySoftDice
 from kitsseg.recipe import OUTPUTS, changed
@@ -106,7 +107,7 @@ def scores_of(trained, folder, tmp_path):
 def test_a_perfect_sigmoid_network_scores_one(perfect_run, trained, tmp_path):
     run, output = perfect_run
     predict_cases(run, [trained.data], tmp_path / "out")
-    predict_cases(run, [trained.data], tmp_path / "mirrored", mirror=True)
+    predict_cases(run, [trained.data], tmp_path / "mirrored", options=PredictOptions(mirror=True))
     for folder in ("out", "mirrored"):
         scores = scores_of(trained, tmp_path / folder, tmp_path)
         assert len(scores) == 9
@@ -119,8 +120,8 @@ def test_a_perfect_sigmoid_network_exported_scores_one(perfect_run, trained, tmp
     pytest.importorskip("ai_edge_litert" if name.endswith("tflite") else "tf2onnx")
     run, _ = perfect_run
     with pytest.raises(InputError, match=r"--softmax: .*sigmoid outputs"):
-        export_run(run, tmp_path / name, softmax=True, size=(40, 48))
-    result = export_run(run, tmp_path / name, size=(40, 48))
+        export_run(run, tmp_path / name, ExportOptions(softmax=True, size=(40, 48)))
+    result = export_run(run, tmp_path / name, ExportOptions(size=(40, 48)))
     assert result.check.agreement == 1.0
     predict_cases(tmp_path / name, [trained.data], tmp_path / "out")
     assert all(tumor == 1.0 for _, tumor in scores_of(trained, tmp_path / "out", tmp_path))
@@ -130,7 +131,7 @@ def test_a_perfect_sigmoid_network_exported_scores_one(perfect_run, trained, tmp
 def test_a_sigmoid_recipe_trains_and_predicts(output, trained, tmp_path, eager):
     recipe = with_given(with_output(trained.recipe, output), ["phases.train.epochs=1"], steps=2)
     run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run")
-    assert read_run(run)["settings"]["inference"]["output"] == output
+    assert read_run(run).settings["inference"]["output"] == output
     [written] = predict_cases(run, [trained.data / "case_00000"], tmp_path / "out")
     assert written.is_file()
 

@@ -19,7 +19,7 @@ from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.data.layouts.find import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
-from kitsseg.inference.cohort import failures, predict_cases, predict_cohort
+from kitsseg.inference.cohort import PredictOptions, failures, predict_cases, predict_cohort
 from kitsseg.inference.engines import Network, open_network, softmax
 from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.inference.windows2d import slice_probabilities
@@ -104,9 +104,9 @@ def test_a_trained_run_predicts_a_folder(trained, tmp_path):
 
 def test_mirroring_and_whole_slices_override_the_recipe(trained, tmp_path):
     case = trained.data / "case_00000"
-    predict_cases(trained.run, [case], tmp_path / "a", mirror=True)
+    predict_cases(trained.run, [case], tmp_path / "a", options=PredictOptions(mirror=True))
     assert read_json(tmp_path / "a" / "predictions.json")["inference"]["mirror_axes"] == [0, 1]
-    predict_cases(trained.run, [case], tmp_path / "b", whole_slices=True)
+    predict_cases(trained.run, [case], tmp_path / "b", options=PredictOptions(whole_slices=True))
     assert read_json(tmp_path / "b" / "predictions.json")["inference"]["tile"] is None
 
 
@@ -151,7 +151,7 @@ def test_runs_that_cannot_predict(trained, tmp_path):
     with pytest.raises(InputError, match=r"model.keras: missing; the run's status is .* --resume"):
         predict_cases(run, [trained.data], tmp_path / "out")
     (run / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run.json: damaged"):
+    with pytest.raises(InputError, match=r"run.json: expected the record of a run"):
         predict_cases(run, [trained.data], tmp_path / "out")
     with pytest.raises(InputError, match="--part test: expected some of the 1 test cases"):
         predict_cases(trained.run, [trained.data / trained.split.train[0]], tmp_path / "out", part="test")
@@ -260,7 +260,7 @@ def test_what_is_there_is_left_out_and_needs_no_network(runs, trained, tmp_path,
     with pytest.raises(
         InputError, match=r"expected predictions of this run with these settings.*Choose another"
     ):
-        predict_cases(*arguments, mirror=True)
+        predict_cases(*arguments, options=PredictOptions(mirror=True))
     with pytest.raises(InputError, match=r"found others \(networks .* Choose another folder"):
         predict_cases(other, *arguments[1:])
     moved = shutil.move(run, tmp_path / "moved")
@@ -367,7 +367,8 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
     run = runs[0][0]
     predict_cases(run, [trained.data], tmp_path / "one")
     written = [
-        predict_cases(run, [trained.data], tmp_path / "out", shard=(number, 4)) for number in (3, 1, 2)
+        predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(number, 4)))
+        for number in (3, 1, 2)
     ]
     # nine names, in order: 1, 5, 9; 2, 6; 3, 7 and 4, 8
     assert [len(paths) for paths in written] == [2, 3, 2]
@@ -376,9 +377,9 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
     assert predict_cohort(run, [trained.data], tmp_path / "out").kept == 7
     assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
     assert len(read_json(tmp_path / "out" / "predictions.json")["cases"]) == 9
-    assert predict_cases(run, [trained.data], tmp_path / "out", shard=(12, 12)) == []
+    assert predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(12, 12))) == []
     with pytest.raises(InputError, match=r"--shard 5/4: expected a number from 1 to 4"):
-        predict_cases(run, [trained.data], tmp_path / "out", shard=(5, 4))
+        predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(5, 4)))
 
 
 # several runs
@@ -403,7 +404,7 @@ def test_an_ensemble_equals_the_mean_of_whole_volumes(runs, trained, tmp_path, c
     folders, network_of = runs
     case = trained.data / "case_00002"
     first, *others = (folders[number] for number in chosen)
-    [path] = predict_cases(first, [case], tmp_path / "out", also=others)
+    [path] = predict_cases(first, [case], tmp_path / "out", options=PredictOptions(also=others))
     scan = read_image(case / "imaging.nii.gz")
     each = [
         whole_probabilities(scan.array, scan.grid.spacing_mm, network_of(number), folders[number])
@@ -429,7 +430,7 @@ def test_an_ensemble_equals_the_mean_of_whole_volumes(runs, trained, tmp_path, c
 def test_ensembles_that_make_no_sense(runs, trained, tmp_path):
     folders, _ = runs
     with pytest.raises(InputError, match="run0: this run is given twice"):
-        predict_cases(folders[0], [trained.data], tmp_path / "out", also=[folders[0]])
+        predict_cases(folders[0], [trained.data], tmp_path / "out", options=PredictOptions(also=[folders[0]]))
     # the other run has been trained on the case that this one is tested on
     record = read_json(folders[1] / "run.json")
     cases = record["split"]["cases"]
@@ -438,9 +439,24 @@ def test_ensembles_that_make_no_sense(runs, trained, tmp_path):
     with pytest.raises(
         InputError, match=r"--part test: expected runs whose training leaves these 1 cases out, found"
     ):
-        predict_cases(folders[0], [trained.data], tmp_path / "out", part="test", also=[folders[1]])
+        predict_cases(
+            folders[0],
+            [trained.data],
+            tmp_path / "out",
+            part="test",
+            options=PredictOptions(also=[folders[1]]),
+        )
     assert (
-        len(predict_cases(folders[0], [trained.data], tmp_path / "out", part="train", also=[folders[1]])) == 7
+        len(
+            predict_cases(
+                folders[0],
+                [trained.data],
+                tmp_path / "out",
+                part="train",
+                options=PredictOptions(also=[folders[1]]),
+            )
+        )
+        == 7
     )
 
 

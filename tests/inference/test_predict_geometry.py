@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from kitsseg.inference import cohort as predict
 from kitsseg.inference.scan import Member
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
+from kitsseg.records.predictions import PredictedScan
 
 AIR = -79.0
 MODES = {
@@ -67,8 +68,8 @@ def written(scan, member, out, monkeypatch):
     monkeypatch.setattr(predict, "_opened", lambda ensemble: ([member], None, "known"))
     out.mkdir(exist_ok=True)
     entry, _ = predict.predict_scan(None, "case_00000", scan, out)
-    assert "reason" not in entry, entry
-    found, source = nib.load(out / entry["file"]), nib.load(scan)
+    assert isinstance(entry, PredictedScan), entry
+    found, source = nib.load(out / entry.file), nib.load(scan)
     assert found.shape == source.shape
     assert found.get_data_dtype() == np.uint8
     for field in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):

@@ -17,12 +17,13 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.layouts.find import Layout
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
-from kitsseg.inference.cohort import predict_cases, predict_cohort
+from kitsseg.inference.cohort import PredictOptions, predict_cases, predict_cohort
 from kitsseg.report.report import write_report
 from kitsseg.scoring.compare import compare_scores
 from kitsseg.scoring.dice import score_case
 from kitsseg.scoring.evaluate import evaluate_folders
 from kitsseg.scoring.slices import read_slice_scores
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.cross_validate import score_folds
 
@@ -35,7 +36,9 @@ def sliced(tmp_path_factory, eagerly):
     make_slices(folder / "slices")
     preprocess_cases(folder / "slices", folder / "cache", recipe.preprocess)
     split = make_split(open_cache(folder / "cache", recipe.preprocess))
-    return folder / "slices", train_recipe(recipe, folder / "cache", split, folder / "run", epochs=1)
+    return folder / "slices", train_recipe(
+        recipe, folder / "cache", split, folder / "run", TrainOptions(epochs=1)
+    )
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def test_a_part_of_the_split_is_chosen_by_patient(sliced, tmp_path):
 def test_jobs_share_the_slices(sliced, tmp_path):
     folder, run = sliced
     for number in (1, 2):
-        predict_cases(run, [folder], tmp_path / "out", shard=(number, 2))
+        predict_cases(run, [folder], tmp_path / "out", options=PredictOptions(shard=(number, 2)))
     assert len(read_json(tmp_path / "out" / "predictions.json")["cases"]) == 18
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kitsseg.inference.tiles3d import overlapping_probabilities, volume_probabilities
+from kitsseg.recipe import InferenceSpec
 
 TILE, MARGIN = (48, 48, 48), 8
 
@@ -221,7 +222,9 @@ def test_a_prediction_of_another_shape_is_an_error():
 
 
 def overlapped(volume, predict, tile, **options):
-    return np.stack(list(overlapping_probabilities(volume, as_float, predict, tile, **options)))
+    air_hu = options.pop("air_hu", None)
+    inference = InferenceSpec(tile=tile, **options)
+    return np.stack(list(overlapping_probabilities(volume, as_float, predict, inference, air_hu)))
 
 
 def overlapping_oracle(volume, predict, tile, starts, sigma=None):
@@ -290,7 +293,7 @@ def test_overlapping_sums_do_not_grow_with_the_number_of_slices():
         volume = np.zeros((n, 64, 64), np.int16)
         tracemalloc.start()
         try:
-            for _ in overlapping_probabilities(volume, as_float, identity, (8, 32, 32)):
+            for _ in overlapping_probabilities(volume, as_float, identity, InferenceSpec(tile=(8, 32, 32))):
                 pass
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -302,7 +305,8 @@ def test_overlapping_sums_do_not_grow_with_the_number_of_slices():
 def test_overlapping_slices_that_are_kept_stay_as_they_are():
     """Sums of later slices lie where those of finished ones lay: 40 slices in tiles of 8."""
     volume = random_volume(40, 20, 20)
-    planes = overlapping_probabilities(volume, as_float, identity, (8, 16, 16), gaussian=True)
+    inference = InferenceSpec(tile=(8, 16, 16), gaussian=True)
+    planes = overlapping_probabilities(volume, as_float, identity, inference)
     kept = [(plane, plane.copy()) for plane in planes]
     for plane, before in kept:
         np.testing.assert_array_equal(plane, before)

@@ -14,6 +14,7 @@ from kitsseg.optimizers.ema import ValidateAverages, averaged_weights, averages,
 from kitsseg.records.run import read_history
 from kitsseg.training import train
 from kitsseg.training.epoch_log import best_epoch
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import load_checkpoint
 
 
@@ -109,7 +110,9 @@ def test_what_a_run_keeps_is_the_average_over_its_steps(eager, source, tmp_path,
     monkeypatch.setattr(train, "ValidateAverages", Record)
     recipe = micro("unet2d")
     recipe = replace(recipe, phases=(replace(recipe.phases[0], epochs=3),))
-    run = train.train_recipe(recipe, source / "cache", split_of_cases(), tmp_path / "run", ema=0.8)
+    run = train.train_recipe(
+        recipe, source / "cache", split_of_cases(), tmp_path / "run", TrainOptions(ema=0.8)
+    )
     assert len(steps) == 9
     assert read_json(run / "run.json")["ema"] == 0.8
     expected = kept[best_epoch(read_history(run))]
@@ -131,15 +134,15 @@ def test_a_stopped_run_goes_on_with_its_averages(name, precision, eager, source,
     recipe = replace(micro("unet2d"), phases=full.phases, build_optimizer=full.build_optimizer)
     options = {"precision": precision, "ema": 0.7}
     runs = [tmp_path / "whole", tmp_path / "stopped"]
-    whole, stopped = ((recipe, source / "cache", split_of_cases(), run, 3) for run in runs)
-    train.train_recipe(*whole, **options)
+    whole, stopped = ((recipe, source / "cache", split_of_cases(), run) for run in runs)
+    train.train_recipe(*whole, TrainOptions(seed=3, **options))
     with pytest.raises(KeyboardInterrupt):
-        train.train_recipe(*stopped, progress=StopAt(5), **options)
+        train.train_recipe(*stopped, TrainOptions(seed=3, progress=StopAt(5), **options))
     with pytest.raises(InputError, match="started with another ema"):
-        train.train_recipe(*stopped, resume=True, precision=precision)
+        train.train_recipe(*stopped, TrainOptions(seed=3, resume=True, precision=precision))
     with pytest.raises(KeyboardInterrupt):
-        train.train_recipe(*stopped, resume=True, progress=StopAt(8), **options)
-    train.train_recipe(*stopped, resume=True, **options)
+        train.train_recipe(*stopped, TrainOptions(seed=3, resume=True, progress=StopAt(8), **options))
+    train.train_recipe(*stopped, TrainOptions(seed=3, resume=True, **options))
     one, other = (load_checkpoint(run / "model.keras").get_weights() for run in runs)
     for ours, theirs in zip(one, other, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
@@ -153,5 +156,5 @@ def test_a_stopped_run_goes_on_with_its_averages(name, precision, eager, source,
 def test_a_momentum_that_is_none_is_refused(momentum, source, tmp_path):
     arguments = (micro("unet2d"), source / "cache", split_of_cases(), tmp_path / "run")
     with pytest.raises(InputError, match="--ema: expected a number between 0 and 1"):
-        train.train_recipe(*arguments, ema=momentum)
+        train.train_recipe(*arguments, TrainOptions(ema=momentum))
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from support.records import run_record
 
 from kitsseg import recipes
 from kitsseg.data.splits import make_split
@@ -16,6 +17,7 @@ from kitsseg.optimizers.schedules import one_cycle, plateau_learning_rate, plate
 from kitsseg.recipe import OneCycle, Plateau
 from kitsseg.records.run import read_history
 from kitsseg.training.epoch_log import EpochLog, phase_finished
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
 PAPER_CYCLE = OneCycle(rise=0.25, start_divisor=25.0, end_divisor=1e5, momentum=(0.95, 0.85))
@@ -80,7 +82,7 @@ def test_a_phase_that_stops_early_hands_over_to_the_next(cached, micro_recipe, t
         tmp_path / "cache",
         make_split(list(cached)),
         tmp_path / "run",
-        progress=lambda _, done, total: calls.append((done, total)),
+        TrainOptions(progress=lambda _, done, total: calls.append((done, total))),
     )
     history = read_history(run)
     assert [(row["phase"], row["epoch"]) for row in history] == [
@@ -140,11 +142,10 @@ def log_of(folder, phase, rows, seen, model):
         run=folder,
         checkpoints=folder / "checkpoint",
         history=list(rows),
-        record={},
+        record=run_record(),
         started=time.monotonic(),
-        progress=look,
+        options=TrainOptions(progress=look),
         total_steps=12,
-        accumulate=1,
     )
     return EpochLog(training, phase, rows)
 

@@ -131,4 +131,9 @@ def test_what_must_be_light_imports_no_tensorflow(code):
 
 @pytest.mark.parametrize("package", ["kitsseg.cli, kitsseg.recipe", *WITH_NAMES])
 def test_packages_themselves_and_help_do_not_even_import_numpy(package):
-    assert "numpy" not in modules_after(f"import {package}")
+    assert not {"numpy", "msgspec"} & modules_after(f"import {package}")
+
+
+def test_help_imports_nothing_heavy():
+    code = "from kitsseg import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
+    assert not {"numpy", "msgspec", "rich"} & modules_after(code)

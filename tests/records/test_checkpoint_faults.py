@@ -21,6 +21,7 @@ from kitsseg.files import atomic
 from kitsseg.recipe import Progressive, Pruning
 from kitsseg.records.checkpoints import go_back, is_whole
 from kitsseg.records.run import create_run, read_history, write_history
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.progressive import read_rounds
 from kitsseg.training.train import train_recipe
 
@@ -48,7 +49,9 @@ def stop_in_third_epoch(_, done, total):
 
 
 def train(trained, recipe, run, resume=True, progress=None):
-    return train_recipe(recipe, trained.cache, trained.split, run, 5, resume=resume, progress=progress)
+    return train_recipe(
+        recipe, trained.cache, trained.split, run, TrainOptions(seed=5, resume=resume, progress=progress)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -363,10 +366,10 @@ def test_a_history_that_is_cut_off_is_refused_or_ends_with_a_whole_epoch(tmp_pat
         if n in lines:
             assert read_history(tmp_path) == complete[: lines.index(n)]
         else:
-            with pytest.raises(InputError, match=r"history.csv: damaged"):
+            with pytest.raises(InputError, match=r"history.csv: expected a row for each epoch"):
                 read_history(tmp_path)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"history.csv: damaged"):
+    with pytest.raises(InputError, match=r"history.csv: expected a row for each epoch"):
         read_history(tmp_path)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,15 @@ from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
-from kitsseg.records.predictions import Predictions, read_predictions
+from kitsseg.files.json_records import as_builtins, converted
+from kitsseg.records.predictions import (
+    FailedScan,
+    MadeBy,
+    PredictedScan,
+    Predictions,
+    Source,
+    read_predictions,
+)
 
 HEADER = {
     "kitsseg": "1",
@@ -26,12 +35,10 @@ HEADER = {
     "postprocess": None,
     "split": {"name": "80-10-10", "hash": "ab", "part": None},
 }
-MADE = {
-    "image": "/y",
-    "source": {"bytes": 1, "modified_ns": 2, "ends_sha256": "0"},
-    "crc32": "0",
-    "phantom": False,
-}
+MADE = PredictedScan(
+    file="x", image="/y", source=Source(bytes=1, modified_ns=2, ends_sha256="0"), crc32="0", phantom=False
+)
+DAMAGED = FailedScan(image="/b", reason="damaged")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +58,7 @@ def closed_in_the_end(monkeypatch):
 
 
 def header(**changes):
-    return json.loads(json.dumps(HEADER | changes))
+    return converted(HEADER | changes, MadeBy)
 
 
 @pytest.fixture
@@ -61,21 +68,21 @@ def out(tmp_path):
 
 
 def entry_of(out, image, name="prediction_00000.nii.gz"):
-    return {
-        "file": name,
-        "image": str(image),
-        "source": source_record(image),
-        "crc32": crc32_of(out / name),
-        "phantom": False,
-    }
+    return PredictedScan(
+        file=name,
+        image=str(image),
+        source=Source(**source_record(image)),
+        crc32=crc32_of(out / name),
+        phantom=False,
+    )
 
 
 def made(name):
-    return MADE | {"file": f"{name}.nii.gz"}
+    return replace(MADE, file=f"{name}.nii.gz")
 
 
 def add(record, name, entry):
-    record.begin(name, entry["image"])
+    record.begin(name, entry.image)
     record.add(name, entry)
 
 
@@ -293,7 +300,7 @@ def test_a_file_that_nobody_has_recorded_is_not_replaced(out, written, tmp_path)
 def test_predictions_made_in_another_way_are_an_error(out, written, changes):
     record = Predictions(out, header())
     record.made_by("tensorflow")
-    record.add("case_00001", {"image": "/b", "reason": "damaged"})
+    record.add("case_00001", DAMAGED)
     # at once, and when all is gathered
     for name in (r"predictions-\w+\.jsonl|predictions\.json", r"predictions\.json"):
         with pytest.raises(
@@ -317,7 +324,7 @@ def test_two_processes_with_other_settings_do_not_both_begin(out):
 def test_another_engine_is_noticed_when_it_is_known(out, written):
     record = Predictions(out, header())
     record.made_by("tensorflow")
-    record.add("case_00001", {"image": "/b", "reason": "damaged"})
+    record.add("case_00001", DAMAGED)
     later = Predictions(out, header())
     later.finish()
     assert read_json(out / "predictions.json")["engine"] == "tensorflow"
@@ -332,7 +339,7 @@ def test_parts(out, written):
     (out / "predictions.json").unlink()
     (out / "prediction_00000.nii.gz").unlink()
     first = Predictions(out, header(split=split | {"part": "test"}))
-    first.add("case_00000", {"image": "a", "reason": "b"})
+    first.add("case_00000", FailedScan(image="a", reason="b"))
     first.finish()
     again = Predictions(out, header(split=split | {"part": "test"}))
     again.finish()
@@ -396,7 +403,7 @@ def test_an_entry_that_names_something_else_is_refused(out, written, change):
 def test_a_case_whose_name_leads_elsewhere_is_refused(out, written, name, part):
     path = out / "predictions.json"
     record = read_json(path)
-    entry = made(name) | {"finished": "2026"}
+    entry = as_builtins(replace(made(name), finished="2026"))
     entries = {
         "cases": entry,
         "failed": {"image": "/y", "reason": "why", "finished": "2026"},
@@ -413,14 +420,14 @@ def test_a_case_whose_name_leads_elsewhere_is_refused(out, written, name, part):
 
 def test_a_failure_is_put_down_and_forgotten_when_it_is_mended(out, written):
     record = Predictions(out, header())
-    record.add("case_00001", {"image": "/b", "reason": "damaged"})
+    record.add("case_00001", DAMAGED)
     record.finish()
     found = read_json(out / "predictions.json")
     assert found["failed"]["case_00001"]["reason"] == "damaged"
     assert list(found["cases"]) == ["case_00000"]
     assert not record.is_whole("case_00001", written[0])
     record = Predictions(out, header())
-    record.add("case_00001", made("case_00001") | {"file": "prediction_00001.nii.gz"})
+    record.add("case_00001", replace(MADE, file="prediction_00001.nii.gz"))
     record.finish()
     found = read_json(out / "predictions.json")
     assert (found["failed"], list(found["cases"])) == ({}, ["case_00000", "case_00001"])
@@ -442,7 +449,7 @@ def test_processes_that_write_at_once_lose_nothing(out):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(read_predictions(out)["cases"]) == 80
+    assert len(read_predictions(out).cases) == 80
     Predictions(out, header()).finish()  # those that end in the same moment leave their files to the next
     assert len(read_json(out / "predictions.json")["cases"]) == 80
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
@@ -477,7 +484,7 @@ def test_without_locks_nothing_is_lost_and_no_file_of_others_is_removed(out, mon
 def test_what_a_killed_process_has_done_is_known_to_the_next(out, written):
     """It has not come to the end: only its own file names its scans, and its last line may be cut off."""
     killed = Predictions(out, header())
-    entry = made("x") | {"file": "prediction_00007.nii.gz"}
+    entry = replace(MADE, file="prediction_00007.nii.gz")
     add(killed, "case_00007", entry)
     killed.begin("case_00008", "/y")
     [journal] = journals(out)
@@ -485,15 +492,15 @@ def test_what_a_killed_process_has_done_is_known_to_the_next(out, written):
         file.write(b'{"done": "case_00008", "entry": {"im')
     killed.close()
     assert "case_00007" not in read_json(out / "predictions.json")["cases"]
-    assert read_predictions(out)["cases"].keys() == {"case_00000", "case_00007"}
+    assert read_predictions(out).cases.keys() == {"case_00000", "case_00007"}
     next_call = Predictions(out, header())
     assert set(next_call.entries) == {"case_00000", "case_00007"}
     assert set(next_call.begun) == {"case_00008"}
     # and of two entries the newest counts, wherever it stands
-    next_call.add("case_00007", {"image": "/b", "reason": "damaged"})
-    assert "reason" in Predictions(out, header()).entries["case_00007"]
-    assert "case_00007" in read_predictions(out)["failed"]
-    assert "case_00007" not in read_predictions(out)["cases"]
+    next_call.add("case_00007", DAMAGED)
+    assert isinstance(Predictions(out, header()).entries["case_00007"], FailedScan)
+    assert "case_00007" in read_predictions(out).failed
+    assert "case_00007" not in read_predictions(out).cases
     next_call.finish()
     assert journals(out) == []
     # a process killed at its very first line

@@ -139,8 +139,8 @@ def test_page_of_scores_and_run_has_everything(project):
         "Phantom results: the patients are synthetic",
         "not a medical device",
         "predicting nothing at all",
-        f"{found.summary['beside_all_background']['all_background']['pixel_accuracy']:.4f}",
-        f"{found.summary['composite_interval_95'][0]:.3f} to {found.summary['composite_interval_95'][1]:.3f}",
+        f"{found.summary.beside_all_background.all_background['pixel_accuracy']:.4f}",
+        f"{found.summary.composite_interval_95[0]:.3f} to {found.summary.composite_interval_95[1]:.3f}",
         "axial, slice 5 of 8",
         "coronal, row 26 of 60",
         "sagittal, column 13 of 72",
@@ -151,7 +151,7 @@ def test_page_of_scores_and_run_has_everything(project):
     ):
         assert text in page.text, text
     for name in ("tk_dice", "tu_dice", "composite"):
-        assert f" {found.summary['scores'][name]['mean']:.3f} " in page.text
+        assert f" {getattr(found.summary.scores, name).mean:.3f} " in page.text
     assert page.count("svg", **{"class": "chart"}) == 1
     assert page.count("svg", **{"class": "chart spread"}) == 1
     assert page.count("svg", **{"class": "slice"}) == 6
@@ -335,9 +335,9 @@ def test_choice_of_planes():
 def test_planes_show_the_right_voxels(project):
     evaluate(project, project / "scores.csv")
     _, summary = read_scores(project / "scores.csv")
-    files = summary["cases"]["case_00000"]
+    files = summary.cases["case_00000"]
     found = case_views(files)
-    truth = read_labels(files["truth"]).array
+    truth = read_labels(files.truth).array
     # the tumor: slice 4, rows 25 to 29, columns 12 to 21
     assert [view.where for view in found.views] == ["slice 5 of 8", "row 26 of 60", "column 13 of 72"]
     for view, plane, spacing in zip(
@@ -432,7 +432,7 @@ def test_claims_of_the_papers_stand_beside_ours_where_the_definition_is_the_same
         r"<h2>What the paper reports.*?</section>", Page(project / "report.html").source, re.S
     ).group()
     rows = dict(re.findall(r"<th scope='row'>(.*?)</th>(.*?)</tr>", section))
-    ours = f"{found.summary['scores']['tk_dice']['mean']:.3f}"
+    ours = f"{found.summary.scores.tk_dice.mean:.3f}"
     assert re.findall(r">([\d.-]+)<", rows["leaderboard TK Dice"]) == ["0.858", ours, "0.000"]
     assert "not defined in the paper" in rows["validation Dice"]
     assert "no score of label maps" in rows["parameters"]
@@ -489,8 +489,8 @@ def test_surfaces_and_lesions_are_shown_where_they_were_asked_for(project):
     found = evaluate_folders(project / "predictions", project / "truth", project / "scores.csv", surface=True)
     write_report(project / "scores.csv", project / "report.html")
     text = Page(project / "report.html").text
-    values = found.summary["surface"]["classes"]["tumor"]
-    assert f"tumor {values['surface_dice']['mean']:.3f} 1.150 {values['hd95_mm']['mean']:.2f} 2 of 2" in text
+    values = found.summary.surface.classes["tumor"]
+    assert f"tumor {values.surface_dice.mean:.3f} 1.150 {values.hd95_mm.mean:.2f} 2 of 2" in text
     assert "2 of 2 tumors were found; 0 of 2 predicted ones are false." in text
     evaluate(project, project / "scores.csv")
     write_report(project / "scores.csv", project / "report.html")

@@ -12,7 +12,7 @@ from support import TESTS
 from support.cases import read_json
 
 from kitsseg.errors import InputError
-from kitsseg.inference.cohort import predict_cases, predict_cohort
+from kitsseg.inference.cohort import PredictOptions, predict_cases, predict_cohort
 from kitsseg.runtime.cluster import on_cluster
 
 distributed = pytest.importorskip("distributed")
@@ -103,8 +103,8 @@ def test_two_workers_give_the_same_files_as_one_process(scheduler, trained, tmp_
         trained.run,
         [data],
         tmp_path / "there",
-        scheduler=scheduler,
         progress=lambda *call: calls.append(call),
+        options=PredictOptions(scheduler=scheduler),
     )
     assert list(here.failed) == list(there.failed) == ["case_00004"]
     assert [path.name for path in here.written] == [path.name for path in there.written]

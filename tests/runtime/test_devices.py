@@ -30,6 +30,7 @@ if keras.config.backend() == "tensorflow":
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
 from kitsseg.runtime.devices import use_devices
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 _, _, cache, names, counts, *process = sys.argv
 if process:
@@ -39,7 +40,7 @@ for count in counts.split(","):
     for name in names.split(","):
         run = Path(f"{name}-{devices.count}-{devices.processes}")
         ema = 0.8 if name == "unet3d" else None  # validation then is that of averages
-        train_recipe(ten_steps(name), cache, split_of_cases(), run, 3, ema=ema, devices=devices)
+        train_recipe(ten_steps(name), cache, split_of_cases(), run, TrainOptions(seed=3, ema=ema, devices=devices))
 """
 
 

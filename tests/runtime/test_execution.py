@@ -11,6 +11,7 @@ from kitsseg.records.run import read_history
 from kitsseg.runtime.devices import ONE_DEVICE, Devices
 from kitsseg.runtime.execution import check_execution
 from kitsseg.training import train
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import load_checkpoint
 
 
@@ -71,15 +72,17 @@ def test_several_steps_in_one_call_are_as_many_single_ones(accumulate, source, t
     """Weights and history are those of single steps; also of a run that was started with these and goes on."""
     settings, said, options = Settings(monkeypatch), [], {"accumulate": accumulate}
     runs = [tmp_path / "one", tmp_path / "three", tmp_path / "both"]
-    one, three, both = ((small(), source / "cache", split_of_cases(), run, 3) for run in runs)
-    train.train_recipe(*one, **options)
+    one, three, both = ((small(), source / "cache", split_of_cases(), run) for run in runs)
+    train.train_recipe(*one, TrainOptions(seed=3, **options))
     progress = StopAt()
-    train.train_recipe(*three, steps_per_execution=STEPS, progress=progress, say=said.append, **options)
+    train.train_recipe(
+        *three, TrainOptions(seed=3, steps_per_execution=STEPS, progress=progress, say=said.append, **options)
+    )
     assert progress.seen == [3, 6, *range(7, 13)]
     assert said[0].startswith("prune: one step at a time")
     with pytest.raises(KeyboardInterrupt):
-        train.train_recipe(*both, progress=StopAt(4), **options)
-    train.train_recipe(*both, resume=True, steps_per_execution=STEPS, **options)
+        train.train_recipe(*both, TrainOptions(seed=3, progress=StopAt(4), **options))
+    train.train_recipe(*both, TrainOptions(seed=3, resume=True, steps_per_execution=STEPS, **options))
     n = STEPS * accumulate
     assert settings.seen == [
         *[("train", False, 1), ("prune", False, 1)],
@@ -103,7 +106,7 @@ def test_steps_compiled_by_xla_have_the_same_losses(source, tmp_path, monkeypatc
     histories = []
     for choice in ("off", "on"):
         arguments = (recipe, source / "cache", split_of_cases(), tmp_path / choice)
-        histories.append(read_history(train.train_recipe(*arguments, xla=choice)))
+        histories.append(read_history(train.train_recipe(*arguments, TrainOptions(xla=choice))))
     assert settings.seen == [("train", False, 1), ("train", True, 1)]
     for plain, compiled in zip(*histories, strict=True):
         check_alike(compiled, plain, rel=1e-3, abs=1e-4)
@@ -112,5 +115,5 @@ def test_steps_compiled_by_xla_have_the_same_losses(source, tmp_path, monkeypatc
 def test_an_option_that_cannot_be_leaves_nothing_behind(source, tmp_path):
     arguments = (micro("unet2d"), source / "cache", split_of_cases(), tmp_path / "run")
     with pytest.raises(InputError, match="--steps-per-execution 2"):
-        train.train_recipe(*arguments, steps_per_execution=2)
+        train.train_recipe(*arguments, TrainOptions(steps_per_execution=2))
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.errors import InputError
 from kitsseg.runtime.execution import PRECISIONS, computing_in
 from kitsseg.training import train
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import batches_of, compiled_network, load_checkpoint
 
 HALF = PRECISIONS[1:]
@@ -19,7 +20,8 @@ PAPERS = ("deeplab3d", "enhanced_unet", "squeeze_unet", "unet2d", "wp_unet")
 def training_of(recipe, source, precision, accumulate=1):
     """What ``train_recipe`` gives to each phase."""
     cases = open_cache(source / "cache", recipe.preprocess)
-    return train.Training(recipe, cases, split_of_cases(), *[None] * 6, precision, accumulate)
+    options = TrainOptions(precision=precision, accumulate=accumulate)
+    return train.Training(recipe=recipe, cases=cases, options=options)
 
 
 def test_the_policy_of_the_process_is_as_before_whatever_happens():
@@ -62,13 +64,13 @@ def test_twenty_steps_have_a_finite_falling_loss(name, precision, source):
 def test_a_run_in_float16_resumes_and_leaves_a_network_of_float32(eager, source, tmp_path):
     """Two phases, one-cycle (which sets beta_1 through the wrapped optimizer), a frozen encoder."""
     recipe, before = micro("squeeze_unet"), keras.config.dtype_policy()
-    arguments = (recipe, source / "cache", split_of_cases(), tmp_path / "run", 7)
+    arguments = (recipe, source / "cache", split_of_cases(), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        train.train_recipe(*arguments, progress=StopAt(5), precision="mixed_float16")
+        train.train_recipe(*arguments, TrainOptions(seed=7, progress=StopAt(5), precision="mixed_float16"))
     assert keras.config.dtype_policy() is before
     with pytest.raises(InputError, match="started with another precision"):
-        train.train_recipe(*arguments, resume=True)
-    run = train.train_recipe(*arguments, resume=True, precision="mixed_float16")
+        train.train_recipe(*arguments, TrainOptions(seed=7, resume=True))
+    run = train.train_recipe(*arguments, TrainOptions(seed=7, resume=True, precision="mixed_float16"))
     assert keras.config.dtype_policy() is before
     record = read_json(run / "run.json")
     assert (record["precision"], record["accumulate"], record["devices"]) == ("mixed_float16", 1, 1)

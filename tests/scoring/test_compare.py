@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from support.records import run_record
 
 from kitsseg.cli import main
 from kitsseg.data.formats.nifti import write_image
 from kitsseg.errors import InputError
+from kitsseg.records.run import PartsOfSplit, SplitOfRun, update_run
 from kitsseg.scoring.compare import compare_scores
 from kitsseg.scoring.evaluate import evaluate_folders
 
@@ -39,8 +41,8 @@ def scores(tmp_path):
 def seen_by(file, folder, **parts):
     """Let the scores say they come from a run with this split."""
     folder.mkdir()
-    cases = {"train": [], "validation": [], "test": []} | parts
-    (folder / "run.json").write_text(json.dumps({"split": {"cases": cases}}))
+    cases = PartsOfSplit(**{"train": [], "validation": [], "test": []} | parts)
+    update_run(folder, run_record(split=SplitOfRun(name="some", hash="0", cases=cases)))
     summary = json.loads(file.with_suffix(".json").read_text())
     file.with_suffix(".json").write_text(json.dumps(summary | {"run": str(folder)}))
 
@@ -72,7 +74,10 @@ def test_a_run_against_itself(scores):
 def test_patients_seen_by_the_run_that_a_run_started_from_are_left_out(scores, tmp_path):
     seen_by(scores["half"], tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    record["parent"] = {"patients": {"train": ["case_00001"], "validation": ["case_00003"]}}
+    record["parent"] = {
+        "run": "/earlier",
+        "patients": {"train": ["case_00001"], "validation": ["case_00003"]},
+    }
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     reason = "half started from a run that has seen it"
     assert compare_scores(scores).left_out == {"case_00001": reason, "case_00003": reason}

@@ -17,12 +17,14 @@ from kitsseg.commands.score_table import format_table
 from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
+from kitsseg.files.json_records import as_builtins
 from kitsseg.scoring.dice import SCORES, count_slices, score_case
 from kitsseg.scoring.evaluate import COLUMNS, evaluate_folders
 from kitsseg.scoring.label_files import count_files, read_boxes
 from kitsseg.scoring.ladder import RUNGS
 from kitsseg.scoring.pairs import find_pairs
 from kitsseg.scoring.scores_file import read_scores
+from kitsseg.scoring.summary import Failure
 
 MM = (3.0, 0.8, 0.8)
 SHAPE = (6, 9, 8)
@@ -79,7 +81,7 @@ def test_scores_of_a_folder(folders):
         assert {name: float(row[name]) for name in volumes} == pytest.approx(volumes, rel=1e-6)
         assert {name: returned[name] for name in SCORES} == {name: expected[name] for name in SCORES}
     summary = json.loads((tmp / "out" / "scores.json").read_text())
-    assert read_scores(tmp / "out" / "scores.csv")[1] == json.loads(json.dumps(found.summary))
+    assert read_scores(tmp / "out" / "scores.csv")[1] == found.summary
     assert summary["scores"]["tk_dice"]["mean"] == pytest.approx(
         sum(float(row["tk_dice"]) for row in rows) / 3
     )
@@ -111,14 +113,14 @@ def test_line9_truth_against_itself_is_one_everywhere(folders):
     tmp, _, _ = folders
     found = evaluate_folders(tmp / "truth", tmp / "truth", tmp / "scores.csv")
     assert all(row[name] == 1.0 for row in found.rows for name in SCORES)
-    assert found.summary["composite_interval_95"] == [1.0, 1.0]
-    assert found.summary["beside_all_background"]["prediction"]["pixel_accuracy"] == 1.0
+    assert found.summary.composite_interval_95 == (1.0, 1.0)
+    assert found.summary.beside_all_background.prediction["pixel_accuracy"] == 1.0
 
 
 def test_all_background_baseline(folders):
     tmp, truth, _ = folders
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
-    nothing = found.summary["beside_all_background"]["all_background"]
+    nothing = found.summary.beside_all_background.all_background
     background = sum(int((labels == 0).sum()) for labels in truth.values())
     assert (nothing["tk_dice"], nothing["tu_dice"], nothing["composite"]) == (0.0, 0.0, 0.0)
     assert nothing["pixel_accuracy"] == pytest.approx(background / (3 * np.prod(SHAPE)), abs=1e-12)
@@ -127,10 +129,8 @@ def test_all_background_baseline(folders):
     (tmp / "empty").mkdir()
     for name, labels in truth.items():
         write_image(tmp / "empty" / f"{name}.nii.gz", np.zeros_like(labels), MM)
-    beside = evaluate_folders(tmp / "empty", tmp / "truth", tmp / "empty.csv").summary[
-        "beside_all_background"
-    ]
-    assert beside["prediction"] == beside["all_background"] == nothing
+    beside = evaluate_folders(tmp / "empty", tmp / "truth", tmp / "empty.csv").summary.beside_all_background
+    assert beside.prediction == beside.all_background == nothing
 
 
 def test_empty_masks_are_named_and_counted(folders):
@@ -138,8 +138,8 @@ def test_empty_masks_are_named_and_counted(folders):
     without = np.where(predicted["case_00001"] == 2, 1, predicted["case_00001"]).astype(np.uint8)
     write_image(tmp / "predictions" / "prediction_00001.nii.gz", without, MM)
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
-    assert found.rows[1]["empty"] == ["predicted_tumor"]
-    assert found.summary["empty_cases"] == 1
+    assert found.rows[1]["empty"] == "predicted_tumor"
+    assert found.summary.empty_cases == 1
     with (tmp / "scores.csv").open() as file:
         assert [row["empty"] for row in csv.DictReader(file)] == ["", "predicted_tumor", ""]
     assert "1 case with an empty mask" in format_table(found.rows, found.summary)
@@ -166,7 +166,7 @@ def test_one_prediction_file(folders):
     file = tmp / "predictions" / "prediction_00001.nii.gz"
     found = evaluate_folders(file, tmp / "truth", tmp / "scores.csv")
     assert [row["case"] for row in found.rows] == ["case_00001"]
-    assert found.summary["truth_without_prediction"] == ["case_00000", "case_00002"]
+    assert found.summary.truth_without_prediction == ["case_00000", "case_00002"]
     assert "2 cases with a truth are not scored (not predicted): case_00000, case_00002." in format_table(
         found.rows, found.summary
     )
@@ -190,9 +190,9 @@ def test_predictions_json_is_carried_over(folders):
     (tmp / "predictions" / "predictions.json").write_text(json.dumps(record | {"cases": {"case_00000": {}}}))
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
     for key in ("recipe", "paper", "reported", "split", "phantom"):
-        assert found.summary[key] == record[key]
-    assert found.summary["run"] == str(tmp / "predictions" / "runs" / "one")
-    assert set(found.summary["cases"]) == {"case_00000", "case_00001", "case_00002"}
+        assert as_builtins(getattr(found.summary, key)) == record[key]
+    assert found.summary.run == str(tmp / "predictions" / "runs" / "one")
+    assert set(found.summary.cases) == {"case_00000", "case_00001", "case_00002"}
     assert "phantom" in format_table(found.rows, found.summary)
     (tmp / "predictions" / "predictions.json").write_text("[")
     with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
@@ -201,16 +201,12 @@ def test_predictions_json_is_carried_over(folders):
 
 def test_phantoms_are_known_by_their_images(folders):
     tmp, _, _ = folders
-    assert (
-        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is False
-    )
+    assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary.phantom is False
     file = tmp / "truth" / "case_00000" / "imaging.nii.gz"
     write_image(file, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE), MM, PHANTOM)
-    assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is True
+    assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary.phantom is True
     file.write_bytes(b"damaged")
-    assert (
-        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary["phantom"] is False
-    )
+    assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary.phantom is False
 
 
 def test_table_shows_the_numbers(folders):
@@ -220,12 +216,12 @@ def test_table_shows_the_numbers(folders):
     ladder, lines = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert lines[0].split()[:3] == ["TK", "TU", "composite"]
     assert lines[2].split()[:2] == ["case_00001", f"{found.rows[1]['tk_dice']:.4f}"]
-    assert lines[4].split()[:2] == ["mean", f"{found.summary['scores']['tk_dice']['mean']:.4f}"]
+    assert lines[4].split()[:2] == ["mean", f"{found.summary.scores.tk_dice.mean:.4f}"]
     assert lines[5].split() == ["empty", "prediction", *["0.0000"] * 4]
     assert len({len(line) for line in lines[:5]}) == 1  # columns are aligned
-    beside = found.summary["beside_all_background"]
+    beside = found.summary.beside_all_background
     for line, (key, rung) in zip(ladder[1:], RUNGS.items()):
-        figures = [beside[name][key] for name in ("prediction", "all_background")]
+        figures = [beside.prediction[key], beside.all_background[key]]
         assert line.startswith(rung.name) and line.split()[-2:] == [f"{figure:.4f}" for figure in figures]
     assert len({len(line) for line in ladder}) == 1
 
@@ -433,8 +429,8 @@ def test_classes_of_kits23(tmp_path):
         2,
         1,
     ]
-    assert found.summary["hec"]["mean_dice"] == pytest.approx((1 + 1 + 0.8) / 3)
-    assert found.summary["cases"]["case_00007"]["label_values"] == (0, 1, 2, 3)
+    assert found.summary.hec.mean_dice == pytest.approx((1 + 1 + 0.8) / 3)
+    assert found.summary.cases["case_00007"].label_values == (0, 1, 2, 3)
     with (tmp_path / "scores.csv").open() as file:
         (written,) = csv.DictReader(file)
     assert {name: float(written[name]) for name in row if name.endswith("_dice")} == {
@@ -466,13 +462,11 @@ def test_hd95_is_left_empty_where_it_is_not_defined(folders):
     with (tmp / "scores.csv").open() as file:
         written = list(csv.DictReader(file))
     assert written[1]["tumor_hd95_mm"] == "" and float(written[0]["tumor_hd95_mm"]) > 0
-    hd95 = found.summary["surface"]["classes"]["tumor"]["hd95_mm"]
-    assert hd95["defined"] == 2
-    assert hd95["mean"] == pytest.approx(
-        (found.rows[0]["tumor_hd95_mm"] + found.rows[2]["tumor_hd95_mm"]) / 2
-    )
+    hd95 = found.summary.surface.classes["tumor"].hd95_mm
+    assert hd95.defined == 2
+    assert hd95.mean == pytest.approx((found.rows[0]["tumor_hd95_mm"] + found.rows[2]["tumor_hd95_mm"]) / 2)
     assert "(defined in 2 of 3 cases)" in format_table(found.rows, found.summary)
-    assert found.summary["lesions"]["lesions_found"] == 2
+    assert found.summary.lesions.lesions_found == 2
     rows, _ = read_scores(tmp / "scores.csv")
     assert rows[1]["tumor_hd95_mm"] is None
 
@@ -482,7 +476,7 @@ def test_split_hash_and_label_release_are_written(folders):
     record = {"split": {"name": "80-10-10", "hash": "abc", "part": "test"}}
     (tmp / "predictions" / "predictions.json").write_text(json.dumps(record))
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
-    assert found.summary["label_release"] == {"kits19": 0, "other": 3}
+    assert found.summary.label_release == {"kits19": 0, "other": 3}
     with (tmp / "scores.csv").open() as file:
         assert {(row["label_release"], row["split_hash"]) for row in csv.DictReader(file)} == {
             ("other", "abc")
@@ -495,7 +489,7 @@ def test_failed_scans_are_carried_over(folders):
     entry = {"reason": "case_00009: damaged", "traceback": "...", "finished": "2026"}
     file.write_text(json.dumps({"failed": {"case_00009": entry}}))
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
-    assert found.summary["failed"] == {"case_00009": {"reason": "case_00009: damaged"}}
+    assert found.summary.failed == {"case_00009": Failure(reason="case_00009: damaged")}
     assert "1 scan failed in kitsseg predict: case_00009." in format_table(found.rows, found.summary)
     for damaged in ({"failed": ["case_00009"]}, {"failed": {"case_00009": {}}}, {"split": "x"}, [1]):
         file.write_text(json.dumps(damaged))
@@ -509,8 +503,8 @@ def test_what_predict_recorded_replaces_no_score(folders):
         json.dumps({"scores": {}, "n_cases": 9, "run": "r"})
     )
     summary = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary
-    assert summary["n_cases"] == 3 and summary["scores"]["tk_dice"]
-    assert summary["run"] == str(tmp / "predictions" / "r")
+    assert summary.n_cases == 3 and summary.scores.tk_dice.mean > 0
+    assert summary.run == str(tmp / "predictions" / "r")
 
 
 def check_real_label_maps(files, truth, out):
@@ -535,7 +529,7 @@ def check_real_label_maps(files, truth, out):
     found = evaluate_folders(out, truth, out / "scores.csv")
     assert [row["composite"] for row in found.rows] == pytest.approx(composites, abs=1e-12)
     assert {row["label_release"] for row in found.rows} == {"kits19"}
-    nothing = found.summary["beside_all_background"]["all_background"]
+    nothing = found.summary.beside_all_background.all_background
     assert nothing["pixel_accuracy"] == pytest.approx(voxels[0] / voxels.sum(), abs=1e-12)
     assert nothing["slice_tk_dice_empty_is_1"] == pytest.approx(1 - slices[1] / slices[0], abs=1e-12)
     assert nothing["slice_tu_dice_empty_is_1"] == pytest.approx(1 - slices[2] / slices[0], abs=1e-12)

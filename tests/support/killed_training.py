@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kitsseg import recipes
 from kitsseg.recipe import PatchSampler, Plateau
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 from support.recipes import micro, split_of_cases
 
@@ -90,7 +91,9 @@ def train(job):
 
     resume = (run / "run.json").is_file()
     recipe = cut_down(job["recipe"])
-    train_recipe(recipe, job["cache"], split_of_cases(), run, SEED, resume=resume, progress=progress)
+    train_recipe(
+        recipe, job["cache"], split_of_cases(), run, TrainOptions(seed=SEED, resume=resume, progress=progress)
+    )
 
 
 def main():

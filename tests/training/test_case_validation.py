@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from support.cases import StopAfter, make_case, read_json
+from support.records import run_record
 
 from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
@@ -16,7 +17,7 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.errors import InputError
 from kitsseg.inference.scan import Member, label_cached_case, mean_scores
 from kitsseg.recipe import InferenceSpec, Phase, RemoveFar, SliceSampler
-from kitsseg.records.run import read_history
+from kitsseg.records.run import WholeCases, read_history
 from kitsseg.training.case_validation import (
     CaseLog,
     cheap_inference,
@@ -24,6 +25,7 @@ from kitsseg.training.case_validation import (
     is_due,
 )
 from kitsseg.training.monitor import Monitor
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -48,7 +50,7 @@ def rows_of(path):
 
 def test_scores_by_hand(cached, spec, tmp_path):
     """Perfect labels; tumor called kidney; everything called kidney: TK Dice 2 F / (F + N) of F voxels in N."""
-    record, seen = {}, []
+    record, seen = run_record(), []
     log = CaseLog(tmp_path, cached, record)
 
     def score(epoch, predict):
@@ -70,7 +72,7 @@ def test_scores_by_hand(cached, spec, tmp_path):
     assert [(row["phase"], row["epoch"], row["case"]) for row in written] == [
         ("train", str(epoch), name) for epoch in (1, 2, 3) for name in CASES
     ]
-    assert record["whole_case_validation"]["seconds"] > 0
+    assert record.whole_case_validation.seconds > 0
     assert [case.name for case, _ in seen] == list(CASES) * 3
     truth = np.stack([cached[CASES[0]].labels(k) for k in range(8)])
     np.testing.assert_array_equal(seen[0][1], truth)
@@ -120,19 +122,21 @@ def test_post_processing_belongs_to_it(cached, spec):
 
 
 def test_rows_go_on_and_an_epoch_done_twice_stands_once(cached, spec, tmp_path):
-    first = CaseLog(tmp_path, cached, {})
+    first = CaseLog(tmp_path, cached, run_record())
     for epoch in (1, 2):
         first.score("train", epoch, CASES[:2], Member(all_kidney, spec, WHOLE), None)
-    again = CaseLog(tmp_path, cached, {"whole_case_validation": {"seconds": 100.0}})
+    again = CaseLog(tmp_path, cached, run_record(whole_case_validation=WholeCases(seconds=100.0)))
     assert again.rows == first.rows
     again.score("train", 2, CASES[:2], Member(by_hu, spec, WHOLE), None)
     rows = rows_of(tmp_path / "validation_cases.csv")
     assert [(row["epoch"], row["case"]) for row in rows] == [(e, c) for e in "12" for c in CASES[:2]]
     assert [float(row["tk_dice"]) for row in rows[2:]] == [1.0, 1.0]
-    assert again.record["whole_case_validation"]["seconds"] > 100
+    assert again.record.whole_case_validation.seconds > 100
     (tmp_path / "validation_cases.csv").write_text("phase,epoch,case\ntrain,1,case_00000\n")
-    with pytest.raises(InputError, match=r"validation_cases.csv: damaged \(KeyError\('tk_dice'\)\)"):
-        CaseLog(tmp_path, cached, {})
+    with pytest.raises(
+        InputError, match=r"validation_cases.csv: expected .*, found others \(no column tk_dice"
+    ):
+        CaseLog(tmp_path, cached, run_record())
 
 
 def test_which_cases_and_epochs():
@@ -213,7 +217,9 @@ def quick(trained):
 def unwatched(quick, trained, tmp_path_factory):
     """The micro run without any scores."""
     run = tmp_path_factory.mktemp("unwatched") / "run"
-    return train_recipe(quick, trained.cache, trained.split, run, 5, validate_cases_every=0)
+    return train_recipe(
+        quick, trained.cache, trained.split, run, TrainOptions(seed=5, validate_cases_every=0)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +231,7 @@ def watched(quick, trained, tmp_path_factory):
         trained.cache,
         trained.split,
         tmp_path_factory.mktemp("watched") / "run",
-        seed=5,
-        validate_cases_every=1,
-        say=said.append,
+        TrainOptions(seed=5, validate_cases_every=1, say=said.append),
     )
     return run, said
 
@@ -278,7 +282,8 @@ def test_no_random_number_is_drawn(trained, cached, tmp_path):
 
     phase = replace(trained.recipe.phases[0], validate_cases_every=1)
     recipe = replace(trained.recipe, phases=(phase,))
-    training = Training(recipe, cached, None, tmp_path, 0, {}, [], 0.0, None)
+    record = run_record()
+    training = Training(recipe=recipe, cases=cached, run=tmp_path, record=record)
     monitor = Monitor(training, CASES[:1])
     model = recipe.build_model(**recipe.model)
 
@@ -299,14 +304,14 @@ def test_no_random_number_is_drawn(trained, cached, tmp_path):
 
 def test_an_interrupted_run_ends_with_the_rows_of_the_uninterrupted_one(quick, trained, watched, tmp_path):
     """Stopped at the fourth step, the second epoch's last; then again while the scores of the second are told."""
-    arguments = (quick, trained.cache, trained.split, tmp_path / "run", 5)
+    arguments = (quick, trained.cache, trained.split, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(*arguments, progress=StopAfter(4), validate_cases_every=1)
+        train_recipe(*arguments, TrainOptions(seed=5, progress=StopAfter(4), validate_cases_every=1))
     with pytest.raises(InputError, match="started with another recipe"):
-        train_recipe(*arguments, resume=True)
+        train_recipe(*arguments, TrainOptions(seed=5, resume=True))
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(*arguments, resume=True, validate_cases_every=1, say=StopAfter(1))
-    run = train_recipe(*arguments, resume=True, validate_cases_every=1)
+        train_recipe(*arguments, TrainOptions(seed=5, resume=True, validate_cases_every=1, say=StopAfter(1)))
+    run = train_recipe(*arguments, TrainOptions(seed=5, resume=True, validate_cases_every=1))
     history, whole = read_history(run), read_history(watched[0])
     assert [row["epoch"] for row in history] == [1, 2, 3]
     for key in whole[0].keys() - {"phase"}:
@@ -317,5 +322,11 @@ def test_an_interrupted_run_ends_with_the_rows_of_the_uninterrupted_one(quick, t
 
 def test_a_wrong_number_is_refused(trained, tmp_path):
     with pytest.raises(InputError, match="--validate-cases-every: expected at least 0, found -1"):
-        train_recipe(trained.recipe, trained.cache, trained.split, tmp_path / "run", validate_cases_every=-1)
+        train_recipe(
+            trained.recipe,
+            trained.cache,
+            trained.split,
+            tmp_path / "run",
+            TrainOptions(validate_cases_every=-1),
+        )
     assert not (tmp_path / "run").exists()

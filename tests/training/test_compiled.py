@@ -14,13 +14,14 @@ from kitsseg.errors import InputError
 from kitsseg.recipe import PatchSampler, SliceSampler
 from kitsseg.records.run import read_history
 from kitsseg.runtime.devices import Devices
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import batches_of, compiled_network
 from kitsseg.training.train import Training, train_recipe
 
 
 def training_of(recipe, source, **options):
     cases = open_cache(source / "cache", recipe.preprocess)
-    return Training(recipe, cases, split_of_cases(), *[None] * 6, **options)
+    return Training(recipe=recipe, cases=cases, options=TrainOptions(**options))
 
 
 @pytest.mark.parametrize("name", ["unet2d", "unet3d"])
@@ -97,7 +98,7 @@ def test_steps_rates_and_masks_count_whole_batches(eager, source, tmp_path):
     for parts in (1, 2):
         progress = StopAt()
         arguments = (recipe, source / "cache", split_of_cases(), tmp_path / f"run{parts}")
-        run = train_recipe(*arguments, progress=progress, accumulate=parts)
+        run = train_recipe(*arguments, TrainOptions(progress=progress, accumulate=parts))
         rows = [(row["learning_rate"], row["sparsity"]) for row in read_history(run)]
         seen.append((progress.seen, progress.totals, rows))
         assert read_json(run / "run.json")["accumulate"] == parts
@@ -110,12 +111,14 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(so
     recipe = micro("unet2d")
     arguments = (recipe, source / "cache", split_of_cases(), tmp_path / "run")
     with pytest.raises(InputError, match="batch of 2 cannot be divided evenly among 3 parts. .*--accumulate"):
-        train_recipe(*arguments, accumulate=3)
+        train_recipe(*arguments, TrainOptions(accumulate=3))
     with pytest.raises(InputError, match="batch of 2 cannot be divided evenly among 4 devices. .*--devices"):
-        train_recipe(*arguments, devices=Devices(4))
+        train_recipe(*arguments, TrainOptions(devices=Devices(4)))
     patches = replace(
         recipe.phases[0], sampler=PatchSampler(cases_per_batch=2, patch_size=(8, 8, 8))
     )  # six in a batch
     with pytest.raises(InputError, match="batch of 6 cannot be divided evenly among 2 devices x 2 parts"):
-        train_recipe(replace(recipe, phases=(patches,)), *arguments[1:], accumulate=2, devices=Devices(2))
+        train_recipe(
+            replace(recipe, phases=(patches,)), *arguments[1:], TrainOptions(accumulate=2, devices=Devices(2))
+        )
     assert not (tmp_path / "run").exists()

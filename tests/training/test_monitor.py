@@ -8,16 +8,19 @@ import keras
 import numpy as np
 import pytest
 from support.cases import make_case, read_json
+from support.records import run_record
 
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
-from kitsseg.data.sampling.batches import BatchForm
+from kitsseg.data.sampling.batches import BatchForm, Draws
 from kitsseg.data.sampling.slices import SliceBatches
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, SliceSampler
-from kitsseg.records.run import read_history
+from kitsseg.records.run import WholeCases, read_history
 from kitsseg.training.monitor import Monitor, WatchedBatches, check_training_labels
+from kitsseg.training.options import TrainOptions
+from kitsseg.training.state import Training
 from kitsseg.training.train import train_recipe
 
 NAMES = [f"case_{i:05d}" for i in range(5)]
@@ -96,14 +99,22 @@ def test_an_epoch_without_kidney_is_told(trained, eager, tmp_path):
     recipe, said = replace(trained.recipe, phases=(phase,)), []
     split = trained.split
     cases = open_cache(trained.cache, recipe.preprocess)
-    batches = SliceBatches(cases, split, "train", sampler, phase.augmentation, recipe.preprocess, seed=3)
+    batches = SliceBatches(
+        cases, split, "train", sampler, phase.augmentation, recipe.preprocess, Draws(seed=3)
+    )
     empty = [
         epoch
         for epoch in range(1, 7)
         if not any(batches.batch(i)[1].any() for i in (2 * epoch - 2, 2 * epoch - 1))
     ]
     assert 0 < len(empty) < 6
-    train_recipe(recipe, trained.cache, split, tmp_path / "run", 3, validate_cases_every=0, say=said.append)
+    train_recipe(
+        recipe,
+        trained.cache,
+        split,
+        tmp_path / "run",
+        TrainOptions(seed=3, validate_cases_every=0, say=said.append),
+    )
     told = [
         f"warning: no kidney or tumor was drawn in epoch {epoch} of phase train: it taught" for epoch in empty
     ]
@@ -111,13 +122,11 @@ def test_an_epoch_without_kidney_is_told(trained, eager, tmp_path):
 
 
 def test_without_a_listener_warnings_are_warnings(tmp_path):
-    training = SimpleNamespace(
-        run=tmp_path, cases={}, record={}, history=[], recipe=SimpleNamespace(phases=())
-    )
+    training = Training(recipe=SimpleNamespace(phases=()), run=tmp_path, record=run_record())
     with pytest.warns(UserWarning, match="^so it is$"):
         Monitor(training, ()).warn("so it is")
     said = []
-    Monitor(training, (), said.append).warn("so it is")
+    Monitor(replace(training, options=TrainOptions(say=said.append)), ()).warn("so it is")
     assert said == ["warning: so it is"]
 
 
@@ -149,14 +158,20 @@ def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
     monkeypatch.setattr(train, "compiled_network", compiled_and_seen)
     told = r"loss is nan in epoch 2 of phase train, at step 2 of 2. The last epoch before it is kept: .*-00001.keras"
     with pytest.raises(InputError, match=told):
-        train_recipe(recipe, trained.cache, trained.split, run, 5, progress=lambda *call: spoil(*call))
+        train_recipe(
+            recipe,
+            trained.cache,
+            trained.split,
+            run,
+            TrainOptions(seed=5, progress=lambda *call: spoil(*call)),
+        )
     assert [row["epoch"] for row in read_history(run)] == [1]
     assert read_json(run / "run.json")["status"] == "training"
     kept = keras.models.load_model(run / "checkpoint" / "train-00001.keras", compile=False)
     assert all(np.isfinite(weight).all() for weight in kept.get_weights())
     # and what was kept goes on
     monkeypatch.setattr(train, "compiled_network", compiled)
-    train_recipe(recipe, trained.cache, trained.split, run, 5, resume=True)
+    train_recipe(recipe, trained.cache, trained.split, run, TrainOptions(seed=5, resume=True))
     assert [row["epoch"] for row in read_history(run)] == [1, 2]
 
 
@@ -167,23 +182,27 @@ def monitor_of(tmp_path, said, seconds, scored, progressive=None):
         run=tmp_path,
         cases={},
         history=[],
-        record={"whole_case_validation": {"seconds": scored}},
+        record=run_record(whole_case_validation=WholeCases(seconds=scored)),
         recipe=SimpleNamespace(phases=(phase,)),
         started=time.monotonic() - seconds,
         total_steps=100,
+        options=TrainOptions(say=said.append),
     )
-    return Monitor(training, (), said.append)
+    return Monitor(training, ())
+
+
+def finished(monitor):
+    monitor.finish()
+    return monitor.training.record.whole_case_validation
 
 
 def test_the_share_is_that_of_the_time_spent_training(tmp_path):
     """10 s of 210 s: 10 / 200 = 5 %. 30 s of 210 s: 30 / 180 = 16.7 %, more than a tenth."""
     said = []
-    assert monitor_of(tmp_path, said, 210, 10.0).finish() == {
-        "whole_case_validation": {"seconds": 10.0, "share": 0.05}
-    }
+    assert finished(monitor_of(tmp_path, said, 210, 10.0)) == WholeCases(seconds=10.0, share=0.05)
     assert said == ["whole validation cases took 10.0 s, 5.0% of the 200.0 s of training"]
-    found = monitor_of(tmp_path, said, 210, 30.0).finish()["whole_case_validation"]
-    assert found["share"] == pytest.approx(1 / 6, abs=1e-4)
+    found = finished(monitor_of(tmp_path, said, 210, 30.0))
+    assert found.share == pytest.approx(1 / 6, abs=1e-4)
     assert said[1].startswith(
         "warning: whole validation cases took 30.0 s, 16.7% of the 180.0 s of training; that is"
     )

@@ -17,6 +17,7 @@ from kitsseg.recipe import OneCycle
 from kitsseg.records.run import read_history
 from kitsseg.training import train
 from kitsseg.training.monitor import Monitor
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import compiled_network
 from kitsseg.training.progressive import read_rounds
 
@@ -63,7 +64,7 @@ def stop(*_):
 def resumed(request, source, tmp_path_factory):
     """A run stopped in the middle of each phase: (recipe, run folder, steps each part of it has seen)."""
     recipe, folder, seen = micro(request.param), tmp_path_factory.mktemp(request.param), []
-    arguments = (recipe, source / "cache", split_of_cases(), folder / "run", 7)
+    arguments = (recipe, source / "cache", split_of_cases(), folder / "run")
     # 5 is the second step of a phase's second epoch; 8 that of the next phase's first, which has no checkpoint yet
     stops = [5, 8] if len(stages(recipe)) == 2 else [2, 5]
     if recipe.phases[0].progressive:
@@ -73,11 +74,11 @@ def resumed(request, source, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             if step == "score":
                 patch.setattr(Monitor, "round_scores", stop)
-            train.train_recipe(*arguments, resume=number > 0, progress=progress)
+            train.train_recipe(*arguments, TrainOptions(seed=7, resume=number > 0, progress=progress))
         assert not (folder / "run" / "model.keras").exists()
         seen.append(progress.seen)
     progress = StopAt()
-    train.train_recipe(*arguments, resume=True, progress=progress)
+    train.train_recipe(*arguments, TrainOptions(seed=7, resume=True, progress=progress))
     assert progress.totals == {STEPS * EPOCHS * len(stages(recipe))}
     return recipe, folder / "run", [*seen, progress.seen]
 
@@ -139,7 +140,7 @@ def test_a_new_process_knows_the_classes_of_every_checkpoint(tmp_path):
     paths = []
     for name in sorted(MODELS):
         recipe = micro(name)
-        model = compiled_network(train.Training(recipe, *[None] * 8), recipe.phases[0], [], None)
+        model = compiled_network(train.Training(recipe=recipe), recipe.phases[0], [], None)
         paths.append(str(tmp_path / f"{name}.keras"))
         model.save(paths[-1])
     done = subprocess.run([sys.executable, "-c", LOADED, *paths], capture_output=True, text=True, timeout=120)

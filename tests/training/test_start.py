@@ -14,6 +14,7 @@ from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import changed
 from kitsseg.records.run import finished_run, seen_patients
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.start import start_from_run
 from kitsseg.training.train import train_recipe
 
@@ -30,7 +31,11 @@ def still(recipe, **changes):
 def started(trained, tmp_path_factory):
     run = tmp_path_factory.mktemp("started") / "run"
     return train_recipe(
-        still(trained.recipe), trained.cache, trained.split, run, seed=77, start_from=trained.run
+        still(trained.recipe),
+        trained.cache,
+        trained.split,
+        run,
+        TrainOptions(seed=77, start_from=trained.run),
     )
 
 
@@ -46,7 +51,11 @@ def test_the_first_phase_starts_from_the_weights_of_the_run(trained, started):
 
 def test_averages_of_the_weights_start_there_too(trained, tmp_path):
     run = train_recipe(
-        still(trained.recipe), trained.cache, trained.split, tmp_path / "run", ema=0.5, start_from=trained.run
+        still(trained.recipe),
+        trained.cache,
+        trained.split,
+        tmp_path / "run",
+        TrainOptions(ema=0.5, start_from=trained.run),
     )
     for ours, theirs in zip(trainable(run), trainable(trained.run), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
@@ -78,7 +87,11 @@ def test_a_split_that_tests_on_patients_the_run_has_seen_is_refused(trained, tmp
     )
     with pytest.raises(InputError, match=rf"seen 1 of the test patients .*{first}.*--split .*split.json"):
         train_recipe(
-            trained.recipe, trained.cache, swapped, tmp_path / "run", start_from=trained.run, epochs=1
+            trained.recipe,
+            trained.cache,
+            swapped,
+            tmp_path / "run",
+            TrainOptions(start_from=trained.run, epochs=1),
         )
     chosen_by = replace(trained.split, validation=trained.split.test, test=trained.split.validation)
     with pytest.raises(InputError, match=rf"test patients .*{trained.split.validation[0]}"):
@@ -136,15 +149,27 @@ def test_resuming_needs_the_same_start_and_its_command_names_it(trained, tmp_pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe, trained.cache, trained.split, run, seed=3, progress=stop, start_from=trained.run)
+        train_recipe(
+            recipe,
+            trained.cache,
+            trained.split,
+            run,
+            TrainOptions(seed=3, progress=stop, start_from=trained.run),
+        )
     with pytest.raises(InputError, match=rf"kitsseg train {recipe.name} CACHE .* --from .*run --resume"):
         finished_run(run)
     shutil.copytree(trained.run, tmp_path / "other")
     with pytest.raises(InputError, match="another parent"):
         train_recipe(
-            recipe, trained.cache, trained.split, run, seed=3, resume=True, start_from=tmp_path / "other"
+            recipe,
+            trained.cache,
+            trained.split,
+            run,
+            TrainOptions(seed=3, resume=True, start_from=tmp_path / "other"),
         )
-    train_recipe(recipe, trained.cache, trained.split, run, seed=3, resume=True, start_from=trained.run)
+    train_recipe(
+        recipe, trained.cache, trained.split, run, TrainOptions(seed=3, resume=True, start_from=trained.run)
+    )
     for ours, theirs in zip(trainable(run), trainable(trained.run), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

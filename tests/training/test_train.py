@@ -19,6 +19,7 @@ from kitsseg.optimizers.schedules import plateau_learning_rate
 from kitsseg.recipe import Plateau
 from kitsseg.records.run import read_history
 from kitsseg.training.epoch_log import best_epoch
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
 NAMES = [f"case_{i:05d}" for i in range(9)]
@@ -77,13 +78,13 @@ def test_the_best_epoch_is_what_is_kept(trained):
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(trained, tmp_path):
-    arguments = (trained.recipe, trained.cache, trained.split, tmp_path / "run", 5)
+    arguments = (trained.recipe, trained.cache, trained.split, tmp_path / "run")
     for calls in (8, 9):  # in the middle of the second epoch, then of the third
         with pytest.raises(KeyboardInterrupt):
-            train_recipe(*arguments, resume=calls == 9, progress=StopAfter(calls))
+            train_recipe(*arguments, TrainOptions(seed=5, resume=calls == 9, progress=StopAfter(calls)))
         assert not (tmp_path / "run" / "model.keras").exists()
         assert len(list((tmp_path / "run" / "checkpoint").glob("*.keras"))) <= 2
-    run = train_recipe(*arguments, resume=True)
+    run = train_recipe(*arguments, TrainOptions(seed=5, resume=True))
     ours, theirs = read_history(run), read_history(trained.run)
     assert [row["epoch"] for row in ours] == [1, 2, 3]
     assert [row["learning_rate"] for row in ours] == [row["learning_rate"] for row in theirs]
@@ -95,7 +96,7 @@ def test_phases_hand_their_best_weights_on(trained, tmp_path):
     """A second phase that cannot learn ends with the best weights of the first."""
     second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=0.0, schedule=None)
     recipe = replace(trained.recipe, phases=(trained.recipe.phases[0], second))
-    run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run", seed=5)
+    run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run", TrainOptions(seed=5))
     history = read_history(run)
     assert [row["phase"] for row in history] == ["train"] * 3 + ["rest"]
     models = [keras.models.load_model(folder / "model.keras", compile=False) for folder in (run, trained.run)]
@@ -113,17 +114,17 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     other = make_split(NAMES, seed=1)
     assert other.hash != split.hash
     with pytest.raises(InputError, match="started with another split"):
-        train_recipe(recipe, cache, other, run, 5, resume=True)
+        train_recipe(recipe, cache, other, run, TrainOptions(seed=5, resume=True))
     with pytest.raises(InputError, match="started with another seed"):
-        train_recipe(recipe, cache, split, run, 6, resume=True)
+        train_recipe(recipe, cache, split, run, TrainOptions(seed=6, resume=True))
     with pytest.raises(InputError, match="started with another recipe"):
-        train_recipe(recipe, cache, split, run, 5, epochs=9, resume=True)
+        train_recipe(recipe, cache, split, run, TrainOptions(seed=5, epochs=9, resume=True))
     with pytest.raises(InputError, match="found no run.json"):
-        train_recipe(recipe, cache, split, tmp_path / "new", resume=True)
+        train_recipe(recipe, cache, split, tmp_path / "new", TrainOptions(resume=True))
     with pytest.raises(InputError, match="--epochs: expected at least 1, found 0"):
-        train_recipe(recipe, cache, split, tmp_path / "new", epochs=0)
+        train_recipe(recipe, cache, split, tmp_path / "new", TrainOptions(epochs=0))
     with pytest.raises(InputError, match="nothing to resume"):
-        train_recipe(recipe, cache, split, trained.run, 5, resume=True)
+        train_recipe(recipe, cache, split, trained.run, TrainOptions(seed=5, resume=True))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(trained, tmp_path):

@@ -21,8 +21,9 @@ from kitsseg.runtime.console import console
 from kitsseg.runtime.devices import Devices
 from kitsseg.scoring.compare import compare_scores
 from kitsseg.scoring.dice import score_case
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
-from kitsseg.workflows.cross_validate import COLUMNS, score_folds, train_folds
+from kitsseg.workflows.cross_validate import COLUMNS, Scans, score_folds, train_folds
 from kitsseg.workflows.folds import check_unseen, fold_splits, start_folds
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -90,8 +91,8 @@ def crossed(trained, micro, tmp_path_factory):
         with console.capture() as captured:
             assert main([*map(str, arguments), "--fold", "1"]) == 0
             with pytest.raises(KeyboardInterrupt):  # in the second epoch
-                options = {"precision": "float32", "accumulate": 1}
-                train_folds(micro, trained.cache, folder, FOLDS, [2], 3, progress=stop, **options)
+                options = TrainOptions(seed=3, progress=stop)
+                train_folds(micro, trained.cache, folder, options, folds=FOLDS, only=[2])
             assert [row["epoch"] for row in read_history(folder / "fold-2")] == [1]
             assert main([*map(str, arguments), "--shard", "1/2", "--data", str(trained.data)]) == 0
             assert main([*map(str, arguments), "--shard", "2/2"]) == 0
@@ -153,11 +154,11 @@ def test_every_fold_is_an_ordinary_run_that_never_saw_its_cases(crossed):
     splits = fold_splits(NAMES, FOLDS)
     for number, split in enumerate(splits):
         record = finished_run(folder / f"fold-{number}").record
-        assert record["status"] == "finished" and record["seed"] == 3
-        assert record["split"]["cases"]["test"] == list(split.test)
+        assert record.status == "finished" and record.seed == 3
+        assert record.split.cases.test == list(split.test)
         assert not set(split.test) & {
-            *record["split"]["cases"]["train"],
-            *record["split"]["cases"]["validation"],
+            *record.split.cases.train,
+            *record.split.cases.validation,
         }
         assert [row["epoch"] for row in read_history(folder / f"fold-{number}")] == [1, 2]
         maps = {path.name for path in (folder / f"fold-{number}" / "predictions").glob("*.nii.gz")}
@@ -234,7 +235,7 @@ def copied(crossed, tmp_path):
 
 def refused(out, data, message):
     with pytest.raises(InputError, match=message):
-        score_folds(out, data)
+        score_folds(out, Scans(data))
     assert not (out / "scores.csv").exists()
 
 
@@ -265,9 +266,9 @@ def test_a_run_that_was_chosen_by_a_case_of_its_fold_is_found(copied, trained, m
     split = fold_splits(NAMES, FOLDS)[2]
     shutil.rmtree(copied / "fold-2")
     exchanged = replace(split, validation=split.test, test=split.validation)
-    train_recipe(micro, trained.cache, exchanged, copied / "fold-2", 3)
+    train_recipe(micro, trained.cache, exchanged, copied / "fold-2", TrainOptions(seed=3))
     with pytest.raises(InputError, match="fold-2: expected a run with the split"):
-        train_folds(micro, trained.cache, copied, FOLDS, seed=3, precision="float32", accumulate=1)
+        train_folds(micro, trained.cache, copied, TrainOptions(seed=3), folds=FOLDS)
     refused(copied, trained.data, "fold-2: .* is left out by .*fold-|fold-2: expected the split of fold 2")
 
 
@@ -300,11 +301,11 @@ def test_cases_that_cannot_be_predicted_are_not_left_out_in_silence(copied, trai
 
 
 def test_what_does_not_fit_is_refused(copied, trained, micro, tmp_path, capsys, monkeypatch):
-    cache, options = trained.cache, {"precision": "float32", "accumulate": 1}
+    cache = trained.cache
 
-    def again(message, recipe=micro, out=copied, folds=FOLDS, **changes):
+    def again(message, recipe=micro, out=copied, folds=FOLDS, only=None, **changes):
         with pytest.raises(InputError, match=message):
-            train_folds(recipe, cache, out, folds, **{"seed": 3} | options | changes)
+            train_folds(recipe, cache, out, TrainOptions(**{"seed": 3} | changes), folds=folds, only=only)
 
     again("with other options: seed 3", seed=4)
     again("with other options: epochs None", epochs=7)
@@ -321,7 +322,7 @@ def test_what_does_not_fit_is_refused(copied, trained, micro, tmp_path, capsys, 
     with pytest.raises(InputError, match="expected one run, found a cross-validation"):
         finished_run(copied)
     (copied / "run.json").write_text("{")
-    again("run.json: damaged")
+    again("run.json: expected the record of a run")
     monkeypatch.setattr(recipes, "get", lambda name: micro)
     code, text = command(capsys, "unet2d:micro", cache, tmp_path / "new", "--folds", 10)
     assert (code, len(text.splitlines())) == (1, 1) and "--folds: expected 2 to 9" in text

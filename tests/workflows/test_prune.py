@@ -23,7 +23,9 @@ from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import Phase, Plateau, Progressive, Pruning
 from kitsseg.records.run import finished_run, read_history
 from kitsseg.training.epoch_log import best_epoch
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run
 
 tf = pytest.importorskip("tensorflow")
@@ -48,7 +50,10 @@ def sizes_of(run):
 def pruned(trained, tmp_path_factory):
     """The micro run, pruned to 80 % in two epochs."""
     out = tmp_path_factory.mktemp("pruned") / "out"
-    assert prune_run(trained.recipe, trained.run, trained.cache, out, 0.8, epochs=2) == out
+    assert (
+        prune_run(FromRun(trained.recipe, trained.run, trained.cache), out, 0.8, TrainOptions(epochs=2))
+        == out
+    )
     return out
 
 
@@ -126,7 +131,11 @@ def test_a_plateau_does_not_end_pruning_before_the_final_sparsity(trained, tmp_p
         pruning=Pruning(sparsity=0.5, until=0.75, frequency=3),
     )
     run = train_recipe(
-        replace(trained.recipe, phases=(phase,)), trained.cache, trained.split, tmp_path / "run", seed=1
+        replace(trained.recipe, phases=(phase,)),
+        trained.cache,
+        trained.split,
+        tmp_path / "run",
+        TrainOptions(seed=1),
     )
     assert [row["epoch"] for row in read_history(run)] == [1, 2, 3]
     assert read_json(run / "run.json")["sparsity"]["sparsity"] == pytest.approx(0.5, abs=0.005)
@@ -176,19 +185,20 @@ def test_bad_arguments_of_the_command(trained, pruned, tmp_path, capsys, monkeyp
 def test_a_run_of_another_recipe_or_an_unfinished_one_is_refused(trained, tmp_path):
     other = replace(trained.recipe, model={**trained.recipe.model, "start_filters": 8})
     with pytest.raises(InputError, match="trained with other model settings than those of unet2d:micro"):
-        prune_run(other, trained.run, trained.cache, tmp_path / "out", 0.5)
+        prune_run(FromRun(other, trained.run, trained.cache), tmp_path / "out", 0.5)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(trained.run, unfinished)
     (unfinished / "model.keras").unlink()
     with pytest.raises(
         InputError, match="Finish it with: kitsseg train unet2d:micro CACHE .*unfinished --resume"
     ):
-        prune_run(trained.recipe, unfinished, trained.cache, tmp_path / "out", 0.5)
+        prune_run(FromRun(trained.recipe, unfinished, trained.cache), tmp_path / "out", 0.5)
     record = read_json(unfinished / "run.json") | {"parent": {"run": "/there"}}
     (unfinished / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="Finish it with: kitsseg prune /there CACHE .*unfinished --resume"):
         finished_run(unfinished)
-    (unfinished / "run.json").write_text(json.dumps(record | {"shrink": {"keep": 0.5}}))
+    shrink = {"keep": 0.5, "by": "magnitude", "multiple": 8, "parameters_before": 2, "parameters": 1}
+    (unfinished / "run.json").write_text(json.dumps(record | {"shrink": shrink}))
     with pytest.raises(InputError, match="Finish it with: kitsseg shrink /there CACHE .*unfinished --resume"):
         finished_run(unfinished)
 
@@ -199,12 +209,15 @@ import tensorflow as tf
 sys.path.insert(0, sys.argv[1])
 from support.cases import spec_of_tests
 from support.recipes import micro_recipe_of_tests
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run
 tf.config.run_functions_eagerly(True)
 def progress(_, done, total):
     if done == 9:
         os.kill(os.getpid(), signal.SIGKILL)
-prune_run(micro_recipe_of_tests(spec_of_tests()), sys.argv[2], sys.argv[3], "out", 0.8, epochs=2, progress=progress)
+origin = FromRun(micro_recipe_of_tests(spec_of_tests()), sys.argv[2], sys.argv[3])
+prune_run(origin, "out", 0.8, TrainOptions(epochs=2, progress=progress))
 """
 
 
@@ -225,9 +238,10 @@ def test_a_killed_pruning_ends_as_the_uninterrupted_one(trained, pruned, tmp_pat
     out = tmp_path / "out"
     assert len(read_history(out)) == 1
     assert not (out / "model.keras").exists()
+    origin, options = FromRun(trained.recipe, trained.run, trained.cache), TrainOptions(epochs=2, resume=True)
     with pytest.raises(InputError, match="started with another recipe"):
-        prune_run(trained.recipe, trained.run, trained.cache, out, 0.7, epochs=2, resume=True)
-    prune_run(trained.recipe, trained.run, trained.cache, out, 0.8, epochs=2, resume=True)
+        prune_run(origin, out, 0.7, options)
+    prune_run(origin, out, 0.8, options)
     with np.load(out / "pruning.npz") as ours, np.load(pruned / "pruning.npz") as theirs:
         assert sorted(ours) == sorted(theirs)
         for name in ours:

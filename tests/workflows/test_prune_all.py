@@ -18,6 +18,7 @@ from kitsseg.pruning.callback import PruneLowMagnitude
 from kitsseg.pruning.masks import n_kept
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.records.run import read_history
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
 tf = pytest.importorskip("tensorflow")
@@ -55,7 +56,9 @@ def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
     """
     recipe, drawn = one_phase(name, 4), []
     split = replace(make_split(CASES), train=CASES[:1], validation=CASES[1:2], test=CASES[2:])
-    dense = train_recipe(one_phase(name, 1), source / "cache", split, tmp_path / "dense", 0)
+    dense = train_recipe(
+        one_phase(name, 1), source / "cache", split, tmp_path / "dense", TrainOptions(seed=0)
+    )
     draw = PruneLowMagnitude._draw
 
     def watched(pruning, sparsity):

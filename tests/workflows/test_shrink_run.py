@@ -10,7 +10,9 @@ from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_cases
 from kitsseg.models.loading import read_network
 from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
-from kitsseg.records.run import finished_run, read_history, read_run
+from kitsseg.records.run import Shrunk, finished_run, read_history, read_run
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.shrink import shrink_run
 
 
@@ -30,16 +32,16 @@ def test_the_new_run_is_finished_smaller_and_names_its_parent(shrunk, trained):
     network = finished_run(shrunk)
     record, weights = network.record, network.source
     before, after = read_network(trained.run / "model.keras"), read_network(weights)
-    assert record["status"] == "finished"
-    assert (shrunk / record["parent"]["run"]).samefile(trained.run)
-    assert record["split"] == read_run(trained.run)["split"] | {"source": record["split"]["source"]}
-    assert record["shrink"] == {
-        "keep": 0.5,
-        "by": "magnitude",
-        "multiple": 1,
-        "parameters_before": before.count_params(),
-        "parameters": after.count_params(),
-    }
+    assert record.status == "finished"
+    assert (shrunk / record.parent.run).samefile(trained.run)
+    assert record.split == replace(read_run(trained.run).split, source=record.split.source)
+    assert record.shrink == Shrunk(
+        keep=0.5,
+        by="magnitude",
+        multiple=1,
+        parameters_before=before.count_params(),
+        parameters=after.count_params(),
+    )
     # filters 4, 8 and 16 become 2, 4 and 8
     assert [after.get_layer(f"{name}_conv").filters for name in ("down0_1", "down1_2", "bottom_1")] == [
         2,
@@ -61,7 +63,10 @@ def test_it_has_been_trained_on_and_predicts(shrunk, trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_shrunk_run_can_be_shrunk_again_and_resumed(shrunk, trained, tmp_path):
-    options = {"keep": 0.5, "multiple": 2, "epochs": 2}
+    origin = FromRun(trained.recipe, shrunk, trained.cache)
+
+    def again(out, keep=0.5, **options):
+        return shrink_run(origin, out, keep, TrainOptions(epochs=2, **options), multiple=2)
 
     class Stop(Exception):
         pass
@@ -72,12 +77,12 @@ def test_a_shrunk_run_can_be_shrunk_again_and_resumed(shrunk, trained, tmp_path)
 
     out = tmp_path / "again"
     with pytest.raises(Stop):
-        shrink_run(trained.recipe, shrunk, trained.cache, out, **options, progress=stop)
+        again(out, progress=stop)
     with pytest.raises(InputError, match="another shrink than the one given"):
-        shrink_run(trained.recipe, shrunk, trained.cache, out, **options | {"keep": 0.75}, resume=True)
-    shrink_run(trained.recipe, shrunk, trained.cache, out, **options, resume=True)
+        again(out, keep=0.75, resume=True)
+    again(out, resume=True)
     assert read_network(out / "model.keras").get_layer("bottom_1_conv").filters == 4
-    whole = shrink_run(trained.recipe, shrunk, trained.cache, tmp_path / "whole", **options)
+    whole = again(tmp_path / "whole")
     for a, b in zip(
         read_network(out / "model.keras").get_weights(), read_network(whole / "model.keras").get_weights()
     ):
@@ -95,11 +100,13 @@ def test_a_shrunk_run_can_be_shrunk_again_and_resumed(shrunk, trained, tmp_path)
 )
 def test_a_choice_that_makes_no_sense_is_refused(trained, tmp_path, options, words):
     with pytest.raises(InputError, match=words):
-        shrink_run(trained.recipe, trained.run, trained.cache, tmp_path / "out", **options)
+        origin = FromRun(trained.recipe, trained.run, trained.cache)
+        training = TrainOptions(epochs=options.get("epochs"))
+        shrink_run(origin, tmp_path / "out", options.get("keep"), training)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_recipe_is_refused(trained, tmp_path):
     other = replace(trained.recipe, model={**trained.recipe.model, "start_filters": 8})
     with pytest.raises(InputError, match="trained with other model settings than those of unet2d:micro"):
-        shrink_run(other, trained.run, trained.cache, tmp_path / "out", keep=0.5, multiple=1)
+        shrink_run(FromRun(other, trained.run, trained.cache), tmp_path / "out", 0.5, multiple=1)

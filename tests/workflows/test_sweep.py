@@ -10,6 +10,8 @@ from kitsseg import recipes
 from kitsseg.cli import main
 from kitsseg.models.loading import read_network
 from kitsseg.models.macs import count_macs
+from kitsseg.training.options import TrainOptions
+from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.sweep import COLUMNS, sweep_run
 
 pytest.importorskip("tensorflow_model_optimization")
@@ -51,9 +53,13 @@ def test_the_table(trained, swept):
     assert float(dense["gzip_mb"]) > float(half["gzip_mb"]) > float(most["gzip_mb"])
 
 
+def origin_of(trained):
+    return FromRun(trained.recipe, trained.run, trained.cache)
+
+
 def test_finished_networks_are_kept(trained, swept):
     before = {path: path.stat().st_mtime_ns for path in swept.glob("*/model.keras")}
-    again = sweep_run(trained.recipe, trained.run, trained.cache, swept, [0.5, 0.9], epochs=1)
+    again = sweep_run(origin_of(trained), swept, [0.5, 0.9], TrainOptions(epochs=1))
     assert {path: path.stat().st_mtime_ns for path in swept.glob("*/model.keras")} == before
     for row, old in zip(again, read(swept / "sweep.csv"), strict=True):
         assert str(row["nonzero_parameters"]) == old["nonzero_parameters"]
@@ -61,7 +67,7 @@ def test_finished_networks_are_kept(trained, swept):
 
 def test_whole_channels(trained, tmp_path):
     dense, small = sweep_run(
-        trained.recipe, trained.run, trained.cache, tmp_path / "out", [0.5], method="channel", epochs=1
+        origin_of(trained), tmp_path / "out", [0.5], TrainOptions(epochs=1), method="channel"
     )
     assert small["network"] == "channel-0.5" and small["parameters"] < dense["parameters"]
     assert small["effective_mac"] < dense["effective_mac"]

@@ -28,6 +28,8 @@ import urllib.error
 import urllib.request
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from kitsseg.errors import InputError
@@ -248,7 +250,8 @@ def _attempt(url, part, connections, on_bytes):
         response, announced = connections.open(url, headers)
         connections.answered.add(host)
         with response:
-            return _receive(response, announced, url, part, facts, have, connections, on_bytes)
+            known = _Known(url, part, facts, have)
+            return _receive(response, announced, known, connections, on_bytes)
     except urllib.error.HTTPError as error:
         connections.answered.add(host)
         with error:
@@ -267,7 +270,18 @@ def _attempt(url, part, connections, on_bytes):
         raise _Passing(_one_line(reason), unreachable=unreachable) from error
 
 
-def _receive(response, announced, url, part, facts, have, connections, on_bytes):
+@dataclass(frozen=True)
+class _Known:
+    """What an attempt begins with: the address, the part of the file that is there, what was recorded, its length."""
+
+    url: str
+    part: Path
+    facts: dict[str, Any]
+    have: int
+
+
+def _receive(response, announced, known, connections, on_bytes):
+    url, part, facts, have = known.url, known.part, known.facts, known.have
     validator = _validator(response.headers)
     if response.status == 206 and have:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip())

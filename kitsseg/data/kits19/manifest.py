@@ -9,14 +9,12 @@ Sources: the label files of https://github.com/neheller/kits19 (CC BY-NC-SA 4.0)
 ``scripts/make_manifest.py``; the known problems as ``manifest_rows`` lists them, each with its own source.
 """
 
-import csv
-import io
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.tables import read_rows, write_rows
 
 __all__ = ["ManifestCase", "read_manifest", "write_manifest"]
 
@@ -75,14 +73,14 @@ def read_manifest(path=None):
     Raises: InputError if the file is no manifest.
     """
     source = resources.files("kitsseg") / "data_manifest.csv" if path is None else Path(path)
+    expected = "a manifest as `kitsseg manifest` writes it"
+    advice = "Write it again, or leave it out to use the one of the package."
+    known = ("case", "flags", "remark", *(column for columns, _ in _COLUMNS.values() for column in columns))
+    found = read_rows(source, dict.fromkeys(known, str), str, expected, advice)
     try:
-        reader = csv.DictReader(io.StringIO(source.read_bytes().decode(), newline=""), strict=True)
-        rows = [_from_row(row) for row in reader]
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        raise InputError(
-            f"{source}: expected a manifest as `kitsseg manifest` writes it, found something else ({error!r}). "
-            "Write it again, or leave it out to use the one of the package."
-        ) from error
+        rows = [_from_row(row) for row in found]
+    except ValueError as error:
+        raise InputError(f"{source}: expected {expected}, found others ({error}). {advice}") from error
     cases = {row.case: row for row in rows}
     if len(cases) != len(rows) or not rows:
         raise InputError(
@@ -96,10 +94,7 @@ def write_manifest(manifest, path):
     splits = sorted({name for row in manifest.values() for name in row.splits})
     columns = [column for columns, _ in _COLUMNS.values() for column in columns]
     columns = ["case", *columns, *(_SPLIT + name for name in splits), "flags", "remark"]
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_as_row(manifest[case]) for case in sorted(manifest))
+    write_rows(path, (_as_row(manifest[case]) for case in sorted(manifest)), columns)
 
 
 def _from_row(row):

@@ -4,13 +4,12 @@ The imaging of KiTS19 moved to another host since 2019, so a file that differs f
 it is trusted on first use, written down here, and from then on must stay as it was.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
+from kitsseg.files.json_records import read_record, write_record
 from kitsseg.files.locks import folder_lock
 
 __all__ = ["HASHES_FILE", "RecordedHash", "read_hashes", "record_hash"]
@@ -27,29 +26,27 @@ class RecordedHash:
     bytes: int
 
 
-def read_hashes(folder):
+def read_hashes(folder: Path | str) -> dict[str, RecordedHash]:
     """What is recorded in a data folder: dict of path below it, with slashes -> RecordedHash; empty without a record.
 
     Raises: InputError if the record is damaged.
     """
     path = Path(folder) / HASHES_FILE
+    expected, advice = (
+        "the hashes that kitsseg recorded",
+        "Move it away: the files are then checked and recorded anew.",
+    )
     try:
-        text = path.read_text(encoding="utf-8")
+        hashes = read_record(path, dict[str, RecordedHash], expected, advice)
     except FileNotFoundError:
         return {}
-    try:
-        hashes = {name: RecordedHash(**values) for name, values in json.loads(text).items()}
-        if not all(re.fullmatch("[0-9a-f]{64}", h.sha256) and h.bytes >= 0 for h in hashes.values()):
-            raise ValueError("not a SHA-256")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: expected the hashes that kitsseg recorded, found something else ({error}). "
-            "Move it away: the files are then checked and recorded anew."
-        ) from error
+    for name, found in hashes.items():
+        if not re.fullmatch("[0-9a-f]{64}", found.sha256) or found.bytes < 0:
+            raise InputError(f"{path}: expected {expected}, found no SHA-256 or no size of {name}. {advice}")
     return hashes
 
 
-def record_hash(folder, relative_path, sha256, bytes):
+def record_hash(folder: Path | str, relative_path: Path | str, sha256: str, bytes: int) -> None:
     """Record one file. The record is whole at any time; threads and processes may record at once.
 
     Args:
@@ -59,6 +56,4 @@ def record_hash(folder, relative_path, sha256, bytes):
     """
     with folder_lock(folder, _LOCK):
         hashes = read_hashes(folder) | {Path(relative_path).as_posix(): RecordedHash(sha256, bytes)}
-        rows = {name: vars(hashes[name]) for name in sorted(hashes)}
-        with atomic_path(Path(folder) / HASHES_FILE) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_record(Path(folder) / HASHES_FILE, {name: hashes[name] for name in sorted(hashes)})

@@ -5,7 +5,6 @@ of its scan says what it was made from, so that a call that was stopped goes on:
 """
 
 import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from kitsseg.data.phantoms.anatomy import ellipsoid_distance
 from kitsseg.data.phantoms.render import render_ct
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_folder
+from kitsseg.files.checksums import sha256_of
 from kitsseg.version import __version__
 
 __all__ = ["draw_labels", "render_cases", "synthesize_cases"]
@@ -94,7 +94,7 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
     if unknown:
         raise InputError(f"{labels_dir}: expected {', '.join(unknown)}, found only {', '.join(found)}.")
     folders = [Path(out) / name for name in names]
-    made_from = [_digest(seed, name, _sha256(found[name].labels)) for name in names]
+    made_from = [_digest(seed, name, sha256_of(found[name].labels)) for name in names]
     missing = check_empty(folders, made_from)
     for number, (name, folder) in enumerate(zip(names, folders)):
         if folder not in missing:
@@ -156,11 +156,6 @@ def _is_made_from(folder: Path, digest: str) -> bool:
 def _digest(*values: object) -> str:
     """23 characters that say what a case was made from."""
     return hashlib.sha256(" ".join(map(str, (__version__, *values))).encode()).hexdigest()[:23]
-
-
-def _sha256(path: str | os.PathLike[str]) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw_labels(shape, spacing_mm, rng):

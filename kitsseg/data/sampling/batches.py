@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BatchForm", "Batches", "BatchesInParts", "CountedBatches", "RepeatedBatches"]
+__all__ = ["BatchForm", "Batches", "BatchesInParts", "CountedBatches", "Draws", "RepeatedBatches"]
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -26,6 +26,22 @@ class BatchForm:
     batch_size: int
     image_shape: tuple[int, ...]
     label_shape: tuple[int, ...]
+    shard: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How a source of training batches draws.
+
+    Attributes:
+        seed: of everything random.
+        path: "fast", or "batchgenerators" for the authors' own augmentation library (cubic, slower).
+        shard: (index, count): only the images that process ``index`` of ``count`` draws, an even part of each batch.
+            Those of all processes, in order, are the batch that one process would draw. None: the whole batch.
+    """
+
+    seed: int = 0
+    path: str = "fast"
     shard: tuple[int, int] | None = None
 
 

@@ -6,6 +6,7 @@ still every voxel of a class is drawn with the same probability.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from kitsseg.data.cache.cases import CachedCase, cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import apply_batchgenerators, batchgenerators_transform
-from kitsseg.data.sampling.batches import BatchForm
+from kitsseg.data.sampling.batches import BatchForm, Draws
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import (
     batch_rng,
@@ -22,7 +23,9 @@ from kitsseg.data.sampling.draws import (
     in_circles,
     own_places,
 )
+from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
+from kitsseg.recipe import Augmentation, PatchSampler, PreprocessSpec
 
 __all__ = ["ClassRuns", "PatchBatches", "ValidationPatches", "class_runs"]
 
@@ -108,9 +111,7 @@ class PatchBatches:
         part: "train", "validation" or "test".
         sampler: PatchSampler. augmentation: Augmentation, flips of rows and columns only.
         spec: PreprocessSpec of the cache, one channel.
-        seed: of everything random here.
-        path: "fast", or "batchgenerators" for flips by that library.
-        shard: (index, count): only the patches that process ``index`` of ``count`` draws, as for ``SliceBatches``.
+        draws: seed, library ("batchgenerators" flips) and part of the batch; by default seed 0, all of it, fast.
 
     Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or a patient in two parts of the
         split; ValueError for scaling, for a specification of several channels and for a batch that cannot be
@@ -119,7 +120,18 @@ class PatchBatches:
         patch of each class from each patient is our reading of that.
     """
 
-    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0, path="fast", shard=None):
+    def __init__(
+        self,
+        cases: Mapping[str, CachedCase],
+        split: CaseSplit,
+        part: str,
+        sampler: PatchSampler,
+        augmentation: Augmentation,
+        spec: PreprocessSpec,
+        draws: Draws | None = None,
+    ) -> None:
+        draws = draws or Draws()
+        seed, path, shard = draws.seed, draws.path, draws.shard
         if path not in ("fast", "batchgenerators"):
             raise ValueError(f'PatchBatches: path is "fast" or "batchgenerators", found "{path}".')
         if augmentation.scale_probability > 0:

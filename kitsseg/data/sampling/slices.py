@@ -3,18 +3,20 @@
 A batch is a pure function of (seed, index): the same in every process, on every machine, and after resuming. Nothing
 here needs TensorFlow but ``batch_dataset``, which hands the very same batches to ``tf.data``::
 
-    batches = SliceBatches(cases, split, "train", sampler, augmentation, spec, seed=0)
+    batches = SliceBatches(cases, split, "train", sampler, augmentation, spec, Draws(seed=0))
     images, labels = batches[1000]                                          # NumPy arrays
-    part = SliceBatches(..., seed=0, shard=(1, 4))[1000]                    # the second quarter of that batch
+    part = SliceBatches(..., Draws(seed=0, shard=(1, 4)))[1000]             # the second quarter of that batch
     dataset = batch_dataset(batches, 1000, 2000)                            # goes on after 1,000 steps
 
 For training in several processes (the JAX backend, tf.distribute's multi-worker strategies) each of them gives its own
 ``shard``: together they make the batches of one process, so that its loss curve is theirs.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from kitsseg.data.cache.cases import cases_of_part
+from kitsseg.data.cache.cases import CachedCase, cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import (
     batchgenerators_transform,
@@ -24,7 +26,7 @@ from kitsseg.data.sampling.augment import (
     draw_crop,
     pad_to,
 )
-from kitsseg.data.sampling.batches import BatchForm
+from kitsseg.data.sampling.batches import BatchForm, Draws
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import (
     batch_rng,
@@ -33,7 +35,9 @@ from kitsseg.data.sampling.draws import (
     in_circles,
     own_places,
 )
+from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
+from kitsseg.recipe import Augmentation, PreprocessSpec, SliceSampler
 
 __all__ = ["SliceBatches", "ValidationSlices", "batch_dataset"]
 
@@ -50,10 +54,7 @@ class SliceBatches:
         split: CaseSplit; only the cases of ``part`` are drawn.
         part: "train", "validation" or "test".
         sampler: SliceSampler. augmentation: Augmentation. spec: PreprocessSpec of the cache.
-        seed: of everything random here.
-        path: "fast", or "batchgenerators" for the authors' own augmentation library (cubic, slower).
-        shard: (index, count): only the slices that process ``index`` of ``count`` draws, an even part of each batch.
-            Those of all processes, in order, are the batch that one process would draw.
+        draws: seed, library and part of the batch; by default seed 0, all of it, the fast way.
 
     Attributes:
         form: of the batches that come out; its batch size is the sampler's, divided by the number of processes.
@@ -62,7 +63,18 @@ class SliceBatches:
         patient in two parts of the split; ValueError for a batch that cannot be divided evenly.
     """
 
-    def __init__(self, cases, split, part, sampler, augmentation, spec, seed=0, path="fast", shard=None):
+    def __init__(
+        self,
+        cases: Mapping[str, CachedCase],
+        split: CaseSplit,
+        part: str,
+        sampler: SliceSampler,
+        augmentation: Augmentation,
+        spec: PreprocessSpec,
+        draws: Draws | None = None,
+    ) -> None:
+        draws = draws or Draws()
+        seed, path, shard = draws.seed, draws.path, draws.shard
         if path not in ("fast", "batchgenerators"):
             raise ValueError(f'SliceBatches: path is "fast" or "batchgenerators", found "{path}".')
         if path == "batchgenerators":

@@ -11,6 +11,7 @@ from support.cases import make_case, read_json
 
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.sampling.batches import Draws
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.data.splits import make_split
@@ -64,13 +65,15 @@ def test_identical_batches_of_slices_and_patches(both, spec):
     split = make_split(list(both[0]))
     slices = SliceSampler(batch_size=5, positive=3, positive_weights="area", patch_size=(32, 56))
     assert_same_batches(
-        *(SliceBatches(cases, split, "train", slices, AUGMENTATION, spec, seed=3) for cases in both), range(8)
+        *(SliceBatches(cases, split, "train", slices, AUGMENTATION, spec, Draws(seed=3)) for cases in both),
+        range(8),
     )
     assert_same_batches(*(ValidationSlices(cases, split, "validation", slices, spec) for cases in both), [0])
     patches = PatchSampler(cases_per_batch=3, patch_size=(12, 16, 20), mode="stratified")
     flips = replace(AUGMENTATION, scale_probability=0.0)
     assert_same_batches(
-        *(PatchBatches(cases, split, "train", patches, flips, spec, seed=3) for cases in both), range(8)
+        *(PatchBatches(cases, split, "train", patches, flips, spec, Draws(seed=3)) for cases in both),
+        range(8),
     )
     assert_same_batches(*(ValidationPatches(cases, split, "test", patches, spec) for cases in both), [0])
 

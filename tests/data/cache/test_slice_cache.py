@@ -22,6 +22,7 @@ from kitsseg.data.sampling.slices import SliceBatches
 from kitsseg.data.splits import CaseSplit, make_split
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, PreprocessSpec, SliceSampler
+from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
 CLIPPED = (-79.0, 304.0)
@@ -180,7 +181,9 @@ def test_a_network_trains_on_slices_and_says_so(folder, tmp_path, eager):
     recipe = replace(recipe, preprocess=replace(recipe.preprocess, clip_hu=CLIPPED))
     preprocess_cases(folder, tmp_path / "cache", recipe.preprocess)
     split = make_split(open_cache(tmp_path / "cache", recipe.preprocess))
-    run = train_recipe(recipe, tmp_path / "cache", split, tmp_path / "run", epochs=1, validate_cases_every=1)
+    run = train_recipe(
+        recipe, tmp_path / "cache", split, tmp_path / "run", TrainOptions(epochs=1, validate_cases_every=1)
+    )
     record = read_json(run / "run.json")
     assert record["single_slices"] and record["split"]["cases"]["test"] == list(split.test)
     card = (run / "model_card.md").read_text()

@@ -101,7 +101,7 @@ def test_every_layout_gives_the_same_cache_and_perfect_scores(kits19, tmp_path, 
         shutil.copy(kits19 / name / "segmentation.nii.gz", tmp_path / "out" / f"prediction_{number}.nii.gz")
     result = evaluate_folders(tmp_path / "out", folder, tmp_path / "scores.csv", layout=layout)
     assert [(row["case"], row["composite"]) for row in result.rows] == [(name, 1.0) for name in NAMES]
-    assert all(files["image"] for files in result.summary["cases"].values())
+    assert all(files.image for files in result.summary.cases.values())
 
 
 def test_parts_of_an_nnunet_dataset(kits19, tmp_path):

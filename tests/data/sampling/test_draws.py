@@ -19,6 +19,7 @@ from support import TESTS
 from kitsseg import recipes
 from kitsseg.data.cache.cases import cache_folder, open_cache
 from kitsseg.data.sampling.augment import batchgenerators_transform
+from kitsseg.data.sampling.batches import Draws
 from kitsseg.data.sampling.draws import checked_index, own_places
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
@@ -39,10 +40,10 @@ def training_batches(kind, cases, split, spec, part="train", **options):
     if kind in ("slices", "every slice", "batchgenerators"):
         sampler = EVERY_SLICE if kind == "every slice" else SLICES
         path = "batchgenerators" if kind == "batchgenerators" else "fast"
-        return SliceBatches(cases, split, part, sampler, PAPER, spec, path=path, **options)
+        return SliceBatches(cases, split, part, sampler, PAPER, spec, Draws(path=path, **options))
     sampler = RANDOM_PATCHES if kind == "random patches" else PATCHES
     path = "batchgenerators" if kind == "mirrored patches" else "fast"
-    return PatchBatches(cases, split, part, sampler, FLIPS, spec, path=path, **options)
+    return PatchBatches(cases, split, part, sampler, FLIPS, spec, Draws(path=path, **options))
 
 
 def all_of(names):

@@ -8,6 +8,7 @@ from scipy.stats import chi2
 
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.geometry.geometry import Geometry
+from kitsseg.data.sampling.batches import Draws
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches, class_runs
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
@@ -66,7 +67,7 @@ def split_of(names):
 
 
 def batches_of(cases, spec, sampler=SAMPLER, augmentation=PLAIN, **options):
-    return PatchBatches(cases, split_of(cases), "train", sampler, augmentation, spec, **options)
+    return PatchBatches(cases, split_of(cases), "train", sampler, augmentation, spec, Draws(**options))
 
 
 def test_39_patches_of_13_patients_have_13_centers_of_each_class(patients, spec):

@@ -9,6 +9,7 @@ from scipy.stats import chi2
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.geometry.planes import normalize
+from kitsseg.data.sampling.batches import Draws
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
@@ -25,7 +26,7 @@ def split_of(names):
 
 
 def batches_of(cases, spec, sampler=SAMPLER, augmentation=PLAIN, **options):
-    return SliceBatches(cases, split_of(cases), "train", sampler, augmentation, spec, **options)
+    return SliceBatches(cases, split_of(cases), "train", sampler, augmentation, spec, Draws(**options))
 
 
 def case_of_areas(folder, areas, size=(40, 48)):

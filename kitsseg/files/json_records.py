@@ -1,0 +1,102 @@
+"""JSON files that are read and written by one definition each: a dataclass, with a version number.
+
+A definition says by its types what a file holds. Wrong types, missing fields, NaN, numbers out of range, nesting
+without end and damaged text all become one InputError, which names the file and the field.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+
+__all__ = ["as_builtins", "as_json", "converted", "read_record", "record_of", "write_record"]
+
+Record = TypeVar("Record")
+
+
+class _Version(msgspec.Struct):
+    version: int = 1
+
+
+def read_record(path: Path | str, kind: type[Record], expected: str, advice: str) -> Record:
+    """Read a record.
+
+    Args:
+        path: of the file.
+        kind: dataclass that defines it; its field ``version`` is the newest version that can be read.
+        expected: what the file should be, such as "the record of kitsseg predict", for the message.
+        advice: what to do about another file, a sentence.
+
+    Raises: InputError, naming file and field. FileNotFoundError if there is none.
+    """
+    return record_of(Path(path).read_bytes(), kind, path, expected, advice)
+
+
+def record_of(data: bytes, kind: type[Record], path: Path | str, expected: str, advice: str) -> Record:
+    """As ``read_record``, from the content of the file ``path`` or of a part of it."""
+    try:
+        newest = getattr(kind, "version", 1)
+        if (found := msgspec.json.decode(data, type=_Version).version) > newest:
+            raise InputError(
+                f"{path}: expected {expected}, version {newest}, found version {found}: a newer kitsseg wrote it. "
+                "Use that version."
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected {expected}, found something else ({error}). {advice}") from error
+
+
+def converted(value: object, kind: type[Record]) -> Record:
+    """A record of this kind from the builtin values of ``as_builtins``.
+
+    Raises: TypeError, naming the field.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise TypeError(str(error)) from error
+
+
+def as_builtins(record: object) -> Any:
+    """The record as JSON has it: dicts, lists, text, numbers; a field whose value is its default None is left out."""
+    return json.loads(json.dumps(_shown(record), allow_nan=False))
+
+
+def as_json(record: object, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> str:
+    """The text of the file: indented, ASCII, in the order of the fields.
+
+    Args:
+        change: applied to the values before, such as paths made relative.
+    """
+    values = as_builtins(record)
+    return json.dumps(change(values) if change else values, indent=1, allow_nan=False) + "\n"
+
+
+def write_record(
+    path: Path | str, record: object, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> None:
+    """Replace a file by a record, whole or not at all. Args: as ``as_json``."""
+    text = as_json(record, change)
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """Dataclasses as dicts, without the fields that are None by default."""
+    if hasattr(value, "__dataclass_fields__"):
+        fields = value.__dataclass_fields__.items()
+        return {
+            name: _shown(item)
+            for name, field in fields
+            if (item := getattr(value, name)) is not None or field.default is not None
+        }
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    return value

@@ -1,0 +1,104 @@
+"""CSV files: one way to write rows and one way to read them, always UTF-8.
+
+Text that a spreadsheet would take for a formula (it begins with = + @ -, a tab or a carriage return) is written with an
+apostrophe before it, which is taken away again when it is read. Numbers are written as they are.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from kitsseg.errors import InputError
+from kitsseg.files.atomic import atomic_path
+
+__all__ = ["read_rows", "write_rows"]
+
+_FORMULA = re.compile(r"'*[=+@\-\t\r]")
+
+
+def write_rows(
+    path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Replace a CSV file by rows, whole or not at all.
+
+    Args:
+        path: of the file.
+        rows: a value for each column; a value that is missing or None gives an empty cell.
+        columns: in order; without it all names of the rows, in the order in which they come.
+    """
+    rows = list(rows)
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_path(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
+
+
+def read_rows(
+    path: Path | str | Traversable,
+    kinds: Mapping[str, Callable[[str], Any]],
+    others: Callable[[str], Any] | None,
+    expected: str,
+    advice: str,
+    optional: Mapping[str, Callable[[str], Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Read a CSV file.
+
+    Args:
+        path: of the file.
+        kinds: columns that must be there -> what makes a value of a cell, such as ``int``.
+        others: the same for all other columns; None: they are left out.
+        expected: what the file should be, such as "the scores of kitsseg evaluate", for the message.
+        advice: what to do about another file, a sentence.
+        optional: as ``kinds``, for columns that may be missing.
+
+    Returns: a dict for each row; None for an empty cell, unless its kind is ``str``.
+    Raises: InputError, naming the file, the line and the column. FileNotFoundError if there is none.
+    """
+
+    def wrong(what: object) -> InputError:
+        return InputError(f"{path}: expected {expected}, found others ({what}). {advice}")
+
+    source = Path(path) if isinstance(path, str) else path
+    data, known = source.read_bytes(), {**(optional or {}), **kinds}
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)
+        names, lines = reader.fieldnames or (), list(reader)
+    except (ValueError, csv.Error) as error:
+        raise wrong(error) from error
+    if missing := [name for name in kinds if name not in names]:
+        raise wrong(f"no column {missing[0]}")
+    if data and not data.endswith(b"\n"):
+        raise wrong("its last line is cut off")
+    rows = []
+    for number, line in enumerate(lines, 2):
+        if None in line or None in line.values():
+            raise wrong(f"line {number} has another number of cells than the first line")
+        row = {}
+        for name, cell in line.items():
+            kind = known.get(name, others)
+            if kind is None:
+                continue
+            if not cell and kind is not str:
+                if name in kinds:
+                    raise wrong(f"line {number}: {name} is empty")
+                row[name] = None
+                continue
+            try:
+                row[name] = kind(_as_written(cell))
+            except ValueError as error:
+                raise wrong(f"line {number}, {name}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _as_written(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

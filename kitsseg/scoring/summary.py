@@ -1,0 +1,265 @@
+"""All cases together: the content of scores.json, as one definition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from kitsseg.data.formats.nifti import is_phantom
+from kitsseg.files.json_records import as_builtins, converted
+from kitsseg.scoring.cases import CLASSES, LESIONS, CaseFiles, ScoredCase
+from kitsseg.scoring.dice import summarize_scores
+from kitsseg.scoring.kits23 import HEC_LABELS, TOLERANCES_MM
+from kitsseg.scoring.ladder import RUNGS, all_background, ladder
+from kitsseg.scoring.lesions import LESION_RULE
+from kitsseg.version import __version__
+
+__all__ = ["Failure", "Ladders", "Provenance", "ScoredSplit", "Summary", "summarize"]
+
+EMPTY_RULE = "both masks empty: 1; exactly one empty: 0"
+SURFACE_RULE = (
+    "surface elements weighted by area (DeepMind's surface-distance); both surfaces empty: 1, exactly one: 0"
+)
+HD95_RULE = "the same surface elements, 95 % of their area; not defined where a mask is empty"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a scan has no label map."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSplit:
+    """The split of the run that predicted, and the part that was predicted."""
+
+    name: str | None = None
+    hash: str | None = None
+    part: str | None = None
+    cases: dict[str, list[str]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made the label maps that are scored, as ``predictions.json`` says it; all None for others.
+
+    Attributes: as of ``kitsseg.records.predictions.MadeBy``.
+    """
+
+    run: str | None = None
+    also: list[str] | None = None
+    networks: list[dict[str, Any]] | None = None
+    engine: str | None = None
+    inference: dict[str, Any] | None = None
+    postprocess: dict[str, Any] | None = None
+    recipe: str | None = None
+    paper: str | None = None
+    reported: dict[str, Any] | None = None
+    split: ScoredSplit | None = None
+    failed: dict[str, Failure] | None = None
+    phantom: bool | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Mean over the cases, standard deviation (None for one case), median, and bootstrap interval of the mean."""
+
+    mean: float
+    sd: float | None
+    median: float
+    interval_95: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A Spread of each of ``kitsseg.scoring.dice.SCORES``."""
+
+    tk_dice: Spread
+    tu_dice: Spread
+    composite: Spread
+    kidney_label_dice: Spread
+    kidney_precision: Spread
+    kidney_recall: Spread
+    tumor_precision: Spread
+    tumor_recall: Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defined:
+    """A figure that is not defined for every case: over the cases where it is, and how many these are."""
+
+    mean: float | None
+    sd: float | None = None
+    median: float | None = None
+    defined: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HecDice:
+    """Dice of the hierarchical classes of KiTS23."""
+
+    kidney_and_mass: Defined
+    mass: Defined
+    tumor: Defined
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hec:
+    """Dice of the hierarchical classes of KiTS23, and their mean."""
+
+    dice: HecDice
+    mean_dice: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSurface:
+    """Surface Dice and HD95 of one class."""
+
+    tolerance_mm: float
+    surface_dice: Defined
+    hd95_mm: Defined
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surfaces:
+    """Surface Dice and HD95 of each class."""
+
+    classes: dict[str, OneSurface]
+    mean_surface_dice: float
+    surface_dice_rule: str
+    hd95_rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesions:
+    """Tumors of all cases: how many there are, how many were found, and how many predicted ones are false."""
+
+    lesions: int
+    lesions_found: int
+    predicted_lesions: int
+    false_lesions: int
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladders:
+    """Every definition of ``RUNGS`` for the predictions, and for empty label maps of the same cases."""
+
+    prediction: dict[str, float | None]
+    all_background: dict[str, float | None]
+    definitions: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Provenance):
+    """Content of scores.json.
+
+    Attributes:
+        composite_interval_95: bootstrap interval of the mean composite.
+        composite_identity: the mean of the composites and half of mean TK + mean TU: they must agree.
+        empty_cases: how many cases have an empty mask, so that scores rest on ``empty_rule``.
+        classes: "kits19" or "kits23". hec: of KiTS23's classes only.
+        surface, lesions: only where they were asked for.
+        beside_all_background: the ladder of definitions.
+        label_release: how many cases were scored against labels of KiTS19 as they are today, and how many not.
+        cases: the files of each case, by its name.
+    """
+
+    kitsseg: str | None = None
+    n_cases: int
+    scores: Scores
+    composite_interval_95: tuple[float, float]
+    resamples: int
+    bootstrap_seed: int
+    composite_identity: dict[str, float] | None = None
+    empty_cases: int
+    classes: str | None = None
+    hec: Hec | None = None
+    surface: Surfaces | None = None
+    lesions: Lesions | None = None
+    empty_rule: str
+    truth_without_prediction: list[str]
+    beside_all_background: Ladders
+    label_release: dict[str, int] | None = None
+    cases: dict[str, CaseFiles]
+
+
+def summarize(
+    cases: Sequence[ScoredCase], provenance: Provenance, missing: list[str], classes: str, surface: bool
+) -> Summary:
+    """The content of scores.json.
+
+    Args:
+        cases: all that were scored, one at least.
+        provenance: what made the label maps.
+        missing: names of the cases with a truth but without a prediction.
+        classes, surface: as in ``evaluate_folders``.
+    """
+    rows, tables = [case.row for case in cases], [case.tables for case in cases]
+    images = [case.files.image for case in cases if case.files.image]
+    releases = [row["label_release"] for row in rows]
+    values = as_builtins(provenance) | {"version": Summary.version, "kitsseg": __version__}
+    values |= summarize_scores(rows)
+    values |= _details(rows, classes, surface)
+    values |= {
+        "empty_rule": EMPTY_RULE,
+        "truth_without_prediction": missing,
+        "beside_all_background": {
+            "prediction": ladder(tables),
+            "all_background": ladder(all_background(tables)),
+            "definitions": {key: rung.definition for key, rung in RUNGS.items()},
+        },
+        "label_release": {name: releases.count(name) for name in ("kits19", "other")},
+        "cases": {row["case"]: as_builtins(case.files) for row, case in zip(rows, cases, strict=True)},
+        "phantom": bool(provenance.phantom) or any(map(_synthetic, images)),
+    }
+    return converted(values, Summary)
+
+
+def _details(rows: list[dict[str, Any]], classes: str, surface: bool) -> dict[str, Any]:
+    """What the summary says about these columns: entries ``hec``, ``surface`` and ``lesions``."""
+    summary = {"classes": classes}
+    if classes == "kits23":
+        dice = {name: _describe(rows, f"{name}_dice") for name in HEC_LABELS}
+        summary["hec"] = {
+            "dice": dice,
+            "mean_dice": float(np.mean([values["mean"] for values in dice.values()])),
+        }
+    if surface:
+        found = {
+            name: {"tolerance_mm": TOLERANCES_MM[name]}
+            | {key: _describe(rows, f"{name}_{key}") for key in ("surface_dice", "hd95_mm")}
+            for name in CLASSES[classes]
+        }
+        mean = float(np.mean([values["surface_dice"]["mean"] for values in found.values()]))
+        summary["surface"] = {"classes": found, "mean_surface_dice": mean}
+        summary["surface"] |= {"surface_dice_rule": SURFACE_RULE, "hd95_rule": HD95_RULE}
+        summary["lesions"] = {name: int(sum(row[name] for row in rows)) for name in LESIONS}
+        summary["lesions"]["rule"] = LESION_RULE
+    return summary
+
+
+def _describe(rows: list[dict[str, Any]], column: str) -> dict[str, Any]:
+    """Mean, standard deviation and median over the cases where the value is defined, and how many these are."""
+    values = np.array([row[column] for row in rows if row[column] is not None], float)
+    many = len(values) > 1
+    return {
+        "mean": float(values.mean()) if len(values) else None,
+        "sd": float(values.std(ddof=1)) if many else None,
+        "median": float(np.median(values)) if len(values) else None,
+        "defined": len(values),
+    }
+
+
+def _synthetic(image: str | Path) -> bool:
+    try:
+        return is_phantom(nib.load(image).header)
+    except (OSError, EOFError, ImageFileError, HeaderDataError):
+        return False  # scoring needs no image; the report names a damaged one

@@ -1,0 +1,64 @@
+"""How a training is computed and watched: everything about it that does not belong to the recipe."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kitsseg.runtime.devices import ONE_DEVICE, Devices
+
+__all__ = ["Progress", "TrainOptions"]
+
+Progress = Callable[[str, int, int], object]  # progress(description, done, total), in training steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of a training; the same for ``train_recipe``, fine-tuning, folds and the command line.
+
+    Attributes:
+        seed: of the initial weights and of the sampling; None: 0, or where a run is pruned or shrunk that of the run.
+        epochs: epochs of every phase, instead of the recipe's.
+        resume: go on with an unfinished run; everything but ``devices``, ``xla``, ``steps_per_execution``,
+            ``tensorboard``, ``progress`` and ``say`` must be as it was started.
+        start_from: folder of a finished run of the same network: the first phase starts from its weights instead of
+            random ones. ``run.json`` and the model card say so.
+        precision: one of ``kitsseg.runtime.execution.PRECISIONS``; the network that is saved is of float32.
+        accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
+            of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
+        ema: momentum, such as 0.999, of an average of the weights over the steps, which is validated, kept and handed
+            on in their place (``kitsseg.optimizers.ema``); None: no averages.
+        xla: "on" or "off": compile the steps with XLA or not; "auto": as Keras does on a GPU, never on a CPU with
+            TensorFlow, which then takes 2 to 13 times as long.
+        steps_per_execution: steps in one call, where nothing is set before each of them (see
+            ``kitsseg.runtime.execution``).
+        devices: ``kitsseg.runtime.devices.use_devices(...)``. Of several processes all are given the same options.
+        validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
+            recipe's number; 0: never.
+        tensorboard: folder for TensorBoard; may be another one, or None, when a run is resumed.
+        progress: called as progress(description, done, total) in training steps.
+        say: called as say(text) with scores of whole validation cases, the time left and warnings; without it
+            only warnings are given, by ``warnings``.
+        entries: further entries of ``run.json``, which a resumed run must share.
+    """
+
+    seed: int | None = None
+    epochs: int | None = None
+    resume: bool = False
+    start_from: str | os.PathLike[str] | None = None
+    precision: str = "float32"
+    accumulate: int = 1
+    ema: float | None = None
+    xla: str = "auto"
+    steps_per_execution: int = 1
+    devices: Devices = ONE_DEVICE
+    validate_cases_every: int | None = None
+    tensorboard: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+    say: Callable[[str], object] | None = None
+    entries: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """The options that change the result, as ``run.json`` names them."""
+        return {"precision": self.precision, "accumulate": self.accumulate, "ema": self.ema}

@@ -1,0 +1,79 @@
+"""Rows of CSV files: what is written comes back, spreadsheets compute nothing, and damage names line and column."""
+
+import csv
+
+import pytest
+
+from kitsseg.errors import InputError
+from kitsseg.files.tables import read_rows, write_rows
+
+KINDS = {"case": str, "dice": float}
+NAMES = [
+    "case_00001",
+    "=1+1",
+    "+a",
+    "-b",
+    "@c",
+    "'=d",
+    "''+e",
+    "\tf",
+    'Zoë, "quoted"',
+    "two\nlines",
+    "",
+    "'g",
+]
+
+
+def read(path):
+    return read_rows(path, KINDS, int, "scores", "Score again.")
+
+
+def test_every_name_comes_back(tmp_path):
+    rows = [{"case": name, "dice": -0.5 - i} for i, name in enumerate(NAMES)]
+    write_rows(tmp_path / "a.csv", rows)
+    assert read(tmp_path / "a.csv") == rows
+
+
+def test_text_is_inert_for_spreadsheets_and_numbers_are_numbers(tmp_path):
+    rows = [{"case": name, "dice": -1e-7} for name in NAMES]
+    write_rows(tmp_path / "a.csv", rows)
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        cells = list(csv.reader(file))[1:]
+    assert all(not name.startswith(("=", "+", "-", "@", "\t", "\r")) for name, _ in cells)
+    assert {number for _, number in cells} == {"-1e-07"}
+    assert [name for name, _ in cells][:3] == ["case_00001", "'=1+1", "'+a"]
+
+
+def test_always_utf_8_with_the_same_line_ends(tmp_path):
+    write_rows(tmp_path / "a.csv", [{"case": "Zoë", "dice": 1.0}], ["dice", "case"])
+    assert (tmp_path / "a.csv").read_bytes() == "dice,case\n1.0,Zoë\n".encode()
+
+
+def test_empty_cells(tmp_path):
+    write_rows(tmp_path / "a.csv", [{"case": "a", "dice": 1.0}, {"case": "b", "dice": 2.0, "n": 3}])
+    assert [row["n"] for row in read(tmp_path / "a.csv")] == [None, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"case\na\n", "no column dice"),
+        (b"", "no column case"),
+        (b"case,dice\na,one\n", "line 2, dice: .*'one'"),
+        (b"case,dice\na,1\nb,\n", "line 3: dice is empty"),
+        (b"case,dice\na\n", "line 2 has another number of cells"),
+        (b"case,dice\na,1,2\n", "line 2 has another number of cells"),
+        (b"case,dice\na,1", "its last line is cut off"),
+        (b'case,dice\n"a,1\n', "unexpected end of data"),
+        (b"case,dice\n\xff,1\n", "utf-8"),
+        (b"case,dice,n\na,1,2.5\n", "line 2, n: .*2.5"),
+    ],
+)
+def test_damage_is_one_line_that_names_the_place(text, what, tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_bytes(text)
+    with pytest.raises(
+        InputError, match=rf"scores.csv: expected scores, found others \(.*{what}.*\). Score again"
+    ) as error:
+        read(path)
+    assert "\n" not in str(error.value)
