@@ -34,12 +34,19 @@ Code:   strided labels (the public code of Abraham and Khan).
 Ours:   ``"priority"``.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from kitsseg.runtime.replicas import replica_count, sum_over_replicas
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
 
 __all__ = [
     "HEAD_STRIDES",
@@ -52,15 +59,21 @@ __all__ = [
 ]
 
 
-class _OverlapLoss(keras.losses.Loss):
+class _OverlapLoss(keras.losses.Loss):  # type: ignore[misc]  # Keras ships no types
     """What the losses below share: the options of the module, labels and logits, soft counts, reductions."""
 
     regions = tumor_only = False
-    options = ("smooth", "include_background", "class_reduction", "per_sample", "activation")
+    options: tuple[str, ...] = ("smooth", "include_background", "class_reduction", "per_sample", "activation")
 
     def __init__(
-        self, smooth, include_background, class_reduction="mean", per_sample=False, activation="softmax", **kw
-    ):
+        self,
+        smooth: float,
+        include_background: bool,
+        class_reduction: str = "mean",
+        per_sample: bool = False,
+        activation: str = "softmax",
+        **kw: Any,
+    ) -> None:
         super().__init__(**kw)
         _require(class_reduction in ("mean", "sum"), "class_reduction", "'mean' or 'sum'", class_reduction)
         _require(activation in ("softmax", "sigmoid"), "activation", "'softmax' or 'sigmoid'", activation)
@@ -68,7 +81,7 @@ class _OverlapLoss(keras.losses.Loss):
         self.smooth, self.activation, self.per_sample = smooth, activation, per_sample
         self.include_background, self.class_reduction = include_background, class_reduction
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         if sample_weight is not None and not self.per_sample:
             raise ValueError(
                 f"{self.name}: got sample or class weights, but one number for the whole batch leaves "
@@ -76,7 +89,7 @@ class _OverlapLoss(keras.losses.Loss):
             )
         return super().__call__(y_true, y_pred, sample_weight) / (1 if self.per_sample else replica_count())
 
-    def read(self, y_true, y_pred):
+    def read(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         """Targets and logits, both float32 (batch, *space, channels)."""
         logits = ops.cast(y_pred, "float32")
         n = logits.shape[-1]
@@ -92,7 +105,7 @@ class _OverlapLoss(keras.losses.Loss):
         targets = ops.greater_equal(labels, values) if nested else ops.equal(labels, values)
         return ops.cast(targets, "float32"), logits
 
-    def soft_counts(self, targets, logits):
+    def soft_counts(self, targets: Tensor, logits: Tensor) -> list[Tensor]:
         """TP, FN and FP of the classes that take part, each (classes,) or (batch, classes)."""
         if self.activation == "sigmoid":
             p = ops.sigmoid(logits)
@@ -103,15 +116,15 @@ class _OverlapLoss(keras.losses.Loss):
         counts = [ops.sum(part, axis=self.pixel_axes(p)) for part in parts]
         return counts if self.per_sample else [sum_over_replicas(count) for count in counts]
 
-    def pixel_axes(self, x):
+    def pixel_axes(self, x: Tensor) -> tuple[int, ...]:
         """The axes to sum over: space and, unless ``per_sample``, the batch."""
         return tuple(range(1 if self.per_sample else 0, len(x.shape) - 1))
 
-    def over_classes(self, values):
+    def over_classes(self, values: Tensor) -> Tensor:
         """(classes,) to (), (batch, classes) to (batch,)."""
         return ops.mean(values, axis=-1) if self.class_reduction == "mean" else ops.sum(values, axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **{name: getattr(self, name) for name in self.options}}
 
 
@@ -142,14 +155,21 @@ class CrossEntropySoftDice(_OverlapLoss):
 
     options = (*_OverlapLoss.options, "regions", "tumor_only")
 
-    def __init__(self, smooth=1e-5, include_background=True, regions=False, tumor_only=False, **kwargs):
+    def __init__(
+        self,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+        regions: bool = False,
+        tumor_only: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(smooth, include_background, **kwargs)
         for name, value in (("regions", regions), ("tumor_only", tumor_only)):
             _require(not value or self.activation == "sigmoid", name, "False with a softmax", value)
         _require(not (regions and tumor_only), "tumor_only", "False with regions", tumor_only)
         self.regions, self.tumor_only = regions, tumor_only
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         targets, logits = self.read(y_true, y_pred)
         if self.activation == "sigmoid":
             entropy = ops.mean(ops.binary_crossentropy(targets, logits, from_logits=True), axis=-1)
@@ -183,15 +203,22 @@ class Tversky(_OverlapLoss):
 
     options = (*_OverlapLoss.options, "fn_weight", "fp_weight")
 
-    def __init__(self, fn_weight=0.7, fp_weight=0.3, smooth=1.0, include_background=False, **kwargs):
+    def __init__(
+        self,
+        fn_weight: float = 0.7,
+        fp_weight: float = 0.3,
+        smooth: float = 1.0,
+        include_background: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(smooth, include_background, **kwargs)
         _require(min(fn_weight, fp_weight) >= 0, "fn_weight, fp_weight", ">= 0", (fn_weight, fp_weight))
         self.fn_weight, self.fp_weight = fn_weight, fp_weight
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self.over_classes(self.tversky(*self.read(y_true, y_pred)))
 
-    def tversky(self, targets, logits):
+    def tversky(self, targets: Tensor, logits: Tensor) -> Tensor:
         """1 - TI of each class, (classes,) or (batch, classes)."""
         tp, fn, fp = self.soft_counts(targets, logits)
         weighted = self.fn_weight * fn + self.fp_weight * fp
@@ -213,12 +240,12 @@ class FocalTversky(Tversky):
 
     options = (*Tversky.options, "exponent")
 
-    def __init__(self, exponent=0.75, **kwargs):
+    def __init__(self, exponent: float = 0.75, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _require(exponent > 0, "exponent", "positive", exponent)
         self.exponent = exponent
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         distance = self.tversky(*self.read(y_true, y_pred))
         return self.over_classes(ops.maximum(distance, 1e-6) ** self.exponent)
 
@@ -243,14 +270,16 @@ class TverskyFocal(Tversky):
 
     options = (*Tversky.options, "focal_weight", "gamma")
 
-    def __init__(self, focal_weight=0.5, gamma=2.0, smooth=1e-5, **kwargs):
+    def __init__(
+        self, focal_weight: float = 0.5, gamma: float = 2.0, smooth: float = 1e-5, **kwargs: Any
+    ) -> None:
         super().__init__(smooth=smooth, **kwargs)
         _require(self.activation == "softmax", "activation", "'softmax'", self.activation)
         _require(focal_weight >= 0, "focal_weight", ">= 0", focal_weight)
         _require(gamma >= 1, "gamma", ">= 1", gamma)
         self.focal_weight, self.gamma = focal_weight, gamma
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         targets, logits = self.read(y_true, y_pred)
         log_p = ops.sum(targets * ops.log_softmax(logits), axis=-1)
         # -expm1(log p) is 1 - p without cancellation
@@ -258,7 +287,7 @@ class TverskyFocal(Tversky):
         return self.over_classes(self.tversky(targets, logits)) + self.focal_weight * focal
 
 
-def _plain_labels(y_true, logits, n_labels):
+def _plain_labels(y_true: Tensor, logits: Tensor, n_labels: int) -> Tensor:
     """(batch, *space) of any accepted label shape; float32, as TensorFlow keeps int32 work off the GPU."""
     labels, space = y_true, tuple(logits.shape[:-1])
     if len(y_true.shape) == len(space) + 1 and y_true.shape[-1] in (1, n_labels):
@@ -272,7 +301,7 @@ def _plain_labels(y_true, logits, n_labels):
     return ops.cast(labels, "float32")
 
 
-def _require(condition, what, expected, found):
+def _require(condition: bool, what: str, expected: str, found: object) -> None:
     if not condition:
         raise ValueError(f"{what} must be {expected}; got {found!r}.")
 
@@ -281,7 +310,9 @@ HEAD_STRIDES = (8, 4, 2, 1)
 HEAD_WEIGHTS = (0.2, 0.2, 0.2, 0.4)
 
 
-def deep_supervision_targets(labels, strides=HEAD_STRIDES, how="stride"):
+def deep_supervision_targets(
+    labels: Tensor, strides: Sequence[int] = HEAD_STRIDES, how: str = "stride"
+) -> tuple[Tensor, ...]:
     """Labels at the resolution of every head.
 
     Written with slices and operators only, so that it takes NumPy arrays, JAX arrays and TensorFlow tensors
@@ -312,11 +343,11 @@ def deep_supervision_targets(labels, strides=HEAD_STRIDES, how="stride"):
     return tuple(_block_maximum(labels, stride) for stride in strides)
 
 
-def _block_maximum(labels, stride):
+def _block_maximum(labels: Tensor, stride: int) -> Tensor:
     rows = functools.reduce(_maximum, [labels[..., i::stride, :] for i in range(stride)])
     return functools.reduce(_maximum, [rows[..., i::stride] for i in range(stride)])
 
 
-def _maximum(a, b):
+def _maximum(a: Tensor, b: Tensor) -> Tensor:
     # no `maximum` works on the tensors of all three libraries; a - b must not wrap, hence signed integers
     return (a + b + abs(a - b)) // 2

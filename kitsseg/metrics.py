@@ -15,9 +15,17 @@ Shapes: y_true (batch, *space) or (batch, *space, 1) integers; y_pred (batch, *s
 Raises: ValueError for a wrong number of classes, labels that do not fit the logits, or sample weights.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
 
 __all__ = ["ClassDice", "ConfusionMatrix", "DiceMulti", "MeanIoU", "PixelAccuracy"]
 
@@ -25,7 +33,7 @@ WORD = 2**24  # low word below this: a batch, or the sum of a few replicas' word
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")
-class ConfusionMatrix(keras.metrics.Metric):
+class ConfusionMatrix(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
     """Pixel counts by label (rows) and prediction (columns): the base of the scores below.
 
     Args:
@@ -35,7 +43,7 @@ class ConfusionMatrix(keras.metrics.Metric):
     ``result`` is float32 (n_classes, n_classes), rounded; ``counts`` is exact.
     """
 
-    def __init__(self, n_classes=3, name="confusion_matrix", **kwargs):
+    def __init__(self, n_classes: int = 3, name: str = "confusion_matrix", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.n_classes = n_classes
         shape = (n_classes, n_classes)
@@ -43,7 +51,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         self.low = self.add_variable(shape, "zeros", dtype="int", name="low")
         self.high = self.add_variable(shape, "zeros", dtype="int", name="high")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
         if sample_weight is not None:
             raise ValueError(f"{self.name} counts pixels and takes no sample weights: list it in metrics.")
         n = self.n_classes
@@ -67,22 +75,23 @@ class ConfusionMatrix(keras.metrics.Metric):
         self.low.assign(low - carry * WORD)
         self.high.assign(self.high + carry)
 
-    def counts(self):
+    def counts(self) -> npt.NDArray[np.int64]:
         """Exact counts so far, NumPy int64 (n_classes, n_classes)."""
         low, high = (ops.convert_to_numpy(word).astype(np.int64) for word in (self.low, self.high))
-        return low + WORD * high
+        exact: npt.NDArray[np.int64] = low + WORD * high
+        return exact
 
-    def result(self):
+    def result(self) -> Tensor:
         return ops.cast(self.low, "float32") + float(WORD) * ops.cast(self.high, "float32")
 
-    def class_counts(self):
+    def class_counts(self) -> tuple[Tensor, Tensor]:
         """True positives, and false negatives plus false positives, both float32 (n_classes,)."""
         matrix = ConfusionMatrix.result(self)
         hits = ops.diagonal(matrix)
         off = matrix * (1.0 - ops.eye(self.n_classes, dtype="float32"))
         return hits, ops.sum(off, axis=0) + ops.sum(off, axis=1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "n_classes": self.n_classes}
 
 
@@ -90,10 +99,10 @@ class ConfusionMatrix(keras.metrics.Metric):
 class PixelAccuracy(ConfusionMatrix):
     """Share of pixels whose arg-max is the label (WP-UNet, eq. 4)."""
 
-    def __init__(self, n_classes=3, name="pixel_accuracy", **kwargs):
+    def __init__(self, n_classes: int = 3, name: str = "pixel_accuracy", **kwargs: Any) -> None:
         super().__init__(n_classes, name, **kwargs)
 
-    def result(self):
+    def result(self) -> Tensor:
         matrix = super().result()
         return _ratio(ops.trace(matrix), ops.sum(matrix))
 
@@ -102,10 +111,10 @@ class PixelAccuracy(ConfusionMatrix):
 class MeanIoU(ConfusionMatrix):
     """Mean over the classes, background included, of TP / (TP + FP + FN) (WP-UNet, eq. 5)."""
 
-    def __init__(self, n_classes=3, name="mean_iou", **kwargs):
+    def __init__(self, n_classes: int = 3, name: str = "mean_iou", **kwargs: Any) -> None:
         super().__init__(n_classes, name, **kwargs)
 
-    def result(self):
+    def result(self) -> Tensor:
         hits, misses = self.class_counts()
         return _mean_ratio(hits, hits + misses)
 
@@ -119,16 +128,18 @@ class DiceMulti(ConfusionMatrix):
             score to a prediction without any kidney.
     """
 
-    def __init__(self, n_classes=3, include_background=True, name="dice_multi", **kwargs):
+    def __init__(
+        self, n_classes: int = 3, include_background: bool = True, name: str = "dice_multi", **kwargs: Any
+    ) -> None:
         super().__init__(n_classes, name, **kwargs)
         self.include_background = include_background
 
-    def result(self):
+    def result(self) -> Tensor:
         hits, misses = self.class_counts()
         first = 0 if self.include_background else 1
         return _mean_ratio(2.0 * hits[first:], (2.0 * hits + misses)[first:])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "include_background": self.include_background}
 
 
@@ -142,7 +153,7 @@ class ClassDice(ConfusionMatrix):
     Raises: ValueError for another region, or one whose label the classes do not have.
     """
 
-    def __init__(self, region, n_classes=3, name=None, **kwargs):
+    def __init__(self, region: str, n_classes: int = 3, name: str | None = None, **kwargs: Any) -> None:
         members = {"kidney_label": [1], "tumor_label": [2], "tk": list(range(1, n_classes))}.get(region)
         if not members or max(members) >= n_classes:
             raise ValueError(
@@ -153,22 +164,22 @@ class ClassDice(ConfusionMatrix):
         self.region = region
         self._member = np.isin(np.arange(n_classes), members).astype("float32")
 
-    def result(self):
+    def result(self) -> Tensor:
         matrix, member = super().result(), ops.convert_to_tensor(self._member)
         hits = ops.sum(matrix * member[:, None] * member)
         misses = ops.sum(matrix * ops.abs(member[:, None] - member))
         return _ratio(2.0 * hits, 2.0 * hits + misses)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "region": self.region}
 
 
-def _ratio(part, whole):
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, 1 where whole is 0."""
     return ops.where(whole > 0, part / ops.maximum(whole, 1.0), 1.0)
 
 
-def _mean_ratio(part, whole):
+def _mean_ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Mean of part / whole over the classes whose whole is not 0; 1 if there is none."""
     present = ops.cast(whole > 0, "float32")
     return _ratio(ops.sum(present * part / ops.maximum(whole, 1.0)), ops.sum(present))

@@ -6,7 +6,7 @@ losses are referred to, and import what they need when they are called.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class SliceSampler:
     patch_size: tuple[int, int]
     unit: str = "case"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.positive <= self.batch_size:
             raise ValueError(
                 f"SliceSampler: positive must lie in 0..{self.batch_size}, found {self.positive}."
@@ -101,7 +101,7 @@ class PatchSampler:
     patch_size: tuple[int, int, int]
     mode: str = "stratified"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("PatchSampler", "mode", self.mode, ("stratified", "random"))
 
 
@@ -176,7 +176,7 @@ class Pruning:
     depthwise: bool = False
     first_last: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("Pruning", "schedule", self.schedule, ("one-shot", "polynomial"))
         _check("Pruning", "scope", self.scope, ("layer", "global"))
         if not 0 <= self.initial_sparsity <= self.sparsity < 1:
@@ -229,7 +229,7 @@ class Phase:
     validate_cases_every: int | None = None
     validate_cases: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("validate_cases_every", "validate_cases"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"Phase {self.name}: {name} is a number from 1, or None; found {value}.")
@@ -252,20 +252,22 @@ class Phase:
             )
 
     @property
-    def pruning_steps(self):
+    def pruning_steps(self) -> int:
         """The step, counted from 1, at which the final sparsity is reached: a multiple of the frequency."""
+        if self.pruning is None:
+            raise ValueError(f"Phase {self.name}: without pruning there is no step that reaches a sparsity.")
         if self.pruning.schedule == "one-shot":
             return 1
         steps = int(self.pruning.until * self.epochs * self.steps_per_epoch)
         return steps - steps % self.pruning.frequency
 
     @property
-    def first_choice(self):
+    def first_choice(self) -> int:
         """The first epoch whose weights may be the phase's best: with pruning, one that ends at the final sparsity."""
         return -(-self.pruning_steps // self.steps_per_epoch) if self.pruning else 1
 
 
-def _check(owner, name, value, allowed):
+def _check(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{owner}: {name} is one of {', '.join(allowed)}; found {value!r}.")
 
@@ -305,7 +307,7 @@ class PreprocessSpec:
     channel_std: tuple[float, ...] | None = None
     clip_hu: tuple[float, float] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.clip_hu is not None and not (len(self.clip_hu) == 2 and self.clip_hu[0] < self.clip_hu[1]):
             raise ValueError(
                 f"PreprocessSpec: clip_hu is two HU, the lower one first, or None; found {self.clip_hu}."
@@ -325,7 +327,7 @@ class PreprocessSpec:
             )
 
     @property
-    def channels(self):
+    def channels(self) -> int:
         """Number of channels the network sees."""
         return 1 if self.windows is None else len(self.windows) + 1
 
@@ -339,11 +341,11 @@ class PreprocessSpec:
     @property
     def seen_hu(self) -> tuple[float, float] | None:
         """The HU outside of which nothing is told apart; None where all are: the histogram of a slice counts all."""
-        if self.windows is not None or self.clip_hu is None:
+        if self.hu_window is None or self.clip_hu is None:
             return self.clip_hu or self.hu_window
-        return self.lowest_hu, min(self.hu_window[1], self.clip_hu[1])
+        return max(self.hu_window[0], self.clip_hu[0]), min(self.hu_window[1], self.clip_hu[1])
 
-    def digest(self):
+    def digest(self) -> str:
         """Twelve hexadecimal digits that name this specification, and the cache made by it."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -373,7 +375,7 @@ class InferenceSpec:
     multiple: int = 1
     output: str = "softmax"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("InferenceSpec", "output", self.output, tuple(OUTPUTS))
 
 
@@ -427,10 +429,10 @@ class Recipe:
     postprocess: RemoveFar | ReassignSmall | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
     reported_unrefined: Mapping[str, float] = field(default_factory=dict)
-    build_model: Callable = field(repr=False)
-    build_loss: Callable = field(repr=False)
-    build_optimizer: Callable = field(repr=False)
-    build_targets: Callable | None = field(default=None, repr=False)
+    build_model: Callable[..., Any] = field(repr=False)
+    build_loss: Callable[..., Any] = field(repr=False)
+    build_optimizer: Callable[[Phase], Any] = field(repr=False)
+    build_targets: Callable[[Any], tuple[Any, ...]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_output(self)
@@ -440,7 +442,7 @@ class Recipe:
         """Whether the network sees volumes, not slices."""
         return any(isinstance(phase.sampler, PatchSampler) for phase in self.phases)
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The recipe's values as JSON takes them; the functions are left out."""
         return {
             f.name: _plain(getattr(self, f.name)) for f in fields(self) if not f.name.startswith("build_")
@@ -529,7 +531,7 @@ def changed(recipe: Recipe, changes: Mapping[str, object], evidence: Mapping[str
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[last] = _Value(value)
-    varied = _changed(recipe, tree, "")
+    varied: Recipe = _changed(recipe, tree, "")
     there = dict(settings(varied))
     kept = {name: text for name, text in {**recipe.evidence, **evidence}.items() if name in there}
     return replace(varied, evidence=kept)
@@ -559,7 +561,7 @@ def _changed(owner: Any, tree: Mapping[str, Any], prefix: str) -> Any:
             if name not in owner:
                 raise KeyError(f"{prefix}{name}")
         return {**owner, **{name: _new(owner[name], tree[name], f"{prefix}{name}") for name in tree}}
-    if not is_dataclass(owner):
+    if not is_dataclass(owner) or isinstance(owner, type):
         raise KeyError(f"{prefix}{next(iter(tree))}")
     names = {f.name for f in fields(owner)}
     for name in tree:
@@ -608,7 +610,7 @@ def given_settings(recipe: Recipe) -> dict[str, Any]:
     return {name: _plain(value_of(recipe, name)) for name, text in recipe.evidence.items() if text == GIVEN}
 
 
-def _leaves(prefix, value):
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if is_dataclass(value):
         for f in fields(value):
             yield from _leaves(f"{prefix}.{f.name}", getattr(value, f.name))
@@ -619,7 +621,7 @@ def _leaves(prefix, value):
         yield prefix, value
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

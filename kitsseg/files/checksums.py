@@ -3,14 +3,20 @@
 CRC-32 runs at the speed of memory where isal is installed.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 try:
     from isal.isal_zlib import crc32
 except ImportError:  # optional; the same numbers, ten times slower
     from zlib import crc32
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["crc32", "crc32_of", "crc32_of_planes", "sha256_of", "sha256_of_all"]
 
@@ -45,6 +51,6 @@ def crc32_of(path: str | os.PathLike[str]) -> str:
     return f"{value:08x}"
 
 
-def crc32_of_planes(array):
+def crc32_of_planes(array: npt.NDArray[Any]) -> list[int]:
     """CRC-32 of each plane ``array[k]`` of a C-ordered array, as a list."""
     return [crc32(plane.data) for plane in array]

@@ -9,6 +9,7 @@ Some network file systems have no locks. There the work goes on without, after a
 
 import os
 import platform
+import sys
 import threading
 import warnings
 from collections import defaultdict
@@ -22,7 +23,7 @@ from kitsseg.errors import InputError
 
 __all__ = ["claim", "folder_lock"]
 
-if os.name == "nt":
+if sys.platform == "win32":  # as a type checker reads it
     import msvcrt
 
     def _lock(file: TextIO, wait: bool) -> None:

@@ -78,7 +78,7 @@ def read_rows(
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
             raise wrong(f"line {number} has another number of cells than the first line")
-        row = {}
+        row: dict[str, Any] = {}
         for name, cell in line.items():
             kind = known.get(name, others)
             if kind is None:

@@ -28,6 +28,7 @@ from kitsseg.inference.scan import (
     prepare_scan,
 )
 from kitsseg.inference.slices import check_2d, names_of_patients, narrow_windows, slice_file
+from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, Source
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
@@ -43,7 +44,6 @@ __all__ = [
 ]
 
 OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
-Progress = Callable[[str, int, int], object]  # progress(description, done, total)
 NAMED = 3  # failed scans in the message; all are in predictions.json
 
 

@@ -7,9 +7,13 @@ the results are exact. Memory grows with the number of runs: a volume of pure no
 Needs numpy and scipy only.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -38,27 +42,27 @@ class Runs:
     """
 
     shape: tuple[int, int, int]
-    line: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    value: np.ndarray
+    line: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int32]
+    stop: npt.NDArray[np.int32]
+    value: npt.NDArray[np.uint8]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.line)
 
     @property
-    def length(self):
+    def length(self) -> npt.NDArray[np.int32]:
         return self.stop - self.start
 
-    def take(self, index):
+    def take(self, index: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> Runs:
         """The runs at ``index`` (integers or a boolean mask)."""
         return Runs(self.shape, self.line[index], self.start[index], self.stop[index], self.value[index])
 
-    def key(self, column):
+    def key(self, column: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """Line and column as one number that grows in C order; a stop never meets the next line's start."""
         return self.line.astype(np.int64) * (self.shape[2] + 1) + column
 
-    def voxels(self):
+    def voxels(self) -> npt.NDArray[np.int64]:
         """Flat indices of all voxels of the runs, shape (sum of lengths,)."""
         length = self.length.astype(np.int64)
         first = self.line.astype(np.int64) * self.shape[2] + self.start
@@ -71,11 +75,11 @@ class Components:
     """Components: ``ids`` (n runs,) from 0 in the order of the first voxel, ``voxels`` (n ids,)."""
 
     runs: Runs
-    ids: np.ndarray
-    voxels: np.ndarray
+    ids: npt.NDArray[np.int32]
+    voxels: npt.NDArray[np.int64]
 
 
-def components(mask, connectivity=26):
+def components(mask: npt.NDArray[np.uint8] | npt.NDArray[np.bool_], connectivity: int = 26) -> Components:
     """Label the connected components of the nonzero voxels.
 
     Args:
@@ -89,7 +93,9 @@ def components(mask, connectivity=26):
     return Components(runs, *connect(runs, connectivity))
 
 
-def find_runs(labels, *, background=False, merge=False):
+def find_runs(
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.bool_], *, background: bool = False, merge: bool = False
+) -> Runs:
     """Find the runs of a label volume.
 
     Args:
@@ -121,7 +127,7 @@ def find_runs(labels, *, background=False, merge=False):
     return Runs(labels.shape, line, start, stop, value.astype(np.uint8))
 
 
-def connect(runs, connectivity):
+def connect(runs: Runs, connectivity: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Components of runs that are all taken as foreground: ``(ids (n runs,), voxels (n components,))``."""
     if connectivity not in (6, 26):
         raise ValueError(f"connectivity must be 6 or 26; got {connectivity!r}.")
@@ -148,7 +154,7 @@ def connect(runs, connectivity):
     return ids, np.bincount(ids, weights=runs.length, minlength=n).astype(np.int64)
 
 
-def copy_labels(labels):
+def copy_labels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A C-order copy in which empty slices are never written: the system gives them no memory."""
     copy = np.zeros(labels.shape, labels.dtype)
     for source, target in zip(labels, copy):
@@ -157,7 +163,7 @@ def copy_labels(labels):
     return copy
 
 
-def paint(labels, runs, value):
+def paint(labels: npt.NDArray[np.uint8], runs: Runs, value: int | npt.NDArray[np.uint8]) -> None:
     """Set the voxels of ``runs`` in the C-order array ``labels`` to ``value``, one number or one per run."""
     value = np.broadcast_to(value, len(runs))
     for first in range(0, len(runs), PAINTED):
@@ -165,14 +171,14 @@ def paint(labels, runs, value):
         labels.reshape(-1)[block.voxels()] = np.repeat(value[first : first + PAINTED], block.length)
 
 
-def single_voxels(runs):
+def single_voxels(runs: Runs) -> Runs:
     """The same voxels as runs of length 1."""
     line, start = np.divmod(runs.voxels(), runs.shape[2])
     line, start = line.astype(np.int32), start.astype(np.int32)
     return Runs(runs.shape, line, start, start + np.int32(1), np.repeat(runs.value, runs.length))
 
 
-def check_labels(labels, dtypes=(np.uint8,)):
+def check_labels(labels: object, dtypes: tuple[type[np.generic], ...] = (np.uint8,)) -> None:
     """Raise ValueError unless ``labels`` is an array (slices, rows, columns) of one of the dtypes."""
     if not isinstance(labels, np.ndarray) or labels.ndim != 3 or labels.dtype not in dtypes:
         found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__

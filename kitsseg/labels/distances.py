@@ -4,7 +4,16 @@ A distance transform of 219 million voxels takes half a minute and ten gigabytes
 objects are asked for.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kitsseg.labels.components import Components, Runs
 
 __all__ = ["distance_mm", "nearest"]
 
@@ -15,7 +24,12 @@ PAIRS = 1 << 19  # pairs in memory at once
 TIE = 1 + 1e-9  # squared distances this close are one: steps of (3, 4) and (5, 0) voxels tie at any spacing
 
 
-def distance_mm(parts, targets, spacing_mm, limit_mm=np.inf):
+def distance_mm(
+    parts: Components,
+    targets: npt.NDArray[np.integer[Any]],
+    spacing_mm: Sequence[float],
+    limit_mm: float = np.inf,
+) -> npt.NDArray[np.float64]:
     """Shortest distance of each component to the target components, between voxel centers.
 
     Args:
@@ -38,7 +52,9 @@ def distance_mm(parts, targets, spacing_mm, limit_mm=np.inf):
     return distances
 
 
-def _near_box(runs, targets, spacing_mm, limit_mm):
+def _near_box(
+    runs: Runs, targets: Runs, spacing_mm: Sequence[float], limit_mm: float
+) -> npt.NDArray[np.bool_]:
     """Which runs lie within the limit of the targets' box: spares the others a search that finds nothing."""
     rows = runs.shape[1]
     squared = (_box_gap(runs.start, runs.stop, targets.start, targets.stop) * spacing_mm[2]) ** 2
@@ -47,13 +63,21 @@ def _near_box(runs, targets, spacing_mm, limit_mm):
     return np.sqrt(squared) <= limit_mm
 
 
-def _box_gap(start, stop, target_start, target_stop):
+def _box_gap(
+    start: npt.NDArray[np.integer[Any]],
+    stop: npt.NDArray[np.integer[Any]],
+    target_start: npt.NDArray[np.integer[Any]],
+    target_stop: npt.NDArray[np.integer[Any]],
+) -> npt.NDArray[np.float64]:
     """Distance in voxels of intervals to the hull of the target intervals."""
     low, high = target_start.min(), target_stop.max() - 1
-    return np.maximum(0, np.maximum(low - (stop - 1), start - high)).astype(float)
+    gap: npt.NDArray[np.float64] = np.maximum(0, np.maximum(low - (stop - 1), start - high)).astype(float)
+    return gap
 
 
-def nearest(queries, targets, spacing_mm, limit_mm=np.inf):
+def nearest(
+    queries: Runs, targets: Runs, spacing_mm: Sequence[float], limit_mm: float = np.inf
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
     """Squared distance to the nearest target voxel, and the value there, for each query run.
 
     Lines are searched in the order of their distance, so that a query is done as soon as the next line lies
@@ -83,7 +107,15 @@ def nearest(queries, targets, spacing_mm, limit_mm=np.inf):
     return squared, value
 
 
-def _nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squared, value):
+def _nearest_of_block(
+    queries: Runs,
+    targets: Runs,
+    target_stops: npt.NDArray[np.int64],
+    spacing_mm: Sequence[float],
+    limit_mm: float,
+    squared: npt.NDArray[np.float64],
+    value: npt.NDArray[np.uint8],
+) -> None:
     """``nearest`` for some of the queries; fills ``squared`` and ``value``."""
     slices, rows, columns = queries.shape
     slice_, row = np.divmod(queries.line, rows)
@@ -124,7 +156,14 @@ def _nearest_of_block(queries, targets, target_stops, spacing_mm, limit_mm, squa
             squared[at] = np.minimum(squared[at], found)
 
 
-def _compare_with_all(queries, targets, spacing_mm, index, squared, value):
+def _compare_with_all(
+    queries: Runs,
+    targets: Runs,
+    spacing_mm: Sequence[float],
+    index: npt.NDArray[np.integer[Any]],
+    squared: npt.NDArray[np.float64],
+    value: npt.NDArray[np.uint8],
+) -> None:
     """Squared distance of each query run to the nearest of all target runs, written at ``index``."""
     rows = queries.shape[1]
     gap = np.maximum(targets.start - (queries.stop[:, None] - 1), queries.start[:, None] - (targets.stop - 1))
@@ -136,7 +175,9 @@ def _compare_with_all(queries, targets, spacing_mm, index, squared, value):
     squared[index], value[index] = shortest, np.where(ties, targets.value, 0).max(axis=1)
 
 
-def _line_steps(shape, spacing_mm, limit_mm):
+def _line_steps(
+    shape: tuple[int, int, int], spacing_mm: Sequence[float], limit_mm: float
+) -> Iterator[tuple[int, int, float]]:
     """Steps to other lines as ``(slices, rows, squared mm)``, nearest first, up to ``limit_mm``."""
     dz, dy, _ = spacing_mm
     slices, rows, _ = shape

@@ -14,7 +14,7 @@ COLORS = {"truth kidney": "#3f8cff", "truth tumor": "#a5dcff"}
 COLORS |= {"prediction kidney": "#ff7d1a", "prediction tumor": "#ffd97a"}
 
 
-def contours(mask):
+def contours(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:
     """Closed polygons around a mask, each integers (corners, 2) as (x, y) in half pixels from the upper left corner.
 
     The lines run halfway between the centers of pixels inside and outside.
@@ -31,5 +31,5 @@ def contours(mask):
 def eight_bit(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
     """HU to gray values 0 to 255 of the window -160 to 240 HU."""
     low, high = HU_WINDOW
-    gray = np.clip((hu.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    gray: npt.NDArray[np.float32] = np.clip((hu.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
     return np.rint(gray).astype(np.uint8)

@@ -12,10 +12,15 @@ Input is never changed. Beside input and result the functions need less than 32 
 512 voxels, and empty slices of the result cost nothing.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.labels.components import (
     check_labels,
@@ -29,12 +34,17 @@ from kitsseg.labels.components import (
 from kitsseg.labels.distances import distance_mm, nearest
 from kitsseg.recipe import RemoveFar
 
+if TYPE_CHECKING:
+    from kitsseg.recipe import ReassignSmall
+
 __all__ = ["reassign_small_components", "refine", "remove_far_components"]
 
 MIN_MM3 = MappingProxyType({0: 100.0, 1: 500.0, 2: 200.0})
 
 
-def refine(labels, spacing_mm, spec):
+def refine(
+    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], spec: RemoveFar | ReassignSmall | None
+) -> npt.NDArray[np.uint8]:
     """What a recipe does to predicted labels: RemoveFar, ReassignSmall, or nothing (None)."""
     if spec is None:
         return labels
@@ -44,7 +54,13 @@ def refine(labels, spacing_mm, spec):
     return reassign_small_components(labels, spacing_mm, smallest)
 
 
-def remove_far_components(labels, spacing_mm, max_distance_mm=10.0, min_ratio=0.05, n_main=2):
+def remove_far_components(
+    labels: npt.NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    max_distance_mm: float = 10.0,
+    min_ratio: float = 0.05,
+    n_main: int = 2,
+) -> npt.NDArray[np.uint8]:
     """Set components far from the kidneys to background.
 
     Kidney and tumor are merged; components are 26-connected. The main components are the largest and, up to
@@ -75,7 +91,9 @@ def remove_far_components(labels, spacing_mm, max_distance_mm=10.0, min_ratio=0.
     return kept
 
 
-def reassign_small_components(labels, spacing_mm, min_mm3=MIN_MM3):
+def reassign_small_components(
+    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], min_mm3: Mapping[int, float] = MIN_MM3
+) -> npt.NDArray[np.uint8]:
     """Give the voxels of small components the label of the nearest voxel that is in no small component.
 
     A speck of tumor becomes kidney inside the kidney and background outside; a hole is filled. Components are
@@ -104,12 +122,14 @@ def reassign_small_components(labels, spacing_mm, min_mm3=MIN_MM3):
     kept = copy_labels(labels)
     if small.any() and not small.all():
         marked = single_voxels(runs.take(small))
-        _, value = nearest(marked, runs.take(~small), spacing_mm)
-        paint(kept, marked, value)
+        _, replaced = nearest(marked, runs.take(~small), spacing_mm)
+        paint(kept, marked, replaced)
     return kept
 
 
-def _check_arguments(labels, spacing_mm, **at_least_zero):
+def _check_arguments(
+    labels: object, spacing_mm: Sequence[float], **at_least_zero: float
+) -> tuple[float, ...]:
     """Raise ValueError for a bad argument; return the spacing as floats."""
     check_labels(labels)
     spacing = tuple(float(size) for size in spacing_mm)

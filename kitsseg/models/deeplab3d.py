@@ -30,15 +30,15 @@ DROPOUTS = (0.5, 0.1)  # after the first and the second convolution of the decod
 
 
 def build_deeplab3d(
-    input_shape=(48, 48, 48, 1),
-    n_classes=3,
-    encoder_extra=False,
-    aspp_channels=32,
-    decoder="stage2",
-    decoder_convs=2,
-    width_divisor=1,
-    name="deeplab3d",
-):
+    input_shape: tuple[int | None, ...] = (48, 48, 48, 1),
+    n_classes: int = 3,
+    encoder_extra: bool = False,
+    aspp_channels: int = 32,
+    decoder: str = "stage2",
+    decoder_convs: int = 2,
+    width_divisor: int = 1,
+    name: str = "deeplab3d",
+) -> keras.Model:
     """Build the network.
 
     Args:
@@ -60,7 +60,7 @@ def build_deeplab3d(
     """
     _check_arguments(input_shape, decoder, decoder_convs, width_divisor, name)
 
-    def maps(filters):
+    def maps(filters: int) -> int:
         return max(1, filters // width_divisor)
 
     inputs = keras.Input(input_shape, name="image")
@@ -93,7 +93,9 @@ def build_deeplab3d(
     return keras.Model(inputs, logits, name=name)
 
 
-def _block(x, filters, n, name, strides=1, dilation=1):
+def _block(
+    x: keras.KerasTensor, filters: int, n: int, name: str, strides: int = 1, dilation: int = 1
+) -> keras.KerasTensor:
     """Residual block of n separable convolutions, one more in front for a stride; no ReLU after the sum."""
     if strides > 1:
         x = _separable(x, filters, f"{name}_down", strides=strides)
@@ -108,13 +110,17 @@ def _block(x, filters, n, name, strides=1, dilation=1):
     return layers.Add(name=f"{name}_add")([x, shortcut])
 
 
-def _separable(x, filters, name, strides=1, dilation=1):
+def _separable(
+    x: keras.KerasTensor, filters: int, name: str, strides: int = 1, dilation: int = 1
+) -> keras.KerasTensor:
     """Depthwise 3x3x3, then 1x1x1 convolution, batch normalization, ReLU."""
     x = DepthwiseConv3D(strides=strides, dilation=dilation, name=f"{name}_depthwise")(x)
     return _conv(x, filters, name, kernel_size=1)
 
 
-def _conv(x, filters, name, kernel_size=3, dilation=1):
+def _conv(
+    x: keras.KerasTensor, filters: int, name: str, kernel_size: int = 3, dilation: int = 1
+) -> keras.KerasTensor:
     """Dense convolution, batch normalization, ReLU."""
     x = layers.Conv3D(
         filters,
@@ -128,13 +134,13 @@ def _conv(x, filters, name, kernel_size=3, dilation=1):
     return layers.ReLU(name=f"{name}_relu")(_norm(f"{name}_bn")(x))
 
 
-def _norm(name):
+def _norm(name: str) -> keras.layers.Layer:
     # PyTorch's defaults. An epoch of the paper is 12 steps: with Keras' momentum of 0.99 the first
     # validations would see the initial statistics instead of the data's
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
 
 
-def _aspp(x, filters):
+def _aspp(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
     """Four parallel convolutions, concatenated and projected."""
     branches = [_conv(x, filters, "aspp1", kernel_size=1)]
     branches += [_conv(x, filters, f"aspp{rate + 1}", dilation=rate) for rate in (1, 2, 3)]
@@ -143,7 +149,9 @@ def _aspp(x, filters):
     return layers.Dropout(0.5, name="aspp_dropout")(x)
 
 
-def _join(x, skip, filters, n, name):
+def _join(
+    x: keras.KerasTensor, skip: keras.KerasTensor, filters: int, n: int, name: str
+) -> keras.KerasTensor:
     """Concatenate with an encoder map of the same size, then n convolutions with dropout."""
     x = layers.Concatenate(name=f"{name}_concat")([x, skip])
     for i, rate in enumerate(DROPOUTS[:n], 1):
@@ -152,7 +160,9 @@ def _join(x, skip, filters, n, name):
     return x
 
 
-def _check_arguments(input_shape, decoder, decoder_convs, width_divisor, name):
+def _check_arguments(
+    input_shape: tuple[int | None, ...], decoder: str, decoder_convs: int, width_divisor: int, name: str
+) -> None:
     if len(input_shape) != 4:
         raise ValueError(
             f"{name}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."

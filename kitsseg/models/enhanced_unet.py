@@ -15,6 +15,8 @@ Check:  5,687,504 parameters, 5,680,016 of them trainable. The base network, fro
     ``build_enhanced_unet``, one class: 5,638,503 / 5,631,463, as its code.
 """
 
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -35,17 +37,17 @@ HEAD_NAMES = ("pred1", "pred2", "pred3", "final")
 
 
 def build_enhanced_unet(
-    input_shape=(256, 256, 1),
-    n_classes=3,
-    widths="reference",
-    gates=True,
-    top_gate=True,
-    gate3_from="up2",
-    multiscale=True,
-    deep_supervision=True,
-    base=1,
-    name="enhanced_unet",
-):
+    input_shape: tuple[int | None, ...] = (256, 256, 1),
+    n_classes: int = 3,
+    widths: str = "reference",
+    gates: bool = True,
+    top_gate: bool = True,
+    gate3_from: str = "up2",
+    multiscale: bool = True,
+    deep_supervision: bool = True,
+    base: int = 1,
+    name: str = "enhanced_unet",
+) -> keras.Model:
     """Build the network.
 
     Args:
@@ -116,7 +118,7 @@ def build_enhanced_unet(
     return keras.Model(image, outputs if deep_supervision else outputs[0], name=name)
 
 
-def keep_final_head(model):
+def keep_final_head(model: keras.Model) -> keras.Model:
     """The inference model: same weights, only the full-resolution logits ``final``, without the other heads.
 
     Args:
@@ -129,7 +131,9 @@ def keep_final_head(model):
     return keras.Model(model.input, model.outputs[-1], name=model.name)
 
 
-def build_plain_unet(input_shape=(256, 256, 1), n_classes=1, name="plain_unet"):
+def build_plain_unet(
+    input_shape: tuple[int | None, ...] = (256, 256, 1), n_classes: int = 1, name: str = "plain_unet"
+) -> keras.Model:
     """Build the plain U-Net beside which the base network's authors put theirs.
 
     As in their code: batch normalization only in the encoder, 2x2 transposed convolutions without activation,
@@ -152,13 +156,15 @@ def build_plain_unet(input_shape=(256, 256, 1), n_classes=1, name="plain_unet"):
     return keras.Model(image, logits, name=name)
 
 
-def _conv(x, filters, size, name, **options):
+def _conv(x: keras.KerasTensor, filters: int, size: int, name: str, **options: Any) -> keras.KerasTensor:
     """Convolution with the initializer of the base network's code."""
     options = {"padding": "same", "kernel_initializer": "glorot_normal", **options}
     return layers.Conv2D(filters, size, name=name, **options)(x)
 
 
-def _conv_block(x, filters, name, n_convs=2, norm=True):
+def _conv_block(
+    x: keras.KerasTensor, filters: int, name: str, n_convs: int = 2, norm: bool = True
+) -> keras.KerasTensor:
     """3x3 convolutions, each followed by batch normalization and ReLU."""
     for i in range(1, n_convs + 1):
         x = _conv(x, filters, 3, f"{name}_{i}")
@@ -168,14 +174,16 @@ def _conv_block(x, filters, name, n_convs=2, norm=True):
     return x
 
 
-def _gating_signal(x, name):
+def _gating_signal(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """1x1 convolution to as many channels, batch normalization, ReLU."""
     x = _conv(x, x.shape[-1], 1, f"{name}_conv")
     x = layers.BatchNormalization(name=f"{name}_bn")(x)
     return layers.Activation("relu", name=f"{name}_act")(x)
 
 
-def _attention_gate(skip, signal, inner, stride, name):
+def _attention_gate(
+    skip: keras.KerasTensor, signal: keras.KerasTensor, inner: int, stride: int, name: str
+) -> keras.KerasTensor:
     """Weight the skip's positions by what the coarser signal makes of them.
 
     Args:

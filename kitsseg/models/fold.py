@@ -13,9 +13,12 @@ A normalization between tensors that others read as well stays as it is.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import layers
 
 __all__ = ["fold_batch_norm"]
@@ -31,7 +34,7 @@ IDLE = (layers.Dropout, layers.SpatialDropout2D, layers.SpatialDropout3D, layers
 HOMOGENEOUS = (keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu)
 
 
-def fold_batch_norm(model, input_shape=None):
+def fold_batch_norm(model: keras.Model, input_shape: tuple[int | None, ...] | None = None) -> keras.Model:
     """Copy a functional model for inference in float32.
 
     Args:
@@ -50,7 +53,7 @@ def fold_batch_norm(model, input_shape=None):
     values = _folded_values(model, before, after, through)
     gone = {*before, *after, *(layer.name for layer in model.layers if type(layer) in IDLE)}
 
-    def copy(layer):
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         settings = layer.get_config()
         for key in settings:
             if key.endswith("_initializer"):
@@ -64,7 +67,7 @@ def fold_batch_norm(model, input_shape=None):
             settings["use_bias"] = True
         return layer.__class__.from_config(settings)
 
-    def call(layer, *args, **kwargs):
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         return args[0] if layer.name in gone else layer(*args, **kwargs)
 
     image = keras.Input(input_shape or model.input_shape[1:], name=model.inputs[0].name)
@@ -77,13 +80,15 @@ def fold_batch_norm(model, input_shape=None):
     return folded
 
 
-def _plan(model, config):
+def _plan(
+    model: keras.Model, config: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """Which normalizations fold into which convolutions, by name.
 
     Returns: three dicts {normalization: convolution}: into the linear one before it; into the one after it; only the
         scale, into the one before it with an activation between them.
     """
-    sources = {}
+    sources: dict[str, list[str] | None] = {}
     for entry in config["layers"]:
         names = [list(_tensors(node)) for node in entry["inbound_nodes"]]
         sources[entry["name"]] = names[0] if len(names) == 1 else None  # None: no call, or several
@@ -91,14 +96,14 @@ def _plan(model, config):
     readers.update(name for entry in config["layers"] for name in _tensors(entry["inbound_nodes"]))
     target = {name: other for other, names in sources.items() for name in names or ()}
 
-    def single(name):
+    def single(name: str) -> bool:
         """Whether the layer is called once and its result is read once."""
         return sources[name] is not None and readers[name] == 1
 
-    def conv_before(name):
+    def conv_before(name: str) -> tuple[str | None, bool]:
         """(the convolution that this layer reads and nothing else does, whether an activation lies between)."""
         activated = False
-        while len(sources[name]) == 1 and single(name := sources[name][0]):
+        while (reads := sources[name]) and len(reads) == 1 and single(name := reads[0]):
             layer = model.get_layer(name)
             if type(layer) in LINEAR and layer.data_format == "channels_last":
                 if layer.activation in HOMOGENEOUS:
@@ -110,9 +115,10 @@ def _plan(model, config):
                 break
         return None, False
 
-    def conv_after(name):
+    def conv_after(name: str) -> str | None:
         """The convolution that alone reads this layer and pads nothing."""
-        while single(name) and (name := target.get(name)):
+        while single(name) and (reader := target.get(name)):
+            name = reader
             layer = model.get_layer(name)
             if _pads_nothing(layer):
                 return name if sources[name] else None
@@ -136,7 +142,7 @@ def _plan(model, config):
     return before, after, through
 
 
-def _tensors(value):
+def _tensors(value: object) -> Iterator[str]:
     """Names of the layers whose results a serialized call reads."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
@@ -149,7 +155,7 @@ def _tensors(value):
             yield from _tensors(item)
 
 
-def _names(output_layers):
+def _names(output_layers: Any) -> list[str]:
     """Names in ``output_layers``: [name, node, tensor], or any nesting of such."""
     if isinstance(output_layers, list | tuple) and output_layers and isinstance(output_layers[0], str):
         return [output_layers[0]]
@@ -157,7 +163,7 @@ def _names(output_layers):
     return [name for item in nested for name in _names(item)]
 
 
-def _keeps_scale(layer):
+def _keeps_scale(layer: keras.layers.Layer) -> bool:
     if type(layer) is layers.ReLU:
         return layer.max_value is None and layer.threshold == 0
     if type(layer) is layers.Activation:
@@ -165,7 +171,7 @@ def _keeps_scale(layer):
     return type(layer) is layers.LeakyReLU
 
 
-def _pads_nothing(layer):
+def _pads_nothing(layer: keras.layers.Layer) -> bool:
     return (
         type(layer) in CONVOLUTIONS
         and layer.data_format == "channels_last"
@@ -174,7 +180,9 @@ def _pads_nothing(layer):
     )
 
 
-def _folded_values(model, before, after, through):
+def _folded_values(
+    model: keras.Model, before: dict[str, str], after: dict[str, str], through: dict[str, str]
+) -> dict[str, list[npt.NDArray[np.float32]]]:
     """New weights of convolutions and of normalizations that shrink to an addition, by name; from float64."""
     values = {}
     for name, conv in after.items():
@@ -191,7 +199,7 @@ def _folded_values(model, before, after, through):
             additions[name] = [shift, np.zeros_like(shift), np.ones_like(shift)]
             if (signs < 0).any():
                 additions[name].insert(0, signs)
-            shift = 0
+            shift = np.zeros_like(shift)
         kernels, bias = values.get(conv) or _kernels_and_bias(layer)
         if type(layer) in TRANSPOSED:
             by_channel = scale[:, None]  # kernels (..., out, in)
@@ -204,19 +212,21 @@ def _folded_values(model, before, after, through):
     return {name: [array.astype(np.float32) for array in those] for name, those in arrays.items()}
 
 
-def _scale_and_shift(norm):
+def _scale_and_shift(norm: keras.layers.Layer) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The normalization as ``x * scale + shift``."""
     mean, variance = (_array(v) for v in (norm.moving_mean, norm.moving_variance))
     scale = (_array(norm.gamma) if norm.scale else 1) / np.sqrt(variance + norm.epsilon)
     return scale, (_array(norm.beta) if norm.center else 0) - mean * scale
 
 
-def _kernels_and_bias(layer):
+def _kernels_and_bias(
+    layer: keras.layers.Layer,
+) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
     arrays = [np.asarray(array, np.float64) for array in layer.get_weights()]
     if layer.use_bias:
         return arrays[:-1], arrays[-1]
     return arrays, np.zeros(layer.compute_output_shape(layer.input.shape)[-1])
 
 
-def _array(variable):
+def _array(variable: keras.Variable) -> npt.NDArray[np.float64]:
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)

@@ -1,9 +1,17 @@
 """Reading saved networks."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
 __all__ = ["read_network"]
 
 
-def read_network(path, compile=False):
+def read_network(path: str | os.PathLike[str], compile: bool = False) -> keras.Model:
     """``keras.models.load_model`` in a process that may have built neither network nor loss.
 
     Args:

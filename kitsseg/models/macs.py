@@ -4,13 +4,22 @@ A convolution multiplies each weight of its kernel once per output position, a t
 position. Biases, normalizations, activations, poolings and resizings are left out. FLOPs: twice the figure.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
 from keras import layers
 
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
+
 __all__ = ["count_macs", "macs_of_weights"]
+
+Counted = TypeVar("Counted")
 
 CONVOLUTIONS = (
     *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
@@ -20,7 +29,9 @@ CONVOLUTIONS = (
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
-def count_macs(model, input_shape=None, nonzero_only=False):
+def count_macs(
+    model: keras.Model, input_shape: tuple[int | None, ...] | None = None, nonzero_only: bool = False
+) -> int:
     """Count the multiply-accumulates of the model's convolutions and dense layers for one image.
 
     A layer used twice counts twice; nested models are entered. A layer of another class with a method
@@ -44,7 +55,9 @@ def count_macs(model, input_shape=None, nonzero_only=False):
     )
 
 
-def macs_of_weights(model, input_shape=None):
+def macs_of_weights(
+    model: keras.Model, input_shape: tuple[int | None, ...] | None = None
+) -> list[tuple[keras.Variable, int | None]]:
     """Multiply-accumulates by weight matrix: those of a layer, divided among its kernels.
 
     Args: as ``count_macs``.
@@ -53,9 +66,9 @@ def macs_of_weights(model, input_shape=None):
         what is used twice has the sum.
     Raises: ValueError: a size of the input is not known.
     """
-    found = {}
+    found: dict[int, tuple[keras.Variable, int | None]] = {}
 
-    def count(layer, x, y):
+    def count(layer: keras.layers.Layer, x: Tensor, y: Tensor) -> int | None:
         return _count_layer(layer, x, y) if _has_count(layer) else None
 
     for layer, macs in _calls(model, input_shape, count):
@@ -67,16 +80,20 @@ def macs_of_weights(model, input_shape=None):
     return list(found.values())
 
 
-def _calls(model, input_shape, count):
+def _calls(
+    model: keras.Model,
+    input_shape: tuple[int | None, ...] | None,
+    count: Callable[[keras.layers.Layer, Tensor, Tensor], Counted],
+) -> list[tuple[keras.layers.Layer, Counted]]:
     """(layer, count(layer, input, output)) of each call of each layer of a model, nested models entered."""
     shape = tuple(model.input_shape[1:] if input_shape is None else input_shape)
     if any(size is None for size in shape):
         raise ValueError(f"{model.name}: the cost depends on the size; got {shape}. Give input_shape.")
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)  # the same layers, as a graph
-    calls = []
+    calls: list[tuple[keras.layers.Layer, Counted]] = []
 
-    def note_call(layer, x, *args, **kwargs):
+    def note_call(layer: keras.layers.Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = layer(x, *args, **kwargs)
         if isinstance(layer, keras.Model):
             calls.extend(_calls(model.get_layer(layer.name), x.shape[1:], count))
@@ -89,11 +106,11 @@ def _calls(model, input_shape, count):
     return calls
 
 
-def _count_layer(layer, x, y):
+def _count_layer(layer: keras.layers.Layer, x: Tensor, y: Tensor) -> int:
     """Multiply-accumulates of one call of a layer, from tensor ``x`` to tensor ``y``."""
     if hasattr(layer, "count_macs"):
         return int(layer.count_macs(tuple(x.shape[1:]), tuple(y.shape[1:])))
-    weights = sum(math.prod(kernel.shape) for kernel in _kernels(layer))
+    weights: int = sum(math.prod(kernel.shape) for kernel in _kernels(layer))
     if isinstance(layer, CONVOLUTIONS):
         return _positions(y, layer.data_format) * weights
     if isinstance(layer, TRANSPOSED):
@@ -108,23 +125,24 @@ def _count_layer(layer, x, y):
     return 0
 
 
-def _has_count(layer):
+def _has_count(layer: keras.layers.Layer) -> bool:
     return hasattr(layer, "count_macs") or isinstance(
         layer, (*CONVOLUTIONS, *TRANSPOSED, layers.Dense, layers.PReLU)
     )
 
 
-def _positions(tensor, data_format):
+def _positions(tensor: Tensor, data_format: str) -> int:
     """How many places one image of the tensor has."""
     return math.prod(tensor.shape[1:-1] if data_format == "channels_last" else tensor.shape[2:])
 
 
-def _kernels(layer):
+def _kernels(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The layer's weights that multiply: those with more than one axis (biases and scales have one)."""
     return [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
 
 
-def _nonzero_share(layer):
+def _nonzero_share(layer: keras.layers.Layer) -> float:
     """Share of the layer's kernel weights that are not zero."""
     values = [keras.ops.convert_to_numpy(kernel) for kernel in _kernels(layer)]
-    return sum(np.count_nonzero(value) for value in values) / sum(value.size for value in values)
+    size: int = sum(value.size for value in values)
+    return sum(int(np.count_nonzero(value)) for value in values) / size

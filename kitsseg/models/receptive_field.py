@@ -1,11 +1,21 @@
 """How far a network looks: by how much its answer at one place changes with what lies so far away."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import keras
 
 __all__ = ["influence_by_distance"]
 
 
-def influence_by_distance(model, input_shape, n_distances=16, n_images=2, seed=0):
+def influence_by_distance(
+    model: keras.Model, input_shape: tuple[int, ...], n_distances: int = 16, n_images: int = 2, seed: int = 0
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
     """Change of the logits in the middle when one plane of the image changes, along each axis.
 
     The image is noise of the scale of normalized HU. The voxels of a plane (of a row or a column in 2D) at some
@@ -28,10 +38,11 @@ def influence_by_distance(model, input_shape, n_distances=16, n_images=2, seed=0
     images = rng.normal(size=(n_images, *input_shape)).astype("float32")
     others = rng.normal(size=(n_images, *input_shape)).astype("float32")
 
-    def logits(batch):
+    def logits(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         outputs = model.predict_on_batch(batch)
         last = outputs[-1] if isinstance(outputs, list | tuple) else outputs
-        return last[(slice(None), *middle)]
+        there: npt.NDArray[np.float32] = last[(slice(None), *middle)]
+        return there
 
     before, found = logits(images), []
     for axis, center in enumerate(middle):

@@ -13,6 +13,8 @@ Check:  trainable / all parameters for (256, 256, 3) and 3 classes: SqueezeNet 1
         trainable; ResNet-18, ResNet-34 and SqueezeNet compute what fastai 2.8 does with the same weights.
 """
 
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import keras
@@ -24,7 +26,7 @@ from kitsseg.models.pretrained.torchvision import load_torchvision_weights
 
 __all__ = ["ENCODERS", "build_squeeze_unet"]
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[[keras.KerasTensor], tuple[keras.KerasTensor, list[keras.KerasTensor]]]] = {
     "squeezenet1_1": encoders.squeezenet1_1,
     "resnet18": partial(encoders.resnet, depth=18),
     "resnet34": partial(encoders.resnet, depth=34),
@@ -36,8 +38,16 @@ IMAGENET_RESNET50 = ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 /
 MIN_SIZE = 17  # below it SqueezeNet's last pooling has no window
 
 
-def build_squeeze_unet(input_shape=(256, 256, 3), n_classes=3, encoder="squeezenet1_1", skips=True,
-                       decoder="fastai", weights=None, normalize=False, name="squeeze_unet"):  # fmt: skip
+def build_squeeze_unet(
+    input_shape: tuple[int | None, ...] = (256, 256, 3),
+    n_classes: int = 3,
+    encoder: str = "squeezenet1_1",
+    skips: bool = True,
+    decoder: str = "fastai",
+    weights: str | os.PathLike[str] | None = None,
+    normalize: bool = False,
+    name: str = "squeeze_unet",
+) -> keras.Model:
     """Build the network.
 
     Args:
@@ -86,7 +96,15 @@ def build_squeeze_unet(input_shape=(256, 256, 3), n_classes=3, encoder="squeezen
     return model
 
 
-def _check(input_shape, encoder, skips, decoder, weights, normalize, name):
+def _check(
+    input_shape: tuple[int | None, ...],
+    encoder: str,
+    skips: bool,
+    decoder: str,
+    weights: str | os.PathLike[str] | None,
+    normalize: bool,
+    name: str,
+) -> None:
     if encoder not in ENCODERS:
         raise ValueError(f"{name}: encoder must be one of {sorted(ENCODERS)}; got {encoder!r}.")
     if decoder not in ("fastai", "lite"):
@@ -111,7 +129,9 @@ def _check(input_shape, encoder, skips, decoder, weights, normalize, name):
         )
 
 
-def _fastai_decoder(x, skips, image):
+def _fastai_decoder(
+    x: keras.KerasTensor, skips: Sequence[keras.KerasTensor], image: keras.KerasTensor
+) -> keras.KerasTensor:
     """fastai's ``DynamicUnet`` after its encoder; ``skips`` from the smallest map to the largest."""
     channels = x.shape[-1]
     x = _norm(x, "middle_bn")
@@ -136,7 +156,9 @@ def _fastai_decoder(x, skips, image):
     return layers.ReLU(name="full_relu")(x)
 
 
-def _lite_decoder(x, skips, image):
+def _lite_decoder(
+    x: keras.KerasTensor, skips: Sequence[keras.KerasTensor], image: keras.KerasTensor
+) -> keras.KerasTensor:
     """Ours: bilinear upsampling, fitted to the skip; two convolutions per level, none at full size."""
     for level, skip in enumerate(skips, start=1):
         x = layers.UpSampling2D(interpolation="bilinear", name=f"up{level}")(x)
@@ -148,23 +170,25 @@ def _lite_decoder(x, skips, image):
     return _fit(x, image, "full_resize")
 
 
-def _shuffle_up(x, channels, name):
+def _shuffle_up(x: keras.KerasTensor, channels: int, name: str) -> keras.KerasTensor:
     x = layers.Conv2D(4 * channels, 1, activation="relu", kernel_initializer=ICNR(), name=f"{name}_expand")(x)
     return PixelShuffle(name=f"{name}_shuffle")(x)
 
 
-def _fit(x, reference, name):
+def _fit(x: keras.KerasTensor, reference: keras.KerasTensor, name: str) -> keras.KerasTensor:
     if None not in x.shape[1:3] and x.shape[1:3] == reference.shape[1:3]:
         return x
     return NearestResize(name=name)(x, reference)
 
 
-def _conv(x, filters, name, activation="relu"):
+def _conv(
+    x: keras.KerasTensor, filters: int, name: str, activation: str | None = "relu"
+) -> keras.KerasTensor:
     return layers.Conv2D(filters, 3, padding="same", activation=activation,
                          kernel_initializer=kaiming_normal(), name=name)(x)  # fmt: skip
 
 
-def _norm(x, name):
+def _norm(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     # fastai starts beta at 0.001
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name,
                                      beta_initializer=keras.initializers.Constant(1e-3))(x)  # fmt: skip

@@ -24,16 +24,16 @@ UPSAMPLINGS = ("bilinear", "nearest", "transposed")
 
 
 def build_unet2d(
-    input_shape=(224, 224, 1),
-    n_classes=3,
-    start_filters=20,
-    n_pools=5,
-    sub_blocks=2,
-    upsampling="bilinear",
-    use_bias=True,
-    norm_first=False,
-    name="unet2d",
-):
+    input_shape: tuple[int | None, ...] = (224, 224, 1),
+    n_classes: int = 3,
+    start_filters: int = 20,
+    n_pools: int = 5,
+    sub_blocks: int = 2,
+    upsampling: str = "bilinear",
+    use_bias: bool = True,
+    norm_first: bool = False,
+    name: str = "unet2d",
+) -> keras.Model:
     """Build the network.
 
     Args:
@@ -58,7 +58,7 @@ def build_unet2d(
     if upsampling not in UPSAMPLINGS:
         raise ValueError(f"{name}: upsampling must be one of {', '.join(UPSAMPLINGS)}; got {upsampling!r}.")
 
-    def level_block(x, level, prefix):
+    def level_block(x: keras.KerasTensor, level: int, prefix: str) -> keras.KerasTensor:
         filters = start_filters * 2**level
         for i in range(1, sub_blocks + 1):
             x = _sub_block(x, filters, use_bias, norm_first, f"{prefix}_{i}")
@@ -80,7 +80,9 @@ def build_unet2d(
     return keras.Model(inputs, logits, name=name)
 
 
-def _sub_block(x, filters, use_bias, norm_first, name):
+def _sub_block(
+    x: keras.KerasTensor, filters: int, use_bias: bool, norm_first: bool, name: str
+) -> keras.KerasTensor:
     """One 3x3 convolution, LeakyReLU and batch normalization, in the order asked for."""
     x = layers.Conv2D(filters, 3, padding="same", use_bias=use_bias, name=f"{name}_conv")(x)
     if norm_first:
@@ -90,7 +92,7 @@ def _sub_block(x, filters, use_bias, norm_first, name):
     return layers.BatchNormalization(name=f"{name}_bn")(x)
 
 
-def _upsample(x, filters, upsampling, name):
+def _upsample(x: keras.KerasTensor, filters: int, upsampling: str, name: str) -> keras.KerasTensor:
     """Double rows and columns."""
     if upsampling == "transposed":
         return layers.Conv2DTranspose(filters, 2, strides=2, name=name)(x)

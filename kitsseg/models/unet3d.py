@@ -13,13 +13,20 @@ Check:  31,190,243 parameters, all trainable, from 27 a b + 2 b for a block of a
     decoder 9,115,200, 5,965,056, 1,589,888, 397,632, 99,488; output 99. 477.30 G multiply-adds at 128^3.
 """
 
+from collections.abc import Sequence
+
 import keras
 from keras import layers
 
 __all__ = ["build_unet3d"]
 
 
-def build_unet3d(input_shape=(128, 128, 128, 1), n_classes=3, filters=(32, 64, 128, 256, 320), name="unet3d"):
+def build_unet3d(
+    input_shape: tuple[int | None, ...] = (128, 128, 128, 1),
+    n_classes: int = 3,
+    filters: Sequence[int] = (32, 64, 128, 256, 320),
+    name: str = "unet3d",
+) -> keras.Model:
     """Build the network.
 
     Args:
@@ -55,12 +62,12 @@ def build_unet3d(input_shape=(128, 128, 128, 1), n_classes=3, filters=(32, 64, 1
     return keras.Model(inputs, logits, name=name)
 
 
-def _level(x, filters, name, strides=1):
+def _level(x: keras.KerasTensor, filters: int, name: str, strides: int = 1) -> keras.KerasTensor:
     """Two blocks, the first of them with the stride."""
     return _block(_block(x, filters, f"{name}_1", strides), filters, f"{name}_2")
 
 
-def _block(x, filters, name, strides=1):
+def _block(x: keras.KerasTensor, filters: int, name: str, strides: int = 1) -> keras.KerasTensor:
     """3x3x3 convolution, instance normalization, ReLU."""
     if strides > 1:
         # SAME padding of an even size would put the voxel behind it: a network shifted against the public weights
@@ -78,12 +85,12 @@ def _block(x, filters, name, strides=1):
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _uniform_by_fan_in():
+def _uniform_by_fan_in() -> keras.initializers.Initializer:
     # variance 1 / (3 fan-in); in front of a normalization the size of a kernel decides how far a step moves it
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
-def _check_volume_shape(input_shape, step, name):
+def _check_volume_shape(input_shape: tuple[int | None, ...], step: int, name: str) -> None:
     if len(input_shape) != 4:
         raise ValueError(
             f"{name}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."

@@ -15,6 +15,9 @@ Check:  trainable parameters with one output channel, as in table 2: ``unet`` 5,
     the layouts we searched; the third is plausible (it has no block 5, which the preprint mentions).
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -64,8 +67,12 @@ LAYOUTS = {
 
 
 def build_wp_unet(
-    input_shape=(256, 256, 1), n_classes=3, variant="wp_unet", filters=(32, 64, 128, 256, 256), name=None
-):
+    input_shape: tuple[int | None, ...] = (256, 256, 1),
+    n_classes: int = 3,
+    variant: str = "wp_unet",
+    filters: Sequence[int] = (32, 64, 128, 256, 256),
+    name: str | None = None,
+) -> keras.Model:
     """Build one of the three networks of the paper's table 2.
 
     Args:
@@ -110,7 +117,7 @@ def build_wp_unet(
     return keras.Model(inputs, logits, name=name)
 
 
-def _add_block(x, block, filters, name):
+def _add_block(x: keras.KerasTensor, block: _Block, filters: int, name: str) -> keras.KerasTensor:
     """The block's 3x3 convolutions, each with its ReLU, then its normalization."""
     for i in range(1, block.convs + 1):
         shared = {"padding": "same", "activation": "relu", "name": f"{name}_conv{i}"}

@@ -8,13 +8,21 @@ of batch normalization are no weights of the optimizer: they stay those that tra
 training would depend on when it was validated.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["ValidateAverages", "averaged_weights", "averages", "keep_averages"]
 
 
-def keep_averages(optimizer, momentum, parts=1):
+def keep_averages(optimizer: keras.optimizers.Optimizer, momentum: float, parts: int = 1) -> None:
     """Make an optimizer that is not built yet keep averages.
 
     Args:
@@ -25,7 +33,7 @@ def keep_averages(optimizer, momentum, parts=1):
     optimizer.ema_overwrite_frequency = None
 
 
-def averages(optimizer):
+def averages(optimizer: keras.optimizers.Optimizer | None) -> Iterator[tuple[keras.Variable, keras.Variable]]:
     """Pairs (variable, its average) of an optimizer, none where it keeps none."""
     # the one that scales the loss for float16 holds another
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
@@ -35,22 +43,22 @@ def averages(optimizer):
             yield from ((variable, average) for variable, average in pairs if average is not None)
 
 
-def averaged_weights(model):
+def averaged_weights(model: keras.Model) -> list[npt.NDArray[Any]]:
     """``model.get_weights()``, with averages where the optimizer keeps some."""
     found = {id(variable): average for variable, average in averages(getattr(model, "optimizer", None))}
     return [ops.convert_to_numpy(found.get(id(variable), variable)) for variable in model.weights]
 
 
-class ValidateAverages(keras.callbacks.Callback):
+class ValidateAverages(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
     """Callback for ``fit``: validation sees the averages; afterwards all is to the bit as it was."""
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self.swap()
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.swap()
 
-    def swap(self):
+    def swap(self) -> None:
         """Exchange the weights and their averages."""
         for variable, average in averages(self.model.optimizer):
             ours, theirs = ops.convert_to_numpy(variable), ops.convert_to_numpy(average)

@@ -1,11 +1,18 @@
 """Learning rates as pure functions of history or step, so that nothing about them has to be saved."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import OneCycle, Plateau
 
 __all__ = ["one_cycle", "plateau_learning_rate", "plateau_stops"]
 
 
-def plateau_learning_rate(learning_rate, losses, plateau):
+def plateau_learning_rate(learning_rate: float, losses: Iterable[float], plateau: Plateau) -> float:
     """Learning rate of the epoch that follows these validation losses.
 
     The same as ``keras.callbacks.ReduceLROnPlateau`` would have set, but a function of the history alone.
@@ -26,7 +33,7 @@ def plateau_learning_rate(learning_rate, losses, plateau):
     return learning_rate
 
 
-def plateau_stops(learning_rate, losses, plateau):
+def plateau_stops(learning_rate: float, losses: Iterable[float], plateau: Plateau) -> bool:
     """Whether the rate that would follow is below ``plateau.stop_below``; arguments as above."""
     if plateau.stop_below is None:
         return False
@@ -34,7 +41,7 @@ def plateau_stops(learning_rate, losses, plateau):
     return plateau_learning_rate(learning_rate, losses, plateau) < plateau.stop_below * (1 - 1e-9)
 
 
-def one_cycle(step, steps, learning_rate, cycle):
+def one_cycle(step: int, steps: int, learning_rate: float, cycle: OneCycle) -> tuple[float, float]:
     """Learning rate and beta_1 of a step, as fastai's ``fit_one_cycle`` sets them.
 
     Args:
@@ -54,5 +61,5 @@ def one_cycle(step, steps, learning_rate, cycle):
     return _cosine(learning_rate, learning_rate / cycle.end_divisor, part), _cosine(low, high, part)
 
 
-def _cosine(start, end, part):
+def _cosine(start: float, end: float, part: float) -> float:
     return start + (end - start) * (1 - math.cos(math.pi * part)) / 2

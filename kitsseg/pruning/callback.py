@@ -8,13 +8,19 @@ Ours:   options marked so. Zeroed weights are +0, never -0. A layer that a model
 Check:  equal masks on tf_keras twins; weights that a mask drops are exactly 0 after every epoch.
 """
 
+from __future__ import annotations
+
 import io
 import math
+import os
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from kitsseg.errors import InputError
@@ -24,12 +30,16 @@ from kitsseg.pruning.masks import block_mask, global_masks, is_pointwise, m_by_n
 from kitsseg.pruning.schedules import at_step
 from kitsseg.pruning.weights import prunable_weights
 
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
+    from kitsseg.pruning.schedules import Schedule
+
 __all__ = ["PruneLowMagnitude"]
 
 M_BY_N_THRESHOLD = 999.0  # tfmot stores this instead of a threshold
 
 
-class PruneLowMagnitude(keras.callbacks.Callback):
+class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
     """Callback for ``fit`` that masks weights; the model stays an ordinary Keras model all the time.
 
     Before each batch the step is counted (the first is 1), masks are drawn from the current weights if the schedule
@@ -55,31 +65,39 @@ class PruneLowMagnitude(keras.callbacks.Callback):
 
     def __init__(
         self,
-        schedule,
-        sparsity_m_by_n=None,
+        schedule: Schedule,
+        sparsity_m_by_n: tuple[int, int] | None = None,
         *,
-        block=None,
-        scope="layer",
-        depthwise=False,
-        first_last=True,
-        exclude=(),
-    ):
+        block: int | None = None,
+        scope: str = "layer",
+        depthwise: bool = False,
+        first_last: bool = True,
+        exclude: Iterable[str] = (),
+    ) -> None:
         super().__init__()
         if scope not in ("layer", "global"):
             raise ValueError(f'PruneLowMagnitude: scope is "layer" or "global"; found {scope!r}.')
         if sum((sparsity_m_by_n is not None, block is not None, scope == "global")) > 1:
             raise ValueError('PruneLowMagnitude: give only one of sparsity_m_by_n, block and scope="global".')
         self.schedule, self.m_by_n, self.block, self.scope = schedule, sparsity_m_by_n, block, scope
-        self.which = {"depthwise": depthwise, "first_last": first_last, "exclude": tuple(exclude)}
+        self.which: dict[str, Any] = {
+            "depthwise": depthwise,
+            "first_last": first_last,
+            "exclude": tuple(exclude),
+        }
         self.step = -1
-        self.masks = self.thresholds = None  # a bool array and a number for each tensor
-        self._weights = self._kept = None
+        # a bool array and a number for each tensor; None before the first drawing
+        self.masks: list[npt.NDArray[np.bool_]] | None = None
+        self.thresholds: list[np.float32] | None = None
+        # of the model of this fit, its masks as tensors; empty before they are collected
+        self._weights: list[tuple[keras.layers.Layer, keras.Variable]] = []
+        self._kept: list[Tensor] = []
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        self._weights = None
+        self._weights = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if getattr(self.model, "steps_per_execution", 1) != 1:
             raise ValueError(
                 "PruneLowMagnitude: compile the model with steps_per_execution=1; weights are masked before each "
@@ -88,7 +106,7 @@ class PruneLowMagnitude(keras.callbacks.Callback):
         self._collect()
         self.step = max(self.step, 0)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.step += 1
         due, sparsity = at_step(self.schedule, self.step)
         if self.step == 1 if self.m_by_n else due:
@@ -96,43 +114,43 @@ class PruneLowMagnitude(keras.callbacks.Callback):
             self._draw(sparsity)
         self._apply()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.apply_masks()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self.apply_masks()
 
-    def on_predict_begin(self, logs=None):
+    def on_predict_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self.apply_masks()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.apply_masks()
 
-    def apply_masks(self):
+    def apply_masks(self) -> None:
         """Set dropped weights, and their averages where the optimizer keeps some, to 0."""
         self._apply()
-        if self._kept is None:
+        if not self._kept:
             return
         kept = {id(variable): mask for (_, variable), mask in zip(self._weights, self._kept)}
         for variable, average in averages(getattr(self.model, "optimizer", None)):
             if id(variable) in kept:
                 average.assign(ops.where(kept[id(variable)], average.value, 0))
 
-    def strip(self):
+    def strip(self) -> keras.Model:
         """Set dropped weights to 0 once more; returns the model, which needs nothing of this object from now on."""
         self.apply_masks()
         return self.model
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of dropped weights in all masks; 0 before the first drawing."""
         if self.masks is None:
             return 0.0
         return 1 - sum(int(mask.sum()) for mask in self.masks) / sum(mask.size for mask in self.masks)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write step, masks and thresholds to ``path``, a .npz file that appears whole or not at all."""
-        state = {
+        state: dict[str, Any] = {
             "step": np.int64(self.step),
             "tensors": np.int64(-1 if self.masks is None else len(self.masks)),
         }
@@ -142,7 +160,7 @@ class PruneLowMagnitude(keras.callbacks.Callback):
         with atomic_path(path) as temporary:
             np.savez(temporary, **state)
 
-    def load(self, path):
+    def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from what ``save`` wrote.
 
         Raises: InputError for a missing or damaged file.
@@ -162,11 +180,11 @@ class PruneLowMagnitude(keras.callbacks.Callback):
             ) from error
         self.step = step
         self.masks, self.thresholds = (masks, thresholds) if count >= 0 else (None, None)
-        self._weights = self._kept = None
+        self._weights, self._kept = [], []
 
-    def _collect(self):
+    def _collect(self) -> None:
         """Find the weights of the model, and fit the masks there are to them."""
-        self._weights, self._kept = prunable_weights(self.model, **self.which), None
+        self._weights, self._kept = prunable_weights(self.model, **self.which), []
         if not self._weights:
             raise ValueError(f"{self.model.name}: no layer of this model has weights that pruning masks.")
         for _, variable in self._weights:
@@ -181,38 +199,44 @@ class PruneLowMagnitude(keras.callbacks.Callback):
                 )
             self._kept = [ops.convert_to_tensor(mask) for mask in self.masks]
 
-    def _draw(self, sparsity):
+    def _draw(self, sparsity: float | np.float32) -> None:
         weights = [ops.convert_to_numpy(variable) for _, variable in self._weights]
         if self.scope == "global":
             self.masks, threshold = global_masks(weights, sparsity)
             self.thresholds = [threshold] * len(weights)
         else:
             drawn = [self._mask(*found, w, sparsity) for found, w in zip(self._weights, weights)]
-            self.masks, self.thresholds = (list(part) for part in zip(*drawn))
+            self.masks, self.thresholds = [mask for mask, _ in drawn], [threshold for _, threshold in drawn]
         self._kept = [ops.convert_to_tensor(mask) for mask in self.masks]
 
-    def _mask(self, layer, variable, weights, sparsity):
+    def _mask(
+        self,
+        layer: keras.layers.Layer,
+        variable: keras.Variable,
+        weights: npt.NDArray[np.float32],
+        sparsity: float | np.float32,
+    ) -> tuple[npt.NDArray[np.bool_], np.float32]:
         if self.m_by_n:
             return m_by_n_mask(weights, self.m_by_n), np.float32(M_BY_N_THRESHOLD)
         if self.block and _blocked(layer, variable):
             return block_mask(weights, sparsity, self.block)
         return magnitude_mask(weights, sparsity)
 
-    def _apply(self):
+    def _apply(self) -> None:
         if self.masks is None:
             return
-        if self._weights is None:
+        if not self._weights:
             self._collect()
         self._sync()
         for (_, variable), kept in zip(self._weights, self._kept):
             variable.assign(ops.where(kept, variable.value, 0))
 
-    def _sync(self):
+    def _sync(self) -> None:
         # within an epoch, fit on JAX keeps the weights to itself; it takes them from the model after this
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
 
 
-def _blocked(layer, variable):
+def _blocked(layer: keras.layers.Layer, variable: keras.Variable) -> bool:
     """Whether the last axis holds the output channels of what is a matrix at each position."""
     return is_pointwise(variable.shape) and not type(layer).__name__.endswith("Transpose")

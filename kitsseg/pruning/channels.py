@@ -7,11 +7,15 @@ stay or both go, as do the four that a pixel shuffle turns into one. Channels of
 network always stay, and so do those that a softmax compares.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import layers
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -22,6 +26,9 @@ from kitsseg.models.layers.torch_compat import NearestResize, PixelShuffle
 
 __all__ = ["STAYS", "ChannelGroup", "ChannelMap", "map_channels"]
 
+_Key = tuple[
+    Any, ...
+]  # of a tensor, as Keras has it: (name of the layer, number of the call, number of the output)
 STAYS = -1  # in the place of a channel's number: this one is never removed
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -65,10 +72,10 @@ class ChannelGroup:
 
     name: str
     producers: tuple[str, ...]
-    numbers: np.ndarray
+    numbers: npt.NDArray[np.int64]
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.numbers)
 
 
@@ -84,11 +91,11 @@ class ChannelMap:
     """
 
     groups: Mapping[str, ChannelGroup]
-    axes: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]
+    axes: Mapping[str, Mapping[str, Mapping[int, npt.NDArray[np.int64]]]]
     kernels: Mapping[str, tuple[str, int]]
 
 
-def map_channels(model):
+def map_channels(model: keras.Model) -> ChannelMap:
     """Follow every channel of a functional network from where it is produced to where it is read.
 
     Args:
@@ -102,7 +109,10 @@ def map_channels(model):
         raise ValueError(f"{name}: only the channels of a functional model can be followed; build it as one.")
     ties = _Ties()
     config = model.get_config()
-    channels, axes, kernels, inputs_of = {}, {}, {}, {}
+    channels: dict[_Key, npt.NDArray[np.int64]] = {}
+    axes: dict[str, dict[str, dict[int, npt.NDArray[np.int64]]]] = {}
+    kernels: dict[str, tuple[str, int]] = {}
+    inputs_of: dict[str, list[npt.NDArray[np.int64]]] = {}
     for layer, reads, result in _calls(model, config):
         _check(layer)
         inputs = [channels[key] for key in reads]
@@ -114,7 +124,9 @@ def map_channels(model):
     return _numbered(ties.components(), axes, kernels)
 
 
-def _calls(model, config):
+def _calls(
+    model: keras.Model, config: Mapping[str, Any]
+) -> Iterator[tuple[keras.layers.Layer, list[_Key], _Key]]:
     """Every call of a layer in the graph: (layer, keys of the tensors it reads, key of its result).
 
     The config of the model is read rather than its layers called: calls would grow its graph, and a clone would
@@ -126,7 +138,7 @@ def _calls(model, config):
         for entry in config["layers"]
         for number, node in enumerate(entry["inbound_nodes"] or [{}])
     ]
-    known = set()
+    known: set[_Key] = set()
     while waiting:  # layers called twice may stand before what their second call reads
         ready = [call for call in waiting if known.issuperset(call[1])]
         if not ready:
@@ -136,7 +148,7 @@ def _calls(model, config):
         waiting = [call for call in waiting if call[2] not in known]
 
 
-def _tensors(value):
+def _tensors(value: object) -> Iterator[_Key]:
     """The keys of all tensors named in a part of a model's config."""
     if isinstance(value, list | tuple):
         if len(value) == 3 and isinstance(value[0], str):
@@ -155,24 +167,32 @@ def _tensors(value):
 class _Ties:
     """Atoms, one for each output of each producer, and which of them share their fate; atom 0 stays."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 1
-        self.pairs = []
+        self.pairs: list[npt.NDArray[np.int64]] = []
 
-    def new(self, count):
+    def new(self, count: int) -> npt.NDArray[np.int64]:
         self.count += count
         return np.arange(self.count - count, self.count)
 
-    def tie(self, first, second):
+    def tie(self, first: npt.NDArray[np.int64] | int, second: npt.NDArray[np.int64] | int) -> None:
         self.pairs.append(np.stack(np.broadcast_arrays(first, second)))
 
-    def components(self):
+    def components(self) -> npt.NDArray[np.int32]:
         first, second = np.concatenate([np.zeros((2, 1), int), *self.pairs], axis=1)
         ones = np.ones(len(first), bool)
-        return connected_components(coo_matrix((ones, (first, second)), (self.count, self.count)))[1]
+        graph = coo_matrix((ones, (first, second)), (self.count, self.count))
+        ids: npt.NDArray[np.int32] = connected_components(graph)[1]
+        return ids
 
 
-def _follow(layer, inputs, ties, axes, kernels):
+def _follow(
+    layer: keras.layers.Layer,
+    inputs: list[npt.NDArray[np.int64]],
+    ties: _Ties,
+    axes: dict[str, dict[str, dict[int, npt.NDArray[np.int64]]]],
+    kernels: dict[str, tuple[str, int]],
+) -> npt.NDArray[np.int64]:
     """The channels of the result of one call; the layer's own entries in ``axes`` and ``kernels``."""
     if isinstance(layer, layers.InputLayer):
         return np.zeros(layer.output.shape[-1], int)
@@ -209,7 +229,13 @@ def _follow(layer, inputs, ties, axes, kernels):
     return x  # of the second argument of NearestResize only the size counts
 
 
-def _produce(layer, x, ties, axes, kernels):
+def _produce(
+    layer: keras.layers.Layer,
+    x: npt.NDArray[np.int64],
+    ties: _Ties,
+    axes: dict[str, dict[str, dict[int, npt.NDArray[np.int64]]]],
+    kernels: dict[str, tuple[str, int]],
+) -> None:
     """New channels, and the entries in ``axes`` and ``kernels`` of the layer that makes them from ``x``."""
     y = ties.new(layer.units if isinstance(layer, layers.Dense) else layer.filters)
     if isinstance(layer, SEPARABLE):
@@ -223,7 +249,7 @@ def _produce(layer, x, ties, axes, kernels):
     axes[layer.name] = {**weights, "bias": {-1: y}}
 
 
-def _check(layer):
+def _check(layer: keras.layers.Layer) -> None:
     """Raise ValueError for a layer whose channels cannot be followed."""
     if isinstance(layer, keras.Model):
         raise _unknown(layer, "a network within the network; rebuild it from that one's layers")
@@ -238,20 +264,24 @@ def _check(layer):
         raise _unknown(layer, f"it works along axis {layer.axis}, not along the channels")
 
 
-def _compares(layer):
+def _compares(layer: keras.layers.Layer) -> bool:
     """Whether the layer's activation looks at several channels at once."""
     return getattr(getattr(layer, "activation", None), "__name__", "") in COMPARING
 
 
-def _unknown(layer, reason):
+def _unknown(layer: keras.layers.Layer, reason: str) -> ValueError:
     return ValueError(
         f"{layer.name}: the channels cannot be followed through this {type(layer).__name__}: {reason}."
     )
 
 
-def _numbered(components, axes, kernels):
+def _numbered(
+    components: npt.NDArray[np.int32],
+    axes: dict[str, dict[str, dict[int, npt.NDArray[np.int64]]]],
+    kernels: dict[str, tuple[str, int]],
+) -> ChannelMap:
     """ChannelMap, the atoms replaced by the numbers of the channels they belong to."""
-    producers = {}
+    producers: dict[int, list[str]] = {}
     for name, (weight, axis) in kernels.items():
         for component in dict.fromkeys(components[axes[name][weight][axis]].tolist()):
             producers.setdefault(component, []).append(name)
@@ -259,13 +289,13 @@ def _numbered(components, axes, kernels):
     number = np.full(components.max() + 1, STAYS)
     number[list(producers)] = np.arange(len(producers))
 
-    members = {}
+    members: dict[tuple[str, ...], list[int]] = {}
     for component, names in producers.items():
         members.setdefault(tuple(names), []).append(number[component])
     groups = {}
-    for names, numbers in members.items():
-        name = names[0] if names[0] not in groups else "+".join(names)
-        groups[name] = ChannelGroup(name, names, np.array(numbers))
+    for together, numbers in members.items():
+        name = together[0] if together[0] not in groups else "+".join(together)
+        groups[name] = ChannelGroup(name, together, np.array(numbers))
     numbers_of = {
         layer: {
             weight: {axis: number[components[atoms]] for axis, atoms in places.items()}

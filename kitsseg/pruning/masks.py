@@ -4,18 +4,24 @@ Checked: equal to tfmot's masks and thresholds, bit for bit, weight by weight, 2
 tfmot does not have is marked "ours". The k-th largest value is found by partial selection, not by a sort.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["block_mask", "global_masks", "is_pointwise", "m_by_n_mask", "magnitude_mask", "n_kept"]
 
 
-def n_kept(size, sparsity):
+def n_kept(size: int, sparsity: float | np.float32) -> int:
     """How many of ``size`` entries are kept: at least one, a half rounded to even, in float32 as tfmot computes."""
     kept = np.round(np.float32(size) * (np.float32(1) - np.float32(sparsity)))
     return min(max(int(kept), 1), size)
 
 
-def magnitude_mask(weights, sparsity):
+def magnitude_mask(
+    weights: npt.NDArray[np.floating[Any]], sparsity: float | np.float32
+) -> tuple[npt.NDArray[np.bool_], np.float32]:
     """Keep the entries of largest magnitude. Entries as large as the smallest one kept are all kept.
 
     Args:
@@ -30,7 +36,9 @@ def magnitude_mask(weights, sparsity):
     return magnitudes >= threshold, threshold
 
 
-def block_mask(weights, sparsity, block):
+def block_mask(
+    weights: npt.NDArray[np.floating[Any]], sparsity: float | np.float32, block: int
+) -> tuple[npt.NDArray[np.bool_], np.float32]:
     """Keep or drop ``block`` neighboring entries of the last axis together, by their mean magnitude.
 
     tfmot's ``block_size=(1, block)`` with average pooling, which it allows for matrices only; for 1x1 kernels it is
@@ -51,7 +59,7 @@ def block_mask(weights, sparsity, block):
     return np.repeat(mask, block, axis=1)[:, :columns].reshape(weights.shape), threshold
 
 
-def m_by_n_mask(weights, m_by_n):
+def m_by_n_mask(weights: npt.NDArray[np.floating[Any]], m_by_n: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Drop the ``m`` smallest of every ``n`` consecutive entries along the second but last axis; the first of equals
     is kept.
 
@@ -83,7 +91,9 @@ def m_by_n_mask(weights, m_by_n):
     return np.moveaxis(mask.reshape(len(rows), -1)[:, :inputs].reshape(shape), 0, -1)
 
 
-def global_masks(tensors, sparsity):
+def global_masks(
+    tensors: Sequence[npt.NDArray[np.floating[Any]]], sparsity: float | np.float32
+) -> tuple[list[npt.NDArray[np.bool_]], np.float32]:
     """Ours: one ranking of the entries of all tensors, so that a layer of small weights loses more.
 
     Returns: (list of bool masks, float32 threshold of all). A tensor may lose all its entries.
@@ -93,6 +103,6 @@ def global_masks(tensors, sparsity):
     return [part.reshape(weights.shape) for part, weights in zip(parts, tensors)], threshold
 
 
-def is_pointwise(shape):
+def is_pointwise(shape: tuple[int, ...]) -> bool:
     """Whether a kernel of this shape is a matrix in disguise: a 1x1 convolution or a dense layer."""
     return len(shape) >= 2 and all(size == 1 for size in shape[:-2])

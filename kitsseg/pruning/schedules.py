@@ -5,17 +5,26 @@ be Keras 2 wherever it has not been looked at yet. Here both are as they were af
 plain functions of TensorFlow and serve Keras 3, on any backend.
 """
 
+from __future__ import annotations
+
 import os
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["at_step", "constant_sparsity", "polynomial_decay", "schedule_of"]
+if TYPE_CHECKING:
+    from kitsseg.recipe import Phase
 
+__all__ = ["Schedule", "at_step", "constant_sparsity", "polynomial_decay", "schedule_of"]
+
+# a tfmot.sparsity.keras.PruningSchedule: from a step to (whether masks are drawn, sparsity), both tensors
+Schedule = Callable[[Any], tuple[Any, Any]]
 LEGACY = "TF_USE_LEGACY_KERAS"
 
 
-def _tfmot():
+def _tfmot() -> Any:
     """``tfmot.sparsity.keras``."""
     import tensorflow as tf
     import tensorflow.compat.v1 as tf1
@@ -36,7 +45,9 @@ def _tfmot():
     return tfmot.sparsity.keras
 
 
-def polynomial_decay(final_sparsity, end_step, frequency, initial_sparsity=0.0):
+def polynomial_decay(
+    final_sparsity: float, end_step: int, frequency: int, initial_sparsity: float = 0.0
+) -> Schedule:
     """``tfmot.sparsity.keras.PolynomialDecay`` from step 0, power 3: sparsity rises fast first, then slowly.
 
     Raises: ValueError if the last mask would be drawn before ``end_step``, short of the final sparsity.
@@ -46,17 +57,23 @@ def polynomial_decay(final_sparsity, end_step, frequency, initial_sparsity=0.0):
             f"polynomial_decay: end_step must be a multiple of frequency, or the final sparsity is never reached; "
             f"found {end_step} and {frequency}."
         )
-    return _tfmot().PolynomialDecay(initial_sparsity, final_sparsity, 0, end_step, frequency=frequency)
+    schedule: Schedule = _tfmot().PolynomialDecay(
+        initial_sparsity, final_sparsity, 0, end_step, frequency=frequency
+    )
+    return schedule
 
 
-def constant_sparsity(sparsity, step=1):
+def constant_sparsity(sparsity: float, step: int = 1) -> Schedule:
     """``tfmot.sparsity.keras.ConstantSparsity`` that draws one mask, before the update of batch ``step``."""
-    return _tfmot().ConstantSparsity(sparsity, step, step, frequency=1)
+    schedule: Schedule = _tfmot().ConstantSparsity(sparsity, step, step, frequency=1)
+    return schedule
 
 
-def schedule_of(phase):
+def schedule_of(phase: Phase) -> Schedule:
     """The schedule of a Phase with ``pruning``."""
     pruning = phase.pruning
+    if pruning is None:
+        raise ValueError(f"Phase {phase.name}: expected one with pruning.")
     if pruning.schedule == "one-shot":
         return constant_sparsity(pruning.sparsity)
     return polynomial_decay(
@@ -64,7 +81,7 @@ def schedule_of(phase):
     )
 
 
-def at_step(schedule, step):
+def at_step(schedule: Schedule, step: int) -> tuple[bool, np.float32]:
     """Ask any ``PruningSchedule``: (whether masks are to be drawn at this step, float32 sparsity)."""
     import tensorflow as tf
 

@@ -10,17 +10,26 @@ Three steps, then fine-tune: ``scores = channel_scores(model)``; ``removed = cho
 ``small = shrink_model(model, removed)``. Multiply-adds go roughly with the square of ``keep``.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.pruning.channels import map_channels
+
+if TYPE_CHECKING:
+    from kitsseg.pruning.channels import ChannelMap
 
 __all__ = ["channel_scores", "choose_channels", "masked_model", "shrink_model"]
 
 SCORES = ("magnitude", "batch_norm")
 
 
-def channel_scores(model, by="magnitude"):
+def channel_scores(model: keras.Model, by: str = "magnitude") -> dict[str, npt.NDArray[np.float64]]:
     """How much each channel that could be removed counts.
 
     Args:
@@ -35,7 +44,8 @@ def channel_scores(model, by="magnitude"):
     if by not in SCORES:
         raise ValueError(f"channel_scores: by must be one of {', '.join(SCORES)}; got {by!r}.")
     channels = map_channels(model)
-    squares, scales = {}, {}
+    squares: dict[int, float] = {}
+    scales: dict[int, float] = {}
     for name, weights in channels.axes.items():
         values = {weight.name: weight for weight in model.get_layer(name).weights}
         if name in channels.kernels and by == "magnitude":
@@ -60,12 +70,16 @@ def channel_scores(model, by="magnitude"):
     }
 
 
-def _add(totals, numbers, values):
+def _add(
+    totals: dict[int, float], numbers: npt.NDArray[np.int64], values: npt.NDArray[np.floating[Any]]
+) -> None:
     for number, value in zip(numbers.tolist(), values.tolist(), strict=True):
         totals[number] = totals.get(number, 0.0) + value
 
 
-def choose_channels(scores, keep=None, multiple=1):
+def choose_channels(
+    scores: Mapping[str, npt.NDArray[np.float64]], keep: float | None = None, multiple: int = 1
+) -> dict[str, list[int]]:
     """The channels to remove: in every group those with the lowest scores.
 
     Args:
@@ -94,7 +108,7 @@ def choose_channels(scores, keep=None, multiple=1):
     return removed
 
 
-def masked_model(model, removed):
+def masked_model(model: keras.Model, removed: Mapping[str, Sequence[int]]) -> keras.Model:
     """The network of the same shape in which the removed channels are zero and read by nobody.
 
     Args, Raises: as ``shrink_model``.
@@ -103,7 +117,7 @@ def masked_model(model, removed):
     channels = map_channels(model)
     stays = _remaining(model, channels, removed)
 
-    def zero(array, axis, numbers):
+    def zero(array: npt.NDArray[Any], axis: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         shape = [1] * array.ndim
         shape[axis] = -1
         return np.where(stays[numbers].reshape(shape), array, array.dtype.type(0))
@@ -113,7 +127,7 @@ def masked_model(model, removed):
     return masked
 
 
-def shrink_model(model, removed):
+def shrink_model(model: keras.Model, removed: Mapping[str, Sequence[int]]) -> keras.Model:
     """The network without the removed channels.
 
     Its outputs equal those of ``masked_model``, up to rounding.
@@ -129,7 +143,7 @@ def shrink_model(model, removed):
     channels = map_channels(model)
     stays = _remaining(model, channels, removed)
 
-    def narrower(layer):
+    def narrower(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
         if layer.name in channels.kernels:
             weight, axis = channels.kernels[layer.name]
@@ -137,7 +151,7 @@ def shrink_model(model, removed):
             config["units" if isinstance(layer, keras.layers.Dense) else "filters"] = size
         return layer.__class__.from_config(config)
 
-    def cut(array, axis, numbers):
+    def cut(array: npt.NDArray[Any], axis: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         return np.compress(stays[numbers], array, axis)
 
     small = keras.models.clone_model(model, clone_function=narrower)
@@ -145,7 +159,9 @@ def shrink_model(model, removed):
     return small
 
 
-def _remaining(model, channels, removed):
+def _remaining(
+    model: keras.Model, channels: ChannelMap, removed: Mapping[str, Sequence[int]]
+) -> npt.NDArray[np.bool_]:
     """Bool array: whether the channel of each number stays; STAYS, which is -1, picks the last entry, True."""
     stays = np.ones(sum(group.size for group in channels.groups.values()) + 1, bool)
     for name, indices in removed.items():
@@ -167,7 +183,12 @@ def _remaining(model, channels, removed):
     return stays
 
 
-def _carry_weights(source, target, channels, change):
+def _carry_weights(
+    source: keras.Model,
+    target: keras.Model,
+    channels: ChannelMap,
+    change: Callable[[npt.NDArray[Any], int, npt.NDArray[np.int64]], npt.NDArray[Any]],
+) -> None:
     """Copy the weights layer by layer, each changed along the axes that channels index."""
     for layer in source.layers:
         places = channels.axes.get(layer.name, {})

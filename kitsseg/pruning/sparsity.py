@@ -1,8 +1,11 @@
 """What pruning has left of a network: zeros of each weight matrix, what they save on disk and could save in work."""
 
+from __future__ import annotations
+
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
@@ -10,13 +13,16 @@ from keras import ops
 from kitsseg.files.tables import write_rows
 from kitsseg.models.macs import macs_of_weights
 
+if TYPE_CHECKING:
+    import keras
+
 __all__ = ["COLUMNS", "gzip_size", "mac_shape", "sparsity_rows", "sparsity_totals", "write_sparsity"]
 
 COLUMNS = ("weights", "shape", "pruned", "size", "zeros", "sparsity", "mac", "effective_mac")
 OPEN_SIDE = {2: 256, 3: 64}  # voxels, by the axes of an image
 
 
-def sparsity_rows(model, pruned):
+def sparsity_rows(model: keras.Model, pruned: Iterable[keras.Variable]) -> list[dict[str, Any]]:
     """A row for each trainable weight matrix and kernel of a model, in the order of its layers.
 
     Args:
@@ -49,13 +55,13 @@ def sparsity_rows(model, pruned):
     return rows
 
 
-def mac_shape(model):
+def mac_shape(model: keras.Model) -> tuple[int | None, ...]:
     """The image that multiply-adds are counted for: the model's input, open sides of 256 voxels, in 3D of 64."""
     shape = model.input_shape[1:]
     return tuple(OPEN_SIDE.get(len(shape) - 1) if size is None else size for size in shape)
 
 
-def sparsity_totals(model, rows):
+def sparsity_totals(model: keras.Model, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums over the rows of a model.
 
     Returns: dict with parameters and nonzero_parameters (trainable ones, biases and normalizations included), zeros,
@@ -81,7 +87,7 @@ def sparsity_totals(model, rows):
     }
 
 
-def gzip_size(model):
+def gzip_size(model: keras.Model) -> tuple[int, int]:
     """Size in bytes of all weights of a model as float32, (as they are, compressed as gzip does).
 
     Zeros save nothing in a .keras file: only compressing it does.

@@ -1,5 +1,7 @@
 """Which weights of a model are pruned: the table of layers of tensorflow-model-optimization (tfmot) 0.8.1."""
 
+from collections.abc import Collection, Iterator
+
 import keras
 from keras import layers
 
@@ -30,7 +32,9 @@ DEPTHWISE = {
 }
 
 
-def prunable_weights(model, depthwise=False, first_last=True, exclude=()):
+def prunable_weights(
+    model: keras.Model, depthwise: bool = False, first_last: bool = True, exclude: Collection[str] = ()
+) -> list[tuple[keras.layers.Layer, keras.Variable]]:
     """The weights that pruning masks, in the order of the layers; nested models are entered.
 
     Args:
@@ -40,7 +44,7 @@ def prunable_weights(model, depthwise=False, first_last=True, exclude=()):
     Returns: list of (layer, variable), each variable once.
     Raises: ValueError for a layer with weight matrices of a class that tfmot does not know either.
     """
-    found = {}
+    found: dict[int, tuple[keras.layers.Layer, keras.Variable]] = {}
     for layer in _layers(model):
         if layer.name in exclude:
             continue
@@ -54,7 +58,7 @@ def prunable_weights(model, depthwise=False, first_last=True, exclude=()):
     return weights
 
 
-def _layers(model):
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer)
@@ -62,7 +66,7 @@ def _layers(model):
             yield layer
 
 
-def _weights_of(layer, depthwise):
+def _weights_of(layer: keras.layers.Layer, depthwise: bool) -> list[keras.Variable]:
     kind = type(layer)
     names = REGISTRY.get(kind, ()) + ((DEPTHWISE[kind],) if depthwise and kind in DEPTHWISE else ())
     if names or kind in DEPTHWISE:

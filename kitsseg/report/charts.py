@@ -1,10 +1,13 @@
 """Inline SVG drawings: training curves, and how the scores of the cases are spread."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["dice_plot", "training_chart"]
 
@@ -15,7 +18,7 @@ MAX_MARKS = 12
 SERIES = (("loss", "training loss", "a"), ("val_loss", "validation loss", "b"))
 
 
-def training_chart(history):
+def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
     """Loss and validation loss of each epoch, with marks where phases begin and the learning rate drops.
 
     Args:
@@ -34,10 +37,10 @@ def training_chart(history):
     scale, ticks, log = _value_axis(min(values), max(values))
     span = max(len(history) - 1, 1)
 
-    def x(epoch):
+    def x(epoch: float) -> float:
         return LEFT + (epoch - 1) / span * (WIDTH - LEFT - RIGHT)
 
-    def y(value):
+    def y(value: float) -> float:
         return HEIGHT - BOTTOM - scale(value) * (HEIGHT - TOP - BOTTOM)
 
     parts = [
@@ -72,7 +75,7 @@ def training_chart(history):
     return "".join(parts) + "</svg>"
 
 
-def _value_axis(low, high):
+def _value_axis(low: float, high: float) -> tuple[Callable[[float], float], list[float], bool]:
     """(function from a value to 0..1, ticks, whether the axis is logarithmic)."""
     if low > 0 and high / low > LOG_RATIO:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -90,18 +93,18 @@ def _value_axis(low, high):
     return lambda value: (value / step - first) / (last - first), ticks, False
 
 
-def _step(span, count=5):
+def _step(span: float, count: int = 5) -> float:
     """1, 2 or 5 times a power of ten, for about ``count`` ticks over ``span``."""
     power = 10.0 ** math.floor(math.log10(span / count))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span)
 
 
-def _epoch_ticks(n):
+def _epoch_ticks(n: int) -> list[int]:
     step = max(1, int(_step(n, 8)))
     return [1, *(epoch for epoch in range(step, n + 1, step) if epoch > max(1, step // 2))] if n > 1 else [1]
 
 
-def _marks(history, x):
+def _marks(history: Sequence[Mapping[str, Any]], x: Callable[[float], float]) -> list[str]:
     """Vertical lines where a phase begins and where the learning rate drops."""
     parts, drops = [], []
     for i, (before, row) in enumerate(zip([None, *history], history), 1):
@@ -130,7 +133,7 @@ DOT, DOT_STEP = 3.2, 6  # radius, and how far dots of nearly the same value are 
 SPREAD_SCORES = (("tk_dice", "TK Dice"), ("tu_dice", "TU Dice"), ("composite", "composite"))
 
 
-def dice_plot(rows):
+def dice_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw the per-case scores.
 
     Args:
@@ -169,14 +172,14 @@ def dice_plot(rows):
     return "".join(parts) + "</svg>"
 
 
-def _spread_x(value):
+def _spread_x(value: float) -> float:
     return SPREAD_LEFT + value * (SPREAD_WIDTH - SPREAD_LEFT - SPREAD_RIGHT)
 
 
-def _apart(values):
+def _apart(values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
     """Place of each dot, (x, shift from the middle of the band): those that would overlap move up and down in turn."""
-    places = [None] * len(values)
-    taken = {}
+    places = [(0.0, 0.0)] * len(values)
+    taken: dict[int, int] = {}
     for i in np.argsort(values, kind="stable"):
         x = _spread_x(values[i])
         level = taken.get(round(x / (2 * DOT)), 0)

@@ -1,5 +1,6 @@
 """The HTML of the report: tables, text and style. Nothing is loaded from elsewhere."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from html import escape
@@ -85,11 +86,11 @@ def build_page(contents: Contents, pictures: dict[str, str]) -> str:
     body += [f"<p class='banner'>{_text(note)}</p>" for note in contents.notes]
     body.append("</header><main>")
     beside = summary.beside_all_background if summary else None
-    if rows:
+    if summary:
         body += _scores(rows, summary)
     body += claims(of("reported"), beside, bool(summary and summary.phantom))
-    if rows:
-        body += ladder_table(beside) + details(summary) + failure_rows(rows, summary)
+    if summary:
+        body += ladder_table(summary.beside_all_background) + details(summary) + failure_rows(rows, summary)
     if run:
         body += ["<section><h2>Training</h2>", training_chart(contents.history), "</section>"]
     body += pruning(contents.sparsity)
@@ -107,7 +108,7 @@ def build_page(contents: Contents, pictures: dict[str, str]) -> str:
     )
 
 
-def _text(value):
+def _text(value: object) -> str:
     return escape(str(value))
 
 
@@ -137,7 +138,7 @@ def _scores(rows: list[dict[str, Any]], summary: Summary) -> list[str]:
     return [*parts, "</section>"]
 
 
-def _case_table(rows):
+def _case_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     groups = "".join(f"<th scope='colgroup' colspan='{len(columns)}'>{name}</th>" for name, columns in GROUPS)
     heads = "".join(
         f"<th scope='col'><button type='button'>{name}</button></th>" for name in ("case", *COLUMNS.values())
@@ -161,7 +162,7 @@ def _case_table(rows):
     ]
 
 
-def _pictures(rows, pictures):
+def _pictures(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, str]) -> list[str]:
     legend = "".join(
         f"<span><svg viewBox='0 0 34 8' class='key'><path class='{whose} {name}' d='M1 4H33'/></svg>"
         f"{whose}, {'kidney with tumor' if name == 'kidney' else name}</span>"
@@ -200,9 +201,9 @@ def _facts(run: RunFacts, summary: Summary | None) -> list[str]:
         "seed": run.seed,
         "split": of_scores.name or of_run.name,
         "hash of the split": of_scores.hash or of_run.hash,
-        "labels": _labels(summary and summary.label_release),
+        "labels": _labels(summary.label_release if summary else None),
         "part that was predicted": of_scores.part,
-        "inference": _inference(summary and summary.inference),
+        "inference": _inference(summary.inference if summary else None),
         "cases of the split": ", ".join(f"{len(names)} {part}" for part, names in cases.items()) or None,
         "trained with": ", ".join(f"{name} {version}" for name, version in (run.versions or {}).items())
         or None,
@@ -217,7 +218,7 @@ def _facts(run: RunFacts, summary: Summary | None) -> list[str]:
     return [f"<section><h2>How this was made</h2><dl>{lines}</dl></section>"]
 
 
-def _inference(how):
+def _inference(how: Mapping[str, Any] | None) -> str | None:
     """In words; what a later version may have added stays as it stands."""
     if not how:
         return None
@@ -228,7 +229,7 @@ def _inference(how):
     return ", ".join([*words, *(f"{key} {value}" for key, value in how.items())])
 
 
-def _labels(release):
+def _labels(release: Mapping[str, Any] | None) -> str | None:
     if not release:
         return None
     words = {"kits19": "as the KiTS19 repository holds them today", "other": "not from the KiTS19 repository"}

@@ -1,15 +1,24 @@
 """Pictures of a case: three planes with the outlines of truth and prediction, for the page and as a PNG."""
 
+from __future__ import annotations
+
 import base64
 import io
+from collections.abc import Iterator
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from kitsseg.errors import InputError
 from kitsseg.labels.outlines import COLORS, MASKS, contours, eight_bit
 from kitsseg.report.views import case_views
+
+if TYPE_CHECKING:
+    from kitsseg.report.views import View
+    from kitsseg.scoring.cases import CaseFiles
 
 __all__ = ["case_picture", "case_preview", "show_plane"]
 
@@ -17,7 +26,7 @@ JPEG_QUALITY = 90
 PIXELS_PER_MM, GAP, HEAD = 2, 12, 36  # of the PNG
 
 
-def case_picture(files):
+def case_picture(files: CaseFiles) -> str:
     """Read a case and draw it for the page.
 
     Args:
@@ -45,7 +54,7 @@ def case_picture(files):
     return f'<div class="planes">{"".join(parts)}</div><p class="where">{found.why}{outside}</p>'
 
 
-def show_plane(view):
+def show_plane(view: View) -> str:
     """Draw one plane.
 
     Args:
@@ -74,7 +83,7 @@ def show_plane(view):
     return "".join(parts) + "</g></svg>"
 
 
-def case_preview(files, title):
+def case_preview(files: CaseFiles, title: str) -> Image.Image:
     """The three planes side by side as one picture.
 
     Args:
@@ -105,7 +114,7 @@ def case_preview(files, title):
     return page
 
 
-def _outlines(view):
+def _outlines(view: View) -> Iterator[tuple[str, list[npt.NDArray[np.int64]]]]:
     """(class, polygons) of truth and prediction, kidney and tumor."""
     for whose, labels in (("truth", view.truth), ("prediction", view.prediction)):
         for name, mask in MASKS:

@@ -4,19 +4,19 @@ The files of a run folder may have been edited, so the report checks what it tak
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import read_record
+from kitsseg.interfaces import Progress
 from kitsseg.records.run import RunFacts, read_history, read_run, read_sparsity
 from kitsseg.report.page import Contents, build_page
 from kitsseg.report.pictures import case_picture, case_preview
 from kitsseg.scoring.scores_file import read_scores
-
-Progress = Callable[[str, int, int], object]
+from kitsseg.scoring.summary import Summary
 
 __all__ = ["draw_report", "run_of_report", "write_preview", "write_report"]
 
@@ -63,10 +63,11 @@ def draw_report(contents: Contents, out: Path, progress: Progress | None = None)
     rows = sorted(contents.rows, key=lambda row: (row["composite"], row["case"]))
     drawn = rows if len(rows) <= WORST + BEST else rows[:WORST] + rows[-BEST:]
     pictures = {}
+    files = contents.summary.cases if contents.summary else {}
     for done, row in enumerate(drawn):
         if progress:
             progress("draw", done, len(drawn))
-        pictures[row["case"]] = case_picture(contents.summary.cases[row["case"]])
+        pictures[row["case"]] = case_picture(files[row["case"]])
     if progress and drawn:
         progress("draw", len(drawn), len(drawn))
     page = build_page(replace(contents, rows=rows), pictures)
@@ -78,7 +79,9 @@ def draw_report(contents: Contents, out: Path, progress: Progress | None = None)
 def _read(source: Path) -> Contents:
     """The contents of the page of a run folder or of a scores.csv."""
     scores = source / "scores.csv" if source.is_dir() else source
-    rows, summary, notes = [], None, []
+    rows: list[dict[str, Any]] = []
+    summary: Summary | None = None
+    notes: list[str] = []
     if scores.exists():
         rows, summary = read_scores(scores)
     else:
@@ -87,9 +90,9 @@ def _read(source: Path) -> Contents:
             f"kitsseg predict {source} CASES --out PREDICTIONS, then "
             f"kitsseg evaluate PREDICTIONS CASES --out {scores}."
         )
-    folder = source
+    folder: Path | None = source
     if not source.is_dir():
-        folder = Path(summary.run) if summary.run else None
+        folder = Path(summary.run) if summary and summary.run else None
     if folder is None:
         notes.append(
             "No training curves: the predictions were not made by kitsseg predict, so no run is known."
@@ -102,7 +105,9 @@ def _read(source: Path) -> Contents:
     return Contents(rows=rows, summary=summary, notes=notes)
 
 
-def write_preview(scores, out, case=None):
+def write_preview(
+    scores: str | os.PathLike[str], out: str | os.PathLike[str], case: str | None = None
+) -> str:
     """Write the picture of one case as a PNG.
 
     Args:
@@ -122,13 +127,15 @@ def write_preview(scores, out, case=None):
     rows, summary = read_scores(scores)
     row = min(rows, key=lambda row: (row["composite"], row["case"]))
     if case is not None:
-        row = next((row for row in rows if row["case"] == case), None)
-        if row is None:
+        named = [row for row in rows if row["case"] == case]
+        if not named:
             names = ", ".join(row["case"] for row in rows[:5])
             raise InputError(f"{scores}: expected {case} among its {len(rows)} cases, found {names} ...")
+        row = named[0]
     title = f"{row['case']}   TK {row['tk_dice']:.3f}   TU {row['tu_dice']:.3f}   "
     title += "blue: truth, orange: prediction; dark: kidney, light: tumor"
     picture = case_preview(summary.cases[row["case"]], title)
     with atomic_path(out) as temporary:
         picture.save(temporary, "PNG", optimize=True)
-    return row["case"]
+    shown: str = row["case"]
+    return shown

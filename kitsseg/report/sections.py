@@ -1,5 +1,6 @@
 """Sections of the report: the ladder, the paper's claims, surfaces and lesions, what failed, pruning."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,7 +30,7 @@ CLAIMS = {
 MISSED_SHOWN = 30
 
 
-def without_counterpart(name):
+def without_counterpart(name: str) -> str:
     """Why a paper's figure that is not among ``CLAIMS`` has none of ours beside it."""
     if name.startswith(("42 named cases", "same weights", "training stops")):  # MLPerf's reference
         return "scored on a resampled grid, not on the scan's own"
@@ -50,10 +51,12 @@ def ladder_table(beside: Ladders) -> list[str]:
         )
     accuracy = beside.all_background["pixel_accuracy"]
     slices = beside.all_background["slice_tu_dice_empty_is_1"]
+    accurate = "-" if accuracy is None else f"{100 * accuracy:.2f} %"
+    perfect = "-" if slices is None else f"{slices:.3f}"
     return [
         "<section><h2>One prediction, many scores</h2><p class='aside'>The same label maps under every definition "
         "that papers and common code call accuracy or Dice, and beside them an empty label map on the same cases. "
-        f"Predicting nothing at all is {100 * accuracy:.2f} % accurate here, and has a tumor Dice of {slices:.3f} if "
+        f"Predicting nothing at all is {accurate} accurate here, and has a tumor Dice of {perfect} if "
         "slices without tumor count 1. Only the last rows are KiTS19 scores.</p>"
         "<div class='scroll'><table class='ladder'><thead><tr><th scope='col'>definition</th>"
         "<th scope='col' class='words'>met in</th><th scope='col'>these predictions</th>"
@@ -62,7 +65,7 @@ def ladder_table(beside: Ladders) -> list[str]:
     ]
 
 
-def _bar(value):
+def _bar(value: float | None) -> str:
     if value is None:
         return "<td>-</td>"
     return f"<td class='bar' style='--v:{value:.4f}'>{value:.4f}</td>"
@@ -97,7 +100,7 @@ def claims(reported: dict[str, Any] | None, beside: Ladders | None, phantom: boo
     ]
 
 
-def _cell(value, digits=3):
+def _cell(value: float | None, digits: int = 3) -> str:
     return "<td>-</td>" if value is None else f"<td>{value:.{digits}f}</td>"
 
 
@@ -107,7 +110,8 @@ def details(summary: Summary) -> list[str]:
     if not (hec or surface or lesions):
         return []
     names = dict.fromkeys([*(vars(hec.dice) if hec else ()), *(surface.classes if surface else ())])
-    heads, lines = ["class"], {name: [] for name in names}
+    heads = ["class"]
+    lines: dict[str, list[str]] = {name: [] for name in names}
     if hec:
         heads.append("Dice")
         for name in names:
@@ -167,12 +171,12 @@ def failure_rows(rows: list[dict[str, Any]], summary: Summary) -> list[str]:
     return [*lines, "</section>"]
 
 
-def _listed(cases, separator):
+def _listed(cases: Sequence[str], separator: str) -> str:
     more = f" and {len(cases) - MISSED_SHOWN} more" if len(cases) > MISSED_SHOWN else ""
     return separator.join(escape(str(case)) for case in cases[:MISSED_SHOWN]) + more
 
 
-def pruning(rows):
+def pruning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Zeros of each weight matrix.
 
     Args:

@@ -1,9 +1,11 @@
 """Three planes through a case: what the pictures of the report show, and where."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.geometry.label_box import foreground_box
@@ -31,9 +33,9 @@ class View:
 
     plane: str
     where: str
-    hu: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
+    hu: npt.NDArray[np.int16]
+    truth: npt.NDArray[np.uint8]
+    prediction: npt.NDArray[np.uint8]
     spacing_mm: tuple[float, float]
 
 
@@ -77,19 +79,17 @@ def case_views(files: CaseFiles) -> CaseViews:
     views = []
     for axis, (plane, word) in enumerate(PLANES):
         at = tuple(point[axis] if axis == other else part for other, part in enumerate(box))
-        views.append(
-            View(
-                plane,
-                f"{word} {point[axis] + 1} of {image.array.shape[axis]}",
-                *(np.ascontiguousarray(volume.array[at]) for volume in volumes),
-                tuple(size for other, size in enumerate(spacing) if other != axis),
-            )
-        )
+        hu, true, predicted = (np.ascontiguousarray(volume.array[at]) for volume in volumes)
+        down, right = (size for other, size in enumerate(spacing) if other != axis)
+        where = f"{word} {point[axis] + 1} of {image.array.shape[axis]}"
+        views.append(View(plane, where, hu, true, predicted, (down, right)))
     outside = np.count_nonzero(prediction.array) - np.count_nonzero(prediction.array[box])
     return CaseViews(tuple(views), why, float(outside * np.prod(spacing) / 1000))
 
 
-def choose_point(truth, prediction):
+def choose_point(
+    truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]
+) -> tuple[tuple[int, ...], str]:
     """((slice, row, column), reason): in each plane where the tumor is largest; without tumor the kidney."""
     for labels, smallest, why in (
         (truth, 2, "where the true tumor is largest"),
@@ -104,7 +104,9 @@ def choose_point(truth, prediction):
     return tuple(n // 2 for n in truth.shape), "empty truth and prediction: in the middle"
 
 
-def _box(labels, point, spacing_mm):
+def _box(
+    labels: npt.NDArray[np.uint8], point: tuple[int, ...], spacing_mm: Sequence[float]
+) -> tuple[slice, ...]:
     """The part of the volume around all labels, and the point: the place of both kidneys is in the picture."""
     start, found = foreground_box(labels)
     box = []

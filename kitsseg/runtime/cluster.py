@@ -1,5 +1,8 @@
 """Jobs spread over the workers of a Dask scheduler."""
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 from kitsseg.errors import InputError
 
 __all__ = ["on_cluster"]
@@ -7,7 +10,9 @@ __all__ = ["on_cluster"]
 ANSWERS_WITHIN = 30  # seconds
 
 
-def on_cluster(address, function, jobs):
+def on_cluster(
+    address: str, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Any, BaseException | None]]:
     """Call ``function(*job)`` for each job on the workers of a scheduler.
 
     The workers import the module of ``function``, so kitsseg must be installed there, and paths must mean the same.
@@ -38,9 +43,9 @@ def on_cluster(address, function, jobs):
         futures = {client.submit(function, *job, pure=False): job for job in jobs}
         try:
             for future in as_completed(futures):
-                error = future.exception()
-                if error and not isinstance(error, KilledWorker):
-                    raise error
-                yield futures[future], None if error else future.result(), error
+                failure = future.exception()
+                if failure and not isinstance(failure, KilledWorker):
+                    raise failure
+                yield futures[future], None if failure else future.result(), failure
         finally:
             client.cancel(list(futures))

@@ -1,10 +1,17 @@
 """What the user sees: one console, a progress bar, and a last line that says what was written and what comes next."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Progress as ProgressFunction
 
 __all__ = ["console", "done", "progress_bar", "without_next"]
 
@@ -12,7 +19,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar():
+def progress_bar() -> Iterator[ProgressFunction]:
     """A bar with the time left; gives the callable progress(description, done, total) of the library."""
     columns = (
         TextColumn("{task.description}"),
@@ -34,7 +41,7 @@ _says_next = True
 
 
 @contextmanager
-def without_next():
+def without_next() -> Iterator[None]:
     """In this block ``done`` names no next command: whoever runs several in a row knows what follows."""
     global _says_next
     _says_next = False
@@ -44,7 +51,7 @@ def without_next():
         _says_next = True
 
 
-def done(text, next_command=None):
+def done(text: str, next_command: str | None = None) -> None:
     """Say what was written, and the command that usually follows."""
     console.print(escape(text))
     if next_command and _says_next:

@@ -8,11 +8,17 @@ The batch is always the recipe's, so that losses are those of one device: the su
 normalization go over the whole batch, whose parts are as large as each other.
 """
 
+from __future__ import annotations
+
 import contextlib
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -35,18 +41,18 @@ class Devices:
     count: int = 1
     process: int = 0
     processes: int = 1
-    strategy: object = None
+    strategy: Any = None
 
     @property
-    def mirrored(self):
+    def mirrored(self) -> bool:
         """Whether ``tf.distribute.MirroredStrategy`` divides the batches, which Keras limits in several ways."""
         return keras.config.backend() == "tensorflow" and self.count > 1
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager[Any]:
         """Networks built, loaded and trained in this context use all devices."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
-    def check(self, batch_size, accumulate=1):
+    def check(self, batch_size: int, accumulate: int = 1) -> None:
         """Raise InputError unless a batch can be divided evenly."""
         if accumulate < 1:
             raise InputError(f"--accumulate: expected at least 1, found {accumulate}.")
@@ -58,12 +64,12 @@ class Devices:
                 f"divide {batch_size} with {' and '.join(options)}."
             )
 
-    def shard(self, part=0, parts=1):
+    def shard(self, part: int = 0, parts: int = 1) -> tuple[int, int] | None:
         """What this process draws of a batch, or of one of several equal parts of it, as the samplers take it."""
         index, count = part * self.processes + self.process, parts * self.processes
         return None if count == 1 else (index, count)
 
-    def agreed(self, scores):
+    def agreed(self, scores: Mapping[str, float]) -> Mapping[str, float]:
         """The first process' values of a dict of numbers: what is decided by them must be decided alike by all."""
         if self.processes == 1:
             return scores
@@ -74,7 +80,7 @@ class Devices:
         return dict(zip(scores, values.tolist(), strict=True))
 
     @contextlib.contextmanager
-    def own_run(self, run, resume):
+    def own_run(self, run: str | os.PathLike[str], resume: bool) -> Iterator[Path]:
         """The folder that this process writes to: of the first the run's own, of others one that is thrown away.
 
         Raises: InputError if this process does not see the run to resume.
@@ -97,7 +103,11 @@ class Devices:
 ONE_DEVICE = Devices()
 
 
-def use_devices(devices=None, coordinator=None, process=None):
+def use_devices(
+    devices: int | Literal["all"] | None = None,
+    coordinator: str | None = None,
+    process: tuple[int, int] | None = None,
+) -> Devices:
     """Prepare the devices of this process, before it computes anything.
 
     Args:
@@ -135,7 +145,7 @@ def use_devices(devices=None, coordinator=None, process=None):
     raise InputError(f"--devices {wanted}: expected the TensorFlow or the JAX backend, found {backend}.")
 
 
-def _mirrored(wanted):
+def _mirrored(wanted: int | Literal["all"]) -> Devices:
     import tensorflow as tf
 
     found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -145,7 +155,7 @@ def _mirrored(wanted):
     return Devices(len(names), strategy=tf.distribute.MirroredStrategy(names))
 
 
-def _data_parallel(wanted):
+def _data_parallel(wanted: int | Literal["all"]) -> Devices:
     import jax
     import tensorflow as tf
 
@@ -169,7 +179,7 @@ def _data_parallel(wanted):
     )
 
 
-def _first(found, wanted):
+def _first(found: Sequence[Any], wanted: int | Literal["all"]) -> Sequence[Any]:
     n = len(found) if wanted == "all" else wanted
     if not 1 <= n <= len(found):
         raise InputError(

@@ -7,12 +7,21 @@ bfloat16 (T4, V100), scales the loss so that small gradients do not vanish, whic
 XLA and several steps a call change the result by rounding only, so that a run may be resumed with another choice.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import keras
 
 from kitsseg.errors import InputError
 from kitsseg.recipe import OneCycle
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import Phase, Recipe
+    from kitsseg.runtime.devices import Devices
+    from kitsseg.training.options import TrainOptions
 
 __all__ = ["PRECISIONS", "XLA", "check_execution", "computing_in", "set_execution", "step_by_step"]
 
@@ -20,7 +29,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @contextlib.contextmanager
-def computing_in(precision):
+def computing_in(precision: str) -> Iterator[None]:
     """Networks built in this context compute in ``precision``; the policy of the process is as before afterwards.
 
     Raises: InputError for another name than those of ``PRECISIONS``.
@@ -38,12 +47,12 @@ def computing_in(precision):
 XLA = ("auto", "on", "off")
 
 
-def step_by_step(phase):
+def step_by_step(phase: Phase) -> bool:
     """Whether something is set before every single step of a phase: masks, or the rate of a one-cycle."""
     return phase.pruning is not None or isinstance(phase.schedule, OneCycle)
 
 
-def check_execution(recipe, devices, xla, steps_per_execution):
+def check_execution(recipe: Recipe, devices: Devices, xla: str, steps_per_execution: int) -> str | None:
     """See that the choice fits the recipe, before training starts.
 
     Returns: what to tell the user, or None.
@@ -79,7 +88,7 @@ def check_execution(recipe, devices, xla, steps_per_execution):
     return f"{', '.join(single)}: one step at a time, since masks or rates are set before each"
 
 
-def set_execution(model, options, phase):
+def set_execution(model: keras.Model, options: TrainOptions, phase: Phase) -> None:
     """Set a compiled model to what ``check_execution`` let pass; ``options`` are TrainOptions."""
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_tensorflow = keras.config.backend() == "tensorflow"

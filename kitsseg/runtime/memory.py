@@ -6,7 +6,7 @@ import ctypes
 __all__ = ["give_back_memory"]
 
 
-def give_back_memory():
+def give_back_memory() -> None:
     """Make the process as small as what it holds.
 
     The C library of Linux keeps what was freed in pieces of up to 32 MiB for later, but a scan is one piece of

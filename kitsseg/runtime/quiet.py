@@ -3,13 +3,14 @@
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = ["quiet_stderr"]
 
 
 @contextmanager
-def quiet_stderr():
+def quiet_stderr() -> Iterator[None]:
     """Hold back what is written to the file descriptor of stderr; if the block fails, it is shown after all."""
     with tempfile.TemporaryFile() as notices:
         sys.stderr.flush()

@@ -5,12 +5,19 @@ of sums, such as soft Dice, is not: its sums must be taken over all replicas fir
 its arrays are those of the whole batch, wherever their parts lie.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import keras
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
 
 __all__ = ["replica_count", "sum_over_replicas"]
 
 
-def replica_count():
+def replica_count() -> int:
     """Into how many parts the batch is divided here: 1 but for a strategy of TensorFlow with several replicas.
 
     Gradients of replicas are added, so the loss of each must be this share of the batch's. Keras takes the share of a
@@ -20,10 +27,11 @@ def replica_count():
         return 1
     import tensorflow as tf
 
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    count: int = tf.distribute.get_strategy().num_replicas_in_sync
+    return count
 
 
-def sum_over_replicas(value):
+def sum_over_replicas(value: Tensor) -> Tensor:
     """The sum of a tensor over all replicas, on each of them; its gradient is that of the sum.
 
     Outside of a strategy, and outside of its replicas (Keras builds models there), the tensor itself.

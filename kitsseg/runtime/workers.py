@@ -3,15 +3,23 @@
 import multiprocessing
 import signal
 import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any, TypeVar, cast
 
 from kitsseg.errors import InputError
 
 __all__ = ["in_processes", "one_by_one"]
 
+Item = TypeVar("Item")
 
-def one_by_one(function, items):
+
+def one_by_one(
+    function: Callable[[Item], object], items: Iterable[Item]
+) -> Iterator[tuple[Item, InputError | None]]:
     """Call ``function(item)`` for each item; yields (item, None), or (item, error) for an InputError."""
     for item in items:
         try:
@@ -22,7 +30,9 @@ def one_by_one(function, items):
             yield item, None
 
 
-def in_processes(function, items, workers):
+def in_processes(
+    function: Callable[[Item], object], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, InputError | None]]:
     """As ``one_by_one``, in ``workers`` new processes, in the order in which the items are done.
 
     Nothing is inherited by the processes: they import the module of ``function`` and what that imports. When the
@@ -34,7 +44,9 @@ def in_processes(function, items, workers):
 
     Raises: what ``function`` raises, other than InputError; InputError if a process dies.
     """
-    todo, running = list(items)[::-1], {}
+    todo = list(items)[::-1]
+    # of each process: what it is at work on; None before it has been given anything
+    running: dict[Connection, tuple[SpawnProcess, Any]] = {}
     try:
         with _deaf_to_ctrl_c():
             for _ in range(min(workers, len(todo))):
@@ -47,7 +59,7 @@ def in_processes(function, items, workers):
         for connection, (process, _) in running.items():
             running[connection] = process, _give(connection, todo)
         while running:
-            for connection in wait(list(running)):
+            for connection in cast("list[Connection]", wait(list(running))):
                 process, item = running[connection]
                 try:
                     error = connection.recv()
@@ -76,7 +88,7 @@ def in_processes(function, items, workers):
                 process.join()
 
 
-def _give(connection, todo):
+def _give(connection: Connection, todo: list[Item]) -> Item:
     item = todo.pop()
     with suppress(OSError):  # it has died; noticed when its answer is waited for
         connection.send(item)
@@ -84,7 +96,7 @@ def _give(connection, todo):
 
 
 @contextmanager
-def _deaf_to_ctrl_c():
+def _deaf_to_ctrl_c() -> Iterator[None]:
     """What is started here never hears Ctrl-C: whoever started it does, and stops it."""
     try:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -97,7 +109,7 @@ def _deaf_to_ctrl_c():
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection, function):
+def _serve(connection: Connection, function: Callable[[Any], object]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     while True:
@@ -114,5 +126,5 @@ def _serve(connection, function):
             connection.send(None)
 
 
-def _stop(signum, frame):
+def _stop(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)

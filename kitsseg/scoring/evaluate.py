@@ -1,7 +1,6 @@
 """``kitsseg evaluate``: predictions and truth -> scores.csv, a row per case, and scores.json, the summary."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from kitsseg.data.layouts.find import Layout
@@ -9,6 +8,7 @@ from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins, converted, read_record
 from kitsseg.files.paths import absolute_paths
+from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
 from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
 from kitsseg.scoring.pairs import Pair, find_pairs
@@ -19,7 +19,6 @@ from kitsseg.scoring.summary import Provenance, summarize
 __all__ = ["COLUMNS", "Evaluation", "evaluate_folders", "evaluate_pairs"]
 
 COLUMNS = columns_of("kits19", surface=False)
-Progress = Callable[[str, int, int], object]
 
 
 def evaluate_folders(

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kitsseg.interfaces import Progress
 from kitsseg.runtime.devices import ONE_DEVICE, Devices
 
 __all__ = ["Progress", "TrainOptions"]
-
-Progress = Callable[[str, int, int], object]  # progress(description, done, total), in training steps
 
 
 @dataclass(frozen=True, kw_only=True)

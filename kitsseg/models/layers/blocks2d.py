@@ -1,15 +1,22 @@
 """What the 2-D U-Nets of several papers share."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import keras
 from keras import layers, ops
 
 from kitsseg.models.layers.layers3d import double
 
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
+
 __all__ = ["UpsampleBilinear", "check_image_shape", "set_norm_momentum"]
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")
-class UpsampleBilinear(layers.Layer):
+class UpsampleBilinear(layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """Double rows and columns: bilinear, half-pixel centers, edges clamped.
 
     The values of ``UpSampling2D(interpolation="bilinear")``, which TensorFlow refuses inside ``fit`` and
@@ -19,7 +26,7 @@ class UpsampleBilinear(layers.Layer):
     Shapes: (batch, rows, columns, channels), sizes may be unknown, to (batch, 2 rows, 2 columns, channels).
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         rows, columns = inputs.shape[1:3]
         if rows is None or columns is None:
             return double(double(inputs, axis=1), axis=2)
@@ -27,12 +34,12 @@ class UpsampleBilinear(layers.Layer):
             inputs, (2 * rows, 2 * columns), interpolation="bilinear", data_format="channels_last"
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, *sizes, channels = input_shape
         return (batch, *(None if size is None else 2 * size for size in sizes), channels)
 
 
-def check_image_shape(input_shape, step, name):
+def check_image_shape(input_shape: tuple[int | None, ...], step: int, name: str) -> None:
     """Raise ValueError unless it is ``(rows, columns, channels)``, sizes multiples of ``step`` or None.
 
     Without this check a wrong size fails later, in a ``Concatenate`` that names neither model nor remedy.
@@ -46,7 +53,7 @@ def check_image_shape(input_shape, step, name):
         )
 
 
-def set_norm_momentum(model, momentum):
+def set_norm_momentum(model: keras.Model, momentum: float) -> None:
     """Let batch normalization forget faster than Keras' 0.99, which needs several hundred steps to settle.
 
     Args:

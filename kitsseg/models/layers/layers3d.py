@@ -1,16 +1,22 @@
 """Two 3D layers that Keras 3 lacks: depthwise convolution and trilinear upsampling."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import layers, ops
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Tensor
 
 __all__ = ["DepthwiseConv3D", "UpsampleTrilinear", "double"]
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")
-class DepthwiseConv3D(layers.Layer):
+class DepthwiseConv3D(layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """3x3x3 convolution of each channel by itself, SAME padding, no bias.
 
     Computed as three 2D depthwise convolutions, one per kernel slice, on the volume shifted along the slices,
@@ -28,7 +34,13 @@ class DepthwiseConv3D(layers.Layer):
     Raises: ValueError for other ``strides`` or ``dilation``, or an input that has not five axes.
     """
 
-    def __init__(self, strides=1, dilation=1, kernel_initializer="he_normal", **kwargs):
+    def __init__(
+        self,
+        strides: int = 1,
+        dilation: int = 1,
+        kernel_initializer: str | Mapping[str, Any] | keras.initializers.Initializer = "he_normal",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if (strides, dilation) != (2, 1) and (strides != 1 or dilation < 1):
             raise ValueError(
@@ -39,7 +51,7 @@ class DepthwiseConv3D(layers.Layer):
         self.dilation = dilation
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) != 5 or input_shape[-1] is None:
             raise ValueError(
                 f"{self.name}: input must be (batch, slices, rows, columns, channels), channels known; "
@@ -49,7 +61,7 @@ class DepthwiseConv3D(layers.Layer):
             shape=(3, 3, 3, input_shape[-1]), initializer=self.kernel_initializer, name="kernel"
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         _, slices, rows, columns, channels = ops.shape(inputs)
         s, d = self.strides, self.dilation
         out_slices = -(-slices // s)
@@ -81,15 +93,15 @@ class DepthwiseConv3D(layers.Layer):
         out_rows, out_columns = -(-rows // self.strides), -(-columns // self.strides)
         return ops.reshape(total, (-1, out_slices, out_rows, out_columns, channels))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, *sizes, channels = input_shape
         return (batch, *(None if size is None else -(-size // self.strides) for size in sizes), channels)
 
-    def count_macs(self, input_shape, output_shape):
+    def count_macs(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
         """Multiply-accumulates for one image; shapes (..., slices, rows, columns, channels)."""
         return math.prod(output_shape[-4:]) * 27
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "strides": self.strides,
@@ -99,7 +111,7 @@ class DepthwiseConv3D(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kitsseg")
-class UpsampleTrilinear(layers.Layer):
+class UpsampleTrilinear(layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """Double slices, rows and columns: trilinear, half-pixel centers, edges clamped.
 
     One axis after the other, with i the source index: ``out[2i] = 0.75 x[i] + 0.25 x[i - 1]`` and
@@ -109,18 +121,18 @@ class UpsampleTrilinear(layers.Layer):
     Shapes: (batch, slices, rows, columns, channels) to (batch, 2 slices, 2 rows, 2 columns, channels).
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x = inputs
         for axis in (1, 2, 3):
             x = double(x, axis)
         return x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, *sizes, channels = input_shape
         return (batch, *(None if size is None else 2 * size for size in sizes), channels)
 
 
-def double(x, axis):
+def double(x: Tensor, axis: int) -> Tensor:
     """Interpolate to twice the size along one axis."""
     sizes = list(ops.shape(x))
     size = sizes[axis]

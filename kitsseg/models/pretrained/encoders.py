@@ -28,12 +28,12 @@ RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 RESNET50_SKIPS = ("conv1_relu", "conv2_block3_out", "conv3_block4_out", "conv4_block6_out")
 
 
-def encoder_layers(model):
+def encoder_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The layers of ``model``'s encoder, first to last: those to freeze, or to fill with ImageNet weights."""
     return [layer for layer in model.layers if layer.name.startswith("encoder_")]
 
 
-def squeezenet1_1(image):
+def squeezenet1_1(image: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
     """SqueezeNet 1.1 without its classifier: 512 channels at 1/16 of the size; skips of 64, 128, 256."""
     x = _squeezenet_conv(image, 64, 3, "features_0", strides=2, padding="valid")
     skips = []
@@ -46,20 +46,22 @@ def squeezenet1_1(image):
     return x, skips
 
 
-def _fire(x, squeeze, expand, name):
+def _fire(x: keras.KerasTensor, squeeze: int, expand: int, name: str) -> keras.KerasTensor:
     x = _squeezenet_conv(x, squeeze, 1, f"{name}_squeeze")
     one = _squeezenet_conv(x, expand, 1, f"{name}_expand1x1")
     three = _squeezenet_conv(x, expand, 3, f"{name}_expand3x3")
     return layers.Concatenate(name=f"encoder_{name}_concat")([one, three])
 
 
-def _squeezenet_conv(x, filters, size, name, strides=1, padding="same"):
+def _squeezenet_conv(
+    x: keras.KerasTensor, filters: int, size: int, name: str, strides: int = 1, padding: str = "same"
+) -> keras.KerasTensor:
     # torchvision draws from Kaiming's uniform distribution, with zero biases
     return layers.Conv2D(filters, size, strides, padding, activation="relu", kernel_initializer="he_uniform",
                          name=f"encoder_{name}")(x)  # fmt: skip
 
 
-def _max_pool_ceil(x, name):
+def _max_pool_ceil(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """torch's ``MaxPool2d(3, 2, ceil_mode=True)`` of maps that are nowhere negative.
 
     One more row and column of zeros at the end, then "valid". An even size gains the window that ceil mode
@@ -70,7 +72,7 @@ def _max_pool_ceil(x, name):
     return layers.MaxPooling2D(3, 2, "valid", name=f"encoder_{name}")(x)
 
 
-def resnet(image, depth):
+def resnet(image: keras.KerasTensor, depth: int) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
     """ResNet-18 or ResNet-34: 512 channels at 1/32 of the size; skips of 64, 64, 128, 256 channels."""
     x = _resnet_conv(image, 64, 7, "conv1", strides=2)
     x = layers.ReLU(name="encoder_relu")(_resnet_norm(x, "bn1"))
@@ -85,7 +87,7 @@ def resnet(image, depth):
     return skips.pop(), skips
 
 
-def _basic_block(x, filters, strides, name):
+def _basic_block(x: keras.KerasTensor, filters: int, strides: int, name: str) -> keras.KerasTensor:
     shortcut = x
     if strides > 1:  # in these depths the channels change where the size does
         shortcut = _resnet_conv(x, filters, 1, f"{name}_downsample_0", strides)
@@ -97,7 +99,9 @@ def _basic_block(x, filters, strides, name):
     return layers.ReLU(name=f"encoder_{name}_relu2")(x)
 
 
-def _resnet_conv(x, filters, size, name, strides=1):
+def _resnet_conv(
+    x: keras.KerasTensor, filters: int, size: int, name: str, strides: int = 1
+) -> keras.KerasTensor:
     if (
         strides > 1 and size > 1
     ):  # torch pads both sides; Keras' "same" would pad an even size at the end only
@@ -106,11 +110,11 @@ def _resnet_conv(x, filters, size, name, strides=1):
                          kernel_initializer=kaiming_normal("fan_out"), name=f"encoder_{name}")(x)  # fmt: skip
 
 
-def _resnet_norm(x, name):
+def _resnet_norm(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"encoder_{name}")(x)
 
 
-def resnet50(image):
+def resnet50(image: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
     """``keras.applications.ResNet50``: 2048 channels at 1/32 of the size; skips of 64, 256, 512, 1024.
 
     Not torchvision's: the stride sits in another convolution and convolutions have biases, so only
@@ -118,7 +122,7 @@ def resnet50(image):
     """
     original = keras.applications.ResNet50(include_top=False, weights=None, input_shape=image.shape[1:])
 
-    def rename(layer):
+    def rename(layer: keras.layers.Layer) -> keras.layers.Layer:
         return layer.__class__.from_config({**layer.get_config(), "name": f"encoder_{layer.name}"})
 
     encoder = keras.models.clone_model(original, input_tensors=image, clone_function=rename)
@@ -126,7 +130,7 @@ def resnet50(image):
     return encoder.get_layer("encoder_conv5_block3_out").output, skips
 
 
-def load_resnet50_imagenet(model, pretrained=None):
+def load_resnet50_imagenet(model: keras.Model, pretrained: keras.Model | None = None) -> None:
     """Copy ``keras.applications``' ImageNet weights into a model with the :func:`resnet50` encoder.
 
     They were trained on blue, green, red; the first kernel's channels are turned round, so that this encoder

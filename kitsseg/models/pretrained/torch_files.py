@@ -4,14 +4,19 @@ Code: torch's two file formats: the zip file since version 1.6, a chain of pickl
 Ours: the unpickler allows exactly the names that a dict of tensors needs; every other one is refused.
 """
 
+from __future__ import annotations
+
 import io
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.errors import InputError
 
@@ -23,7 +28,7 @@ UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, Overf
               ValueError, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 
 
-def read_state_dict(path):
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     """Read a file that ``torch.save(module.state_dict(), path)`` wrote, in either of torch's formats.
 
     Returns: dict of torch's names to NumPy arrays (float16, float32, float64 or int64).
@@ -49,7 +54,7 @@ def read_state_dict(path):
         ) from error
 
 
-def _read_zip(content):
+def _read_zip(content: bytes) -> object:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         folder = pickled.removesuffix("data.pkl")
@@ -62,7 +67,7 @@ def _read_zip(content):
     return state
 
 
-def _read_legacy(content):
+def _read_legacy(content: bytes) -> object:
     """Three header pickles, the object, the storages' keys, then per storage its length and its values."""
     file = io.BytesIO(content)
     _magic, _version, system = (_TensorUnpickler(file).load() for _ in range(3))
@@ -82,17 +87,17 @@ def _read_legacy(content):
 class _Storage:
     """The flat values behind one or more tensors; read after the object that refers to them."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype: str) -> None:
         self.dtype, self.content = dtype, b""
 
 
 class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
-    shape: tuple
-    strides: tuple
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
-    def array(self):
+    def array(self) -> npt.NDArray[Any]:
         size = np.dtype(self.storage.dtype).itemsize
         strides = [size * stride for stride in self.strides]
         # this constructor refuses shapes and strides that leave the buffer
@@ -104,11 +109,11 @@ class _Tensor(NamedTuple):
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles dicts of tensors and refuses every other name: an unrestricted pickle may run any code."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")
-        self.storages = {}
+        self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -119,13 +124,15 @@ class _TensorUnpickler(pickle.Unpickler):
             return DTYPES[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
 
-    def _rebuild_tensor(self, storage, offset, shape, strides, *_gradient):
+    def _rebuild_tensor(
+        self, storage: _Storage, offset: int, shape: Iterable[int], strides: Iterable[int], *_gradient: object
+    ) -> _Tensor:
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
-    def _rebuild_parameter(self, tensor, *_gradient):
+    def _rebuild_parameter(self, tensor: _Tensor, *_gradient: object) -> _Tensor:
         return tensor
 
-    def persistent_load(self, identifier):
+    def persistent_load(self, identifier: Any) -> _Storage:
         kind, dtype, key, *_rest = identifier
         if kind != "storage" or dtype not in DTYPES.values():
             raise pickle.UnpicklingError("it refers to something else than a storage")

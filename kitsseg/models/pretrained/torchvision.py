@@ -8,10 +8,13 @@ import http.client
 import os
 import tempfile
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.errors import InputError
 from kitsseg.models.pretrained.encoders import encoder_layers
@@ -27,7 +30,7 @@ TORCHVISION_URLS = {
 }
 
 
-def load_torchvision_weights(model, weights):
+def load_torchvision_weights(model: keras.Model, weights: str | os.PathLike[str]) -> None:
     """Fill the encoder of ``model`` (from ``build_squeeze_unet``) with a torchvision state dict.
 
     Args:
@@ -51,7 +54,9 @@ def load_torchvision_weights(model, weights):
     assign_state_dict(model, read_state_dict(weights), f"{weights} (wanted: {network})")
 
 
-def assign_state_dict(model, state, source="state dict"):
+def assign_state_dict(
+    model: keras.Model, state: Mapping[str, npt.NDArray[Any]], source: str = "state dict"
+) -> None:
     """Copy the tensors of ``state`` (torch name to array) into the encoder of ``model``.
 
     Kernels go from (out, in, rows, columns) to (rows, columns, in, out). A first kernel of three input
@@ -90,7 +95,7 @@ def assign_state_dict(model, state, source="state dict"):
         variables[name].assign(array)
 
 
-def _torch_variables(model):
+def _torch_variables(model: keras.Model) -> dict[str, keras.Variable]:
     """torch's name to Keras' variable, for all layers of the encoder, first to last."""
     variables = {}
     for layer in encoder_layers(model):
@@ -106,7 +111,7 @@ def _torch_variables(model):
     return variables
 
 
-def download_weights(url, folder):
+def download_weights(url: str, folder: str | os.PathLike[str]) -> Path:
     """Return the file of ``url`` in ``folder``, downloading it unless it is there.
 
     Args:
@@ -136,7 +141,7 @@ def download_weights(url, folder):
     return path
 
 
-def _check_hash(content, path, advice):
+def _check_hash(content: bytes, path: Path, advice: str) -> None:
     wanted = path.stem.rpartition("-")[2]
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(wanted):
