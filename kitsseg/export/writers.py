@@ -3,6 +3,7 @@
 Except for a SavedModel, to which TensorFlow adds a random fingerprint.
 """
 
+import hashlib
 import os
 import warnings
 import zipfile
@@ -14,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kitsseg.errors import InputError
-from kitsseg.files.json_records import as_json
 from kitsseg.inference.engines import constant_function
 from kitsseg.models.fold import fold_batch_norm
-from kitsseg.records.exported import METADATA, ExportMetadata
+from kitsseg.records.exported import METADATA, ExportMetadata, onnx_field, sealed, sha256_of_folder
 from kitsseg.runtime.quiet import quiet_stderr
 
 if TYPE_CHECKING:
@@ -83,20 +83,20 @@ def write_network(
     holder.__call__ = function = tf.function(
         compute, input_signature=[tf.TensorSpec((1, *shape), tf.float32, name="image")], autograph=False
     )
-    text = as_json(metadata).rstrip()
     with quiet_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the converters
         if format == "saved_model":
             tf.saved_model.save(holder, str(path), signatures=function)
             (path / "assets.extra").mkdir()
-            (path / "assets.extra" / METADATA).write_text(text)
+            text = sealed(metadata, sha256_of_folder(path))
+            (path / "assets.extra" / METADATA).write_text(text, encoding="utf-8")
         elif format == "onnx":
-            _write_onnx(function, path, text)
+            _write_onnx(function, path, metadata)
         else:
-            _write_litert(function, holder, path, text, options.precision, calibration, options.sparse)
+            _write_litert(function, holder, path, metadata, options.precision, calibration, options.sparse)
 
 
-def _write_litert(function, holder, path, text, precision, calibration, sparse):
+def _write_litert(function, holder, path, metadata, precision, calibration, sparse):
     import tensorflow as tf
 
     def convert(*optimizations):
@@ -123,10 +123,10 @@ def _write_litert(function, holder, path, text, precision, calibration, sparse):
             )
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:  # behind the FlatBuffer, which does not notice
-        archive.writestr(zipfile.ZipInfo(METADATA), text)
+        archive.writestr(zipfile.ZipInfo(METADATA), sealed(metadata, hashlib.sha256(content).hexdigest()))
 
 
-def _write_onnx(function, path, text):
+def _write_onnx(function, path, metadata):
     import onnx
     import tf2onnx
 
@@ -147,5 +147,7 @@ def _write_onnx(function, path, text):
     for value in initializers:
         value.name = names[value.name]
     graph.initializer.extend(sorted(initializers, key=lambda value: int(value.name[1:])))
-    onnx.helper.set_model_props(model, {"kitsseg": text})
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    content = model.SerializeToString(deterministic=True)
+    text = sealed(metadata, hashlib.sha256(content).hexdigest())
+    entry = onnx.StringStringEntryProto(key="kitsseg", value=text)
+    path.write_bytes(content + onnx_field(entry.SerializeToString(deterministic=True)))

@@ -166,6 +166,7 @@ def predict_cohort(
         scans = _share(scans, *options.shard)
     out = Path(out)
     record = Predictions(out, describe(ensemble, part))
+    new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     made, failed, renewed = 0, {}, []
     try:
@@ -196,6 +197,9 @@ def predict_cohort(
         lost = record.finish()
     finally:
         record.close()
+        if new_folder:
+            with suppress(OSError):
+                out.rmdir()  # empty: nothing came of it
     failed |= lost
     failed = {name: failed[name] for name in scans if name in failed}
     written = [out / prediction_name(name) for name in scans if name not in failed]

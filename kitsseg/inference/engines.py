@@ -13,8 +13,10 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.errors import InputError
 from kitsseg.records.exported import Exported
@@ -78,7 +80,7 @@ def open_network(source, engine=None):
             )
         )
     if kind == "run":
-        scores = _run(path, engine)
+        scores = _finite(_run(path, engine), path)
     else:
         load = {
             "litert": _litert,
@@ -86,21 +88,59 @@ def open_network(source, engine=None):
             "openvino": _openvino,
             "tensorflow": _saved_model,
         }
+        compute = _tried(load[engine], path, engine, source.input_shape)
+        scores = _finite(_one_by_one(compute, source.input_shape), path)
+    if kind != "run" and source.softmax:
+        return Network(engine, scores, scores)
+    return Network(engine, scores, lambda batch: softmax(scores(batch)))
+
+
+def _tried(load: Callable, path: Path, engine: str, shape: tuple[int, ...]) -> Callable:
+    """Load an exported network and compute one image of zeros.
+
+    Raises: InputError, naming the file, for whatever the engine finds wrong with it, outputs that are no scores of
+        each pixel or voxel, and numbers that are not finite; without the engine's package.
+    """
+    failed = None
+    with quiet_stderr():
         try:
-            with quiet_stderr():
-                compute = load[engine](path)
-                compute(np.zeros(source.input_shape, np.float32))
+            compute = load(path)
+            found = compute(np.zeros(shape, np.float32))
         except ImportError as error:
             raise InputError(
                 f"--engine {engine}: its package is missing ({error}). "
                 f"Install it with: pip install {ENGINE_PACKAGES.get(engine, engine)}"
             ) from error
-        except (RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"{path}: {engine} cannot load it ({error}). Export the run again.") from error
-        scores = _one_by_one(compute, source.input_shape)
-    if kind != "run" and source.softmax:
-        return Network(engine, scores, scores)
-    return Network(engine, scores, lambda batch: softmax(scores(batch)))
+        except MemoryError:
+            raise
+        except Exception as error:  # engines have errors of their own, which derive from nothing but this
+            failed = error  # what the engine has written to stderr is said again by its error
+    if failed is None and getattr(found, "shape", ())[:-1] != shape[:-1]:
+        failed = f"outputs of shape {getattr(found, 'shape', None)} for an image of {shape}"
+    if failed is not None:
+        reason = " ".join(str(failed).split())[:300]
+        raise InputError(f"{path}: {engine} cannot load it ({reason}). Export the run again.")
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"{path}: it computes numbers that are not finite, of which the largest would be background. Export the "
+            "run again."
+        )
+    return compute
+
+
+def _finite(scores: Callable, path: Path) -> Callable:
+    """The function of batches that raises InputError where it would give NaN or infinite numbers."""
+
+    def checked(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        found = scores(batch)
+        if not np.isfinite(found).all():
+            raise InputError(
+                f"{path}: it computes numbers that are not finite, of which the largest would be background. Are the "
+                "voxels of the scan finite? Else train again, with a lower learning rate."
+            )
+        return found
+
+    return checked
 
 
 def softmax(logits):
@@ -129,12 +169,7 @@ def _run(weights, engine):
         raise InputError(
             f"--engine tensorflow: Keras runs on {backend} in this process. Unset KERAS_BACKEND, or choose keras."
         )
-    try:
-        network = read_network(weights)
-    except (ValueError, OSError, TypeError) as error:
-        raise InputError(
-            f"{weights}: not a network that this version can read ({error}). Train again."
-        ) from error
+    network = read_network(weights)
     network = fold_batch_norm(keras.Model(network.input, network.outputs[-1]))
     gc.collect()  # the network as it was read is full of cycles
     give_back_memory()
@@ -213,12 +248,7 @@ def _onnxruntime(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
     options.log_severity_level = 3  # errors
-    # its errors derive from Exception only
-    session_errors = onnxruntime.capi.onnxruntime_pybind11_state
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (session_errors.Fail, session_errors.InvalidProtobuf, session_errors.InvalidGraph) as error:
-        raise ValueError(error) from error
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     [image] = session.get_inputs()
     return lambda batch: session.run(None, {image.name: batch})[0]
 

@@ -4,34 +4,12 @@ Of each phase the last epoch is kept, the one before, and the best as of each: i
 goes on from the one before.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 from kitsseg.errors import InputError
+from kitsseg.files.archives import is_whole
 
-__all__ = ["check_there", "go_back", "is_whole"]
-
-
-def is_whole(path):
-    """Whether a .keras or .npz file is there and nothing of it has changed since it was written.
-
-    Both are zip files, which hold a CRC-32 of all that is in them: a file that was cut off and any changed bit that
-    matters is noticed. Takes about as long as reading the file.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            file.seek(-22, 2)
-            end = (
-                file.read()
-            )  # a changed length in the directory can make a reader miss entries; here they are counted
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-                counted = end.startswith(b"PK\5\6") and int.from_bytes(end[10:12], "little") == len(names)
-                return bool(names) and counted and archive.testzip() is None
-    # what changed bits in the directory of a zip file make of it
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
-        return False
+__all__ = ["check_there", "go_back"]
 
 
 def go_back(folder, history, needed):

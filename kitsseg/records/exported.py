@@ -4,19 +4,27 @@ What prediction has to know travels inside the file, as JSON:
 
     model.tflite   a zip archive behind the FlatBuffer that holds kitsseg.json, the way TensorFlow Lite's own
                    metadata tools attach files: ``unzip -p model.tflite kitsseg.json``
-    model.onnx     the entry ``kitsseg`` of ``metadata_props``
+    model.onnx     the entry ``kitsseg`` of ``metadata_props``, which is the last field of the file
     SavedModel     assets.extra/kitsseg.json
+
+It holds checksums of itself and of everything else in the file.
 """
 
+import hashlib
+import json
+import math
 import mmap
 import os
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kitsseg.errors import InputError
-from kitsseg.files.json_records import record_of
+from kitsseg.files.checksums import sha256_of
+from kitsseg.files.json_records import as_builtins, record_of
 from kitsseg.records.run import TrainedNetwork, specs_of
 
 __all__ = [
@@ -28,12 +36,25 @@ __all__ = [
     "ExportedOutput",
     "ExportedSplit",
     "format_of",
+    "onnx_field",
     "read_exported",
+    "sealed",
+    "sha256_of_folder",
 ]
 
 METADATA = "kitsseg.json"
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "saved_model": ""}
 METADATA_PROPS = 14  # the field of ONNX' ModelProto
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    ValueError,
+    EOFError,
+)  # what becomes of a zip file, or of JSON
+MOST_VOXELS = 1 << 30  # of an image; KiTS19's largest scan has 0.28 of it
+LONGEST = 1 << 20  # bytes of the metadata; they have about 5,000
+MOST_FIELDS = 10_000  # of a ModelProto, whose graph is one of them; it has about ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,70 +147,148 @@ def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
         )
     expected, advice = "the metadata that kitsseg export writes", "Export the run again."
     try:
-        data = {"litert": _of_litert, "onnx": _of_onnx, "saved_model": _of_saved_model}[kind](path)
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        data, content = {"litert": _of_litert, "onnx": _of_onnx, "saved_model": _of_saved_model}[kind](path)
+        _check_seal(data, content)
+        metadata = record_of(data, ExportMetadata, path, expected, advice)
+        shape = _checked(metadata.input.shape)
+    except InputError:
+        raise
+    except (*_DAMAGE, KeyError, FileNotFoundError) as error:
         raise InputError(
             f"{path}: expected {expected}, found none or damaged ones ({error}). {advice}"
         ) from error
-    metadata = record_of(data, ExportMetadata, path, expected, advice)
     preprocess, inference, postprocess = specs_of(metadata, path)
     return TrainedNetwork(
         record=metadata,
-        source=Exported(path, kind, metadata.input.shape, metadata.output.softmax),
+        source=Exported(path, kind, shape, metadata.output.softmax),
         preprocess=preprocess,
         inference=inference,
         postprocess=postprocess,
     )
 
 
-def _of_litert(path):
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(METADATA)
+def sealed(metadata: ExportMetadata | dict[str, Any], content_sha256: str) -> str:
+    """The JSON text that goes into a file, with checksums of itself and of everything else in the file.
+
+    Inference engines trust what they read, and some end the process at a damaged file: the checksum is compared
+    before any of them opens it.
+    """
+    record = as_builtins(metadata) | {"content_sha256": content_sha256}
+    return json.dumps(record | {"sha256": _digest(record)}, indent=1)
 
 
-def _of_saved_model(path):
-    return (path / "assets.extra" / METADATA).read_bytes()
+def sha256_of_folder(path: Path) -> str:
+    """SHA-256 of names and contents of all files of a SavedModel but the metadata, and what systems hide there."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [
+        f"{file.relative_to(path).as_posix()} {sha256_of(file)}"
+        for file in files
+        if file.name != METADATA and not file.name.startswith(".")
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _of_onnx(path):
+def onnx_field(entry: bytes) -> bytes:
+    """An entry of ``metadata_props``, ready to be appended to a serialized ModelProto."""
+    length, rest = b"", len(entry)
+    while rest >= 128:
+        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([METADATA_PROPS << 3 | 2]) + length + bytes([rest]) + entry
+
+
+def _check_seal(data: bytes, content_sha256: str) -> None:
+    record = json.loads(data)
+    if (
+        not isinstance(record, dict)
+        or record.get("content_sha256") != content_sha256
+        or record.pop("sha256", None) != _digest(record)
+    ):
+        raise ValueError("a checksum is wrong: something has changed since it was written")
+
+
+def _checked(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(1, rows, columns, channels), or with slices in front of the rows."""
+    if len(shape) not in (4, 5) or min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
+        raise ValueError(f"an input of shape {shape}")
+    return shape
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _of_litert(path: Path) -> tuple[bytes, str]:
+    """(metadata, SHA-256 of what is in front of the archive that holds them)."""
+    with path.open("rb") as file:
+        with zipfile.ZipFile(file) as archive:
+            entry = archive.getinfo(METADATA)
+            _check_length(entry.file_size)
+            text = archive.read(METADATA)
+        file.seek(0)
+        return text, hashlib.sha256(file.read(entry.header_offset)).hexdigest()
+
+
+def _of_saved_model(path: Path) -> tuple[bytes, str]:
+    file = path / "assets.extra" / METADATA
+    _check_length(file.stat().st_size)
+    return file.read_bytes(), sha256_of_folder(path)
+
+
+def _of_onnx(path: Path) -> tuple[bytes, str]:
+    """(metadata, SHA-256 of what is in front of them); they are the last field of the file."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for number, entry in _fields(data):
-            if number == METADATA_PROPS:
-                pair = dict(_fields(entry))  # 1: key, 2: value
+        for number, at, start, stop in _fields(data):
+            if number == METADATA_PROPS and stop == len(data):
+                _check_length(stop - start)
+                entry = data[start:stop]
+                pair = {
+                    inner: entry[first:last] for inner, _, first, last in _fields(entry)
+                }  # 1: key, 2: value
                 if pair.get(1) == b"kitsseg":
-                    return pair[2]
+                    with memoryview(data) as view, view[:at] as content:
+                        return pair[2], hashlib.sha256(content).hexdigest()
     raise KeyError("kitsseg")
 
 
-def _fields(message):
-    """Yield (number, bytes) of the length-delimited fields of a protocol buffer; the others are stepped over."""
+def _check_length(length: int) -> None:
+    if length > LONGEST:
+        raise ValueError(f"metadata of {length:,} bytes, more than {LONGEST:,}")
+
+
+def _fields(message: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
+    """(number, where it begins, start and end of its content) of each length-delimited field of a protocol buffer.
+
+    Raises: ValueError where it is none, or has more fields than any network file.
+    """
     position = 0
 
-    def varint():
+    def varint() -> int:
         nonlocal position
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 70, 7):  # 64 bits
             if position >= len(message):
                 raise ValueError("the file ends too early")
             byte = message[position]
             position += 1
             value |= (byte & 127) << shift
-            shift += 7
             if byte < 128:
                 return value
+        raise ValueError("not a protocol buffer")
 
-    while position < len(message):
-        key = varint()
+    for _ in range(MOST_FIELDS):
+        if position >= len(message):
+            return
+        at, key = position, varint()
         if key & 7 == 0:
             varint()
         elif key & 7 == 2:
             length = varint()
             if position + length > len(message):
                 raise ValueError("the file ends too early")
-            if length < 1 << 20 or key >> 3 == METADATA_PROPS:  # not the graph with its weights
-                yield key >> 3, bytes(message[position : position + length])
+            yield key >> 3, at, position, position + length
             position += length
         elif key & 7 in (1, 5):
             position += 8 if key & 7 == 1 else 4
         else:
             raise ValueError("not a protocol buffer")
+    raise ValueError(f"more than {MOST_FIELDS} fields")

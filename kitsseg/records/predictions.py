@@ -302,7 +302,8 @@ class Predictions:
         """
         if self.journal is None and not any(self.out.glob(JOURNALS)):
             self.entries, self.begun = self._everything()
-            if not self.out.is_dir() or self._on_disk() == self._record():
+            # a record of nothing would only stand in the way of other predictions
+            if not (self.entries or self.begun) or self._on_disk() == self._record():
                 return {}
         if self.journal is None:
             self._open()  # who writes the record says so, see _gathered

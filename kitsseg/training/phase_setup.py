@@ -1,7 +1,5 @@
 """What a phase trains: its network with optimizer and loss, its masks, its batches."""
 
-import zipfile
-
 import keras
 
 from kitsseg.data.sampling.batches import BatchesInParts, Draws, RepeatedBatches
@@ -107,11 +105,7 @@ def load_checkpoint(path, compile=False):
 
     Raises: InputError if it is missing or damaged.
     """
-    try:
-        return read_network(path, compile)
-    # the others: what damage to its zip file, to its JSON or to its weights becomes in Keras
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{path}: missing or damaged checkpoint ({error}). Start the run again.") from error
+    return read_network(path, compile, "Start the run again.")
 
 
 def _check_mirrored(optimizer, training):

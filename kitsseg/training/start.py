@@ -81,10 +81,7 @@ def start_from_run(
 
 
 def _check_same_network(weights: Path, record: RunRecord, recipe: Recipe, run: str | os.PathLike[str]):
-    try:
-        theirs = _shapes(read_network(weights))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{weights}: damaged ({error}). Train that run again.") from error
+    theirs = _shapes(read_network(weights, advice="Train that run again."))
     # pretrained weights change no shape, and would be downloaded
     options = {key: None if key == "weights" else value for key, value in recipe.model.items()}
     ours = _shapes(recipe.build_model(**options))

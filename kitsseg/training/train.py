@@ -18,13 +18,14 @@ from kitsseg.data.cache.cases import CachedCase, open_cache
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
+from kitsseg.files.archives import is_whole
 from kitsseg.files.atomic import atomic_path, remove_unfinished
 from kitsseg.files.locks import folder_lock
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed
-from kitsseg.records.checkpoints import go_back, is_whole
+from kitsseg.records.checkpoints import go_back
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
 from kitsseg.runtime.execution import check_execution, computing_in

@@ -18,8 +18,9 @@ from kitsseg.cli import main
 from kitsseg.data.splits import make_split, save_split
 from kitsseg.errors import InputError
 from kitsseg.files import atomic
+from kitsseg.files.archives import is_whole
 from kitsseg.recipe import Progressive, Pruning
-from kitsseg.records.checkpoints import go_back, is_whole
+from kitsseg.records.checkpoints import go_back
 from kitsseg.records.run import create_run, read_history, write_history
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.progressive import read_rounds

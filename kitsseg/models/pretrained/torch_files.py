@@ -7,8 +7,10 @@ Ours: the unpickler allows exactly the names that a dict of tensors needs; every
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -24,8 +26,7 @@ __all__ = ["read_state_dict"]
 
 DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8"}
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c
-UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError,
-              ValueError, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
+MOST_BYTES = 4 << 30  # of a file; the largest encoder has 90 MB
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
@@ -36,6 +37,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]
         in a dict, or holds anything but named tensors; FileNotFoundError.
     """
     path = Path(path)
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise InputError(
+            f"{path}: expected a torch state dict, found a file of {size:,} bytes. Check the path."
+        )
     content = path.read_bytes()
     try:
         if content.startswith(b"PK"):
@@ -46,22 +51,56 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]
             raise ValueError("neither a zip file nor torch's older format")
         if not isinstance(state, dict) or not all(isinstance(tensor, _Tensor) for tensor in state.values()):
             raise ValueError("it holds something else than named tensors; save module.state_dict() alone")
+        _check_size(state.values(), len(content))
         return {str(name): tensor.array() for name, tensor in state.items()}
-    except UNREADABLE as error:
+    except Exception as error:  # what the pickle in a damaged file makes of it can be anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"{path}: not a readable torch state dict ({error}). Expected a .pth file of torchvision, or one "
+            f"{path}: not a readable torch state dict ({reason}). Expected a .pth file of torchvision, or one "
             "written by torch.save(module.state_dict(), path)."
         ) from error
 
 
+def _check_size(tensors: Iterable[_Tensor], n_bytes: int) -> None:
+    """Strides of 0 and tensors that share their values could make a small file fill any memory.
+
+    A state dict has neither: together its tensors are no larger than the file.
+    """
+    total = 0
+    for tensor in tensors:
+        if not all(isinstance(n, int) and n >= 0 for n in (*tensor.shape, *tensor.strides, tensor.offset)):
+            raise ValueError("a shape, a stride or an offset is no number from 0")
+        if len(tensor.shape) > 32:
+            raise ValueError(f"a tensor of {len(tensor.shape)} axes")
+        total += math.prod(tensor.shape) * np.dtype(tensor.storage.dtype).itemsize
+        if total > n_bytes:
+            raise ValueError(f"its tensors have more than the {n_bytes:,} bytes of the file")
+
+
+def _loaded(unpickler: _TensorUnpickler, file: io.BytesIO) -> Any:
+    """The object of the pickle that begins here, unless it would set aside memory for more objects than it holds.
+
+    Raises: ValueError, and whatever a damaged pickle makes of itself.
+    """
+    start = file.tell()
+    for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if "PUT" in opcode.name and int(argument) > position:
+            raise ValueError(f"its pickle numbers an object {argument} after {position} operations")
+    file.seek(start)
+    return unpickler.load()
+
+
 def _read_zip(content: bytes) -> object:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("its contents are larger than the file: torch compresses nothing")
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("big-endian data")
-        unpickler = _TensorUnpickler(io.BytesIO(archive.read(pickled)))
-        state = unpickler.load()
+        file = io.BytesIO(archive.read(pickled))
+        unpickler = _TensorUnpickler(file)
+        state = _loaded(unpickler, file)
         for key, storage in unpickler.storages.items():
             storage.content = archive.read(f"{folder}data/{key}")
     return state
@@ -70,12 +109,12 @@ def _read_zip(content: bytes) -> object:
 def _read_legacy(content: bytes) -> object:
     """Three header pickles, the object, the storages' keys, then per storage its length and its values."""
     file = io.BytesIO(content)
-    _magic, _version, system = (_TensorUnpickler(file).load() for _ in range(3))
+    _magic, _version, system = (_loaded(_TensorUnpickler(file), file) for _ in range(3))
     if not system["little_endian"]:
         raise ValueError("big-endian data")
     unpickler = _TensorUnpickler(file)
-    state = unpickler.load()
-    for key in _TensorUnpickler(file).load():
+    state = _loaded(unpickler, file)
+    for key in _loaded(_TensorUnpickler(file), file):
         storage = unpickler.storages[key]
         length = int.from_bytes(file.read(8), "little") * np.dtype(storage.dtype).itemsize
         storage.content = file.read(length)

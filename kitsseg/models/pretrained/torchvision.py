@@ -23,6 +23,7 @@ from kitsseg.models.pretrained.torch_files import read_state_dict
 __all__ = ["TORCHVISION_URLS", "assign_state_dict", "download_weights", "load_torchvision_weights"]
 
 HOST = "https://download.pytorch.org/models"
+MOST_BYTES = 256 << 20  # of a file; the largest here has 87 MB
 TORCHVISION_URLS = {
     "squeezenet1_1": f"{HOST}/squeezenet1_1-b8a52dc0.pth",
     "resnet18": f"{HOST}/resnet18-f37072fd.pth",
@@ -78,6 +79,8 @@ def assign_state_dict(
             array = array.sum(axis=1, keepdims=True)
         if array.shape != wanted:
             problems.append(f"{name} has shape {array.shape} instead of {wanted}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            problems.append(f"{name} is not finite")
         arrays[name] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     ignored = ("classifier.", "fc.")
     problems += [
@@ -125,13 +128,18 @@ def download_weights(url: str, folder: str | os.PathLike[str]) -> Path:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "kitsseg"})
         with urllib.request.urlopen(request, timeout=60) as response:
-            content = response.read()
+            content = response.read(MOST_BYTES + 1)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{path.name}: the ImageNet weights could not be downloaded from {url} ({error}). Without "
             f"internet: fetch that file elsewhere and put it at {path}, or give its path (kitsseg train: --set "
             "model.weights=PATH); or use no pretrained weights (--set model.weights=none)."
         ) from error
+    if len(content) > MOST_BYTES:
+        raise InputError(
+            f"{path.name}: {url} sent more than the {MOST_BYTES:,} bytes that such a file can have; nothing was kept. "
+            f"Fetch it elsewhere and put it at {path}."
+        )
     _check_hash(content, path, f"What {url} sent was not kept; start again.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # written under another name first: an interrupted write must not look like a cached file

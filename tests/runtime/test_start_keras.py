@@ -1,0 +1,81 @@
+"""A backend that Keras cannot take is one line that says what chose it; a good one is taken."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kitsseg.cli import main
+
+WITHOUT_JAX = "raise ModuleNotFoundError(\"No module named 'jax'\", name='jax')\n"
+SAY = "from kitsseg.runtime.start_keras import start_keras; start_keras(); import keras; print(keras.backend.backend())"
+TRAIN = ("train", "unet2d:tiny", "nowhere", "run", "--epochs", "1")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The folder of Keras' configuration, empty; no variable chooses the backend."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def complaint(capsys):
+    assert main(list(TRAIN)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def process(tmp_path, settings, *command):
+    """The same in a process of its own: what Keras finds counts when it is imported first."""
+    return subprocess.run(
+        [sys.executable, *command], env=os.environ | settings, cwd=tmp_path, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["nonsense", "TensorFlow", "TensorFlow2", "torch", "numpy", "jax,tensorflow", " "]
+)
+def test_a_backend_that_is_none_is_named(name, home, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", name)
+    line = complaint(capsys)
+    assert line.startswith(f"kitsseg: KERAS_BACKEND={name.strip()}")
+    assert "expected the backend tensorflow or jax" in line
+
+
+def test_a_backend_that_is_not_installed_is_named(home, tmp_path):
+    (tmp_path / "site" / "jax").mkdir(parents=True)
+    (tmp_path / "site" / "jax" / "__init__.py").write_text(WITHOUT_JAX)
+    settings = {"KERAS_BACKEND": "jax", "PYTHONPATH": str(tmp_path / "site")}
+    done = process(tmp_path, settings, "-m", "kitsseg", *TRAIN)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "KERAS_BACKEND=jax: the backend jax cannot be imported" in line
+    assert "pip install jax" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "null", '{"backend": ["jax"]}', '{"backend": "theano"}']
+)
+def test_a_configuration_that_cannot_be_used_is_named(text, home, capsys):
+    (home / "keras.json").write_text(text)
+    assert complaint(capsys).startswith(f"kitsseg: {home / 'keras.json'}")
+
+
+def test_so_is_one_with_another_wrong_setting(home, tmp_path):
+    (home / "keras.json").write_text(json.dumps({"floatx": "float99"}))
+    done = process(tmp_path, {}, "-m", "kitsseg", *TRAIN)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"kitsseg: {home / 'keras.json'}: Keras cannot use it")
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_no_configuration_or_one_that_keras_leaves_out_gives_the_default(text, home, tmp_path):
+    if text is not None:
+        (home / "keras.json").write_text(text)
+    done = process(tmp_path, {}, "-c", SAY)
+    assert (done.returncode, done.stdout.strip()) == (0, "tensorflow"), done.stderr
