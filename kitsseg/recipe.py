@@ -443,10 +443,13 @@ class Recipe:
         return any(isinstance(phase.sampler, PatchSampler) for phase in self.phases)
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe's values as JSON takes them; the functions are left out."""
-        return {
+        """The recipe's values as JSON takes them; the functions are left out, post-processing names its class."""
+        values = {
             f.name: _plain(getattr(self, f.name)) for f in fields(self) if not f.name.startswith("build_")
         }
+        if self.postprocess is not None:
+            values["postprocess"] = {"kind": type(self.postprocess).__name__, **values["postprocess"]}
+        return values
 
 
 def _check_output(recipe: Recipe) -> None:

@@ -6,11 +6,10 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
@@ -44,6 +43,7 @@ __all__ = [
 ]
 
 OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
+Result = tuple[str, PredictedScan | FailedScan, str | None]  # name, entry, engine
 NAMED = 3  # failed scans in the message; all are in predictions.json
 
 
@@ -174,10 +174,11 @@ def predict_cohort(
         before = {name for name in todo if isinstance(record.entries.get(name), PredictedScan)}
         results = ()
         if todo:
+            work = _Work(ensemble, todo, slices, record, failed)
             results = (
-                _by_cluster(options.scheduler, ensemble, todo, out, record, failed, progress, slices)
+                _by_cluster(options.scheduler, work, progress)
                 if options.scheduler
-                else _one_by_one(ensemble, todo, out, record, failed, progress, slices)
+                else _one_by_one(work, progress)
             )
         for name, entry, engine_used in results:
             if engine_used:
@@ -233,13 +234,13 @@ def _todo(scans, record, progress, slices):
             failed[name] = str(error)
         except OSError as error:
             failed[name] = _odd_name(error, record.out / prediction_name(name), name)
-            record.add(name, {"image": str(as_given(image)), "reason": failed[name]})
+            record.add(name, FailedScan(image=str(as_given(image)), reason=failed[name]))
     return todo, failed
 
 
-def _other_values(item: SliceImage | None, entry: dict[str, Any]) -> bool:
+def _other_values(item: SliceImage | None, entry: PredictedScan) -> bool:
     """Whether the label map of a slice has other values than are asked for now."""
-    return item is not None and entry.get("mask_values") != list(item.mask_values)
+    return item is not None and entry.mask_values != tuple(item.mask_values)
 
 
 def _odd_name(error, target, name):
@@ -262,26 +263,41 @@ def _begun(todo, record, failed):
             failed[name] = str(error)
 
 
-def _one_by_one(ensemble, todo, out, record, failed, progress, slices):
+@dataclass(frozen=True)
+class _Work:
+    """The scans that a call segments: who does it, the scans by name, single slices among them, and where they go."""
+
+    ensemble: Ensemble
+    todo: dict[str, Path]
+    slices: dict[str, SliceImage]
+    record: Predictions
+    failed: dict[str, str]
+
+
+def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
     try:
         if progress:
-            progress("load the network", 0, len(todo))
-        *_, engine = _opened(ensemble)
-        record.made_by(engine)
-        for index, (name, image) in enumerate(_begun(todo, record, failed)):
+            progress("load the network", 0, len(work.todo))
+        *_, engine = _opened(work.ensemble)
+        work.record.made_by(engine)
+        for index, (name, image) in enumerate(_begun(work.todo, work.record, work.failed)):
 
-            def within(done, total, index=index, name=name):
+            def within(done: float, total: int, index: int = index, name: str = name) -> None:
                 if progress:
-                    progress(f"predict {name}", index + done / total, len(todo))
+                    progress(f"predict {name}", index + done / total, len(work.todo))
 
-            yield name, *predict_scan(ensemble, name, image, out, within, slices.get(name))
+            item = work.slices.get(name)
+            yield name, *predict_scan(work.ensemble, name, image, work.record.out, within, item)
     finally:
         _opened.cache_clear()
 
 
-def _by_cluster(address, ensemble, todo, out, record, failed, progress, slices):
-    begun = _begun(todo, record, failed)
-    jobs = [(ensemble, name, as_given(image), as_given(out), None, slices.get(name)) for name, image in begun]
+def _by_cluster(address: str, work: _Work, progress: Progress | None) -> Iterator[Result]:
+    out = as_given(work.record.out)
+    jobs = [
+        (work.ensemble, name, as_given(image), out, None, work.slices.get(name))
+        for name, image in _begun(work.todo, work.record, work.failed)
+    ]
     if progress:
         progress("wait for the cluster", 0, len(jobs))
     for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):

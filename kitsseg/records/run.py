@@ -16,7 +16,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 
+KINDS = {"RemoveFar": RemoveFar, "ReassignSmall": ReassignSmall}
 SPARSITY = {"weights": str, "shape": str, "pruned": str, "size": int, "zeros": int, "sparsity": float}
 
 
@@ -409,15 +410,12 @@ def _only_begun(folder, split):
     return not entries
 
 
-def _postprocess(values):
-    kinds = [
-        kind
-        for kind in (RemoveFar, ReassignSmall)
-        if values and {f.name for f in fields(kind)} == set(values)
-    ]
-    if values and not kinds:
-        raise TypeError(f"no post-processing takes {sorted(values)}")
-    return kinds[0](**values) if kinds else None
+def _postprocess(values: dict[str, Any] | None) -> RemoveFar | ReassignSmall | None:
+    if values is None:
+        return None
+    # files that were written before they named the class: only one of the two has distances
+    kind = values.get("kind", "RemoveFar" if "max_distance_mm" in values else "ReassignSmall")
+    return KINDS[kind](**{name: value for name, value in values.items() if name != "kind"})
 
 
 def _tuples(value):

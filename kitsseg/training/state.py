@@ -82,6 +82,14 @@ def needed_files(training, history):
     return []
 
 
+def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe, as the version of kitsseg wrote them that began a run."""
+    settings = as_builtins(recipe.as_dict())
+    if settings["postprocess"] and "kind" not in (record.settings.get("postprocess") or {}):
+        del settings["postprocess"]["kind"]
+    return settings
+
+
 def unfinished(run, recipe, split, seed, details):
     """Record and history of the run to go on with.
 
@@ -95,7 +103,7 @@ def unfinished(run, recipe, split, seed, details):
             )  # the process was killed at its very end
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     for key, expected, found in (
-        ("recipe", record.settings, as_builtins(recipe.as_dict())),
+        ("recipe", record.settings, _settings_as_in(record, recipe)),
         ("split", record.split.hash, split.hash),
         ("seed", record.seed, seed),
         *((key, getattr(record, key), value) for key, value in details.items()),

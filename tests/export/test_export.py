@@ -178,8 +178,8 @@ def test_a_3d_network_is_no_litert_file(trained, tmp_path):
         export_run(run, tmp_path / "network.tflite")
 
 
-def export_micro(trained, out, **options):
-    return export_run(trained.run, out, ExportOptions(size=SIZE, **options))
+def export_micro(trained, out, progress=None, **options):
+    return export_run(trained.run, out, ExportOptions(size=SIZE, **options), progress=progress)
 
 
 def images_of(trained, count=6):

@@ -25,7 +25,7 @@ from kitsseg.scoring.evaluate import evaluate_folders
 from kitsseg.scoring.slices import read_slice_scores
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
-from kitsseg.workflows.cross_validate import score_folds
+from kitsseg.workflows.cross_validate import Scans, score_folds
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_a_wrong_label_map_names_what_is_wrong(sliced, truth_as_prediction, tmp_
     with pytest.raises(InputError, match=r"none: expected label maps of single slices"):
         evaluate_folders(tmp_path / "none", folder, out)
     with pytest.raises(InputError, match="expected scans, found single slices"):
-        score_folds(tmp_path, folder)
+        score_folds(tmp_path, Scans(folder))
     assert not out.exists()
 
 

@@ -257,9 +257,7 @@ def test_a_run_shows_whole_cases_in_three_places(trained, watched):
     assert f"{spent['share']:.1%} of the" in said[3]
     # the same settings as JSON hold what was asked for, and say so
     assert record["settings"]["phases"][0]["validate_cases_every"] == 1
-    assert record["settings"]["evidence"]["phases.train.validate_cases_every"].endswith(
-        "given to kitsseg train"
-    )
+    assert record["settings"]["evidence"]["phases.train.validate_cases_every"] == "given: by the user"
 
 
 def test_it_changes_nothing_that_is_trained(unwatched, watched):

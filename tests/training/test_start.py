@@ -12,8 +12,9 @@ from support.recipes import micro
 
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
+from kitsseg.files.json_records import converted
 from kitsseg.recipe import changed
-from kitsseg.records.run import finished_run, seen_patients
+from kitsseg.records.run import RunRecord, finished_run, seen_patients
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.start import start_from_run
 from kitsseg.training.train import train_recipe
@@ -75,7 +76,7 @@ def test_patients_seen_are_handed_on_from_run_to_run(trained, started):
     other = make_split([f"other_{i}" for i in range(10)])
     record = read_json(started / "run.json")
     record["split"]["cases"] = {part: list(getattr(other, part)) for part in ("train", "validation", "test")}
-    assert seen_patients(record) == {
+    assert seen_patients(converted(record, RunRecord)) == {
         part: {*getattr(trained.split, part), *getattr(other, part)} for part in ("train", "validation")
     }
 
