@@ -427,7 +427,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     inference: InferenceSpec
     postprocess: RemoveFar | ReassignSmall | None = None
-    evidence: Mapping[str, str] = field(default_factory=dict)
+    evidence: dict[str, str] = field(default_factory=dict)
     reported_unrefined: Mapping[str, float] = field(default_factory=dict)
     build_model: Callable[..., Any] = field(repr=False)
     build_loss: Callable[..., Any] = field(repr=False)

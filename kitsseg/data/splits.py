@@ -1,16 +1,24 @@
 """Splits by case. A dataset can be built from nothing else, so no patient is on both sides by accident."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import record_of, write_record
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 __all__ = ["PARTS", "CaseSplit", "load_split", "make_split", "save_split", "split_names"]
 
@@ -35,8 +43,8 @@ class CaseSplit:
     test: tuple[str, ...]
     source: str = ""
 
-    def __post_init__(self):
-        seen = {}
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
         for part in PARTS:
             for case in getattr(self, part):
                 if case in seen:
@@ -47,12 +55,12 @@ class CaseSplit:
                 seen[case] = part
 
     @cached_property
-    def hash(self):
+    def hash(self) -> str:
         """Twelve hexadecimal digits of the membership; name and order of the cases do not matter."""
         text = json.dumps({part: sorted(getattr(self, part)) for part in PARTS}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def among(self, cases):
+    def among(self, cases: Collection[str]) -> tuple[CaseSplit, int]:
         """The split of those cases that are at hand.
 
         Args:
@@ -84,7 +92,9 @@ class SplitFile:
     version: int = 1
 
 
-def make_split(cases, fractions=(0.8, 0.1, 0.1), seed=0, name=None):
+def make_split(
+    cases: Iterable[str], fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0, name: str | None = None
+) -> CaseSplit:
     """Draw a split by case.
 
     Args:
@@ -114,14 +124,14 @@ def make_split(cases, fractions=(0.8, 0.1, 0.1), seed=0, name=None):
     return CaseSplit(name or f"{label} of {len(cases)}", **parts, source=f"drawn with seed {seed}")
 
 
-def split_names():
+def split_names() -> list[str]:
     """Names of the splits of KiTS19 that come with the package."""
     return sorted(
         item.name.removesuffix(".json") for item in _shipped().iterdir() if item.name.endswith(".json")
     )
 
 
-def load_split(name_or_path):
+def load_split(name_or_path: str | os.PathLike[str]) -> CaseSplit:
     """Read a split that comes with the package, by name, or a JSON file with train, validation and test.
 
     Raises: InputError for an unknown name, a file that is no split, or one whose parts overlap.
@@ -136,18 +146,18 @@ def load_split(name_or_path):
     return _split_of(path.read_bytes(), path)
 
 
-def save_split(split: CaseSplit, path: Path | str) -> None:
+def save_split(split: CaseSplit, path: str | os.PathLike[str]) -> None:
     """Write a split as JSON, whole or not at all."""
     parts = {part: getattr(split, part) for part in PARTS}
     write_record(path, SplitFile(name=split.name, source=split.source, **parts))
 
 
-def _split_of(data: bytes, origin: Path | str) -> CaseSplit:
+def _split_of(data: bytes, origin: str | os.PathLike[str]) -> CaseSplit:
     expected = "JSON with the lists train, validation and test"
     found = record_of(data, SplitFile, origin, expected, "Give another file, or the name of a split.")
     parts = {part: getattr(found, part) for part in PARTS}
     return CaseSplit(found.name or Path(origin).stem, **parts, source=found.source or "")
 
 
-def _shipped():
+def _shipped() -> Traversable:
     return resources.files("kitsseg.data") / "splits"

@@ -1,10 +1,15 @@
 """Whether an exported network labels as the one it came from, judged where background cannot hide a difference."""
 
+from __future__ import annotations
+
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.errors import InputError
 
@@ -51,7 +56,7 @@ class Agreement:
     tu_differing: int
 
 
-def check_loads(path):
+def check_loads(path: str | os.PathLike[str]) -> None:
     """Load an int8 LiteRT file in a process of its own: at one that it cannot prepare LiteRT ends the process.
 
     Raises: InputError for such a file.
@@ -64,7 +69,7 @@ def check_loads(path):
         )
 
 
-def compare(outputs):
+def compare(outputs: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]) -> Agreement:
     """Compare outputs of both networks for the same images.
 
     Args:
@@ -93,10 +98,12 @@ def compare(outputs):
             "is nothing to compare. Train longer, or give --cache with other cases."
         )
     dice = [float(2 * c / (2 * c + d)) if c + d else None for c, d in zip(common, differing, strict=True)]
-    return Agreement(images, largest, equal / voxels, *dice, *map(int, differing))
+    if dice[0] is None:
+        raise ValueError("compare: kidney with tumor was found, and has no Dice.")
+    return Agreement(images, largest, equal / voxels, dice[0], dice[1], int(differing[0]), int(differing[1]))
 
 
-def check(comparison, precision):
+def check(comparison: Agreement, precision: str) -> None:
     """Raise InputError if the labels differ by more than this precision excuses.
 
     Args:

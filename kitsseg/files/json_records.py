@@ -5,6 +5,7 @@ without end and damaged text all become one InputError, which names the file and
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ class _Version(msgspec.Struct):
     version: int = 1
 
 
-def read_record(path: Path | str, kind: type[Record], expected: str, advice: str) -> Record:
+def read_record(path: str | os.PathLike[str], kind: type[Record], expected: str, advice: str) -> Record:
     """Read a record.
 
     Args:
@@ -37,7 +38,9 @@ def read_record(path: Path | str, kind: type[Record], expected: str, advice: str
     return record_of(Path(path).read_bytes(), kind, path, expected, advice)
 
 
-def record_of(data: bytes, kind: type[Record], path: Path | str, expected: str, advice: str) -> Record:
+def record_of(
+    data: bytes, kind: type[Record], path: str | os.PathLike[str], expected: str, advice: str
+) -> Record:
     """As ``read_record``, from the content of the file ``path`` or of a part of it."""
     try:
         newest = getattr(kind, "version", 1)
@@ -78,7 +81,9 @@ def as_json(record: object, change: Callable[[dict[str, Any]], dict[str, Any]] |
 
 
 def write_record(
-    path: Path | str, record: object, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    path: str | os.PathLike[str],
+    record: object,
+    change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
     """Replace a file by a record, whole or not at all. Args: as ``as_json``."""
     text = as_json(record, change)

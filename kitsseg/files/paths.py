@@ -19,7 +19,7 @@ __all__ = ["absolute_paths", "as_given", "file_beside", "relative_path", "relati
 OF_A_CASE = ("prediction", "truth", "image")
 
 
-def as_given(path: Path | str) -> Path:
+def as_given(path: str | os.PathLike[str]) -> Path:
     """A path made absolute, without ``.`` and ``..``, in which links stay what they are.
 
     In a folder that was entered through a link, relative paths begin with that link, as ``pwd`` shows it.
@@ -58,7 +58,7 @@ def file_beside(record: Path, name: object) -> Path:
     return Path(record).parent / name
 
 
-def relative_path(path: Path | str, folder: Path | str) -> str:
+def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
     """``path`` as a file in ``folder`` is to name it, with ``/`` on every system."""
     return _Relative(folder)(path)
 
@@ -66,12 +66,12 @@ def relative_path(path: Path | str, folder: Path | str) -> str:
 class _Relative:
     """``relative_path`` for many paths and one folder, which asks the system once where each folder leads to."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).resolve()
         self.above = {self.folder, *self.folder.parents}
         self.real: dict[Path, Path] = {}
 
-    def __call__(self, path: Path | str) -> str:
+    def __call__(self, path: str | os.PathLike[str]) -> str:
         path = as_given(path)
         try:
             for ancestor in (path, *path.parents):
@@ -87,12 +87,12 @@ class _Relative:
             return str(path)
 
 
-def relative_paths(record: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+def relative_paths(record: dict[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:
     """A record of ``kitsseg predict`` or ``evaluate`` as it is written to ``folder``; the argument is not changed."""
     return _changed(record, _Relative(folder))
 
 
-def absolute_paths(record: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+def absolute_paths(record: dict[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The same with absolute paths, after it was read from ``folder``.
 
     Raises: ValueError where something else than a path stands in the place of one.

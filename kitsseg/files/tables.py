@@ -6,6 +6,7 @@ apostrophe before it, which is taken away again when it is read. Numbers are wri
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
@@ -21,7 +22,7 @@ _FORMULA = re.compile(r"'*[=+@\-\t\r]")
 
 
 def write_rows(
-    path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
+    path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> None:
     """Replace a CSV file by rows, whole or not at all.
 
@@ -39,7 +40,7 @@ def write_rows(
 
 
 def read_rows(
-    path: Path | str | Traversable,
+    path: str | os.PathLike[str] | Traversable,
     kinds: Mapping[str, Callable[[str], Any]],
     others: Callable[[str], Any] | None,
     expected: str,
@@ -63,7 +64,7 @@ def read_rows(
     def wrong(what: object) -> InputError:
         return InputError(f"{path}: expected {expected}, found others ({what}). {advice}")
 
-    source = Path(path) if isinstance(path, str) else path
+    source = Path(path) if isinstance(path, str | os.PathLike) else path
     data, known = source.read_bytes(), {**(optional or {}), **kinds}
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)

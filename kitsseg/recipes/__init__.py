@@ -29,7 +29,8 @@ def variants(name: str) -> tuple[Variant, ...]:
     Args:
         name: one of ``names()``.
     """
-    return importlib.import_module(f"kitsseg.recipes.{name}").VARIANTS
+    of_paper: tuple[Variant, ...] = importlib.import_module(f"kitsseg.recipes.{name}").VARIANTS
+    return of_paper
 
 
 def get(name: str) -> Recipe:
@@ -45,7 +46,8 @@ def get(name: str) -> Recipe:
         )
     module = importlib.import_module(f"kitsseg.recipes.{stem}")
     if edition in EDITIONS and not name.endswith(":"):
-        return getattr(module, EDITIONS[edition])
+        recipe: Recipe = getattr(module, EDITIONS[edition])
+        return recipe
     known = {variant.name: variant for variant in module.VARIANTS}
     if edition not in known:
         expected = [stem] + [f"{stem}:{each}" for each in ("practical", "tiny", *known)]

@@ -4,7 +4,10 @@ Evidence: "paper" is stated in the text; "code" was read in later public code of
 which the paper follows; "ours" is a choice, with its reason.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.recipe import (
     Augmentation,
@@ -18,34 +21,39 @@ from kitsseg.recipe import (
     Variant,
 )
 
+if TYPE_CHECKING:
+    import keras
+
 __all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
-def build_model(**options):
+def build_model(**options: Any) -> keras.Model:
     from kitsseg.models import build_deeplab3d
 
     return build_deeplab3d(**options)
 
 
-def build_loss(**options):
+def build_loss(**options: Any) -> keras.losses.Loss:
     from kitsseg.losses import TverskyFocal
 
     return TverskyFocal(**options)
 
 
-def build_optimizer(phase):
+def build_optimizer(phase: Phase) -> keras.optimizers.Optimizer:
     import keras
 
     return keras.optimizers.Adam(phase.learning_rate)
 
 
+_SAMPLER = PatchSampler(cases_per_batch=13, patch_size=(48, 48, 48))
+_PLATEAU = Plateau(factor=0.1, patience=20, stop_below=1e-8)
 _SCRATCH = Phase(
     name="scratch",
-    sampler=PatchSampler(cases_per_batch=13, patch_size=(48, 48, 48)),
+    sampler=_SAMPLER,
     epochs=300,
     steps_per_epoch=12,
     learning_rate=1e-3,
-    schedule=Plateau(factor=0.1, patience=20, stop_below=1e-8),
+    schedule=_PLATEAU,
     validate_cases_every=100,
     validate_cases=2,
 )
@@ -113,7 +121,7 @@ PAPER = Recipe(
         replace(
             _SCRATCH,
             name="finetune",
-            sampler=replace(_SCRATCH.sampler, patch_size=(44, 44, 44)),
+            sampler=replace(_SAMPLER, patch_size=(44, 44, 44)),
             learning_rate=1e-4,
         ),
     ),
@@ -217,7 +225,7 @@ TINY = replace(
             epochs=7,
             steps_per_epoch=40,
             learning_rate=3e-3,
-            schedule=replace(PAPER.phases[0].schedule, patience=3),
+            schedule=replace(_PLATEAU, patience=3),
             validate_cases_every=7,
         ),
         replace(
@@ -252,7 +260,13 @@ _PLAIN = "paper: a row of its own says what post-processing adds, so that this o
 
 
 def _row(
-    name: str, row: str, dice: tuple[float, float], changes: dict[str, object], **more: object
+    name: str,
+    row: str,
+    dice: tuple[float, float],
+    changes: dict[str, object],
+    *,
+    parameters: int,
+    evidence: dict[str, str] | None = None,
 ) -> Variant:
     """A row of the paper's table of results: none of them but the last has post-processing."""
     kidney, tumor = dice
@@ -260,12 +274,12 @@ def _row(
         name=name,
         row=row,
         changes={**changes, "postprocess": None},
-        evidence=dict.fromkeys(changes, _ROW) | more.pop("evidence", {}) | {"postprocess": _PLAIN},
+        evidence=dict.fromkeys(changes, _ROW) | (evidence or {}) | {"postprocess": _PLAIN},
         reported={
             "own validation (63 cases), kidney label Dice": kidney,
             "own validation (63 cases), tumor label Dice": tumor,
         },
-        **more,
+        parameters=parameters,
     )
 
 

@@ -4,7 +4,10 @@ Evidence: "paper" is stated in the text; "code" was read in the public code of i
 focal-tversky-unet); "ours" is a choice, with its reason.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.recipe import (
     Augmentation,
@@ -18,10 +21,15 @@ from kitsseg.recipe import (
     Variant,
 )
 
+if TYPE_CHECKING:
+    import keras
+
+    from kitsseg.interfaces import Tensor
+
 __all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
-def build_model(norm_momentum=0.99, **options):
+def build_model(norm_momentum: float = 0.99, **options: Any) -> keras.Model:
     from kitsseg.models import build_enhanced_unet
     from kitsseg.models.layers.blocks2d import set_norm_momentum
 
@@ -30,7 +38,7 @@ def build_model(norm_momentum=0.99, **options):
     return model
 
 
-def build_loss(heads, **options):
+def build_loss(heads: int, **options: Any) -> keras.losses.Loss | tuple[list[keras.losses.Loss], list[float]]:
     from kitsseg.losses import HEAD_WEIGHTS, FocalTversky
 
     if heads == 1:
@@ -40,17 +48,19 @@ def build_loss(heads, **options):
     return [FocalTversky(**options) for _ in HEAD_WEIGHTS], list(HEAD_WEIGHTS)
 
 
-def build_optimizer(phase):
+def build_optimizer(phase: Phase) -> keras.optimizers.Optimizer:
     import keras
 
     return keras.optimizers.SGD(phase.learning_rate, momentum=0.9, global_clipnorm=1.0)
 
 
-def build_targets(labels):
+def build_targets(labels: Tensor) -> tuple[Tensor, ...]:
     from kitsseg.losses import deep_supervision_targets
 
     return deep_supervision_targets(labels)
 
+
+_ROUNDS = Progressive(rounds=10, subset=0.5, round_decay=0.5, min_delta=0.001, patience=1)
 
 PAPER = Recipe(
     name="enhanced_unet",
@@ -93,7 +103,7 @@ PAPER = Recipe(
             epochs=20,
             steps_per_epoch=100,
             learning_rate=0.01,
-            progressive=Progressive(rounds=10, subset=0.5, round_decay=0.5, min_delta=0.001, patience=1),
+            progressive=_ROUNDS,
         ),
     ),
     inference=InferenceSpec(tile=None, multiple=16),
@@ -172,7 +182,7 @@ PRACTICAL = replace(
         replace(
             PAPER.phases[0],
             augmentation=Augmentation(scale_range=(0.85, 1.25), scale_probability=0.2, flip_probability=0.5),
-            progressive=replace(PAPER.phases[0].progressive, patience=2),
+            progressive=replace(_ROUNDS, patience=2),
         ),
     ),
     evidence=PAPER.evidence

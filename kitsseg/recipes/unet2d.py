@@ -4,7 +4,10 @@ Evidence: "paper" is stated in the text; "code" was read in the authors' own tf.
 deadline (jchen42703/kits19-cnn); "ours" is a choice, with its reason.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.recipe import (
     Augmentation,
@@ -17,28 +20,34 @@ from kitsseg.recipe import (
     Variant,
 )
 
+if TYPE_CHECKING:
+    import keras
+
 __all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
-def build_model(**options):
+def build_model(**options: Any) -> keras.Model:
     from kitsseg.models import build_unet2d
 
     return build_unet2d(**options)
 
 
-def build_loss(**options):
+def build_loss(**options: Any) -> keras.losses.Loss:
     from kitsseg.losses import CrossEntropySoftDice
 
     return CrossEntropySoftDice(**options)
 
 
-def build_optimizer(phase):
+def build_optimizer(phase: Phase) -> keras.optimizers.Optimizer:
     import keras
 
     return keras.optimizers.Adam(phase.learning_rate)
 
 
 _SHARE = "ours: whole cases then take less than a tenth of the time spent training"
+
+_SAMPLER = SliceSampler(batch_size=7, positive=5, positive_weights="area", patch_size=(224, 224))
+_PLATEAU = Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6)
 
 PAPER = Recipe(
     name="unet2d",
@@ -80,12 +89,12 @@ PAPER = Recipe(
     phases=(
         Phase(
             name="train",
-            sampler=SliceSampler(batch_size=7, positive=5, positive_weights="area", patch_size=(224, 224)),
+            sampler=_SAMPLER,
             augmentation=Augmentation(scale_range=(0.6, 1.25), scale_probability=0.1, flip_probability=0.5),
             epochs=80,
             steps_per_epoch=24,
             learning_rate=1e-4,
-            schedule=Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6),
+            schedule=_PLATEAU,
             validate_cases_every=40,
             validate_cases=2,
         ),
@@ -170,11 +179,11 @@ TINY = replace(
     phases=(
         replace(
             PAPER.phases[0],
-            sampler=replace(PAPER.phases[0].sampler, patch_size=(96, 96)),
+            sampler=replace(_SAMPLER, patch_size=(96, 96)),
             epochs=20,
             steps_per_epoch=40,
             learning_rate=2e-3,
-            schedule=replace(PAPER.phases[0].schedule, patience=3),
+            schedule=replace(_PLATEAU, patience=3),
             validate_cases_every=5,
         ),
     ),

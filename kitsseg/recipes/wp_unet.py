@@ -5,7 +5,11 @@ its reason. The network is trained first, then pruned while it is trained on; th
 zeros nor the length of that.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.recipe import (
     Augmentation,
@@ -18,10 +22,13 @@ from kitsseg.recipe import (
     Variant,
 )
 
+if TYPE_CHECKING:
+    import keras
+
 __all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
-def build_model(norm_momentum=0.99, **options):
+def build_model(norm_momentum: float = 0.99, **options: Any) -> keras.Model:
     from kitsseg.models import build_wp_unet
     from kitsseg.models.layers.blocks2d import set_norm_momentum
 
@@ -30,13 +37,13 @@ def build_model(norm_momentum=0.99, **options):
     return model
 
 
-def build_loss(**options):
+def build_loss(**options: Any) -> keras.losses.Loss:
     from kitsseg.losses import CrossEntropySoftDice
 
     return CrossEntropySoftDice(**options)
 
 
-def build_optimizer(phase):
+def build_optimizer(phase: Phase) -> keras.optimizers.Optimizer:
     import keras
 
     return keras.optimizers.Adam(phase.learning_rate)
@@ -59,7 +66,7 @@ _PRUNE = replace(
 )
 
 
-def _of_both(evidence):
+def _of_both(evidence: Mapping[str, str]) -> dict[str, str]:
     """Evidence that holds while training and while pruning."""
     return {f"phases.{phase}.{name}": text for name, text in evidence.items() for phase in ("train", "prune")}
 
@@ -160,7 +167,7 @@ PAPER = Recipe(
 
 _SAMPLED = "ours: every batch sees kidneys, so that fewer steps do"
 _RISING = "ours: masks that fill up while the network trains cost less accuracy than all at once"
-_FEWER = {
+_FEWER: dict[str, Any] = {
     "sampler": SliceSampler(batch_size=16, positive=8, patch_size=(256, 256)),
     "steps_per_epoch": 250,
     "validate_cases_every": 10,
@@ -194,7 +201,7 @@ PRACTICAL = replace(
 
 _TINY = "ours: small enough for the demo on two CPU cores"
 _FEW = "ours: the demo has too few patients to train without augmentation"
-_QUICK = {
+_QUICK: dict[str, Any] = {
     "sampler": SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
     "augmentation": Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
     "steps_per_epoch": 40,

@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 def one_by_one(
     function: Callable[[Item], object], items: Iterable[Item]
-) -> Iterator[tuple[Item, InputError | None]]:
+) -> Generator[tuple[Item, InputError | None], None, None]:
     """Call ``function(item)`` for each item; yields (item, None), or (item, error) for an InputError."""
     for item in items:
         try:
@@ -32,7 +32,7 @@ def one_by_one(
 
 def in_processes(
     function: Callable[[Item], object], items: Iterable[Item], workers: int
-) -> Iterator[tuple[Item, InputError | None]]:
+) -> Generator[tuple[Item, InputError | None], None, None]:
     """As ``one_by_one``, in ``workers`` new processes, in the order in which the items are done.
 
     Nothing is inherited by the processes: they import the module of ``function`` and what that imports. When the

@@ -1,6 +1,7 @@
 """scores.csv, a row per case, and scores.json beside it: written together, read only if they belong together."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
         write_rows(path, evaluation.rows, columns)
 
 
-def read_scores(path: Path | str) -> tuple[list[dict[str, Any]], Summary]:
+def read_scores(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], Summary]:
     """The rows of a scores.csv with numbers as numbers (None where a value is not defined), and its scores.json
     with the paths in it made absolute.
 

@@ -1,8 +1,8 @@
 """All cases together: the content of scores.json, as one definition."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -258,7 +258,7 @@ def _describe(rows: list[dict[str, Any]], column: str) -> dict[str, Any]:
     }
 
 
-def _synthetic(image: str | Path) -> bool:
+def _synthetic(image: str | os.PathLike[str]) -> bool:
     try:
         return is_phantom(nib.load(image).header)
     except (OSError, EOFError, ImageFileError, HeaderDataError):

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_
     return rows
 
 
-def read_rounds(folder: Path | str) -> list[dict[str, Any]]:
+def read_rounds(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Rows of ``rounds.csv`` with numbers as numbers; empty if there is none."""
     path = Path(folder) / "rounds.csv"
     if not path.is_file():

@@ -3,14 +3,20 @@
 A real KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
 """
 
+from __future__ import annotations
+
 import json
 import math
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from errno import EEXIST, ENOTEMPTY
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.cache.cases import (
     CACHE_VERSION,
@@ -36,10 +42,25 @@ from kitsseg.files.atomic import atomic_folder, atomic_path, remove_unfinished
 from kitsseg.files.checksums import crc32_of_planes
 from kitsseg.runtime.workers import in_processes, one_by_one
 
+if TYPE_CHECKING:
+    from kitsseg.data.formats.grid import Volume
+    from kitsseg.data.geometry.geometry import Geometry
+    from kitsseg.data.layouts.kits import Case, Layout
+    from kitsseg.interfaces import Progress
+    from kitsseg.recipe import PreprocessSpec
+
 __all__ = ["check_pair", "plan_cache", "preprocess_cases"]
 
 
-def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, compress=False):
+def preprocess_cases(
+    data: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    spec: PreprocessSpec,
+    progress: Progress | None = None,
+    layout: Layout | None = None,
+    workers: int = 1,
+    compress: bool = False,
+) -> tuple[Path, list[str], list[str]]:
     """Preprocess every case of a folder; cases that are done already are left alone.
 
     A case that cannot be preprocessed does not hold up the others: the error comes when these are done. What a killed
@@ -92,7 +113,13 @@ def preprocess_cases(data, cache, spec, progress=None, layout=None, workers=1, c
     return folder, made, [case.name for case in cases if case.name not in set(made)]
 
 
-def plan_cache(data, cache, spec, layout=None, compress=False):
+def plan_cache(
+    data: str | os.PathLike[str],
+    cache: str | os.PathLike[str],
+    spec: PreprocessSpec,
+    layout: Layout | None = None,
+    compress: bool = False,
+) -> CachePlan:
     """What ``preprocess_cases`` with these arguments would do: CachePlan. Nothing is written.
 
     Raises: InputError as ``preprocess_cases``, but for the size of the disk and what the scans hold.
@@ -111,7 +138,7 @@ def plan_cache(data, cache, spec, layout=None, compress=False):
     return CachePlan(folder, cases, missing, planned_bytes(missing, spec, compress), compress)
 
 
-def check_pair(image, labels):
+def check_pair(image: Volume, labels: Volume) -> None:
     """Refuse an image and a label map that do not lie on the same voxels.
 
     Args:
@@ -126,7 +153,7 @@ def check_pair(image, labels):
             "Are these two files of the same scan?"
         )
     affines = [volume.grid.header.get_best_affine() for volume in (image, labels)]
-    if not np.allclose(*affines, atol=1e-3, rtol=0):
+    if not np.allclose(affines[0], affines[1], atol=1e-3, rtol=0):
         raise InputError(
             f"{labels.path}: expected the affine of {image.path.name}, {affines[0].round(4).tolist()}, "
             f"found {affines[1].round(4).tolist()}. Resample the labels onto the scan."
@@ -134,16 +161,16 @@ def check_pair(image, labels):
 
 
 class _Job(NamedTuple):
-    case: object
-    target: object
-    spec: object
+    case: Case
+    target: Path
+    spec: PreprocessSpec
     compress: bool
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.case.name
 
 
-def _do(job):
+def _do(job: _Job) -> None:
     try:
         with atomic_folder(job.target) as temporary:
             _write_case(job.case, temporary, job.spec, job.compress)
@@ -154,12 +181,12 @@ def _do(job):
         _check_cached(job.case, job.target, job.compress)
 
 
-def _write_case(case, folder, spec, compress):
+def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) -> None:
     sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
     # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
-    labels = read_masks(case.slices) if case.slices else read_labels(case.labels, case.label_values)
+    labels = read_masks(case.slices) if case.slices else read_labels(case.truth, case.label_values)
     first, boxed, labels = *foreground_box(labels.array), replace(labels, array=None)
-    image = read_slices(case.slices) if case.slices else read_image(case.image)
+    image = read_slices(case.slices) if case.slices else read_image(case.scan)
     check_pair(image, labels)
     spec = spec_of_slices(spec) if case.slices else spec
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
@@ -202,17 +229,22 @@ def _write_case(case, folder, spec, compress):
     write_record(folder, record)
 
 
-def _cut_long_scan(geometry, first, last, spec):
+def _cut_long_scan(geometry: Geometry, first: int, last: int, spec: PreprocessSpec) -> Geometry:
     """Limit the slices of a long scan to a range that keeps all foreground; ``first`` and ``last`` of the scan."""
     n, grid = geometry.scan_shape[0], geometry.grid_shape[0]
-    if spec.longest_scan is None or n <= spec.longest_scan or last < first:
+    longest, margin = spec.longest_scan, spec.cut_margin
+    if longest is None or n <= longest or last < first:
         return geometry
-    zmin, zmax = cut_range(first, last, n, spec.longest_scan, spec.cut_margin)
+    if margin is None:
+        raise ValueError("PreprocessSpec: longest_scan goes with cut_margin; found None.")
+    zmin, zmax = cut_range(first, last, n, longest, margin)
     start, stop = math.floor(zmin * grid / n), math.ceil(zmax * grid / n)
     return replace(geometry, start=(start, *geometry.start[1:]), stop=(stop, *geometry.stop[1:]))
 
 
-def _write_stream(path, dtype, shape, planes):
+def _write_stream(
+    path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], planes: Iterable[npt.NDArray[Any]]
+) -> None:
     """Write an ``.npy`` plane by plane; a memory map would count every written page as memory in use.
 
     ``np.save`` would say of a full disk only how many items were written.
@@ -224,34 +256,36 @@ def _write_stream(path, dtype, shape, planes):
             file.write(np.ascontiguousarray(plane, dtype).data)
 
 
-def _sources(case):
+def _sources(case: Case) -> dict[str, Any]:
     if case.slices:
         return {
             "slices": [
-                [item.hu_window, item.mask_values, item.spacing_mm]
-                + [source_record(path) for path in (item.image, item.labels)]
+                [
+                    *(item.hu_window, item.mask_values, item.spacing_mm),
+                    *(source_record(path) for path in (item.image, item.labels) if path is not None),
+                ]
                 for item in case.slices
             ]
         }
-    return {"image": source_record(case.image), "labels": source_record(case.labels)}
+    return {"image": source_record(case.scan), "labels": source_record(case.truth)}
 
 
-def _unchanged(case, record) -> bool:
+def _unchanged(case: Case, record: Mapping[str, Any]) -> bool:
     """Whether a case's files are those that its sources were recorded of."""
     if not case.slices:
         return all(
             kind in record and unchanged(record[kind], getattr(case, kind)) for kind in ("image", "labels")
         )
-    return json.loads(json.dumps(_sources(case))) == record
+    return bool(json.loads(json.dumps(_sources(case))) == record)
 
 
-def _check_cached(case, folder, compress):
+def _check_cached(case: Case, folder: Path, compress: bool) -> None:
     record = read_record(folder)
     same_files = _unchanged(case, record["sources"])
     values = record["label_values"]  # a label beyond these did not occur: it would have been refused
     if not same_files or list(case.label_values[: len(values)]) != values:
         raise InputError(
-            f"{folder}: made from other files than those in {case.image.parent} (size, time, contents or meaning of "
+            f"{folder}: made from other files than those in {case.scan.parent} (size, time, contents or meaning of "
             "labels differ). Remove this folder to preprocess the case again, or use another cache folder."
         )
     if compress != (record["chunks"] is not None):
@@ -262,11 +296,11 @@ def _check_cached(case, folder, compress):
         )
 
 
-def _size(case):
-    return sum(source_record(path)["bytes"] for path in [item.image for item in case.slices] or [case.image])
+def _size(case: Case) -> int:
+    return sum(source_record(path)["bytes"] for path in [item.image for item in case.slices] or [case.scan])
 
 
-def _all_of(failed, n_cases):
+def _all_of(failed: Mapping[str, InputError], n_cases: int) -> InputError:
     """One error for all cases that failed."""
     if len(failed) == 1:
         return next(iter(failed.values()))

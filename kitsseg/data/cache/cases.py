@@ -13,14 +13,19 @@ specification or by another version of this module is refused, never made anew o
 ``case.json``, the labels and whatever is compressed; in ``image.npy``, which is read in place, no bit is checked.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
@@ -28,6 +33,9 @@ from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of_planes
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import PreprocessSpec
 
 __all__ = [
     "CACHE_VERSION",
@@ -62,19 +70,19 @@ class CachedCase:
     name: str
     folder: Path
     geometry: Geometry
-    label_start: tuple[int, int, int]
-    kidney_area: np.ndarray
-    tumor_area: np.ndarray
+    label_start: tuple[int, ...]
+    kidney_area: npt.NDArray[np.int64]
+    tumor_area: npt.NDArray[np.int64]
     phantom: bool
     channels: int
-    label_shape: tuple[int, int, int] | None = None
+    label_shape: tuple[int, ...] | None = None
     hu_counts: HuCounts | None = None
     labels_crc32: list[int] | None = None
     chunks: tuple[Chunks, Chunks] | None = None
     slices: tuple[str, ...] = ()
 
     @cached_property
-    def image(self):
+    def image(self) -> npt.NDArray[Any] | CompressedArray:
         """int16 HU (slices, rows, columns), or uint8 with a last axis of channels.
 
         A memory-mapped ``numpy.ndarray``, or a CompressedArray. Index it (``image[k, 10:40]``) rather than convert it
@@ -87,9 +95,9 @@ class CachedCase:
         return _load(self.folder / "image.npy", dtype, shape)
 
     @cached_property
-    def boxed_labels(self):
+    def boxed_labels(self) -> npt.NDArray[np.uint8] | CompressedArray:
         """uint8 labels of the box that starts at ``label_start``, as ``image``; all else is background."""
-        if self.chunks:
+        if self.chunks and self.label_shape is not None:
             return CompressedArray(self.folder / "labels.blosc2", np.uint8, self.label_shape, self.chunks[1])
         path = self.folder / "labels.npy"
         box = _load(path, np.uint8, self.label_shape)
@@ -97,7 +105,9 @@ class CachedCase:
             raise _damaged(path, "a checksum is wrong")
         return box
 
-    def labels(self, k, rows=slice(None), columns=slice(None)):
+    def labels(
+        self, k: int, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> npt.NDArray[np.uint8]:
         """Labels of slice ``k``, or of a window of it (slices with non-negative bounds)."""
         _, height, width = self.geometry.shape
         y0, y1, _ = rows.indices(height)
@@ -113,12 +123,12 @@ class CachedCase:
         return window
 
 
-def cache_folder(cache, spec):
+def cache_folder(cache: str | os.PathLike[str], spec: PreprocessSpec) -> Path:
     """The folder inside ``cache`` that belongs to a specification."""
     return Path(cache) / f"preprocess-{spec.digest()}"
 
 
-def open_cache(cache, spec):
+def open_cache(cache: str | os.PathLike[str], spec: PreprocessSpec) -> dict[str, CachedCase]:
     """Open the preprocessed cases of a specification.
 
     Args:
@@ -148,12 +158,13 @@ def open_cache(cache, spec):
     return cases
 
 
-def spec_record(spec):
+def spec_record(spec: PreprocessSpec) -> dict[str, Any]:
     """What ``spec.json`` holds."""
-    return json.loads(json.dumps({"version": CACHE_VERSION, "spec": asdict(spec)}))
+    record: dict[str, Any] = json.loads(json.dumps({"version": CACHE_VERSION, "spec": asdict(spec)}))
+    return record
 
 
-def check_specification(folder, spec):
+def check_specification(folder: Path, spec: PreprocessSpec) -> None:
     """Refuse a cache folder that another specification made, or another version of this package.
 
     Raises: InputError.
@@ -179,19 +190,19 @@ def check_specification(folder, spec):
         )
 
 
-def write_record(folder, record):
+def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write ``case.json``, with the digest of its own contents."""
     (folder / "case.json").write_text(json.dumps(record | {"sha256": _digest(record)}))
 
 
-def read_record(folder):
+def read_record(folder: Path) -> dict[str, Any]:
     """What ``write_record`` wrote.
 
     Raises: InputError if a character of it has changed.
     """
     path = folder / "case.json"
     try:
-        record = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
         if record.pop("sha256") != _digest(record):
             raise ValueError("its checksum is wrong")
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -201,11 +212,11 @@ def read_record(folder):
     return record
 
 
-def _digest(record):
+def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _open_case(folder):
+def _open_case(folder: Path) -> CachedCase:
     record = read_record(folder)
     chunks = record["chunks"] and tuple(Chunks(**part) for part in record["chunks"])
     hu = record["hu_counts"]
@@ -226,9 +237,11 @@ def _open_case(folder):
     )
 
 
-def _load(path, dtype, shape):
+def _load(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...] | None) -> npt.NDArray[Any]:
     try:
-        array = np.load(path, mmap_mode="r").view(np.ndarray)  # still mapped; np.memmap is slow to index
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r").view(
+            np.ndarray
+        )  # still mapped; np.memmap is slow to index
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, error) from error
     if array.dtype != dtype or (shape is not None and array.shape != shape) or not array.flags.c_contiguous:
@@ -239,11 +252,11 @@ def _load(path, dtype, shape):
     return array
 
 
-def _damaged(path, reason):
+def _damaged(path: Path, reason: object) -> InputError:
     return InputError(f"{path}: missing or damaged ({reason}). Remove its folder and preprocess again.")
 
 
-def cases_of_part(cases, split, part):
+def cases_of_part(cases: Mapping[str, CachedCase], split: CaseSplit, part: str) -> list[CachedCase]:
     """The CachedCase of each case in a part of a split, with the checks that every sampler needs.
 
     Raises: TypeError if ``split`` is no CaseSplit; ValueError for an unknown part; InputError if the part is empty or
@@ -256,7 +269,7 @@ def cases_of_part(cases, split, part):
     if part not in PARTS:
         raise ValueError(f"the part of a split is one of {', '.join(PARTS)}; found {part!r}.")
     # checked again: a list given to CaseSplit can have grown since, and a subclass need not check at all
-    CaseSplit(split.name, *(tuple(getattr(split, each)) for each in PARTS))
+    CaseSplit(split.name, tuple(split.train), tuple(split.validation), tuple(split.test))
     _check_patients(cases, split)
     names = getattr(split, part)
     missing = [name for name in names if name not in cases]
@@ -270,12 +283,12 @@ def cases_of_part(cases, split, part):
     return [cases[name] for name in names]
 
 
-def _check_patients(cases, split):
+def _check_patients(cases: Mapping[str, CachedCase], split: CaseSplit) -> None:
     """No two names of a split may lead to one patient: by an alias in ``cases``, by a link or a copy in the cache."""
-    owners = {}
+    owners: dict[tuple[object, ...], str] = {}
     for name in (name for part in PARTS for name in getattr(split, part) if name in cases):
         case = cases[name]
-        keys = [("folder", os.path.realpath(case.folder)), ("name", case.name)]
+        keys: list[tuple[object, ...]] = [("folder", os.path.realpath(case.folder)), ("name", case.name)]
         if case.hu_counts is not None and len(case.hu_counts.counts):
             # no two patients have as many voxels of each HU in the same slices
             counts = case.hu_counts.first, case.hu_counts.counts.tobytes()
@@ -288,7 +301,7 @@ def _check_patients(cases, split):
                 )
 
 
-def training_counts(cases, split):
+def training_counts(cases: Mapping[str, CachedCase], split: CaseSplit) -> HuCounts:
     """HuCounts of all foreground voxels of the cases that train; those that validate or test never count.
 
     Args:
@@ -299,7 +312,8 @@ def training_counts(cases, split):
     """
     total = HuCounts(0, np.zeros(0, np.int64))
     for case in cases_of_part(cases, split, "train"):
-        total += case.hu_counts
+        if case.hu_counts is not None:
+            total += case.hu_counts
     if not total.voxels:
         raise InputError(
             f"split {split.name}: expected kidney or tumor in its {len(split.train)} training cases, found none. "

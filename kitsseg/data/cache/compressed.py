@@ -6,10 +6,17 @@ level 1. LZ4 with sorted bytes alone reads twice as fast and takes a quarter mor
 13 GB.
 """
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32
@@ -43,7 +50,7 @@ class CompressedArray:
         if blosc2 is not installed.
     """
 
-    def __init__(self, path, dtype, shape, chunks):
+    def __init__(self, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], chunks: Chunks) -> None:
         self._blosc2 = require_blosc2()
         self.path, self.dtype, self.shape, self.ndim = path, np.dtype(dtype), tuple(shape), len(shape)
         try:
@@ -57,16 +64,17 @@ class CompressedArray:
             )
         self._chunks, self._checked = chunks, np.zeros(self.shape[0], bool)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return (self._plane(k) for k in range(len(self)))
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         key = key if isinstance(key, tuple) else (key,)
         if not isinstance(key[0], slice):
-            return self._plane(range(len(self))[operator.index(key[0])])[key[1:]]
+            part: npt.NDArray[Any] = self._plane(range(len(self))[operator.index(key[0])])[key[1:]]
+            return part
         numbers = range(len(self))[key[0]]
         if not numbers:
             return np.empty((1, *self.shape[1:]), self.dtype)[(slice(0), *key[1:])]
@@ -77,10 +85,10 @@ class CompressedArray:
             out[i] = self._plane(k)[key[1:]]
         return out
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self[:] if dtype is None else self[:].astype(dtype)
 
-    def _plane(self, k):
+    def _plane(self, k: int) -> npt.NDArray[Any]:
         chunk = self._bytes[self._chunks.offsets[k] : self._chunks.offsets[k + 1]]
         if not self._checked[k]:
             if crc32(chunk.data) != self._chunks.crc32[k]:
@@ -91,7 +99,7 @@ class CompressedArray:
         return plane
 
 
-def write_compressed(path, dtype, planes):
+def write_compressed(path: Path, dtype: npt.DTypeLike, planes: Iterable[npt.NDArray[Any]]) -> Chunks:
     """Write planes of one shape as a CompressedArray reads them; returns Chunks."""
     blosc2, dtype = require_blosc2(), np.dtype(dtype)
     filters = [blosc2.Filter.SHUFFLE, blosc2.Filter.BYTEDELTA]
@@ -116,7 +124,7 @@ def write_compressed(path, dtype, planes):
     return Chunks(offsets, sums)
 
 
-def require_blosc2():
+def require_blosc2() -> ModuleType:
     """The module blosc2.
 
     Raises: InputError if it is not installed.
@@ -128,8 +136,9 @@ def require_blosc2():
             f"a compressed cache needs the package blosc2, which cannot be imported ({error}). "
             "Install it with: pip install blosc2"
         ) from error
-    return blosc2
+    module: ModuleType = blosc2
+    return module
 
 
-def _damaged(path, reason):
+def _damaged(path: Path, reason: object) -> InputError:
     return InputError(f"{path}: missing or damaged ({reason}). Remove its folder and preprocess again.")

@@ -5,10 +5,14 @@ their mean and standard deviation. The counts of single cases add up, so that ev
 without a second pass over the scans.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["HuCounts", "count_hu"]
 
@@ -28,20 +32,20 @@ class HuCounts:
     counts: np.ndarray
 
     @property
-    def voxels(self):
+    def voxels(self) -> int:
         return int(self.counts.sum())
 
     @property
-    def mean(self):
+    def mean(self) -> float:
         return self._power_sum(1) / self.voxels
 
     @property
-    def std(self):
+    def std(self) -> float:
         """Standard deviation of these voxels (nothing is subtracted from their number), as nnU-Net's."""
         n, total = self.voxels, self._power_sum(1)
         return math.sqrt(n * self._power_sum(2) - total**2) / n  # integers up to the root: exact
 
-    def percentile(self, q):
+    def percentile(self, q: float) -> float:
         """The value below which ``q`` % lie, between two voxels linearly, as ``numpy.percentile``."""
         position = (self.voxels - 1) * q / 100
         ends = np.cumsum(self.counts)
@@ -49,11 +53,11 @@ class HuCounts:
         below, above = np.searchsorted(ends, [low, math.ceil(position)], side="right")
         return float(self.first + below + (above - below) * (position - low))
 
-    def _power_sum(self, power):
+    def _power_sum(self, power: int) -> int:
         values = np.arange(self.first, self.first + len(self.counts))
         return int((values**power * self.counts).sum())
 
-    def __add__(self, other):
+    def __add__(self, other: HuCounts) -> HuCounts:
         parts = [part for part in (self, other) if len(part.counts)]
         if not parts:
             return self
@@ -64,7 +68,7 @@ class HuCounts:
         return HuCounts(first, counts)
 
 
-def count_hu(planes):
+def count_hu(planes: Iterable[npt.NDArray[np.int16]]) -> HuCounts:
     """HuCounts of all values of some int16 arrays."""
     counts = np.zeros(1 << 16, np.int64)
     for values in planes:

@@ -1,10 +1,15 @@
 """How much disk a cache will take, from the headers of the scans, before anything is written."""
 
+from __future__ import annotations
+
 import math
+import os
 import shutil
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +21,10 @@ from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.geometry.geometry import plan_geometry, spec_of_slices
 from kitsseg.errors import InputError
 
+if TYPE_CHECKING:
+    from kitsseg.data.layouts.kits import Case
+    from kitsseg.recipe import PreprocessSpec
+
 __all__ = ["CachePlan", "cached_bytes", "free_bytes", "planned_bytes"]
 
 # Of all voxels of the 210 training cases 4.8 % lie in the box around kidney and tumor; in small scans more.
@@ -25,7 +34,9 @@ COMPRESSED_HU = 1.07
 COMPRESSED_LABEL = 0.1
 
 
-def cached_bytes(shape, spacing_mm, spec, compress=False):
+def cached_bytes(
+    shape: Sequence[int], spacing_mm: Sequence[float], spec: PreprocessSpec, compress: bool = False
+) -> int:
     """About how many bytes a case takes in the cache, at most.
 
     The image is exact where it is not compressed and its specification cuts nothing away; what it cuts away, the
@@ -51,16 +62,16 @@ class CachePlan:
     """
 
     folder: Path
-    cases: list
-    missing: list
+    cases: list[Case]
+    missing: list[Case]
     bytes: int
     compress: bool
 
-    def __str__(self):
+    def __str__(self) -> str:
         free = free_bytes(self.folder)
         return f"{len(self.missing)} cases, about {_gb(self.bytes)} at most (free: {_gb(free)})"
 
-    def check_space(self):
+    def check_space(self) -> None:
         """Refuse to begin what will not fit.
 
         Raises: InputError that names what is needed and what is free.
@@ -74,7 +85,7 @@ class CachePlan:
             )
 
 
-def planned_bytes(cases, spec, compress=False):
+def planned_bytes(cases: Iterable[Case], spec: PreprocessSpec, compress: bool = False) -> int:
     """What some cases will take in the cache, at most, read off the headers of their scans.
 
     Args:
@@ -89,14 +100,14 @@ def planned_bytes(cases, spec, compress=False):
             sizes.append(cached_bytes(shape, spacing_mm, spec_of_slices(spec), compress))
             continue
         try:
-            grid = grid_of(nib.load(case.image).header, case.image)
+            grid = grid_of(cast("nib.Nifti1Header", nib.load(case.scan).header), case.scan)
         except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error):
             continue
         sizes.append(cached_bytes(grid.shape, grid.spacing_mm, spec, compress))
     return sum(sizes)
 
 
-def free_bytes(folder):
+def free_bytes(folder: str | os.PathLike[str]) -> int:
     """Free bytes of the disk that holds a folder, which need not exist yet."""
     folder = Path(folder).absolute()
     while not folder.exists():
@@ -104,5 +115,5 @@ def free_bytes(folder):
     return shutil.disk_usage(folder).free
 
 
-def _gb(size):
+def _gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,15 +1,27 @@
 """Single images from the cache, as a network of a fixed size sees them: to calibrate and to check exported networks."""
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.geometry.planes import normalize
+
+if TYPE_CHECKING:
+    from kitsseg.data.cache.cases import CachedCase
+    from kitsseg.data.cache.compressed import CompressedArray
+    from kitsseg.recipe import PreprocessSpec
 
 __all__ = ["cached_images"]
 
 
-def cached_images(cases, shape, spec, count):
+def cached_images(
+    cases: Sequence[CachedCase], shape: Sequence[int], spec: PreprocessSpec, count: int
+) -> Iterator[npt.NDArray[np.float32]]:
     """Yield float32 images (1, *shape) from the cache: in turn a slice with kidney or tumor, and any slice.
 
     Each is a window around the middle of the case's labels, as large as ``shape``, edges repeated where a slice is
@@ -30,15 +42,17 @@ def cached_images(cases, shape, spec, count):
         yield _window(case.image[k], _middle(case)[1:], shape[:2], spec)
 
 
-def _spread(items, count):
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
 
 
-def _middle(case):
+def _middle(case: CachedCase) -> list[int]:
     return [a + n // 2 for a, n in zip(case.label_start, case.boxed_labels.shape, strict=True)]
 
 
-def _window(hu, middle, size, spec):
+def _window(
+    hu: npt.NDArray[Any] | CompressedArray, middle: Sequence[int], size: Sequence[int], spec: PreprocessSpec
+) -> npt.NDArray[np.float32]:
     n = len(size)
     starts = [
         min(max(m - t // 2, 0), max(s - t, 0)) for m, t, s in zip(middle, size, hu.shape[:n], strict=True)

@@ -10,6 +10,7 @@ Needs pydicom (the extra ``dicom``).
 """
 
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -338,12 +339,12 @@ NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePo
 NEEDED += ("SeriesInstanceUID", "RescaleSlope", "RescaleIntercept")
 
 
-def is_series(folder: str | Path) -> bool:
+def is_series(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds DICOM files; only the first bytes of its files are looked at."""
     return any(path.is_file() and _is_dicom(path) for path in _entries(folder))
 
 
-def read_series(folder: str | Path) -> Volume:
+def read_series(folder: str | os.PathLike[str]) -> Volume:
     """Read the CT series of a folder in HU.
 
     Args:
@@ -438,7 +439,7 @@ def _quiet_pydicom():
             logger.setLevel(level)
 
 
-def _entries(folder: str | Path) -> list[Path]:
+def _entries(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
 
 

@@ -6,6 +6,7 @@ here, so that volumes in ml, distances in mm and every resampled picture would b
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class Volume:
 
 
 @np.errstate(all="ignore")  # of NaN and infinity in the header, which are refused
-def grid_of(header: nib.Nifti1Header, path: str | Path) -> Grid:
+def grid_of(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> Grid:
     """The grid that a NIfTI header describes.
 
     The affine is the sform where the header has one, else the qform. A file with neither says nothing about which
@@ -108,7 +109,7 @@ def grid_of(header: nib.Nifti1Header, path: str | Path) -> Grid:
     return Grid(tuple(kits_shape), tuple(spacing), axes, tuple(flipped), header)
 
 
-def _checked_shape(header: nib.Nifti1Header, path: str | Path) -> tuple[int, int, int]:
+def _checked_shape(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> tuple[int, int, int]:
     shape = header.get_data_shape()
     if len(shape) > 3 and all(n == 1 for n in shape[3:]):
         shape = shape[:3]
@@ -123,7 +124,7 @@ def _checked_shape(header: nib.Nifti1Header, path: str | Path) -> tuple[int, int
     return shape
 
 
-def _affine(header: nib.Nifti1Header, path: str | Path) -> npt.NDArray[np.float64]:
+def _affine(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> npt.NDArray[np.float64]:
     affines = [header.get_sform()] if header["sform_code"] > 0 else []
     if header["qform_code"] > 0:
         try:
@@ -155,7 +156,9 @@ def _nearest_axes_are_clear(affine: npt.NDArray[np.float64]) -> bool:
     return sorted(cosines.argmax(axis=0)) == [0, 1, 2] and bool((cosines.max(axis=0) > 0.82).all())
 
 
-def _check_one_size(header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], path: str | Path) -> None:
+def _check_one_size(
+    header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], path: str | os.PathLike[str]
+) -> None:
     """Sform, qform and pixdim must give one voxel size; the qform has none of its own but takes that of pixdim."""
     stated = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
     if not np.allclose(stated, lengths, rtol=SIZE_TOLERANCE, atol=0):  # NaN never is
@@ -167,7 +170,10 @@ def _check_one_size(header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], 
 
 
 def _check_human(
-    header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], shape: tuple[int, int, int], path: str | Path
+    header: nib.Nifti1Header,
+    lengths: npt.NDArray[np.float64],
+    shape: tuple[int, int, int],
+    path: str | os.PathLike[str],
 ) -> None:
     """Voxel sizes and extents must be those of a human being in mm, whatever the field of units says."""
     unit = _UNITS.get(int(header["xyzt_units"]) & 7)
@@ -199,7 +205,7 @@ def _is_human(lengths: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> 
     return bool((lengths >= low).all() and (lengths <= high).all() and (lengths * shape <= EXTENT_MM).all())
 
 
-def _check_right_angles(directions: npt.NDArray[np.float64], path: str | Path) -> None:
+def _check_right_angles(directions: npt.NDArray[np.float64], path: str | os.PathLike[str]) -> None:
     cosine = np.abs(directions.T @ directions - np.eye(3)).max()
     shear = math.degrees(math.asin(min(float(cosine), 1.0)))
     if shear > SHEAR_DEGREES:

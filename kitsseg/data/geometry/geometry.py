@@ -1,16 +1,30 @@
 """What preprocessing does to a case's grid, which slices of a long scan it keeps, and how predictions come back."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.geometry.resample import blend, linear_taps, resampled_shape
 from kitsseg.recipe import PreprocessSpec
 
+if TYPE_CHECKING:
+    from kitsseg.interfaces import SliceProgress
+
 __all__ = ["Geometry", "averaged_labels", "cut_range", "labels_on_scan", "plan_geometry", "spec_of_slices"]
 
 
-def cut_range(first, last, n, longest=200, margin=30):
+# top, bottom, left, right, in pixels of the grid or of the scan
+_Region = tuple[int, int, int, int]
+# probabilities, their row and column offset, the box of pixels where background does not win
+_Plane = tuple[npt.NDArray[np.float32], tuple[int, ...], _Region | None]
+
+
+def cut_range(first: int, last: int, n: int, longest: int = 200, margin: int = 30) -> tuple[int, int]:
     """Cut a scan to about ``longest`` slices without losing foreground.
 
     The foreground with ``margin`` slices on either side is kept whole, however long it is; where that is less
@@ -46,29 +60,29 @@ class Geometry:
         start, stop: the box of that grid which is kept; outside it everything is background.
     """
 
-    scan_shape: tuple[int, int, int]
-    scan_spacing_mm: tuple[float, float, float]
-    grid_shape: tuple[int, int, int]
-    start: tuple[int, int, int]
-    stop: tuple[int, int, int]
+    scan_shape: tuple[int, ...]
+    scan_spacing_mm: tuple[float, ...]
+    grid_shape: tuple[int, ...]
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """Shape of the box: that of the arrays in the cache."""
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
-    def spacing_mm(self):
+    def spacing_mm(self) -> tuple[float, ...]:
         """Voxel spacing of the box."""
         return tuple(
             s * n / m for s, n, m in zip(self.scan_spacing_mm, self.scan_shape, self.grid_shape, strict=True)
         )
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: Mapping[str, Iterable[Any]]) -> Geometry:
         return cls(**{key: tuple(value) for key, value in values.items()})
 
 
@@ -77,7 +91,9 @@ def spec_of_slices(spec: PreprocessSpec) -> PreprocessSpec:
     return replace(spec, spacing_mm=(None, *spec.spacing_mm[1:]), longest_scan=None, cut_margin=None)
 
 
-def plan_geometry(image, spacing_mm, spec):
+def plan_geometry(
+    image: npt.NDArray[np.int16], spacing_mm: Sequence[float], spec: PreprocessSpec
+) -> Geometry:
     """Decide grid and box for a scan.
 
     Args:
@@ -92,15 +108,17 @@ def plan_geometry(image, spacing_mm, spec):
         grid_shape = grid_shape[0], *(max(1, round(n * spec.in_plane_factor)) for n in grid_shape[1:])
     if spec.slice_size is not None:
         grid_shape = grid_shape[0], *spec.slice_size
-    start, stop = (0, 0, 0), grid_shape
-    if spec.crop_to_body and (box := _body_box(image, spec.lowest_hu)):
+    start: tuple[int, ...] = (0, 0, 0)
+    stop = grid_shape
+    lowest = spec.lowest_hu if spec.crop_to_body else None
+    if lowest is not None and (box := _body_box(image, lowest)):
         ratio = [m / n for n, m in zip(image.shape, grid_shape, strict=True)]
         start = tuple(int(np.floor(a * r)) for (a, _), r in zip(box, ratio, strict=True))
         stop = tuple(min(m, int(np.ceil(b * r))) for (_, b), r, m in zip(box, ratio, grid_shape, strict=True))
     return Geometry(image.shape, tuple(spacing_mm), grid_shape, start, stop)
 
 
-def _body_box(image, threshold):
+def _body_box(image: npt.NDArray[np.int16], threshold: float) -> list[tuple[int, int]] | None:
     rows = np.zeros(image.shape[1], bool)
     columns = np.zeros(image.shape[2], bool)
     slices = np.zeros(image.shape[0], bool)
@@ -114,7 +132,11 @@ def _body_box(image, threshold):
     return [(int(np.argmax(a)), int(len(a) - np.argmax(a[::-1]))) for a in (slices, rows, columns)]
 
 
-def labels_on_scan(probabilities, geometry, progress=None):
+def labels_on_scan(
+    probabilities: Iterable[npt.NDArray[np.float32]],
+    geometry: Geometry,
+    progress: SliceProgress | None = None,
+) -> npt.NDArray[np.uint8]:
     """Bring class probabilities back to the scan's grid and take the arg-max there.
 
     Probabilities are interpolated linearly, never labels: at half resolution a perfect network loses 0.003 of Dice
@@ -132,7 +154,10 @@ def labels_on_scan(probabilities, geometry, progress=None):
     return averaged_labels([(probabilities, geometry, 1)], progress)
 
 
-def averaged_labels(members, progress=None):
+def averaged_labels(
+    members: Sequence[tuple[Iterable[npt.NDArray[np.float32]], Geometry, float]],
+    progress: SliceProgress | None = None,
+) -> npt.NDArray[np.uint8]:
     """As ``labels_on_scan``, of the weighted mean of several networks' probabilities on the scan's grid.
 
     Their grids may differ. Only the part where background does not win in all of them is interpolated: where it wins
@@ -153,7 +178,7 @@ def averaged_labels(members, progress=None):
                 for choose, edges in zip((min, max, min, max), zip(*regions, strict=True), strict=True)
             )
             rows, columns = slice(top, bottom), slice(left, right)
-            mean = 0
+            mean = np.zeros((1, 1, 1), np.float32)
             for stream, share in streams:
                 window = stream.window(rows, columns)
                 mean = mean + (window if share == 1 else window * np.float32(share))
@@ -171,14 +196,15 @@ class _Interpolated:
     Two slices of the box are in memory.
     """
 
-    def __init__(self, probabilities, geometry):
+    def __init__(self, probabilities: Iterable[npt.NDArray[np.float32]], geometry: Geometry) -> None:
         self.source, self.geometry = iter(probabilities), geometry
         self.z, self.y, self.x = (
             linear_taps(m, n) for m, n in zip(geometry.grid_shape, geometry.scan_shape, strict=True)
         )
-        self.known, self.done = {}, geometry.start[0]
+        self.known: dict[int, _Plane] = {}
+        self.done = geometry.start[0]
 
-    def go_to(self, k):
+    def go_to(self, k: int) -> _Region | None:
         """Turn to slice ``k`` of the scan; (top, bottom, left, right) of what can hold foreground there, or None."""
         low, high, self.weight = (tap[k] for tap in self.z)
         for needed in (low, high):
@@ -198,7 +224,7 @@ class _Interpolated:
             return None  # the scan is less than half as fine as the grid: its pixels step over the region
         return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
-    def window(self, rows, columns):
+    def window(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
         """Foreground probabilities of these pixels; (..., 1) zeros that broadcast where there are none."""
         if self.low is None and self.high is None:
             return np.zeros((1, 1, 1), np.float32)
@@ -213,7 +239,9 @@ class _Interpolated:
         return blend(plane.take(x0, 1), plane.take(x1, 1), wx[:, None])
 
 
-def _next_plane(source, index, geometry):
+def _next_plane(
+    source: Iterator[npt.NDArray[np.float32]], index: int, geometry: Geometry
+) -> npt.NDArray[np.float32]:
     plane = next(source, None)
     if plane is None:
         found = index - geometry.start[0]
@@ -228,7 +256,7 @@ def _next_plane(source, index, geometry):
     return plane
 
 
-def _embedded(plane, geometry):
+def _embedded(plane: npt.NDArray[np.float32], geometry: Geometry) -> _Plane:
     """(probabilities, their row and column offset, box of pixels where background does not win)."""
     plane = np.array(plane, np.float32)  # a copy: a slice of a slab would keep the whole slab
     wins = plane[..., 1] > plane[..., 0]
@@ -241,7 +269,7 @@ def _embedded(plane, geometry):
     return plane, offset, box
 
 
-def _union(low, high):
+def _union(low: _Plane | None, high: _Plane | None) -> _Region | None:
     boxes = [item[2] for item in (low, high) if item is not None and item[2] is not None]
     if not boxes:
         return None
@@ -253,7 +281,7 @@ def _union(low, high):
     )
 
 
-def _window(item, span):
+def _window(item: _Plane | None, span: _Region) -> npt.NDArray[np.float32]:
     """Foreground probabilities in a window of the grid; 0 outside the box, and for a slice outside it (None)."""
     y0, y1, x0, x1 = span
     if item is None:

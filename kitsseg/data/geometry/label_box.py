@@ -1,13 +1,22 @@
 """The labels of a case, cut to the smallest box that holds kidney and tumor: a twentieth of a scan."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.geometry.resample import nearest_index
+
+if TYPE_CHECKING:
+    from kitsseg.data.geometry.geometry import Geometry
 
 __all__ = ["foreground_box", "foreground_planes", "label_box"]
 
 
-def foreground_box(labels):
+def foreground_box(labels: npt.NDArray[np.uint8]) -> tuple[tuple[int, int, int], npt.NDArray[np.uint8]]:
     """Where the foreground of (slices, rows, columns) starts, and a copy of the box that holds it."""
     slices = np.flatnonzero([plane.any() for plane in labels])
     if not len(slices):
@@ -18,7 +27,9 @@ def foreground_box(labels):
     return (int(slices[0]), int(rows[0]), int(columns[0])), box
 
 
-def foreground_planes(boxed, first, geometry, area):
+def foreground_planes(
+    boxed: npt.NDArray[np.uint8], first: Sequence[int], geometry: Geometry, area: npt.NDArray[np.int64]
+) -> list[tuple[int, int, int, npt.NDArray[np.uint8]]]:
     """Slices of the case's grid with foreground: (k, row offset, column offset, boxed labels).
 
     Args:
@@ -44,7 +55,9 @@ def foreground_planes(boxed, first, geometry, area):
     return planes
 
 
-def label_box(planes):
+def label_box(
+    planes: Sequence[tuple[int, int, int, npt.NDArray[np.uint8]]],
+) -> tuple[list[int], npt.NDArray[np.uint8]]:
     """The smallest box that holds all of ``foreground_planes``: (where it starts, uint8 labels)."""
     if not planes:
         return [0, 0, 0], np.zeros((0, 0, 0), np.uint8)

@@ -1,15 +1,26 @@
 """From a scan to the slices a network sees, the same way for training and for prediction."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.geometry.resample import area_resize, resample_slices
+
+if TYPE_CHECKING:
+    from kitsseg.data.geometry.geometry import Geometry
+    from kitsseg.recipe import PreprocessSpec
 
 __all__ = ["histogram_scaled", "network_planes", "normalize", "windowed"]
 
 
-def network_planes(image, geometry, spec):
+def network_planes(
+    image: npt.NDArray[np.int16], geometry: Geometry, spec: PreprocessSpec
+) -> Iterator[npt.NDArray[np.int16] | npt.NDArray[np.uint8]]:
     """Yield the slices of a case's box as the cache keeps them.
 
     Args:
@@ -34,7 +45,9 @@ def network_planes(image, geometry, spec):
         yield resized[geometry.start[1] : geometry.stop[1], geometry.start[2] : geometry.stop[2]]
 
 
-def normalize(planes, spec, out=None):
+def normalize(
+    planes: npt.NDArray[Any], spec: PreprocessSpec, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
     """What ``network_planes`` or the cache gives to what the network sees.
 
     Args:
@@ -45,7 +58,7 @@ def normalize(planes, spec, out=None):
     """
     if out is None:
         out = np.empty(planes.shape if spec.windows else (*planes.shape, 1), np.float32)
-    if spec.windows is not None:
+    if spec.hu_window is None or spec.hu_mean is None or spec.hu_std is None:
         np.divide(planes, np.float32(255), out=out)
         out -= np.array(spec.channel_mean, np.float32)
         out /= np.array(spec.channel_std, np.float32)
@@ -53,13 +66,16 @@ def normalize(planes, spec, out=None):
     # a window is gathered as integers first: gathering, widening and mirroring at once takes up to twice the time.
     # Then floats: clipping integers takes three times as long
     out[...] = np.ascontiguousarray(planes)[..., None]
-    np.clip(out, *(np.float32(hu) for hu in spec.hu_window), out=out)
+    low, high = spec.hu_window
+    np.clip(out, np.float32(low), np.float32(high), out=out)
     out -= np.float32(spec.hu_mean)
     out /= np.float32(spec.hu_std)
     return out
 
 
-def _eight_bit_channels(hu, windows):
+def _eight_bit_channels(
+    hu: npt.NDArray[np.integer[Any]], windows: Iterable[tuple[float, float]]
+) -> npt.NDArray[np.uint8]:
     """One uint8 channel per (width, level) window and a histogram-scaled one: (rows, columns, channels)."""
     # once for each HU that there is, a few thousand, and not for each pixel
     place, values = _places(hu)
@@ -69,13 +85,14 @@ def _eight_bit_channels(hu, windows):
     return table[place]
 
 
-def windowed(hu, width, level):
+def windowed(hu: npt.NDArray[np.integer[Any]], width: float, level: float) -> npt.NDArray[np.float32]:
     """HU to 0..1 over the window ``level - width // 2`` to ``level + width // 2``."""
     low, high = level - width // 2, level + width // 2
-    return (np.clip(hu, low, high).astype(np.float32) - low) / (high - low)
+    share: npt.NDArray[np.float32] = (np.clip(hu, low, high).astype(np.float32) - low) / (high - low)
+    return share
 
 
-def histogram_scaled(hu):
+def histogram_scaled(hu: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
     """A slice of integers with its histogram spread evenly over 0..1, as in fastai's medical imaging code.
 
     Break points are the unique values at 102 quantiles of the pixels (0.1 %, 0.5 %, 1.5 %, ... 99.5 %, 99.9 %);
@@ -85,18 +102,18 @@ def histogram_scaled(hu):
     return _spread(values, _break_points(place, values))[place]
 
 
-def _places(hu):
+def _places(hu: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
     """(where each pixel lies among them, all integers from the lowest to the highest HU)."""
     low = int(hu.min())
     return np.subtract(hu, low, dtype=np.intp), np.arange(low, int(hu.max()) + 1)
 
 
-def _break_points(place, values):
+def _break_points(place: npt.NDArray[np.intp], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     quantiles = np.concatenate([[0.001], (np.arange(100) + 0.5) / 100, [0.999]])
     positions = (quantiles * place.size).astype(np.intp)  # among the sorted pixels
     below = np.bincount(place.ravel(), minlength=len(values)).cumsum()
     return np.unique(values[below.searchsorted(positions, side="right")])
 
 
-def _spread(values, breaks):
+def _spread(values: npt.NDArray[np.int64], breaks: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     return np.interp(values, breaks, np.linspace(0, 1, len(breaks))).clip(0, 1).astype(np.float32)

@@ -6,13 +6,18 @@ at a time beside the volume itself.
 """
 
 import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["area_resize", "blend", "linear_taps", "nearest_index", "resample_slices", "resampled_shape"]
 
 
-def resampled_shape(shape, spacing_mm, target_mm):
+def resampled_shape(
+    shape: tuple[int, ...], spacing_mm: Sequence[float], target_mm: Sequence[float | None]
+) -> tuple[int, ...]:
     """Shape after resampling from ``spacing_mm`` to ``target_mm``; None in the target keeps that axis."""
     return tuple(
         n if new is None else max(1, round(n * old / new))
@@ -20,7 +25,9 @@ def resampled_shape(shape, spacing_mm, target_mm):
     )
 
 
-def linear_taps(n_in, n_out, start=0, stop=None):
+def linear_taps(
+    n_in: int, n_out: int, start: int = 0, stop: int | None = None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Where outputs ``start..stop`` of ``n_out`` read an axis of length ``n_in``.
 
     Returns: (low, high, weight): value = (1 - weight) * x[low] + weight * x[high]; weight is float32. Where it is 0,
@@ -33,15 +40,20 @@ def linear_taps(n_in, n_out, start=0, stop=None):
     return low, low + (weight > 0), weight
 
 
-def nearest_index(n_in, n_out, start=0, stop=None):
+def nearest_index(n_in: int, n_out: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.intp]:
     """Input index of the voxel that holds the center of each output ``start..stop``."""
     index = np.floor((np.arange(start, n_out if stop is None else stop) + 0.5) * (n_in / n_out)).astype(
         np.intp
     )
-    return np.clip(index, 0, n_in - 1)
+    inside: npt.NDArray[np.intp] = np.clip(index, 0, n_in - 1)
+    return inside
 
 
-def blend(low, high, weight):
+def blend(
+    low: npt.NDArray[np.float32],
+    high: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32] | float | np.float32,
+) -> npt.NDArray[np.float32]:
     """(1 - weight) * low + weight * high; an array that needs no second one is passed on untouched."""
     if np.ndim(weight) == 0 and weight == 0:
         return low
@@ -51,7 +63,14 @@ def blend(low, high, weight):
     return out
 
 
-def resample_slices(volume, grid_shape, start, stop, linear, clip=None):
+def resample_slices(
+    volume: npt.NDArray[Any],
+    grid_shape: Sequence[int],
+    start: Sequence[int],
+    stop: Sequence[int],
+    linear: bool,
+    clip: tuple[float, float] | None = None,
+) -> Iterator[npt.NDArray[Any]]:
     """Yield the slices of the box ``start..stop`` of a volume resampled to ``grid_shape``.
 
     Args:
@@ -63,7 +82,7 @@ def resample_slices(volume, grid_shape, start, stop, linear, clip=None):
     """
     shape = volume.shape
 
-    def window(k):
+    def window(k: int) -> npt.NDArray[np.float32]:
         plane = volume[k, rows, columns].astype(np.float32)
         return plane if clip is None else np.clip(plane, *map(np.float32, clip), out=plane)
 
@@ -91,7 +110,7 @@ def resample_slices(volume, grid_shape, start, stop, linear, clip=None):
         yield plane
 
 
-def area_resize(plane, size):
+def area_resize(plane: npt.NDArray[Any], size: Sequence[int]) -> npt.NDArray[np.float32]:
     """Resize a slice by averaging the area of each output pixel; from 512 to 256 the mean of 2 x 2.
 
     Args:

@@ -1,12 +1,20 @@
 """Comparing the files of one case with each other, with the manifest and with the recorded hashes."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.kits19.manifest import ManifestCase
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, RecordedHash
+
+if TYPE_CHECKING:
+    from kitsseg.data.formats.grid import Grid
 
 __all__ = ["Finding", "Known", "compare_grid", "compare_image", "compare_labels", "compare_pair"]
 
@@ -45,11 +53,11 @@ class Known:
     recorded: Mapping[str, RecordedHash]
     seen: dict[str, str] = field(default_factory=dict)
 
-    def owner_of_labels(self, sha256):
+    def owner_of_labels(self, sha256: str | None) -> str | None:
         """The case whose labels were released with this hash, or None."""
         return next((row.case for row in self.manifest.values() if row.label_sha256 == sha256), None)
 
-    def owner_of_image(self, sha256, case):
+    def owner_of_image(self, sha256: str, case: str) -> str | None:
         """The other case that this image belongs to by the hashes of 2019, the record, or this very check."""
         owners = [row.case for row in self.manifest.values() if row.image_sha256_2019 == sha256]
         owners += [name for name, file in self.recorded.items() if file.sha256 == sha256]
@@ -57,7 +65,7 @@ class Known:
         return next((owner for owner in owners if owner != case), None)
 
 
-def compare_labels(path, sha256, row, known):
+def compare_labels(path: Path, sha256: str, row: ManifestCase, known: Known) -> list[Finding]:
     """Compare a label file of KiTS19 with the released one, byte for byte."""
     if row.label_sha256 is None or sha256 == row.label_sha256:
         return []
@@ -70,7 +78,7 @@ def compare_labels(path, sha256, row, known):
     return [Finding("error", row.case, "hash of the labels", found, expected, advice)]
 
 
-def compare_grid(what, grid, row, known):
+def compare_grid(what: str, grid: Grid, row: ManifestCase, known: Known) -> list[Finding]:
     """Compare shape and spacing of a file of KiTS19 with the manifest."""
     if row.shape is None or not (difference := _grid_difference(grid, row)):
         return []
@@ -84,7 +92,7 @@ def compare_grid(what, grid, row, known):
     return [Finding("error", row.case, f"grid of the {what}", *difference, advice)]
 
 
-def compare_pair(case, image, labels):
+def compare_pair(case: str, image: Grid, labels: Grid) -> list[Finding]:
     """Image and labels must lie on the same voxels, in the file and in the patient."""
     shapes = [grid.header.get_data_shape()[:3] for grid in (image, labels)]
     affines = [grid.header.get_best_affine() for grid in (image, labels)]
@@ -102,7 +110,9 @@ def compare_pair(case, image, labels):
     return [Finding("error", case, "grid of the labels against the image", found, expected, advice)]
 
 
-def compare_image(case, path, sha256, row, known):
+def compare_image(
+    case: str, path: Path, sha256: str, row: ManifestCase | None, known: Known
+) -> tuple[list[Finding], bool]:
     """Compare the hash of an image with that of 2019, the recorded one, and those of the other cases.
 
     Args:
@@ -130,22 +140,23 @@ def compare_image(case, path, sha256, row, known):
     return [Finding("warning", case, check, found, expected, advice)], True
 
 
-def _grid_difference(grid, row):
+def _grid_difference(grid: Grid, row: ManifestCase) -> tuple[str, str] | None:
     """(found, expected) where a grid is not that of the manifest, or None."""
-    if grid.shape != row.shape:
+    if row.shape is not None and grid.shape != row.shape:
         return f"shape {_numbers(grid.shape)}", f"shape {_numbers(row.shape)}"
-    if not _equal_mm(grid.spacing_mm, row.spacing_mm):
+    if row.spacing_mm is not None and not _equal_mm(grid.spacing_mm, row.spacing_mm):
         return f"spacing {_numbers(grid.spacing_mm)} mm", f"spacing {_numbers(row.spacing_mm)} mm"
     return None
 
 
-def _equal_mm(left, right):
+def _equal_mm(left: npt.ArrayLike, right: npt.ArrayLike) -> bool:
     return np.allclose(left, right, atol=GRID_TOLERANCE, rtol=0)
 
 
-def _file(size, sha256):
-    return f"{size:,} bytes, SHA-256 {sha256[:12]}…"
+def _file(size: int | None, sha256: str) -> str:
+    """In words; a size that is not known is left out."""
+    return f"{'' if size is None else f'{size:,} bytes, '}SHA-256 {sha256[:12]}…"
 
 
-def _numbers(values):
+def _numbers(values: Iterable[float]) -> str:
     return " x ".join(f"{value:.6g}" for value in values)

@@ -1,8 +1,13 @@
 """Computing the manifest's rows from the files of KiTS19, and what is publicly known to be wrong with some labels."""
 
+from __future__ import annotations
+
+import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +17,9 @@ from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.splits import PARTS, load_split, split_names
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Progress
 
 __all__ = ["KNOWN_PROBLEMS", "label_figures", "make_manifest", "says_phantom"]
 
@@ -37,7 +45,12 @@ KNOWN_PROBLEMS = (
 )  # fmt: skip
 
 
-def make_manifest(data=None, known=None, images_2019=False, progress=None):
+def make_manifest(
+    data: str | os.PathLike[str] | None = None,
+    known: Mapping[str, ManifestCase] | None = None,
+    images_2019: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict[str, ManifestCase], list[str]]:
     """Compute the 300 rows; what the data folder does not hold is kept from a manifest that is known already.
 
     Args:
@@ -55,18 +68,18 @@ def make_manifest(data=None, known=None, images_2019=False, progress=None):
     for case in found:
         if case.name not in rows:
             raise InputError(
-                f"{Path(data) / case.name}: expected cases of KiTS19, case_00000 to case_00299; found another name. "
+                f"{case.scan.parent}: expected cases of KiTS19, case_00000 to case_00299; found another name. "
                 "The manifest lists KiTS19 only."
             )
-        if case.image.is_file() and says_phantom(case.image):
+        if case.image is not None and case.image.is_file() and says_phantom(case.image):
             raise InputError(f"{case.image}: expected a case of KiTS19, found a phantom. Use the real data.")
     for done, case in enumerate(found):
         if progress:
             progress(case.name, done, len(found))
-        figures = label_figures(case.labels)
+        figures = label_figures(case.truth)
         if images_2019:
-            figures["image_bytes_2019"] = case.image.stat().st_size
-            figures["image_sha256_2019"] = sha256_of(case.image)
+            figures["image_bytes_2019"] = case.scan.stat().st_size
+            figures["image_sha256_2019"] = sha256_of(case.scan)
         rows[case.name] = replace(rows[case.name], **figures)
     if progress:
         progress("done", len(found), len(found))
@@ -78,7 +91,7 @@ def make_manifest(data=None, known=None, images_2019=False, progress=None):
     return manifest, [case.name for case in found]
 
 
-def label_figures(path):
+def label_figures(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of a ManifestCase that a label file says, as a dict.
 
     Raises: InputError for a damaged file or labels other than 0, 1, 2.
@@ -100,7 +113,7 @@ def label_figures(path):
     }
 
 
-def says_phantom(path):
+def says_phantom(path: Path) -> bool:
     """Whether an image says that kitsseg synthesized it. Of a file that is damaged further on, the header is enough."""
     try:
         with path.open("rb") as file:
@@ -111,9 +124,9 @@ def says_phantom(path):
     return PHANTOM.encode() in header
 
 
-def _parts_of_splits():
+def _parts_of_splits() -> dict[str, dict[str, str]]:
     """Case -> {name of a split -> part}, from the splits of the package."""
-    parts = {}
+    parts: dict[str, dict[str, str]] = {}
     for name in split_names():
         split = load_split(name)
         for part in PARTS:
@@ -122,7 +135,7 @@ def _parts_of_splits():
     return parts
 
 
-def _known_problems(number):
+def _known_problems(number: int) -> dict[str, Any]:
     found = [(flag, reason) for flag, reason, cases in KNOWN_PROBLEMS if number in cases]
     return {
         "flags": tuple(flag for flag, _ in found),

@@ -9,9 +9,14 @@ Sources: the label files of https://github.com/neheller/kits19 (CC BY-NC-SA 4.0)
 ``scripts/make_manifest.py``; the known problems as ``manifest_rows`` lists them, each with its own source.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from kitsseg.errors import InputError
 from kitsseg.files.tables import read_rows, write_rows
@@ -63,7 +68,7 @@ class ManifestCase:
     remark: str = ""
 
 
-def read_manifest(path=None):
+def read_manifest(path: str | os.PathLike[str] | None = None) -> dict[str, ManifestCase]:
     """The manifest, by case, in order.
 
     Args:
@@ -89,7 +94,7 @@ def read_manifest(path=None):
     return cases
 
 
-def write_manifest(manifest, path):
+def write_manifest(manifest: Mapping[str, ManifestCase], path: str | os.PathLike[str]) -> None:
     """Write cases (name -> ManifestCase) as ``read_manifest`` reads them; the file appears whole or not at all."""
     splits = sorted({name for row in manifest.values() for name in row.splits})
     columns = [column for columns, _ in _COLUMNS.values() for column in columns]
@@ -97,8 +102,8 @@ def write_manifest(manifest, path):
     write_rows(path, (_as_row(manifest[case]) for case in sorted(manifest)), columns)
 
 
-def _from_row(row):
-    values = {}
+def _from_row(row: Mapping[str, str]) -> ManifestCase:
+    values: dict[str, Any] = {}
     for name, (columns, convert) in _COLUMNS.items():
         cells = [row[column] for column in columns]
         if not any(cells):
@@ -116,7 +121,7 @@ def _from_row(row):
     )
 
 
-def _as_row(case):
+def _as_row(case: ManifestCase) -> dict[str, Any]:
     row = {"case": case.case, "flags": " ".join(case.flags), "remark": case.remark}
     for name, (columns, convert) in _COLUMNS.items():
         value = getattr(case, name)

@@ -4,6 +4,7 @@ The imaging of KiTS19 moved to another host since 2019, so a file that differs f
 it is trusted on first use, written down here, and from then on must stay as it was.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class RecordedHash:
     bytes: int
 
 
-def read_hashes(folder: Path | str) -> dict[str, RecordedHash]:
+def read_hashes(folder: str | os.PathLike[str]) -> dict[str, RecordedHash]:
     """What is recorded in a data folder: dict of path below it, with slashes -> RecordedHash; empty without a record.
 
     Raises: InputError if the record is damaged.
@@ -46,7 +47,9 @@ def read_hashes(folder: Path | str) -> dict[str, RecordedHash]:
     return hashes
 
 
-def record_hash(folder: Path | str, relative_path: Path | str, sha256: str, bytes: int) -> None:
+def record_hash(
+    folder: str | os.PathLike[str], relative_path: str | os.PathLike[str], sha256: str, bytes: int
+) -> None:
     """Record one file. The record is whole at any time; threads and processes may record at once.
 
     Args:

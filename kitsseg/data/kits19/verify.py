@@ -5,8 +5,13 @@ the file must stay as it was. A label map of KiTS19 must be the released one, by
 that KiTS19 does not have, only what a case says about itself is checked.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 
@@ -29,10 +34,22 @@ from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
 from kitsseg.files.paths import as_given
 
+if TYPE_CHECKING:
+    from kitsseg.data.formats.grid import Grid, Volume
+    from kitsseg.data.kits19.manifest import ManifestCase
+    from kitsseg.interfaces import Progress
+
 __all__ = ["Finding", "verify_data"]
 
 
-def verify_data(folder, cases=None, manifest=None, labels_only=False, layout=None, progress=None):
+def verify_data(
+    folder: str | os.PathLike[str],
+    cases: Iterable[str] | None = None,
+    manifest: Mapping[str, ManifestCase] | None = None,
+    labels_only: bool = False,
+    layout: Layout | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Finding], list[str]]:
     """Check the cases of a folder.
 
     Every file is read to its end, one at a time. Hashes of the images of cases without an error are recorded in the
@@ -59,8 +76,11 @@ def verify_data(folder, cases=None, manifest=None, labels_only=False, layout=Non
     absent = {name: Case(name, root / name / IMAGE_NAMES[0], None) for name in wanted - found.keys()}
     names = sorted(found.keys() | absent.keys()) if cases is None else sorted(set(cases))
     hashes = read_hashes(root)
-    recorded = {name: hashes.get(_place(case.image, root)) for name, case in found.items() if case.image}
-    recorded = {name: file for name, file in recorded.items() if file}
+    recorded = {
+        name: file
+        for name, case in found.items()
+        if case.image and (file := hashes.get(_place(case.image, root)))
+    }
     known = Known(read_manifest() if manifest is None else manifest, recorded)
     findings = []
     for done, name in enumerate(names):
@@ -72,20 +92,20 @@ def verify_data(folder, cases=None, manifest=None, labels_only=False, layout=Non
     return findings, names
 
 
-def _root(folder, case):
+def _root(folder: Path, case: Case) -> Path:
     """The folder that keeps the record: that of all cases, also where only one or one part of them is given."""
-    here, file = as_given(folder), case.image or case.labels
+    here, file = as_given(folder), case.image or case.truth
     if file.parent == here and in_case_folder(file):
         return here.parent
     nnunet = nnunet_root(folder)
     return nnunet[0] if nnunet and file.is_relative_to(nnunet[0]) else folder
 
 
-def _place(image, root):
+def _place(image: Path, root: Path) -> str:
     return image.relative_to(root).as_posix()
 
 
-def _verify_case(case, known, labels_only, root):
+def _verify_case(case: Case, known: Known, labels_only: bool, root: Path) -> list[Finding]:
     row = known.manifest.get(case.name)
     image, labels, findings = _files(case, row, labels_only)
     phantom = case.image is not None and case.image.is_file() and says_phantom(case.image)
@@ -108,7 +128,7 @@ def _verify_case(case, known, labels_only, root):
         findings += compare_grid("image", image_grid, image_row, known)
     if image_grid and label_grid:
         findings += compare_pair(case.name, image_grid, label_grid)
-    if image_sha256:
+    if image and image_sha256:
         more, new = compare_image(case.name, image, image_sha256, image_row, known)
         if not new:
             findings += more
@@ -118,13 +138,13 @@ def _verify_case(case, known, labels_only, root):
     return findings
 
 
-def _has_cysts(case):
+def _has_cysts(case: Case) -> bool:
     """Whether a label map is one of KiTS21 or KiTS23, whose images are those of KiTS19."""
     of_kits21 = case.labels is not None and case.labels.name.startswith("aggregated")
     return of_kits21 or len(case.label_values) > 3
 
 
-def _not_compared(case, row, phantom):
+def _not_compared(case: Case, row: ManifestCase | None, phantom: bool) -> list[Finding]:
     """A note on what the manifest says nothing about."""
     if phantom:
         found, advice = "a phantom", "Nothing to do: files, grids and values were checked"
@@ -139,10 +159,12 @@ def _not_compared(case, row, phantom):
     return [Finding("note", case.name, "manifest", found, "a case of the manifest", advice)]
 
 
-def _files(case, row, labels_only):
+def _files(
+    case: Case, row: ManifestCase | None, labels_only: bool
+) -> tuple[Path | None, Path | None, list[Finding]]:
     """(image, labels, findings): None for a file that is not there, and a finding if it ought to be."""
     image = case.image if case.image and case.image.exists() and not labels_only else None
-    folder = (case.image or case.labels).parent
+    folder = (case.image or case.truth).parent
     if not folder.is_dir():
         there = "no such folder"
     else:
@@ -163,7 +185,9 @@ def _files(case, row, labels_only):
     return image, case.labels, findings
 
 
-def _read(path, case, what, reader):
+def _read(
+    path: Path, case: str, what: str, reader: Callable[[Path], Volume]
+) -> tuple[Grid | None, str | None, list[Finding]]:
     """(grid, SHA-256, findings) of a file; grid and hash are None where they cannot be had."""
     expected = {"image": "a whole CT in HU", "labels": "a whole map of the labels 0, 1, 2"}[what]
     grid = sha256 = None
@@ -193,9 +217,9 @@ def _stored_as(header: nib.Nifti1Header) -> str | None:
     return f"as {dtype}" if dtype.kind == "f" else None
 
 
-def _record(case, sha256, root):
+def _record(case: Case, sha256: str, root: Path) -> list[Finding]:
     try:
-        record_hash(root, _place(case.image, root), sha256, case.image.stat().st_size)
+        record_hash(root, _place(case.scan, root), sha256, case.scan.stat().st_size)
     except OSError as error:
         advice = "Make the folder writable; until then a later change of the image goes unnoticed"
         expected = f"its hash in {HASHES_FILE}"

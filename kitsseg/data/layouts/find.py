@@ -25,7 +25,7 @@ _DEPTH, _FOLDERS = 6, 500
 
 
 def find_cases(
-    folder: Path | str,
+    folder: str | os.PathLike[str],
     need_labels: bool = True,
     need_image: bool = True,
     layout: Layout | None = None,
@@ -204,7 +204,7 @@ def _checked(case: Case, need_labels: bool, need_image: bool) -> Case:
     return replace(case, labels=case.labels if case.labels and case.labels.exists() else None)
 
 
-def find_scans(inputs: Iterable[Path | str], layout: Layout | None = None) -> dict[str, Path]:
+def find_scans(inputs: Iterable[str | os.PathLike[str]], layout: Layout | None = None) -> dict[str, Path]:
     """Scans by case name. A scan that is given twice, as by its file and its folder, counts once.
 
     Args:

@@ -22,17 +22,37 @@ class Case:
     """One patient's files.
 
     Attributes:
-        image: the CT, a NIfTI file or the folder of a DICOM series.
+        image: the CT, a NIfTI file or the folder of a DICOM series; None where only label maps were asked for.
         labels: the label map; None where there is none.
         label_values: what its labels 0, 1, 2, ... become (see ``read_labels``).
         slices: of a patient of whom there are single images only; ``image`` and ``labels`` are their folders then.
     """
 
     name: str
-    image: Path
+    image: Path | None
     labels: Path | None
     label_values: tuple[int | None, ...] = (0, 1, 2)
     slices: tuple[SliceImage, ...] = ()
+
+    @property
+    def scan(self) -> Path:
+        """``image`` of a case that was found to have one.
+
+        Raises: ValueError without.
+        """
+        if self.image is None:
+            raise ValueError(f"{self.name}: no image was looked for.")
+        return self.image
+
+    @property
+    def truth(self) -> Path:
+        """``labels`` of a case that was found to have some.
+
+        Raises: ValueError without.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name}: no label map was looked for.")
+        return self.labels
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A name is taken from the path as the user gave it. Where a link leads is never a
 given.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -30,7 +31,7 @@ _OF_FOLDERS = {name.lower() for name in IMAGE_NAMES + LABEL_NAMES}
 _ENDINGS = (".nii.gz", ".nii")
 
 
-def folder_name(path: Path | str) -> str:
+def folder_name(path: str | os.PathLike[str]) -> str:
     """The name of a folder as it was given, also where it was given as ``.`` or ``..``."""
     return as_given(path).name
 

@@ -7,6 +7,7 @@ of the patient, which need not be neighbors. So no split can put slices of one p
 
 import csv
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def slice_cases(folder: Path, layout: Layout, need_labels: bool) -> list[Case]:
     return [Case(name, folder / "images", labels, slices=tuple(items)) for name, items in patients.items()]
 
 
-def slices_of_inputs(inputs: Iterable[Path | str], layout: Layout) -> list[SliceImage] | None:
+def slices_of_inputs(inputs: Iterable[str | os.PathLike[str]], layout: Layout) -> list[SliceImage] | None:
     """The slices among the inputs of a prediction, sorted by name; None where there are only scans.
 
     Args:

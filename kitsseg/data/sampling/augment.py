@@ -6,14 +6,23 @@ authors used (cubic), for its own pipelines and for the parity path, ``cut_batch
 distributions, except for the last start of an unscaled crop, which batchgenerators never takes.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.geometry.resample import blend
 
+if TYPE_CHECKING:
+    from kitsseg.recipe import Augmentation
+
 __all__ = [
     "Crop",
+    "LabelWindow",
     "apply_batchgenerators",
     "batchgenerators_transform",
     "center_crop",
@@ -24,6 +33,8 @@ __all__ = [
 ]
 
 LINES = 32
+# labels of the window (rows, columns) of a slice
+LabelWindow = Callable[[slice, slice], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,15 @@ class Crop:
         flips: whether rows and columns are mirrored.
     """
 
-    size: tuple[int, int]
-    center: tuple[float, float]
+    size: tuple[int, ...]
+    center: tuple[float, ...]
     scale: float
     flips: tuple[bool, bool]
 
 
-def draw_crop(rng, shape, size, augmentation):
+def draw_crop(
+    rng: np.random.Generator, shape: Sequence[int], size: Sequence[int], augmentation: Augmentation
+) -> Crop:
     """Draw a crop of a slice that is at least as large as the crop.
 
     A scaled crop keeps its center at least half an unscaled crop from the border, as batchgenerators does; what it
@@ -66,13 +79,15 @@ def draw_crop(rng, shape, size, augmentation):
     return Crop(tuple(size), center, scale, (flip_rows < p, flip_columns < p))
 
 
-def center_crop(shape, size):
+def center_crop(shape: Sequence[int], size: Sequence[int]) -> Crop:
     """The unscaled crop in the middle of a slice."""
     center = tuple((n - m) // 2 + (m - 1) / 2 for n, m in zip(shape, size, strict=True))
     return Crop(tuple(size), center, 1.0, (False, False))
 
 
-def cut(image, labels, crop):
+def cut(
+    image: npt.NDArray[Any], labels: npt.NDArray[np.uint8] | LabelWindow, crop: Crop
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
     """Take a crop out of a slice.
 
     Args:
@@ -95,7 +110,9 @@ def cut(image, labels, crop):
     return window[step], truth[step]
 
 
-def _scaled(image, labels, crop):
+def _scaled(
+    image: npt.NDArray[Any], labels: npt.NDArray[np.uint8] | LabelWindow, crop: Crop
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
     positions = [
         (np.arange(m) - (m - 1) / 2) * crop.scale + c for m, c in zip(crop.size, crop.center, strict=True)
     ]
@@ -122,7 +139,12 @@ def _scaled(image, labels, crop):
     return plane, truth
 
 
-def _blend_lines(plane, low, high, weight):
+def _blend_lines(
+    plane: npt.NDArray[Any],
+    low: npt.NDArray[np.intp],
+    high: npt.NDArray[np.intp],
+    weight: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
     """Interpolate along the first axis, which changes places with the second: whole lines are taken, not pixels.
 
     In blocks that stay in the processor's cache: arrays of a whole slice would be asked of the system, and given
@@ -137,7 +159,9 @@ def _blend_lines(plane, low, high, weight):
     return out
 
 
-def pad_to(image, labels, size, value):
+def pad_to(
+    image: npt.NDArray[Any], labels: npt.NDArray[np.uint8], size: Sequence[int], value: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
     """Pad a slice that is smaller than ``size`` evenly, the image with ``value``, the labels with background."""
     missing = [max(m - n, 0) for n, m in zip(image.shape, size)]
     if not any(missing):
@@ -147,7 +171,9 @@ def pad_to(image, labels, size, value):
     return np.pad(image, widths + channels, constant_values=value), np.pad(labels, widths)
 
 
-def batchgenerators_transform(size, augmentation):
+def batchgenerators_transform(
+    size: Sequence[int], augmentation: Augmentation
+) -> Callable[..., dict[str, Any]]:
     """An augmentation as a transform of batchgenerators, as the authors call it (cubic interpolation).
 
     Args:
@@ -190,10 +216,17 @@ def batchgenerators_transform(size, augmentation):
         )
     if augmentation.flip_probability:
         transforms.append(MirrorTransform(axes=(0, 1) if len(size) == 2 else (1, 2), p_per_sample=1))
-    return Compose(transforms)
+    compose: Callable[..., dict[str, Any]] = Compose(transforms)
+    return compose
 
 
-def cut_batchgenerators(image, labels, size, augmentation, rng):
+def cut_batchgenerators(
+    image: npt.NDArray[Any],
+    labels: npt.NDArray[np.uint8],
+    size: Sequence[int],
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """A random crop of a slice through ``batchgenerators_transform``.
 
     Args:
@@ -208,7 +241,12 @@ def cut_batchgenerators(image, labels, size, augmentation, rng):
     return window[0] if image.ndim == 2 else np.moveaxis(window, 0, -1), truth
 
 
-def apply_batchgenerators(transform, channels, labels, rng):
+def apply_batchgenerators(
+    transform: Callable[..., dict[str, Any]],
+    channels: npt.NDArray[Any],
+    labels: npt.NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Apply a transform of batchgenerators to one image (channels, *space) and its labels (*space)."""
     before = np.random.get_state()
     try:

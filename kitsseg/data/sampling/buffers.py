@@ -2,8 +2,10 @@
 
 import math
 import weakref
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["Buffers"]
 
@@ -17,10 +19,11 @@ class Buffers:
         most: how many unused pieces are kept.
     """
 
-    def __init__(self, most=6):
-        self.most, self._unused = most, []
+    def __init__(self, most: int = 6) -> None:
+        self.most = most
+        self._unused: list[bytearray] = []
 
-    def empty(self, shape, dtype):
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """An array as of ``numpy.empty``."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         memory = self._take(size + ALIGNMENT)
@@ -30,7 +33,7 @@ class Buffers:
         start = -whole.ctypes.data % ALIGNMENT
         return whole[start : start + size].view(dtype).reshape(shape)
 
-    def _take(self, size):
+    def _take(self, size: int) -> bytearray:
         for _ in range(len(self._unused)):
             try:
                 memory = self._unused.pop(0)
@@ -41,6 +44,6 @@ class Buffers:
             self._give_back(memory)
         return bytearray(size)
 
-    def _give_back(self, memory):
+    def _give_back(self, memory: bytearray) -> None:
         if len(self._unused) < self.most:
             self._unused.append(memory)

@@ -1,19 +1,38 @@
 """What the samplers of slices and of patches share: who may be drawn, in which order, from which random numbers."""
 
+from __future__ import annotations
+
 import math
 import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from typing import SupportsIndex
+
+if TYPE_CHECKING:
+    from kitsseg.data.sampling.batches import BatchForm
+    from kitsseg.data.sampling.buffers import Buffers
 
 __all__ = ["batch_rng", "checked_index", "empty_batch", "in_circles", "own_places"]
 
 
-def batch_rng(seed, index, stream):
+class _Source(Protocol):
+    """What ``empty_batch`` needs of a source of batches."""
+
+    form: BatchForm
+    buffers: Buffers
+
+
+def batch_rng(seed: int, index: int, stream: int) -> np.random.Generator:
     """The random numbers of batch ``index``; each ``stream`` of them is independent of the others."""
     return np.random.Generator(np.random.Philox(key=[seed, (int(index) << 32) | stream]))
 
 
-def checked_index(index, n=None):
+def checked_index(index: SupportsIndex, n: int | None = None) -> int:
     """The number of a batch as an int.
 
     Raises: IndexError below 0 and from ``n`` on: that ends a loop over a list of batches.
@@ -24,7 +43,9 @@ def checked_index(index, n=None):
     return index
 
 
-def in_circles(order_of, n, size, index):
+def in_circles(
+    order_of: Callable[[int], npt.NDArray[np.int64]], n: int, size: int, index: int
+) -> npt.NDArray[np.int64]:
     """The ``size`` items of batch ``index``: each of ``n`` once before any again, all different if ``size <= n``.
 
     A shuffled order is gone through in a circle until a batch ends where the circle does: a new order in the middle
@@ -37,7 +58,7 @@ def in_circles(order_of, n, size, index):
     return order_of(index // batches)[(index % batches * size + np.arange(size)) % n]
 
 
-def own_places(size, shard):
+def own_places(size: int, shard: tuple[int, int] | None) -> range:
     """Which places of a batch one of several processes draws.
 
     Args:
@@ -60,7 +81,7 @@ def own_places(size, shard):
     return range(index * own, (index + 1) * own)
 
 
-def empty_batch(batches):
+def empty_batch(batches: _Source) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Arrays for the images and the labels of a batch, uninitialized."""
     form = batches.form
     return (

@@ -5,11 +5,15 @@ scan, so their voxels are kept as runs: some ten thousand numbers a case instead
 still every voxel of a class is drawn with the same probability.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.cache.cases import CachedCase, cases_of_part
 from kitsseg.data.geometry.planes import normalize
@@ -27,9 +31,14 @@ from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, PatchSampler, PreprocessSpec
 
+if TYPE_CHECKING:
+    from typing import SupportsIndex
+
 __all__ = ["ClassRuns", "PatchBatches", "ValidationPatches", "class_runs"]
 
 LABELS = (0, 1, 2)
+# number of the case, label of the center, center voxel
+_Drawn = tuple[int, int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,10 @@ class ClassRuns:
 
     case: CachedCase
     counts: tuple[int, int, int]
-    ends: dict[int, np.ndarray]
-    shifts: dict[int, np.ndarray]
+    ends: dict[int, npt.NDArray[np.uint32]]
+    shifts: dict[int, npt.NDArray[np.uint32]]
 
-    def draw(self, rng, label):
+    def draw(self, rng: np.random.Generator, label: int) -> tuple[int, ...]:
         """A voxel (slice, row, column) of a class, all of them equally likely.
 
         Raises: ValueError if the class has none.
@@ -66,11 +75,11 @@ class ClassRuns:
         number = int(rng.integers(self.counts[label]))
         # an argument of another type would have the whole array converted
         run = np.searchsorted(self.ends[label], np.uint32(number), side="right")
-        inside = np.unravel_index(int(self.shifts[label][run]) + number, box.shape)
-        return tuple(int(i) + a for i, a in zip(inside, start))
+        place = np.unravel_index(int(self.shifts[label][run]) + number, box.shape)
+        return tuple(int(i) + a for i, a in zip(place, start))
 
 
-def class_runs(case):
+def class_runs(case: CachedCase) -> ClassRuns:
     """Find the runs of kidney and of tumor in a CachedCase.
 
     Runs follow the C order of the label box, along columns; one may go on from the end of a row to the next.
@@ -94,7 +103,8 @@ def class_runs(case):
             f"{case.folder}: expected some background in {case.name}, found every voxel labelled. "
             "Look at its segmentation, or leave the case out of the split."
         )
-    return ClassRuns(case, tuple(counts), ends, shifts)
+    background, kidney, tumor = counts
+    return ClassRuns(case, (background, kidney, tumor), ends, shifts)
 
 
 class PatchBatches:
@@ -147,9 +157,9 @@ class PatchBatches:
         self._transform = (
             batchgenerators_transform(self.patch_size, augmentation) if path == "batchgenerators" else None
         )
-        self._runs = {}
+        self._runs: dict[int, ClassRuns] = {}
 
-    def draw(self, index):
+    def draw(self, index: int) -> list[_Drawn]:
         """What batch ``index`` holds: a list of (case number, label of the center, center voxel)."""
         cases, drawn = self._cases_of_batch(index), []
         for position in range(self._places.start // len(LABELS), -(-self._places.stop // len(LABELS))):
@@ -163,7 +173,7 @@ class PatchBatches:
         first = self._places.start % len(LABELS)
         return drawn[first : first + self.form.batch_size]
 
-    def batch(self, index):
+    def batch(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Batch ``index``: images (batch, slices, rows, columns, 1) float32, labels without the 1 int32."""
         images, labels = empty_batch(self)
         random = self._rng(index, 1).random((self._places.stop, 2))[self._places.start :]
@@ -182,15 +192,16 @@ class PatchBatches:
                 images[position] = image[0][..., None]
         return images, labels
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: SupportsIndex) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         return self.batch(checked_index(index))
 
-    def _cases_of_batch(self, index):
+    def _cases_of_batch(self, index: int) -> list[int]:
         n, size = len(self.cases), self.sampler.cases_per_batch
         shuffled = in_circles(lambda circle: self._rng(circle, 2**32 - 1).permutation(n), n, size, index)
-        return shuffled.tolist()
+        numbers: list[int] = shuffled.tolist()
+        return numbers
 
-    def _rng(self, index, stream):
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
         return batch_rng(self.seed, index, stream)
 
 
@@ -201,16 +212,24 @@ class ValidationPatches:
     ``PatchBatches``.
     """
 
-    def __init__(self, cases, split, part, sampler, spec, shard=None):
+    def __init__(
+        self,
+        cases: Mapping[str, CachedCase],
+        split: CaseSplit,
+        part: str,
+        sampler: PatchSampler,
+        spec: PreprocessSpec,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
         self.patch_size, self._places = tuple(sampler.patch_size), own_places(len(LABELS), shard)
         self.form, self.buffers = _form(self.patch_size, self._places, shard), Buffers()
-        self._drawn = {}
+        self._drawn: dict[int, list[_Drawn]] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.cases)
 
-    def draw(self, index):
+    def draw(self, index: int) -> list[_Drawn]:
         """As ``PatchBatches.draw``, for case ``index``."""
         index = int(index)
         if index not in self._drawn:
@@ -218,35 +237,41 @@ class ValidationPatches:
             self._drawn[index] = [(index, *_center(runs, rng, label)) for label in LABELS]
         return [self._drawn[index][place] for place in self._places]
 
-    def batch(self, index):
+    def batch(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """As ``PatchBatches.batch``."""
         images, labels = empty_batch(self)
         for position, (case, _, center) in enumerate(self.draw(index)):
             _take(self.cases[case], center, self.spec, images[position], labels[position])
         return images, labels
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: SupportsIndex) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         return self.batch(checked_index(index, len(self)))
 
 
-def _form(patch_size, places, shard):
+def _form(patch_size: tuple[int, ...], places: range, shard: tuple[int, int] | None) -> BatchForm:
     return BatchForm(
         batch_size=len(places), image_shape=(*patch_size, 1), label_shape=patch_size, shard=shard
     )
 
 
-def _one_channel(spec):
+def _one_channel(spec: PreprocessSpec) -> PreprocessSpec:
     if spec.channels != 1:
         raise ValueError(f"3D patches are cut from one channel of HU; the specification has {spec.channels}.")
     return spec
 
 
-def _center(runs, rng, label):
+def _center(runs: ClassRuns, rng: np.random.Generator, label: int) -> tuple[int, tuple[int, ...]]:
     label = label if runs.counts[label] else 0  # a case without tumor gives background instead
     return label, runs.draw(rng, label)
 
 
-def _take(case, center, spec, image, labels):
+def _take(
+    case: CachedCase,
+    center: Sequence[int],
+    spec: PreprocessSpec,
+    image: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int32],
+) -> None:
     """Write the patch around ``center`` to ``image`` (slices, rows, columns, 1) and ``labels``."""
     size, shape = labels.shape, case.geometry.shape
     start = [
@@ -262,7 +287,9 @@ def _take(case, center, spec, image, labels):
     labels[...] = small
 
 
-def _overlap(start, size, box_start, box_size):
+def _overlap(
+    start: Sequence[int], size: Sequence[int], box_start: Sequence[int], box_size: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Where a patch and a box share voxels: slices of the box, and of the patch; empty if they share none."""
     low = [max(a, b) for a, b in zip(start, box_start)]
     high = [max(x, min(a + m, b + n)) for x, a, m, b, n in zip(low, start, size, box_start, box_size)]

@@ -12,13 +12,19 @@ For training in several processes (the JAX backend, tf.distribute's multi-worker
 ``shard``: together they make the batches of one process, so that its loss curve is theirs.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.cache.cases import CachedCase, cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import (
+    Crop,
+    LabelWindow,
     batchgenerators_transform,
     center_crop,
     cut,
@@ -38,6 +44,12 @@ from kitsseg.data.sampling.draws import (
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.recipe import Augmentation, PreprocessSpec, SliceSampler
+
+if TYPE_CHECKING:
+    from typing import SupportsIndex
+
+    from kitsseg.data.sampling.batches import Batches
+    from kitsseg.interfaces import Tensor
 
 __all__ = ["SliceBatches", "ValidationSlices", "batch_dataset"]
 
@@ -91,7 +103,7 @@ class SliceBatches:
         self.form, self.buffers = _form(sampler, spec, self._places, shard), Buffers()
         self._shapes = [case.geometry.shape for case in self.cases]
         self._ends = np.cumsum([shape[0] for shape in self._shapes])
-        self._last_order = None, None
+        self._last_order: tuple[int, npt.NDArray[np.int64]] = -1, np.empty(0, np.int64)  # of no round yet
         self._positive = []
         for case in self.cases:
             area = case.kidney_area + case.tumor_area
@@ -103,12 +115,12 @@ class SliceBatches:
             weights = area[slices] if sampler.positive_weights == "area" else np.ones(len(slices), np.int64)
             self._positive.append((slices, np.cumsum(weights)))
 
-    def draw(self, index):
+    def draw(self, index: int) -> list[tuple[int, int]]:
         """Which slices batch ``index`` holds: a list of (case number, slice number), order shuffled."""
         drawn = self._draw_all(index)
         return [drawn[place] for place in self._places]
 
-    def batch(self, index):
+    def batch(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Batch ``index``: images (batch, rows, columns, channels) float32, labels (batch, rows, columns) int32."""
         images, labels = empty_batch(self)
         rng = self._rng(index, 1)
@@ -119,10 +131,10 @@ class SliceBatches:
             normalize(window, self.spec, out=images[own])
         return images, labels
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: SupportsIndex) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         return self.batch(checked_index(index))
 
-    def _draw_all(self, index):
+    def _draw_all(self, index: int) -> list[tuple[int, int]]:
         if self.sampler.unit == "slice":
             return self._draw_slices(index)
         rng, wanted = self._rng(index, 0), []
@@ -136,7 +148,7 @@ class SliceBatches:
                 wanted.append((case, int(number * self._shapes[case][0])))
         return [wanted[i] for i in rng.permutation(len(wanted)).tolist()]
 
-    def _draw_crop(self, rng, case):
+    def _draw_crop(self, rng: np.random.Generator, case: int) -> Crop | int:
         """A Crop, or the seed of batchgenerators."""
         if self.path == "batchgenerators":
             return int(rng.integers(2**32))
@@ -144,15 +156,17 @@ class SliceBatches:
         shape = [max(n, m) for n, m in zip(self._shapes[case][1:], size)]
         return draw_crop(rng, shape, size, self.augmentation)
 
-    def _cut(self, case, k, crop):
+    def _cut(
+        self, case: CachedCase, k: int, crop: Crop | int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
         size = self.sampler.patch_size
         image, truth = _whole_or_lazy(case, k, size, self.spec)
-        if self.path == "fast":
+        if isinstance(crop, Crop):
             return cut(image, truth, crop)
         truth = truth(slice(None), slice(None)) if callable(truth) else truth
         return cut_batchgenerators(image, truth, size, self.augmentation, np.random.default_rng(crop))
 
-    def _draw_slices(self, index):
+    def _draw_slices(self, index: int) -> list[tuple[int, int]]:
         """The next slices of a random order of all slices, drawn anew each time it is used up."""
         total, size, drawn = int(self._ends[-1]), self.sampler.batch_size, []
         for position in range(index * size, (index + 1) * size):
@@ -162,17 +176,19 @@ class SliceBatches:
             drawn.append((case, slice_number - (int(self._ends[case - 1]) if case else 0)))
         return drawn
 
-    def _order(self, round_number, total):
+    def _order(self, round_number: int, total: int) -> npt.NDArray[np.int64]:
         last = self._last_order  # read once: tf.data calls from a thread of its own
         if last[0] != round_number:
             last = self._last_order = round_number, self._rng(round_number, 2**32 - 1).permutation(total)
         return last[1]
 
-    def _cases_of_batch(self, index):
+    def _cases_of_batch(self, index: int) -> list[int]:
         n = len(self.cases)
-        return in_circles(lambda circle: self._order(circle, n), n, self.sampler.batch_size, index).tolist()
+        chosen = in_circles(lambda circle: self._order(circle, n), n, self.sampler.batch_size, index)
+        numbers: list[int] = chosen.tolist()
+        return numbers
 
-    def _rng(self, index, stream):
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
         return batch_rng(self.seed, index, stream)
 
 
@@ -184,15 +200,23 @@ class ValidationSlices:
     ``SliceBatches``.
     """
 
-    def __init__(self, cases, split, part, sampler, spec, shard=None):
+    def __init__(
+        self,
+        cases: Mapping[str, CachedCase],
+        split: CaseSplit,
+        part: str,
+        sampler: SliceSampler,
+        spec: PreprocessSpec,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         self.cases, self.sampler, self.spec = cases_of_part(cases, split, part), sampler, spec
         self._places = own_places(sampler.batch_size, shard)
         self.form, self.buffers = _form(sampler, spec, self._places, shard), Buffers()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.cases)
 
-    def draw(self, index):
+    def draw(self, index: int) -> list[int]:
         """Slice numbers of case ``index``."""
         case = self.cases[index]
         positive = np.flatnonzero(case.kidney_area + case.tumor_area)
@@ -206,7 +230,7 @@ class ValidationSlices:
         ]
         return [drawn[place] for place in self._places]
 
-    def batch(self, index):
+    def batch(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """As ``SliceBatches.batch``."""
         case, size = self.cases[index], self.sampler.patch_size
         images, labels = empty_batch(self)
@@ -216,11 +240,13 @@ class ValidationSlices:
             normalize(image, self.spec, out=images[position])
         return images, labels
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: SupportsIndex) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         return self.batch(checked_index(index, len(self)))
 
 
-def batch_dataset(batches, start, stop, targets=None):
+def batch_dataset(
+    batches: Batches, start: int, stop: int, targets: Callable[[Any], Any] | None = None
+) -> Any:
     """Batches ``start`` to ``stop`` as a ``tf.data.Dataset`` of (images, labels), in order.
 
     Args:
@@ -232,7 +258,7 @@ def batch_dataset(batches, start, stop, targets=None):
     """
     import tensorflow as tf
 
-    def load(index):
+    def load(index: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = tf.numpy_function(batches.batch, [index], (tf.float32, tf.int32))
         images.set_shape((batches.form.batch_size, *batches.form.image_shape))
         labels.set_shape((batches.form.batch_size, *batches.form.label_shape))
@@ -249,15 +275,20 @@ def batch_dataset(batches, start, stop, targets=None):
     return dataset.with_options(options)
 
 
-def _whole_or_lazy(case, k, size, spec):
+def _whole_or_lazy(
+    case: CachedCase, k: int, size: Sequence[int], spec: PreprocessSpec
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | LabelWindow]:
     """Slice ``k`` as (image, labels); labels is a function of a window where no padding is needed."""
     image = case.image[k]
     if all(n >= m for n, m in zip(image.shape, size)):
         return image, lambda rows, columns: case.labels(k, rows, columns)
-    return pad_to(image, case.labels(k), size, int(np.floor(spec.lowest_hu)) if spec.hu_window else 0)
+    lowest = spec.lowest_hu
+    return pad_to(image, case.labels(k), size, 0 if lowest is None else int(np.floor(lowest)))
 
 
-def _form(sampler, spec, places, shard):
+def _form(
+    sampler: SliceSampler, spec: PreprocessSpec, places: range, shard: tuple[int, int] | None
+) -> BatchForm:
     return BatchForm(
         batch_size=len(places),
         image_shape=(*sampler.patch_size, spec.channels),
