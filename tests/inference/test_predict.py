@@ -346,7 +346,7 @@ def test_killed_in_the_middle_the_second_call_does_the_rest(runs, trained, tmp_p
         time.sleep(0.001)
     process.kill()
     process.wait()
-    done = len(read_predictions(out)["cases"])
+    done = len(read_predictions(out).cases)
     assert 2 <= done < 9
     times = {path: path.stat().st_mtime_ns for path in out.glob("prediction_0000[01].nii.gz")}
 
