@@ -144,9 +144,21 @@ class Bench:
         self.out, self.labels, self.steps = out, labels, steps
         self.layout = Layout(hu_window=HU)
         out.mkdir(parents=True, exist_ok=True)
+        self._same_steps()
         self.items = find_slices(slices, self.layout, need_labels=True)
         self.patients = sorted({item.patient for item in self.items})
         self.folders = {"patients": slices, "slices": self._each_its_own(slices)}
+
+    def _same_steps(self) -> None:
+        """One folder holds trainings of one length: others would stand in the same table."""
+        file = self.out / "steps.json"
+        if not file.is_file():
+            with atomic_path(file) as temporary:
+                temporary.write_text(json.dumps(self.steps))
+        if (before := json.loads(file.read_text())) != self.steps:
+            raise SystemExit(
+                f"{self.out}: holds trainings of {before} steps. Give --steps {before}, or another folder."
+            )
 
     def _each_its_own(self, slices: Path) -> Path:
         """The same slices in a folder whose table calls each a patient of its own: how a split by slice is made."""

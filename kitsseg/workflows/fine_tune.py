@@ -13,7 +13,7 @@ from kitsseg.files.checksums import sha256_of
 from kitsseg.files.json_records import as_builtins
 from kitsseg.files.paths import relative_path
 from kitsseg.recipe import Phase, Recipe, settings
-from kitsseg.records.run import Parent, RunRecord, finished_run
+from kitsseg.records.run import Parent, RunRecord, finished_run, seen_patients
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
@@ -87,6 +87,11 @@ def fine_tune(
         if getattr(phase, name) != getattr(base, name):
             evidence[f"phases.{phase.name}.{name}"] = f"ours: given to kitsseg {command}"
     parent = Parent(run=relative_path(run, out), recipe=recipe.name, model_sha256=sha256_of(network.source))
+    if (
+        network.record.parent and network.record.parent.patients
+    ):  # others than those of the split, which stays
+        seen = {part: sorted(names) for part, names in seen_patients(network.record).items()}
+        parent = replace(parent, patients=seen)
     seed = network.record.seed if options.seed is None else options.seed
     entries = {"parent": parent, **options.entries}
     return train_recipe(

@@ -18,6 +18,8 @@ from kitsseg.records.run import RunRecord, finished_run, seen_patients
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.start import start_from_run
 from kitsseg.training.train import train_recipe
+from kitsseg.workflows.fine_tune import FromRun
+from kitsseg.workflows.prune import prune_run
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -79,6 +81,16 @@ def test_patients_seen_are_handed_on_from_run_to_run(trained, started):
     assert seen_patients(converted(record, RunRecord)) == {
         part: {*getattr(trained.split, part), *getattr(other, part)} for part in ("train", "validation")
     }
+
+
+def test_a_pruned_run_knows_whom_the_start_of_its_run_has_seen(trained, started, tmp_path):
+    shutil.copytree(started, tmp_path / "run")
+    record = read_json(started / "run.json")
+    record["parent"]["patients"]["train"].append("somebody_else")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    origin = FromRun(trained.recipe, tmp_path / "run", trained.cache)
+    out = prune_run(origin, tmp_path / "out", 0.5, TrainOptions(epochs=1), schedule="one-shot")
+    assert seen_patients(finished_run(out).record)["train"] == {*trained.split.train, "somebody_else"}
 
 
 def test_a_split_that_tests_on_patients_the_run_has_seen_is_refused(trained, tmp_path):
