@@ -189,7 +189,7 @@ def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
-    from kitsseg.runtime.console import done, progress_bar
+    from kitsseg.runtime.console import done, progress_bar, warning
 
     if recipe.is_3d and has_slices(Path(data)):
         raise InputError(
@@ -201,7 +201,7 @@ def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
         done(f"{plan} in {cache}")
     with progress_bar() as progress:
         folder, made, kept = preprocess_cases(
-            data, cache, recipe.preprocess, progress, layout, workers, compress
+            data, cache, recipe.preprocess, progress, layout, workers, compress, say=warning
         )
     there = f" ({len(kept)} were there already)" if kept else ""
     given = "".join(f" --set {name}={value}" for name, value in spoken_settings(recipe).items())

@@ -14,8 +14,9 @@ def fold_alike(findings):
         groups = {}
         for finding in findings:
             if finding.level == level:
-                groups.setdefault((finding.check, finding.advice), []).append(finding)
-        for (check, _), alike in groups.items():
+                alone = None if finding.folds else (finding.case, finding.found)
+                groups.setdefault((finding.check, finding.advice, alone), []).append(finding)
+        for (check, *_), alike in groups.items():
             folded.append(alike[0])
             if len(alike) > 1:
                 case = f"and {len(alike) - 1} more"

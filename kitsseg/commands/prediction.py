@@ -137,12 +137,12 @@ def predict(run, inputs, out, part, options=None, layout=None):
     from rich.markup import escape
 
     from kitsseg.inference.cohort import NAMED, failures, predict_cohort
-    from kitsseg.runtime.console import console, done, progress_bar
+    from kitsseg.runtime.console import console, done, progress_bar, warning
 
     with progress_bar() as progress:
         outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
     for text in outcome.warnings:
-        console.print(f"[yellow]warning: {escape(text)}[/yellow]")
+        warning(f"warning: {text}")
     if outcome.failed:
         if len(outcome.failed) > NAMED:
             for name, reason in outcome.failed.items():

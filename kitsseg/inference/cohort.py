@@ -6,12 +6,14 @@ import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kitsseg.data.cache.sources import source_record
+from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
 from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
 from kitsseg.data.geometry.geometry import spec_of_slices
@@ -57,7 +59,7 @@ class Outcome:
         failed: case name -> reason, in order.
         engine: what computed the networks; None where no label map was ever made.
         renewed: names of scans that have changed since their label maps were made, which were made anew.
-        warnings: sentences for the user.
+        warnings: sentences for the user; one names the file of a scan that is doubtful.
     """
 
     written: list[Path]
@@ -104,11 +106,13 @@ def predict_cases(
     layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """As ``predict_cohort``; returns the paths of the label maps.
+    """As ``predict_cohort``; returns the paths of the label maps, and warns of scans that are doubtful.
 
     Raises: InputError if any scan failed, after all others are done.
     """
     outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
+    for text in outcome.warnings:
+        warnings.warn(text, stacklevel=2)
     if outcome.failed:
         raise InputError(failures(outcome, out))
     return outcome.written
@@ -205,6 +209,15 @@ def predict_cohort(
     failed = {name: failed[name] for name in scans if name in failed}
     written = [out / prediction_name(name) for name in scans if name not in failed]
     warned = narrow_windows(ensemble, [item for name, item in slices.items() if name in scans])
+    warned = (
+        *warned,
+        *(
+            f"{image}: {doubt}"
+            for name, image in scans.items()
+            if isinstance(entry := record.entries.get(name), PredictedScan) and name not in failed
+            for doubt in entry.doubts
+        ),
+    )
     return Outcome(written, len(written) - made + len(lost), failed, record.header.engine, renewed, warned)
 
 
@@ -338,6 +351,10 @@ def predict_scan(
             if item is not None:
                 members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
             grid = scan.grid
+            clips = {member.spec.clip_hu for member in members}
+            clip_hu = clips.pop() if len(clips) == 1 else None
+            # single slices say what their numbers are, and need not show a whole patient
+            doubts = () if item is not None else tuple(map(str, doubts_about(scan, clip_hu)))
             prepared = prepare_scan(scan.array, grid.spacing_mm, members)
             del scan  # its memory too, unless what was prepared needs it
             give_back_memory()
@@ -361,6 +378,7 @@ def predict_scan(
             source=source,
             crc32=crc32_of(target),
             phantom=is_phantom(grid.header),
+            doubts=doubts,
             seconds=round(time.monotonic() - started, 2),
         )
         if item is not None:

@@ -113,6 +113,7 @@ class PredictedScan:
     """A scan that has a label map: where both lie, and what they were when the label map was written.
 
     Attributes:
+        doubts: what is doubtful about the scan (``doubts_about``), a sentence each.
         patient, mask_values: of a single slice: whose it is, and the value of each label in the mask.
     """
 
@@ -122,6 +123,7 @@ class PredictedScan:
     crc32: str
     phantom: bool
     seconds: float | None = None
+    doubts: tuple[str, ...] = ()
     patient: str | None = None
     mask_values: tuple[int, ...] | None = None
     finished: str = ""

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 if TYPE_CHECKING:
     from kitsseg.interfaces import Progress as ProgressFunction
 
-__all__ = ["console", "done", "progress_bar", "without_next"]
+__all__ = ["console", "done", "progress_bar", "warning", "without_next"]
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -35,6 +35,11 @@ def progress_bar() -> Iterator[ProgressFunction]:
         yield lambda description, done, total: bar.update(
             task, description=escape(description), completed=done, total=total
         )
+
+
+def warning(text: str) -> None:
+    """Print a line that begins with "warning"."""
+    console.print(f"[yellow]{escape(text)}[/yellow]")
 
 
 _says_next = True

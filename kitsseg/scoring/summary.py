@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from kitsseg.data.formats.nifti import is_phantom
+from kitsseg.data.formats.nifti import is_phantom, read_grid
+from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.scoring.cases import CLASSES, LESIONS, CaseFiles, ScoredCase
 from kitsseg.scoring.dice import summarize_scores
@@ -260,6 +258,6 @@ def _describe(rows: list[dict[str, Any]], column: str) -> dict[str, Any]:
 
 def _synthetic(image: str | os.PathLike[str]) -> bool:
     try:
-        return is_phantom(nib.load(image).header)
-    except (OSError, EOFError, ImageFileError, HeaderDataError):
+        return is_phantom(read_grid(image).header)
+    except (InputError, OSError):
         return False  # scoring needs no image; the report names a damaged one

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from errno import EEXIST, ENOTEMPTY
@@ -31,6 +32,7 @@ from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.slice_checks import check_slices
 from kitsseg.data.cache.sources import source_record, unchanged
+from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.formats.slices import read_masks, read_slices
 from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_slices
@@ -60,6 +62,7 @@ def preprocess_cases(
     layout: Layout | None = None,
     workers: int = 1,
     compress: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess every case of a folder; cases that are done already are left alone.
 
@@ -75,6 +78,8 @@ def preprocess_cases(
         workers: processes; each holds one scan at a time. With more than one, a script that calls this must not do
             so while it is imported (``if __name__ == "__main__":``).
         compress: make a cache of about half the size that is read several times as slowly.
+        say: called as say(text) with a line for each scan that is doubtful, also of those that were there; a scan
+            whose numbers are hardly HU is one. Without it warnings are given, by ``warnings``.
 
     Returns: (folder of the cache, names of the cases done now, names of those that were there).
     Raises: InputError if the disk is too small, for bad cases, a cached case whose source files have changed since or
@@ -107,10 +112,20 @@ def preprocess_cases(
             report(f"preprocessed {job}", done, len(cases))
             if error is not None:
                 failed[job.case.name] = error
+    for case in cases:
+        for doubt in [] if case.name in failed else read_record(folder / case.name).get("doubts", []):
+            _say(f"{case.image}: {doubt}", say)
     if failed:
         raise _all_of(failed, len(cases))
     made = [case.name for case in missing]
     return folder, made, [case.name for case in cases if case.name not in set(made)]
+
+
+def _say(text: str, say: Callable[[str], None] | None) -> None:
+    if say:
+        say(f"warning: {text}")
+    else:
+        warnings.warn(text, stacklevel=3)
 
 
 def plan_cache(
@@ -189,6 +204,8 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
     image = read_slices(case.slices) if case.slices else read_image(case.scan)
     check_pair(image, labels)
     spec = spec_of_slices(spec) if case.slices else spec
+    # single slices say what their numbers are, and need not show a whole patient
+    doubts = [] if case.slices else [str(doubt) for doubt in doubts_about(image, spec.clip_hu)]
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
     geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
     in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
@@ -223,6 +240,7 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
         "tumor_area": area[2].tolist(),
         "hu_counts": {"first": hu.first, "counts": hu.counts.tolist()},
         "phantom": is_phantom(image.grid.header),
+        "doubts": doubts,
         "channels": spec.channels,
         "slices": [item.name for item in case.slices],
     }

@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from kitsseg.data.formats.grid import grid_of
+from kitsseg.data.formats.nifti import read_grid
 from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.geometry.geometry import plan_geometry, spec_of_slices
 from kitsseg.errors import InputError
@@ -100,8 +96,8 @@ def planned_bytes(cases: Iterable[Case], spec: PreprocessSpec, compress: bool = 
             sizes.append(cached_bytes(shape, spacing_mm, spec_of_slices(spec), compress))
             continue
         try:
-            grid = grid_of(cast("nib.Nifti1Header", nib.load(case.scan).header), case.scan)
-        except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error):
+            grid = read_grid(case.scan)
+        except (InputError, OSError):
             continue
         sizes.append(cached_bytes(grid.shape, grid.spacing_mm, spec, compress))
     return sum(sizes)

@@ -609,4 +609,5 @@ def _naming(path):
 
 
 def _line(error):
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."  # some quote the contents of the file

@@ -12,6 +12,8 @@ import gzip
 import io
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -33,6 +35,7 @@ __all__ = [
     "Grid",
     "Volume",
     "is_phantom",
+    "read_grid",
     "read_image",
     "read_labels",
     "write_image",
@@ -56,6 +59,7 @@ _WORDS = ("background", "kidney", "tumor", "cyst")
 FLOAT_LABEL_TOLERANCE = 1e-4
 SCALED_LABEL_TOLERANCE = 0.01
 MAGIC = {348: b"n+1\0", 540: b"n+2\0"}  # of a file that holds header and data, by size of its header
+_FORM_CODES = 6  # 0 for a form that says nothing, 1 scanner ... 5 template
 _LINE_ENDS = (b"\r\n\x1a\n", bytes(4))  # of NIfTI-2: changed by a transfer as text; some leave them empty
 MOST_EXTENSION_BYTES = 64 << 20  # between header and data; extensions take some kB, or some MB of XML
 MOST_INFLATED = 1032  # bytes that one byte of a deflated stream can stand for
@@ -186,7 +190,30 @@ def _is_scaled(header):
     return header.get_slope_inter() not in ((None, None), (1.0, 0.0))
 
 
+def read_grid(path: str | Path) -> Grid:
+    """The grid of a NIfTI file, from its header alone.
+
+    Raises: InputError for a header that ``read_image`` refuses; FileNotFoundError.
+    """
+    path = Path(path)
+    with _damage_named(path), _open(path) as stream:
+        return _grid(_read_header(stream, path), path)
+
+
 def _read(path, dtype, convert):
+    with _damage_named(path), _open(path) as stream:
+        header = _read_header(stream, path)
+        grid = _grid(header, path)
+        array = _empty(grid.shape, dtype)
+        _fill(grid.file_view(array), stream, header, path, convert)
+        while stream.read(1 << 20):  # to the end: the checksum is checked there
+            pass
+    return Volume(path, array, grid)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Makes one error that names the file of what the layers below raise."""
     if path.is_dir():
         raise InputError(f"{path}: expected a NIfTI file (.nii or .nii.gz), found a folder.")
     if path.name.lower().endswith(_OTHER_FORMATS) and path.exists():
@@ -194,13 +221,7 @@ def _read(path, dtype, convert):
             f"{path}: expected a NIfTI file (.nii or .nii.gz), found another format. Convert it to .nii.gz first."
         )
     try:
-        with _open(path) as stream:
-            header = _read_header(stream, path)
-            grid = _grid(header, path)
-            array = _empty(grid.shape, dtype)
-            _fill(grid.file_view(array), stream, header, path, convert)
-            while stream.read(1 << 20):  # to the end: the checksum is checked there
-                pass
+        yield
     except _DAMAGE as error:
         raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
     except MemoryError as error:
@@ -211,7 +232,6 @@ def _read(path, dtype, convert):
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or error.errno:
             raise
         raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
-    return Volume(path, array, grid)
 
 
 def _empty(shape, dtype):
@@ -262,9 +282,12 @@ def _read_header(stream, path):
     offset = float(header["vox_offset"])
     if not abs(offset) < size + MOST_EXTENSION_BYTES:  # written so that NaN fails too
         raise HeaderDataError(f"data start {offset:g} lies outside the file")
-    offset = int(offset) or size + 4
-    if offset < size:
+    offset = int(offset)
+    if offset < size + 4:
         raise HeaderDataError(f"data start {offset} lies inside the header")
+    for name in ("sform_code", "qform_code"):
+        if int(header[name]) not in range(_FORM_CODES):  # says nothing, as 0: nibabel takes it so too
+            header[name] = 0
     _check_length(path, header, offset)
     _skip(stream, offset - size)
     return header

@@ -29,6 +29,7 @@ class Finding:
         level: ``error`` (do not train on this), ``warning``, or ``note`` (what was not checked, and why).
         case, check: what was looked at.
         found, expected, advice: in words.
+        folds: whether the table may show it once for all cases that have it.
     """
 
     level: str
@@ -37,6 +38,7 @@ class Finding:
     found: str
     expected: str
     advice: str
+    folds: bool = True
 
 
 @dataclass(frozen=True)

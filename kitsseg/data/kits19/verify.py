@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 
+from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.kits19.findings import (
     Finding,
@@ -194,7 +195,13 @@ def _read(
     findings = []
     try:
         sha256 = sha256_of(path) if path.is_file() else None
-        grid = reader(path).grid
+        volume = reader(path)
+        grid = volume.grid
+        if what == "image":
+            findings += [
+                Finding("warning", case, doubt.check, doubt.found, doubt.expected, doubt.advice, folds=False)
+                for doubt in doubts_about(volume)
+            ]
     except InputError as error:  # PATH: what is wrong. What to do.
         found, _, advice = str(error).removeprefix(f"{path}: ").partition(". ")
         advice = advice.rstrip(".") or "Download or export it again"

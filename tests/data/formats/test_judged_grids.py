@@ -197,7 +197,7 @@ def test_line_ends_changed_by_a_transfer_as_text_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("offset", [1 << 30, 1 << 62, -16, 100, 351e6, np.nan, np.inf])
+@pytest.mark.parametrize("offset", [0, 1 << 30, 1 << 62, -16, 100, 351e6, np.nan, np.inf])
 def test_a_start_of_the_data_outside_the_file_is_refused(tmp_path, name, offset):
     if offset in (1 << 62,) or not np.isfinite(offset):
         kind = nib.Nifti1Header  # float32
@@ -205,6 +205,14 @@ def test_a_start_of_the_data_outside_the_file_is_refused(tmp_path, name, offset)
         kind = nib.Nifti2Header
     path = write_nifti(tmp_path / name, scan(), np.diag([*SIZES, 1]), kind=kind, vox_offset=offset)
     assert "data start" in error_of(path)
+
+
+@pytest.mark.parametrize("code", [-1, 6, 77])
+def test_a_code_that_the_format_does_not_know_says_nothing(tmp_path, code):
+    grid = np.diag([*SIZES, 1])
+    path = write_nifti(tmp_path / "scan.nii", scan(), oblique((5, 0, 0)) @ grid, grid, sform_code=code)
+    np.testing.assert_allclose(read_image(path).grid.header.get_best_affine(), grid, atol=1e-6)
+    assert "found neither" in error_of(write_nifti(path, scan(), grid, sform_code=code))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,511 @@
+"""Damage files in every way a disk, a copy or an export can, and see what the command line makes of them.
+
+    python scripts/fuzz.py                                  # 300 of each kind, a few minutes
+    python scripts/fuzz.py --count 5000 --seed 7 nifti1 dicom
+    python scripts/fuzz.py --keep FOLDER                    # keeps what ended in neither way
+
+Every trial writes whole inputs, damages some, and calls one command. It may end in two ways: refused in one line that
+names the input, with nothing written; or done, with a result that an independent reader (nibabel, pydicom) confirms.
+Anything else is counted as other and printed: a traceback, a second line, a crash, more than ``--seconds``, a wrong
+result. The exit code is 1 if there was any. The same seed gives the same damage.
+
+A kind of input is a ``Kind``: it says how whole inputs are made, damaged, used and confirmed. Add one to ``KINDS``.
+"""
+
+import argparse
+import contextlib
+import csv
+import gzip
+import io
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from kitsseg.cli import main as kitsseg
+
+__all__ = ["KINDS", "Kind", "damaged_bytes", "run"]
+
+MEMORY_BYTES = 6 << 30
+SPECIAL = (0, 1, 2, 3, 8, 16, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**63 - 1)
+SPECIAL_FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-3, 1e3, 1e-30, 1e30, 352.0, 1 << 30, np.nan, np.inf, -np.inf)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input.
+
+    Attributes:
+        make: writes whole inputs into an empty folder.
+        damage: damages them, and says how.
+        command: arguments of ``kitsseg`` for the folder.
+        confirm: raises AssertionError if the result is wrong; called where the command has ended well.
+        names: what an error has to name one of.
+    """
+
+    make: Callable[[Path], None]
+    damage: Callable[[Path, np.random.Generator], str]
+    command: Callable[[Path, np.random.Generator], list[str]]
+    confirm: Callable[[Path], None]
+    names: tuple[str, ...]
+
+
+# ---- damage that any file may take ----------------------------------------------------------------------------------
+
+
+def damaged_bytes(
+    content: bytes, rng: np.random.Generator, start: int = 0, stop: int | None = None
+) -> tuple[bytes, str]:
+    """Change a few bytes of ``content`` between two places, cut it, or add to it: (new content, what was done)."""
+    data = bytearray(content)
+    stop = len(data) if stop is None else min(stop, len(data))
+    if stop <= start:
+        return b"x", "one byte"
+    how = rng.choice(
+        ["bit", "byte", "special", "block", "cut", "longer", "swap"], p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05]
+    )
+    place = int(rng.integers(start, stop))
+    if how == "bit":
+        data[place] ^= 1 << int(rng.integers(8))
+    elif how == "byte":
+        for k in rng.integers(start, stop, int(rng.integers(1, 5))):
+            data[k] = int(rng.integers(256))
+    elif how == "special":
+        size = int(rng.choice([1, 2, 4, 8]))
+        value = int(rng.choice(np.array(SPECIAL, np.uint64))) % (1 << 8 * size)
+        data[place : place + size] = value.to_bytes(size, str(rng.choice(["little", "big"])))
+    elif how == "block":
+        size = int(rng.integers(1, 200))
+        data[place : place + size] = rng.choice([b"\0", b"\xff", b"A"]) * size
+    elif how == "cut":
+        del data[place if rng.random() < 0.7 else int(rng.integers(len(data))) :]
+    elif how == "longer":
+        data += bytes(int(rng.integers(1, 5000)))
+    else:
+        size = int(rng.integers(1, 60))
+        data[place : place + size], data[start : start + size] = (
+            data[start : start + size],
+            data[place : place + size],
+        )
+    return bytes(data), f"{how} at {place}"
+
+
+# ---- NIfTI ----------------------------------------------------------------------------------------------------------
+
+SHAPE = (20, 24, 12)
+AFFINE = np.diag([-6.0, -6.0, 8.0, 1.0])
+
+
+def body() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """HU and labels in the axes of the file: air, fat, a body, a kidney with a tumor."""
+    rng = np.random.default_rng(0)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    radius = x**2 + y**2
+    hu = np.where(radius < 0.5, 40.0, np.where(radius < 0.7, -100.0, -1000.0))
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[(x - 0.3) ** 2 + y**2 + z**2 < 0.1] = 1
+    labels[(x - 0.3) ** 2 + y**2 + z**2 < 0.03] = 2
+    hu[labels > 0] += 120
+    return (hu + rng.normal(0, 12, SHAPE)).round().clip(-1024, 3000).astype(np.int16), labels
+
+
+def save(path: Path, array: npt.NDArray, kind: type, forms: str = "sq") -> None:
+    image = kind(array, None)
+    image.header["pixdim"][1:4] = np.abs(np.diag(AFFINE)[:3])
+    if "q" in forms:
+        image.set_qform(AFFINE, 1)
+    if "s" in forms:
+        image.set_sform(AFFINE, 1)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+
+
+def damage_nifti(path: Path, rng: np.random.Generator) -> str:
+    """Damage a .nii.gz: a field of its header, any byte of the header or of the numbers, or the packed stream."""
+    packed = path.read_bytes()
+    content = gzip.decompress(packed)
+    header = nib.Nifti1Header if content[:2] == b"\x5c\x01" else nib.Nifti2Header
+    size = header.sizeof_hdr
+    where = rng.choice(["field", "header", "body", "packed"], p=[0.5, 0.3, 0.1, 0.1])
+    if where == "packed":
+        content, how = damaged_bytes(packed, rng)
+        path.write_bytes(content)
+        return f"packed: {how}"
+    if where == "field":
+        changed = header(content[:size], check=False).structarr.copy()
+        name = str(rng.choice([name for name in changed.dtype.names if name != "sizeof_hdr"]))
+        values = changed[name] if changed[name].ndim else changed[name].reshape(1)
+        k = int(rng.integers(values.size))
+        if values.dtype.kind == "S":
+            changed[name] = rng.bytes(int(rng.integers(0, 5)))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                choices = SPECIAL_FLOATS if values.dtype.kind == "f" else SPECIAL
+                value = choices[int(rng.integers(len(choices)))]
+                old = float(values.flat[k])
+                value = rng.choice([value, -value, old * 2, old * 0.99, old + 1, -old])
+                if values.dtype.kind in "iu":
+                    info = np.iinfo(values.dtype)
+                    value = min(max(int(np.nan_to_num(float(value))), int(info.min)), int(info.max))
+                values.flat[k] = value
+                if not changed[name].ndim:
+                    changed[name] = values[0]
+        content = changed.tobytes() + content[size:]
+        how = f"field {name}[{k}]"
+    else:
+        limits = (4, size) if where == "header" else (size, len(content))
+        content, how = damaged_bytes(content, rng, *limits)
+        how = f"{where}: {how}"
+    path.write_bytes(gzip.compress(content, 1))
+    return how
+
+
+def same_as_nibabel(path: Path) -> None:
+    """What kitsseg reads as an image is what nibabel reads: every value, the affine, the voxel sizes."""
+    from kitsseg.data.formats.nifti import read_image
+
+    ours, theirs = read_image(path), nib.load(path)
+    values = np.clip(np.rint(theirs.get_fdata()), -32768, 32767)
+    values = values.reshape(values.shape[:3])
+    assert np.array_equal(ours.grid.file_view(ours.array), values), "other values than nibabel"
+    assert np.array_equal(ours.grid.header.get_best_affine(), theirs.affine), "another affine than nibabel"
+    sizes = np.array(ours.grid.spacing_mm)[list(ours.grid.axes)]
+    assert np.allclose(sizes, nib.affines.voxel_sizes(theirs.affine), rtol=1e-6), (
+        "other voxel sizes than nibabel"
+    )
+    axes = nib.orientations.aff2axcodes(theirs.affine)
+    for code, axis, target in zip(
+        axes, ours.grid.axes, (ours.grid.flipped[axis] for axis in ours.grid.axes), strict=True
+    ):
+        assert code in (("I", "S"), ("P", "A"), ("L", "R"))[axis], "an axis where nibabel has another"
+        assert target == (code in "SAR"), "an axis in the other direction than nibabel's"
+
+
+IMAGE, LABELS = "case_90000/imaging.nii.gz", "case_90000/segmentation.nii.gz"
+
+
+def image_kind(kind: type) -> Kind:
+    def make(folder: Path) -> None:
+        hu, labels = body()
+        forms = "sq"
+        save(folder / "data" / IMAGE, hu, kind, forms)
+        save(folder / "data" / LABELS, labels, kind, forms)
+
+    def damage(folder: Path, rng: np.random.Generator) -> str:
+        if rng.random() < 0.4:  # a file of one form
+            save(folder / "data" / IMAGE, body()[0], kind, str(rng.choice(["s", "q"])))
+        return damage_nifti(folder / "data" / IMAGE, rng)
+
+    def command(folder: Path, rng: np.random.Generator) -> list[str]:
+        if rng.random() < 0.5:
+            return ["verify", str(folder / "data"), "--not-kits19"]
+        return ["preprocess", "unet2d:tiny", str(folder / "data"), str(folder / "cache")]
+
+    return Kind(make, damage, command, lambda folder: same_as_nibabel(folder / "data" / IMAGE), ("data",))
+
+
+def dice_of(prediction: Path, truth: Path) -> tuple[float, float]:
+    """Dice of kidney with tumor and of tumor, of what nibabel reads; the arrays turned to one order of axes."""
+    one, other = (
+        np.rint(nib.as_closest_canonical(nib.load(path)).get_fdata()) for path in (prediction, truth)
+    )
+    scores = []
+    for low in (1, 2):
+        a, b = one >= low, other >= low
+        total = a.sum() + b.sum()
+        scores.append(2 * float((a & b).sum()) / total if total else 1.0)
+    return scores[0], scores[1]
+
+
+def labels_kind(kind: type) -> Kind:
+    def make(folder: Path) -> None:
+        _, labels = body()
+        save(folder / "truth" / LABELS, labels, kind)
+        save(folder / "predicted" / "prediction_90000.nii.gz", np.roll(labels, 1, axis=0), kind)
+
+    def damage(folder: Path, rng: np.random.Generator) -> str:
+        chosen = ("truth/" + LABELS, "predicted/prediction_90000.nii.gz")[int(rng.integers(2))]
+        return f"{chosen}: {damage_nifti(folder / chosen, rng)}"
+
+    def command(folder: Path, rng: np.random.Generator) -> list[str]:
+        more = ["--surface"] if rng.random() < 0.2 else []
+        return [
+            "evaluate",
+            str(folder / "predicted"),
+            str(folder / "truth"),
+            "--out",
+            str(folder / "s.csv"),
+            *more,
+        ]
+
+    def confirm(folder: Path) -> None:
+        with (folder / "s.csv").open(newline="", encoding="utf-8") as file:
+            [row] = csv.DictReader(file)
+        expected = dice_of(folder / "predicted" / "prediction_90000.nii.gz", folder / "truth" / LABELS)
+        found = float(row["tk_dice"]), float(row["tu_dice"])
+        assert np.allclose(found, expected, atol=1e-6), f"expected Dice {expected}, found {found}"
+
+    return Kind(make, damage, command, confirm, ("truth", "predicted"))
+
+
+# ---- DICOM ----------------------------------------------------------------------------------------------------------
+
+SLICES = 6
+
+
+def make_series(folder: Path) -> None:
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    series = folder / "data" / "90000"
+    series.mkdir(parents=True)
+    hu = body()[0]
+    for k in range(SLICES):
+        d = pydicom.Dataset()
+        d.file_meta = FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = CTImageStorage
+        d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = f"1.2.826.0.1.3680043.8.498.9.{k}"
+        d.SeriesInstanceUID, d.Modality, d.InstanceNumber = "1.2.826.0.1.3680043.8.498.8", "CT", k + 1
+        d.StudyInstanceUID, d.PatientID, d.AcquisitionNumber = "1.2.826.0.1.3680043.8.498.7", "p", 1
+        d.ImageType, d.SliceThickness = ["ORIGINAL", "PRIMARY", "AXIAL"], 8
+        d.ImageOrientationPatient, d.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-60, -72, 8.0 * k]
+        d.PixelSpacing, d.Rows, d.Columns = [6, 6], SHAPE[1], SHAPE[0]
+        d.BitsAllocated = d.BitsStored = 16
+        d.HighBit, d.SamplesPerPixel, d.PixelRepresentation = 15, 1, 0
+        d.PhotometricInterpretation = "MONOCHROME2"
+        d.RescaleSlope, d.RescaleIntercept, d.RescaleType = 1, -1024, "HU"
+        d.PixelData = (hu[:, :, k].T.astype(np.int32) + 1024).astype("<u2").tobytes()
+        d["PixelData"].VR = "OW"
+        d.save_as(series / f"IM{k:04d}", enforce_file_format=True)
+
+
+def damage_series(folder: Path, rng: np.random.Generator) -> str:
+    import pydicom
+
+    files = sorted((folder / "data" / "90000").iterdir())
+    chosen = [files[k] for k in rng.permutation(len(files))[: int(rng.choice([1, 1, 2, 3]))]]
+    how = str(rng.choice(["header", "any", "element", "preamble", "empty", "link", "gone", "twice", "packed"],
+                         p=[0.35, 0.15, 0.25, 0.05, 0.04, 0.04, 0.04, 0.04, 0.04]))  # fmt: skip
+    for path in chosen:
+        content = path.read_bytes()
+        if how in ("header", "any"):
+            end = len(content) - 2 * SHAPE[0] * SHAPE[1] if how == "header" else None
+            content, _ = damaged_bytes(content, rng, 0, end)
+            path.write_bytes(content)
+        elif how == "element":
+            dataset = pydicom.dcmread(path)
+            element = dataset[list(dataset.keys())[int(rng.integers(len(dataset) - 1))]]
+            values = [
+                "",
+                None,
+                "0",
+                "1",
+                "-1",
+                "1e9",
+                "1e-9",
+                "nan",
+                "inf",
+                "9" * 16,
+                "a",
+                ["1", "2"],
+                ["0"] * 6,
+            ]
+            value = values[int(rng.integers(len(values)))]
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    dataset[element.tag] = pydicom.DataElement(element.tag, element.VR, value)
+                    dataset.save_as(path)
+            except Exception:  # a value that pydicom does not write
+                path.write_bytes(content)
+        elif how == "preamble":
+            path.write_bytes(content[132:])
+        elif how == "empty":
+            path.write_bytes(b"")
+        elif how == "packed":
+            path.write_bytes(gzip.compress(content))
+        elif how == "twice":
+            path.with_name(f"{path.name}b").write_bytes(content)
+        else:
+            path.unlink()
+            if how == "link":
+                path.symlink_to("nowhere")
+    return f"{how} of {', '.join(path.name for path in chosen)}"
+
+
+def confirm_series(folder: Path) -> None:
+    """Every file is a slice, in the order of its position, with the values that pydicom reads."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    from kitsseg.data.formats.dicom import read_series
+
+    files = sorted((folder / "data" / "90000").iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        volume = read_series(folder / "data" / "90000")
+        slices = []
+        for path in files:
+            d = pydicom.dcmread(path, force=True)
+            if "TransferSyntaxUID" not in d.file_meta:
+                d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            hu = np.clip(
+                np.rint(d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept)), -32768, 32767
+            )
+            slices.append((np.array(d.ImagePositionPatient, float), hu.astype(np.int16)))
+    assert len(slices) == volume.array.shape[0] >= SLICES - 3, (
+        f"{len(slices)} files, {volume.array.shape[0]} slices"
+    )
+    affine = volume.grid.header.get_best_affine()
+    view = volume.grid.file_view(volume.array)
+    for position, hu in slices:
+        k = np.rint((np.linalg.inv(affine) @ (*(position * (-1, -1, 1)), 1))[:3]).astype(int)
+        assert (k[:2] == 0).all(), f"the slice at {position} begins at voxel {k}"
+        assert np.array_equal(view[:, :, k[2]], hu.T), f"other values than pydicom at {position}"
+
+
+def make_labelled_series(folder: Path) -> None:
+    make_series(folder)
+    labels = body()[1][:, :, :SLICES]
+    path = folder / "labels" / "90000.nii.gz"
+    path.parent.mkdir()
+    affine = np.array([[-6.0, 0, 0, 60], [0, -6, 0, 72], [0, 0, 8, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(labels, affine), path)
+
+
+def preprocess_series(folder: Path, rng: np.random.Generator) -> list[str]:
+    return ["preprocess", "unet2d:tiny", str(folder), str(folder / "cache"), "--images", "data/*", "--labels",
+            "labels/*.nii.gz"]  # fmt: skip
+
+
+KINDS = {
+    "nifti1": image_kind(nib.Nifti1Image),
+    "nifti2": image_kind(nib.Nifti2Image),
+    "labels1": labels_kind(nib.Nifti1Image),
+    "labels2": labels_kind(nib.Nifti2Image),
+    "dicom": Kind(make_labelled_series, damage_series, preprocess_series, confirm_series, ("data", "labels")),
+}
+
+
+# ---- the trials -----------------------------------------------------------------------------------------------------
+
+
+def run(name: str, kind: Kind, count: int, seed: int, seconds: float, keep: Path | None) -> Counter[str]:
+    """Do ``count`` trials of a kind; Counter of "clean line", "right result" and "other"."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="kitsseg-fuzz-") as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        kind.make(whole)
+        for number in range(count):
+            rng = np.random.default_rng([seed, number])
+            folder = Path(temporary) / f"{name}-{seed}-{number}"
+            shutil.copytree(whole, folder, symlinks=True)
+            how = kind.damage(folder, rng)
+            arguments = kind.command(folder, rng)
+            ending, why = _ending(kind, folder, arguments, seconds)
+            counts[ending] += 1
+            if ending == "other":
+                print(f"OTHER {folder.name} ({how}): kitsseg {arguments[0]}: {why}", flush=True)
+                if keep:
+                    shutil.copytree(folder, keep / folder.name, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(folder)
+    return counts
+
+
+def _ending(kind: Kind, folder: Path, arguments: list[str], seconds: float) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    before = set(folder.rglob("*"))
+    try:
+        with (
+            _time_limit(seconds),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error")
+            code = kitsseg(arguments)
+    except SystemExit as error:
+        return "other", f"exit {error.code}: {err.getvalue()[-300:]}"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return "other", "".join(traceback.format_exception(error)[-3:])
+    lines = err.getvalue().splitlines()
+    if code:
+        clean = (
+            code == 1
+            and len(lines) == 1
+            and lines[0].startswith("kitsseg: ")
+            and "Traceback" not in out.getvalue()
+        )
+        named = any(str(folder / one) in lines[0] for one in kind.names) if lines else False
+        left = [path.name for path in set(folder.rglob("*")) - before if path.name.startswith(".")]
+        if clean and named and not left:
+            return "clean line", ""
+        return "other", f"code {code}, left {left}: {err.getvalue()[-400:]}"
+    if lines:
+        return "other", f"code 0 and on stderr: {err.getvalue()[-400:]}"
+    try:
+        kind.confirm(folder)
+    except Exception as error:
+        return "other", f"wrong result: {type(error).__name__}: {error}"
+    return "right result", ""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--count", type=int, default=300, help="trials of each kind (default: 300)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30, help="that a trial may take (default: 30)")
+    parser.add_argument("--keep", type=Path, help="folder for what ended in neither way")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.kinds) - set(KINDS):
+        parser.error(f"expected kinds of {', '.join(KINDS)}; found {', '.join(sorted(unknown))}")
+    os.environ["COLUMNS"] = "400"
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
+    total: Counter[str] = Counter()
+    for name in arguments.kinds or KINDS:
+        started = time.monotonic()
+        counts = run(name, KINDS[name], arguments.count, arguments.seed, arguments.seconds, arguments.keep)
+        total += counts
+        shown = ", ".join(f"{counts[ending]} {ending}" for ending in ("clean line", "right result", "other"))
+        print(f"{name:10} {arguments.count} trials: {shown} ({time.monotonic() - started:.0f} s)", flush=True)
+    return int(total["other"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A short run of the fuzzer: whatever is damaged, a command refuses in one line or gives the right result."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import kitsseg
+
+SCRIPT = Path(kitsseg.__file__).parent.parent / "scripts" / "fuzz.py"
+
+
+@pytest.fixture(scope="module")
+def fuzz():
+    if not SCRIPT.is_file():
+        pytest.skip("not a source tree")
+    spec = importlib.util.spec_from_file_location("kitsseg_fuzz", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_damaged_files_are_refused_in_one_line_or_read_rightly(fuzz):
+    command = [sys.executable, str(SCRIPT), "--count", "8", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    rows = re.findall(
+        r"^(\w+) +8 trials: (\d+) clean line, (\d+) right result, (\d+) other", done.stdout, re.M
+    )
+    assert [row[0] for row in rows] == list(fuzz.KINDS)
+    assert all(int(row[1]) + int(row[2]) == 8 for row in rows)
+    assert sum(int(row[1]) for row in rows) >= 8
+    assert sum(int(row[2]) for row in rows) >= 8
+
+
+def refuted(folder):
+    raise AssertionError("another affine")
+
+
+def unnamed(folder, rng):
+    return ["verify", str(folder.parent / "elsewhere")]
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ({"confirm": refuted}, "wrong result: AssertionError: another affine"),
+        ({"command": unnamed}, "code 1"),
+    ],
+)
+def test_what_is_wrong_is_counted_as_other_and_printed(fuzz, capsys, broken, words):
+    kind = replace(fuzz.KINDS["nifti1"], damage=lambda folder, rng: "nothing", **broken)
+    counts = fuzz.run("nifti1", kind, 2, 0, 30, None)
+    assert counts == {"other": 2}
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (lambda arguments: {}["key"], "KeyError"),
+        (lambda arguments: sys.exit(2), "exit 2"),
+        (lambda arguments: print("kitsseg: one\nkitsseg: two", file=sys.stderr) or 1, "code 1"),
+        (lambda arguments: print("a warning", file=sys.stderr) or 0, "on stderr"),
+        (lambda arguments: time.sleep(5), "took more than 0.2 s"),
+    ],
+)
+def test_a_command_that_ends_in_another_way_is_counted_as_other(fuzz, monkeypatch, capsys, main, words):
+    monkeypatch.setattr(fuzz, "kitsseg", main)
+    assert fuzz.run("nifti1", fuzz.KINDS["nifti1"], 1, 0, 0.2, None) == {"other": 1}
+    assert words in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_damage(fuzz, tmp_path):
+    np = fuzz.np
+    content = bytes(range(256)) * 4
+    one, other = (fuzz.damaged_bytes(content, np.random.default_rng([3, 7])) for _ in range(2))
+    assert one == other
+    assert len({fuzz.damaged_bytes(content, np.random.default_rng([3, k]))[0] for k in range(30)}) > 25
