@@ -1,13 +1,19 @@
 """The command line: its parser, and what becomes of errors."""
 
 import argparse
+import codecs
 import contextlib
 import errno
+import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 from kitsseg.commands import cross_validation, data, demo, prediction, recipes, scoring, training
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, did_you_mean
 from kitsseg.version import __version__
 
 __all__ = ["build_parser", "main"]
@@ -26,10 +32,22 @@ HINTS = {
 }
 
 
-def main(argv=None):
-    """Run one command; returns the exit code: 0 done, 1 bad input or a full disk, 130 interrupted."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 bad input or a full disk, 130 interrupted.
+
+    Args:
+        argv: the words after ``kitsseg``; None: those of this process, which is then started anew in UTF-8 where the
+            system has another encoding.
+    """
+    if argv is None:
+        _use_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that cannot be shown ends no command
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if not hasattr(arguments, "run_command"):
         parser.print_help()
         return 0
@@ -47,17 +65,36 @@ def main(argv=None):
     except MemoryError as error:
         return _complain(f"not enough memory ({error}). Close other programs, or use a larger machine.", 1)
     except KeyboardInterrupt:
-        return _complain(
-            "interrupted; what was finished is kept, nothing unfinished is taken for whole.", 130
-        )
+        text = "interrupted; what was finished is kept, nothing unfinished is taken for whole."
+        return _complain(text + _how_to_go_on(arguments), 130)
     return 0
 
 
-def _interrupt(signum, frame):
+def _use_utf8() -> None:
+    """Start this process anew with Python's UTF-8 mode, unless names of files are UTF-8 already.
+
+    Under LC_ALL=C, or in an old encoding, Python would read the name of a case as other letters than those that other
+    machines, HDF5 and TensorFlow see. Nothing but a new start changes that.
+    """
+    if os.name == "nt" or sys.flags.utf8_mode or codecs.lookup(sys.getfilesystemencoding()).name == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for the processes it starts
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    """After an interruption: --resume, if the command has it and a run has begun."""
+    if not hasattr(arguments, "resume"):
+        return ""
+    run = Path(getattr(arguments, "out", None) or arguments.run)
+    return " Go on: the same command with --resume." if (run / "run.json").is_file() else ""
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _complain(message, code):
+def _complain(message: str, code: int) -> int:
     print(f"kitsseg: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return code
 
@@ -65,11 +102,34 @@ def _complain(message, code):
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, as all other errors do, instead of printing the usage first."""
 
-    def error(self, message):
-        sys.exit(_complain(f"{message}. Try: {self.prog} --help", 2))
+    given: Sequence[str] = ()
+
+    def parse_known_args(
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += "." + did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        near = ""
+        for word in self.given:
+            option = word.split("=")[0]
+            if option.startswith("--") and len(option) > 2 and not any(o.startswith(option) for o in options):
+                found = did_you_mean(option[2:], [known[2:] for known in options if known.startswith("--")])
+                near = near or found.replace("mean ", "mean --").replace("?", f" for {option}?")
+        end = "" if message[-1] in ".?" else "."
+        sys.exit(_complain(f"{message}{end}{near} Try: {self.prog} --help", 2))
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kitsseg",
         description="Kidney and kidney tumor segmentation in CT: five KiTS19 papers, from NIfTI to scores. "
@@ -78,9 +138,11 @@ def build_parser():
     parser.add_argument("--version", action="version", version=f"kitsseg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name, function, help, **options):
+    def command(
+        name: str, function: Callable[[argparse.Namespace], None], help: str, **options: Any
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, **options)
-        sub.set_defaults(run_command=function)
+        sub.set_defaults(run_command=function, parser=sub)
         return sub
 
     for group in (recipes, demo, data, training, cross_validation, prediction, scoring):

@@ -1,7 +1,18 @@
 """The one error for bad input: its message names the file, what was expected, what was found, what to do."""
 
-__all__ = ["InputError"]
+from collections.abc import Iterable
+
+__all__ = ["InputError", "did_you_mean"]
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The command line prints the message as one line."""
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """The question after the nearest of the names there are, to stand behind a sentence; empty if none is near."""
+    from difflib import get_close_matches  # only where something is wrong
+
+    names = {name.lower().replace("_", "-"): name for name in known}
+    near = get_close_matches(found.lower().replace("_", "-"), names, 1, 0.6)
+    return f" Did you mean {names[near[0]]}?" if near else ""

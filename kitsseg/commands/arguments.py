@@ -3,7 +3,17 @@
 import argparse
 import math
 
-__all__ = ["add_layout", "at_least", "hu_window", "layout_of", "mask_values", "part", "shares", "volume_size"]
+__all__ = [
+    "add_layout",
+    "at_least",
+    "hu_window",
+    "layout_of",
+    "mask_values",
+    "part",
+    "share",
+    "shares",
+    "volume_size",
+]
 
 
 def at_least(smallest):
@@ -19,6 +29,17 @@ def at_least(smallest):
         return value
 
     return convert
+
+
+def share(text: str) -> float:
+    """A share above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, such as 0.5; found {text}")
+    return value
 
 
 def shares(text):

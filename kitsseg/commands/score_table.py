@@ -50,6 +50,16 @@ def format_table(rows, summary):
         part = summary.split.part if summary.split else None
         why = f"not in the {part} part, which was predicted" if part else "not predicted"
         lines += [f"{len(missing)} cases with a truth are not scored ({why}): {', '.join(missing)}."]
+    if alone := summary.prediction_without_truth:
+        lines += [
+            f"warning: {len(alone)} prediction{'s' * (len(alone) != 1)} without a truth, not scored: "
+            f"{', '.join(alone)}."
+        ]
+    if others := summary.of_other_scans:
+        lines += [
+            f"warning: {len(others)} label map{'s' * (len(others) != 1)} predicted from another scan than the one "
+            f"beside the truth: {', '.join(others)}. Is it the same patient?"
+        ]
     if summary.phantom:
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
     return "\n".join(lines)

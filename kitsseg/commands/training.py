@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kitsseg.commands.arguments import at_least, shares
+from kitsseg.commands.arguments import at_least, share, shares
 from kitsseg.commands.given import add_given, with_given
 from kitsseg.commands.training_options import add_hardware, add_watching, options_of, say
 from kitsseg.errors import InputError
@@ -73,7 +73,7 @@ def add(command):
     sub.add_argument("out", type=Path, help="new folder for the smaller run")
     sub.add_argument(
         "--keep",
-        type=float,
+        type=share,
         help="share of the channels of every layer that stays, such as 0.5; multiply-adds go with its square "
         "(default: only channels whose weights are all zero are removed)",
     )

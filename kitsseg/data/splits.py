@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, did_you_mean
 from kitsseg.files.json_records import record_of, write_record
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def load_split(name_or_path: str | os.PathLike[str]) -> CaseSplit:
     if not path.is_file():
         raise InputError(
             f"{path}: expected a split file or one of {', '.join(split_names())}; found neither."
+            f"{did_you_mean(path.name, split_names())}"
         )
     return _split_of(path.read_bytes(), path)
 

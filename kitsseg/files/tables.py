@@ -18,6 +18,7 @@ from kitsseg.files.atomic import atomic_path
 
 __all__ = ["read_rows", "write_rows"]
 
+_QUOTED = set(',"\r\n')
 _FORMULA = re.compile(r"'*[=+@\-\t\r]")
 
 
@@ -34,9 +35,11 @@ def write_rows(
     rows = list(rows)
     columns = columns or list(dict.fromkeys(name for row in rows for name in row))
     with atomic_path(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
+        file.write(_line(columns))
+        for row in rows:
+            if other := row.keys() - set(columns):
+                raise ValueError(f"{path}: expected the columns {', '.join(columns)}, found {min(other)}")
+            file.write(_line([_inert(row.get(name)) for name in columns]))
 
 
 def read_rows(
@@ -95,6 +98,15 @@ def read_rows(
                 raise wrong(f"line {number}, {name}: {error}") from error
         rows.append(row)
     return rows
+
+
+def _line(cells: Sequence[Any]) -> str:
+    """A line of the file. csv.writer leaves a lone carriage return without quotes, and cannot read it back."""
+    texts = ["" if cell is None else str(cell) for cell in cells]
+    if texts == [""]:
+        return '""\n'  # an empty line is no row
+    quoted = ['"' + text.replace('"', '""') + '"' if _QUOTED & set(text) else text for text in texts]
+    return ",".join(quoted) + "\n"
 
 
 def _inert(value: Any) -> Any:

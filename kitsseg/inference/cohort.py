@@ -195,8 +195,7 @@ def predict_cohort(
             made += isinstance(entry, PredictedScan)
             record.add(name, entry)
     except BaseException:
-        with suppress(InputError, OSError):  # what stopped it is the error to tell
-            record.finish()
+        record.give_up()
         raise
     else:
         lost = record.finish()

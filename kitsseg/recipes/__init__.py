@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, did_you_mean
 from kitsseg.recipe import GIVEN, Recipe, Variant, changed, vary
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def get(name: str) -> Recipe:
     if stem not in names():
         raise InputError(
             f"recipe {name}: expected one of {', '.join(names())}, each also as NAME:practical or NAME:tiny; found "
-            "no such recipe. kitsseg recipes lists the variants, too."
+            f"no such recipe.{did_you_mean(stem, names())} kitsseg recipes lists the variants, too."
         )
     module = importlib.import_module(f"kitsseg.recipes.{stem}")
     if edition in EDITIONS and not name.endswith(":"):
@@ -51,7 +51,8 @@ def get(name: str) -> Recipe:
     known = {variant.name: variant for variant in module.VARIANTS}
     if edition not in known:
         expected = [stem] + [f"{stem}:{each}" for each in ("practical", "tiny", *known)]
-        raise InputError(f"recipe {name}: expected one of {', '.join(expected)}; found no such recipe.")
+        near = did_you_mean(name, expected[1:])
+        raise InputError(f"recipe {name}: expected one of {', '.join(expected)}; found no such recipe.{near}")
     return vary(module.PAPER, known[edition])
 
 

@@ -212,6 +212,7 @@ class Predictions:
         self.header = converted(as_builtins(header), MadeBy)  # as it will be read again
         self.own: dict[str, Entry] = {}
         self.seen: dict[str, int | None] = {}
+        self.at_work: set[str] = set()
         self.journal: BinaryIO | None = None
         self.path = self.out / JOURNALS.replace("*", secrets.token_hex(4))
         self.entries, self.begun = self._everything()
@@ -283,6 +284,7 @@ class Predictions:
             if self.is_whole(name, image):
                 return False
         self._append(_Line(begun=name, time=_now()))
+        self.at_work.add(name)
         return True
 
     def forget_file(self, name: str) -> None:
@@ -292,6 +294,7 @@ class Predictions:
 
     def add(self, name: str, entry: Entry) -> None:
         """Put down what became of a scan."""
+        self.at_work.discard(name)
         self.own[name] = self.entries[name] = entry = replace(entry, finished=_now())
         kind = "failed" if isinstance(entry, FailedScan) else "case"
         self._append(_Line(done=name, **{kind: entry}))
@@ -323,6 +326,17 @@ class Predictions:
                     f"this name, {now.image}, at the same time. Choose another folder for the label maps."
                 )
         return lost
+
+    def give_up(self) -> None:
+        """As ``finish``, after an error; nothing stays if nothing was done."""
+        if self.journal is None:
+            return
+        if self.own or any((self.out / prediction_name(name)).exists() for name in self.at_work):
+            with suppress(InputError, OSError):  # what stopped the work is the error to tell
+                self.finish()
+        else:
+            self.close()
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give up the file of this process as it is, for the next one to gather."""

@@ -243,9 +243,8 @@ def create_run(
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and _only_begun(folder, split)):
-        raise InputError(
-            f"{folder}: expected a new or empty folder for the run, found one in use. Choose another."
-        )
+        found, advice = _in_use(folder)
+        raise InputError(f"{folder}: expected a new or empty folder for the run, found {found}. {advice}")
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     record = RunRecord(
@@ -398,6 +397,17 @@ def versions():
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _in_use(folder: Path) -> tuple[str, str]:
+    """What is in the way of a new run, and what to do."""
+    with contextlib.suppress(InputError):
+        record = read_run(folder)
+        if record.status == "finished":
+            return f"a finished run of {record.recipe}", "Choose another."
+        advice = "Go on: the same command with --resume. Or choose another folder."
+        return f"an unfinished run of {record.recipe}", advice
+    return "one in use", "Choose another."
 
 
 def _only_begun(folder, split):

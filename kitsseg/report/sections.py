@@ -168,6 +168,14 @@ def failure_rows(rows: list[dict[str, Any]], summary: Summary) -> list[str]:
             f"<p class='aside'>Not predicted, so not scored: {len(left)} of the cases with a truth: "
             f"{_listed(left, ', ')}.</p>"
         )
+    if alone := summary.prediction_without_truth:
+        lines.append(
+            f"<p class='aside'>No truth, so not scored: {len(alone)} predictions: {_listed(alone, ', ')}.</p>"
+        )
+    if others := summary.of_other_scans:
+        lines.append(
+            f"<p class='aside'>Predicted from another scan than the one beside the truth: {_listed(others, ', ')}.</p>"
+        )
     return [*lines, "</section>"]
 
 

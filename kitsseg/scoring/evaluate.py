@@ -1,8 +1,10 @@
 """``kitsseg evaluate``: predictions and truth -> scores.csv, a row per case, and scores.json, the summary."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from kitsseg.data.cache.sources import source_record
 from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
@@ -14,7 +16,7 @@ from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
 from kitsseg.scoring.pairs import Pair, find_pairs
 from kitsseg.scoring.scores_file import Evaluation, write_scores
 from kitsseg.scoring.slices import evaluate_slices
-from kitsseg.scoring.summary import Provenance, summarize
+from kitsseg.scoring.summary import LeftOut, Provenance, summarize
 
 __all__ = ["COLUMNS", "Evaluation", "evaluate_folders", "evaluate_pairs"]
 
@@ -46,10 +48,11 @@ def evaluate_folders(
     Where the truth is a folder of single slices the predictions are PNG files, and the scores slice scores (see
     ``kitsseg.scoring.slices``): no case scores, under other names.
 
-    Returns: Evaluation. Truth cases without a prediction are not scored; ``truth_without_prediction`` in the
-        summary names them.
-    Raises: InputError for a prediction without truth, files on different grids, files that are no label maps,
-        or two predictions of one case.
+    Returns: Evaluation. Truth cases without a prediction and predictions without a truth are not scored:
+        ``truth_without_prediction`` and ``prediction_without_truth`` in the summary name them. ``of_other_scans``
+        names cases whose label map was predicted from another scan than the one that lies beside the truth.
+    Raises: InputError for predictions of which none has a truth, files on different grids, files that are no label
+        maps, or two predictions of one case.
     """
     prediction, truth, out = Path(prediction), Path(truth), Path(out)
     if out.suffix != ".csv" or out.is_dir():
@@ -64,10 +67,12 @@ def evaluate_folders(
         folder = prediction if prediction.is_dir() else prediction.parent
         record = as_builtins(_recorded_by_predict(folder)) | {"mask_values": _mask_values(folder)}
         return Evaluation(*evaluate_slices(prediction, truth, out, layout or Layout(), record, progress))
-    pairs, missing = find_pairs(prediction, truth, layout)
-    provenance = _recorded_by_predict(prediction if prediction.is_dir() else prediction.parent)
+    pairs, *unpaired = find_pairs(prediction, truth, layout)
+    folder = prediction if prediction.is_dir() else prediction.parent
+    left_out = LeftOut(*unpaired, _of_other_scans(pairs, folder))
+    provenance = _recorded_by_predict(folder)
     evaluation = evaluate_pairs(
-        pairs, missing, provenance, classes=classes, surface=surface, progress=progress
+        pairs, left_out, provenance, classes=classes, surface=surface, progress=progress
     )
     write_scores(evaluation, out)
     return evaluation
@@ -75,7 +80,7 @@ def evaluate_folders(
 
 def evaluate_pairs(
     pairs: list[Pair],
-    missing: list[str],
+    left_out: LeftOut,
     provenance: Provenance,
     *,
     classes: str = "kits19",
@@ -85,7 +90,7 @@ def evaluate_pairs(
     """Score label maps, and write nothing.
 
     Args:
-        pairs, missing: of ``find_pairs``.
+        pairs: of ``find_pairs``. left_out: what is to be named beside the scores.
         provenance: what made the label maps.
         classes, surface, progress: as in ``evaluate_folders``.
     """
@@ -97,7 +102,7 @@ def evaluate_pairs(
     if progress:
         progress("score", len(pairs), len(pairs))
     split_hash = provenance.split.hash if provenance.split else None
-    summary = summarize(scored, provenance, missing, classes, surface)
+    summary = summarize(scored, provenance, left_out, classes, surface)
     return Evaluation([case.row | {"split_hash": split_hash} for case in scored], summary)
 
 
@@ -110,6 +115,27 @@ def _recorded_by_predict(folder: Path) -> Provenance:
         return Provenance()
     found = read_record(file, Provenance, "the record of kitsseg predict", "Predict again or remove it.")
     return converted(absolute_paths(as_builtins(found), folder), Provenance)
+
+
+def _of_other_scans(pairs: list[Pair], folder: Path) -> list[str]:
+    """Cases whose label map was made of another scan than the one beside the truth, as far as is known.
+
+    Of a file its size, its first and its last bytes count, of a DICOM series its size: copies have other times.
+    """
+    record = None
+    if (folder / PREDICTIONS).is_file() or has_journals(folder):
+        with suppress(InputError):  # label maps of another tool, with a record of its own kind
+            record = read_predictions(folder)
+    found = []
+    for pair in pairs if record else ():
+        entry = record.cases.get(pair.case)
+        if entry is None or pair.image is None or entry.file != pair.prediction.name:
+            continue
+        now, then = source_record(pair.image), entry.source
+        same = now["bytes"] == then.bytes and (pair.image.is_dir() or now["ends_sha256"] == then.ends_sha256)
+        if not same:
+            found.append(pair.case)
+    return found
 
 
 def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from kitsseg.data.layouts.names import (
     IMAGE_NAMES,
     LABEL_NAMES,
     case_of_prediction,
+    check_name,
     folder_name,
     in_case_folder,
     is_nifti,
@@ -39,7 +40,8 @@ def find_pairs(prediction, truth, layout=None):
     Args:
         layout: Layout of the truth.
 
-    Returns: (pairs sorted by case, names of the truth cases without a prediction).
+    Returns: (pairs sorted by case, names of the truth cases without a prediction, names of the predictions without a
+        truth).
     Raises: InputError as ``evaluate_folders``.
     """
     prediction, truth = Path(prediction), Path(truth)
@@ -54,17 +56,16 @@ def find_pairs(prediction, truth, layout=None):
         case = (
             folder_name(as_given(truth).parent) if in_case_folder(truth) else case_of_prediction(prediction)
         )
-        return [Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))], []
+        return [Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))], [], []
     cases = find_cases(truth, need_labels=False, need_image=False, layout=layout)
     labels = {case.name: case for case in cases if case.labels is not None}
-    found = {}
+    found, alone = {}, {}
     for file in _prediction_files(prediction):
         case = case_of_prediction(file)
+        check_name(case, file)
         if case not in labels:
-            raise InputError(
-                f"{file}: no truth for this prediction; expected {truth / case / LABEL_NAMES[0]}. "
-                "Remove the prediction, or name the folder that holds its truth."
-            )
+            alone[case] = file
+            continue
         if case in found:
             raise InputError(
                 f"{file}: a second prediction of {case}, beside {found[case].prediction}. Remove one."
@@ -77,7 +78,15 @@ def find_pairs(prediction, truth, layout=None):
             labels[case].label_values,
             image if image and image.exists() else None,
         )
-    return [found[case] for case in sorted(found)], [case for case in labels if case not in found]
+    if not found:
+        case, file = next(iter(alone.items()))
+        raise InputError(
+            f"{file}: no truth for this prediction{' or any other' if len(alone) > 1 else ''}; expected "
+            f"{truth / case / LABEL_NAMES[0]}, found truth of {', '.join(sorted(labels)[:3]) or 'no case'}. Name the "
+            "folder that holds the truth, or the label maps as their cases."
+        )
+    missing = [case for case in labels if case not in found]
+    return [found[case] for case in sorted(found)], missing, sorted(alone)
 
 
 def _beside(truth):

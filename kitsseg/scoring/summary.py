@@ -17,7 +17,7 @@ from kitsseg.scoring.ladder import RUNGS, all_background, ladder
 from kitsseg.scoring.lesions import LESION_RULE
 from kitsseg.version import __version__
 
-__all__ = ["Failure", "Ladders", "Provenance", "ScoredSplit", "Summary", "summarize"]
+__all__ = ["Failure", "Ladders", "LeftOut", "Provenance", "ScoredSplit", "Summary", "summarize"]
 
 EMPTY_RULE = "both masks empty: 1; exactly one empty: 0"
 SURFACE_RULE = (
@@ -63,6 +63,20 @@ class Provenance:
     failed: dict[str, Failure] | None = None
     phantom: bool | None = None
     version: int = 1
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What is named beside the scores.
+
+    Attributes:
+        truth_without_prediction, prediction_without_truth: names of cases that could not be scored.
+        of_other_scans: scored, but predicted from another scan than the one beside the truth.
+    """
+
+    truth_without_prediction: list[str]
+    prediction_without_truth: list[str]
+    of_other_scans: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,20 +198,22 @@ class Summary(Provenance):
     lesions: Lesions | None = None
     empty_rule: str
     truth_without_prediction: list[str]
+    prediction_without_truth: list[str] | None = None
+    of_other_scans: list[str] | None = None
     beside_all_background: Ladders
     label_release: dict[str, int] | None = None
     cases: dict[str, CaseFiles]
 
 
 def summarize(
-    cases: Sequence[ScoredCase], provenance: Provenance, missing: list[str], classes: str, surface: bool
+    cases: Sequence[ScoredCase], provenance: Provenance, left_out: LeftOut, classes: str, surface: bool
 ) -> Summary:
     """The content of scores.json.
 
     Args:
         cases: all that were scored, one at least.
         provenance: what made the label maps.
-        missing: names of the cases with a truth but without a prediction.
+        left_out: what is to be named.
         classes, surface: as in ``evaluate_folders``.
     """
     rows, tables = [case.row for case in cases], [case.tables for case in cases]
@@ -208,7 +224,7 @@ def summarize(
     values |= _details(rows, classes, surface)
     values |= {
         "empty_rule": EMPTY_RULE,
-        "truth_without_prediction": missing,
+        **as_builtins(left_out),
         "beside_all_background": {
             "prediction": ladder(tables),
             "all_background": ladder(all_background(tables)),

@@ -23,11 +23,15 @@ __all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_training_labels"
 LARGEST_SHARE = 0.1  # of the time spent training, for whole cases
 
 
-def check_training_labels(cases, split):
+def check_training_labels(cases, split, positive=False):
     """See that there is something to learn, before training starts.
 
+    Args:
+        cases: dict from name to CachedCase. split: CaseSplit.
+        positive: the recipe draws slices with kidney or tumor of every case.
+
     Returns: warnings, each a sentence.
-    Raises: InputError if no training case holds kidney or tumor.
+    Raises: InputError if no training case holds kidney or tumor, or with ``positive`` if one of them does not.
     """
     found = {
         part: [cases[name] for name in getattr(split, part) if name in cases]
@@ -44,6 +48,17 @@ def check_training_labels(cases, split):
             "kidney and 2 for tumor. Look at the label maps with kitsseg verify, then preprocess them again."
         )
     said = []
+    empty = [case for case in found["train"] if not (case.kidney_area.any() or case.tumor_area.any())]
+    if empty:
+        named = ", ".join(case.name for case in empty[:3]) + (" and others" if len(empty) > 3 else "")
+        if positive:
+            raise InputError(
+                f"{empty[0].folder}: {len(empty)} of {n} training cases hold neither kidney nor tumor ({named}), and "
+                "this recipe draws slices with kidney from every case. Look at their label maps with kitsseg verify; "
+                "if they are right, train without these cases: move their folders out of the cache, or give --split a "
+                "file that leaves them out."
+            )
+        said.append(f"{len(empty)} of {n} training cases hold neither kidney nor tumor: {named}.")
     if n and not tumor["train"]:
         said.append(f"none of the {n} training cases holds tumor (label 2): it cannot be learned.")
     if found["validation"] and not (kidney["validation"] or tumor["validation"]):

@@ -68,7 +68,9 @@ def train_recipe(
         # a damaged file is found here: TensorFlow's threads would hide the message
         _ = case.image, case.boxed_labels
     single_slices = _of_single_slices(recipe, cases, split)
-    warned = check_training_labels(cases, split)
+    warned = check_training_labels(
+        cases, split, any(getattr(phase.sampler, "positive", 0) for phase in recipe.phases)
+    )
     if options.tensorboard:
         check_folder(options.tensorboard)  # now: nothing is left behind yet
     if not options.resume:

@@ -38,7 +38,7 @@ from kitsseg.report.report import draw_report
 from kitsseg.scoring.evaluate import evaluate_pairs
 from kitsseg.scoring.pairs import find_pairs
 from kitsseg.scoring.scores_file import write_scores
-from kitsseg.scoring.summary import Provenance, Summary
+from kitsseg.scoring.summary import LeftOut, Provenance, Summary
 from kitsseg.training.options import Progress, TrainOptions
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.folds import check_unseen, fold_splits, is_trained, read_folds, start_folds
@@ -157,9 +157,9 @@ def score_folds(
     record, history = _finish(out, plan, runs)
     made_by = _made_by(out, plan, predicted)
     write_predictions(out / "predictions", made_by)
-    pairs, missing = find_pairs(out / "predictions", scans.data, scans.layout)
+    pairs, *unpaired = find_pairs(out / "predictions", scans.data, scans.layout)
     provenance = converted(as_builtins(made_by), Provenance)
-    evaluation = evaluate_pairs(pairs, missing, provenance, progress=progress)
+    evaluation = evaluate_pairs(pairs, LeftOut(*unpaired, []), provenance, progress=progress)
     write_scores(evaluation, out / "scores.csv")
     rows = _table(evaluation.rows, [split for _, split in runs], history)
     write_rows(out / "folds.csv", rows, COLUMNS)

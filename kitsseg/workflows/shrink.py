@@ -44,6 +44,8 @@ def shrink_run(
     options, run = options or TrainOptions(), origin.run
     if (epochs := EPOCHS if options.epochs is None else options.epochs) < 1:
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"--keep: expected a share above 0 and up to 1, such as 0.5; found {keep:g}.")
     model = read_network(finished_run(run).source)
     try:
         removed = choose_channels(channel_scores(model, by), keep, multiple)
@@ -51,7 +53,7 @@ def shrink_run(
         raise InputError(f"{run}: {error}") from error
     if not removed:
         sizes = f"keeping {keep:g} in multiples of {multiple}" if keep else "with all weights 0"
-        raise InputError(f"{run}: no channel would be removed ({sizes}). Give a smaller share to keep.")
+        raise InputError(f"{run}: no channel would be removed ({sizes}). Give a smaller share: --keep.")
     # with the recipe's own learning rate: a tenth of it, as after pruning, came back much more slowly
     phase = replace(last_phase(origin.recipe), name="shrink", epochs=epochs, progressive=None)
     small = shrink_model(model, removed)

@@ -1,6 +1,7 @@
 """Rows of CSV files: what is written comes back, spreadsheets compute nothing, and damage names line and column."""
 
 import csv
+import random
 
 import pytest
 
@@ -17,6 +18,9 @@ NAMES = [
     "'=d",
     "''+e",
     "\tf",
+    "\rh",
+    "i\rj",
+    "k\r\nl",
     'Zoë, "quoted"',
     "two\nlines",
     "",
@@ -32,6 +36,18 @@ def test_every_name_comes_back(tmp_path):
     rows = [{"case": name, "dice": -0.5 - i} for i, name in enumerate(NAMES)]
     write_rows(tmp_path / "a.csv", rows)
     assert read(tmp_path / "a.csv") == rows
+
+
+def test_whatever_is_written_comes_back(tmp_path):
+    """Two thousand random cells of the letters that mean something to somebody; one column, where "" is a row too."""
+    letters, draw = "=+-@'\"\t\r\n,; aé患\U0001f600\\|", random.Random(0)
+    values = ["".join(draw.choices(letters, k=draw.randrange(7))) for _ in range(2000)]
+    for columns in (["case"], ["dice", "case"]):
+        write_rows(
+            tmp_path / "a.csv", [{"case": value} | dict.fromkeys(columns[:-1], 1.0) for value in values]
+        )
+        found = read_rows(tmp_path / "a.csv", {"case": str}, float, "scores", "Score again.")
+        assert [row["case"] for row in found] == values
 
 
 def test_text_is_inert_for_spreadsheets_and_numbers_are_numbers(tmp_path):

@@ -152,13 +152,13 @@ def test_three_ways_to_name_predictions(folders):
     (files / "case_00002").mkdir()
     (files / "prediction_00002.nii.gz").rename(files / "case_00002" / "segmentation.nii.gz")
     (files / "notes.txt").write_text("not a prediction")
-    pairs, missing = find_pairs(files, tmp / "truth")
+    pairs, *missing = find_pairs(files, tmp / "truth")
     assert [(pair.case, pair.prediction.name, pair.truth.parent.name) for pair in pairs] == [
         ("case_00000", "prediction_00000.nii.gz", "case_00000"),
         ("case_00001", "case_00001.nii.gz", "case_00001"),
         ("case_00002", "segmentation.nii.gz", "case_00002"),
     ]
-    assert missing == []
+    assert missing == [[], []]
 
 
 def test_one_prediction_file(folders):
@@ -227,11 +227,17 @@ def test_table_shows_the_numbers(folders):
 
 
 def test_prediction_without_truth(folders):
+    """What has a truth is scored, the rest is named; none at all is an error."""
     tmp, _, _ = folders
-    shutil.rmtree(tmp / "truth" / "case_00001")
-    with pytest.raises(InputError, match=r"prediction_00001.*expected .*case_00001.segmentation\.nii\.gz"):
-        evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
-    assert not (tmp / "scores.csv").exists()
+    (tmp / "truth" / "case_00001" / "segmentation.nii.gz").unlink()
+    result = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    assert [row["case"] for row in result.rows] == ["case_00000", "case_00002"]
+    assert result.summary.prediction_without_truth == ["case_00001"]
+    for case in ("case_00000", "case_00002"):
+        (tmp / "truth" / case / "segmentation.nii.gz").unlink()
+        (tmp / "truth" / case / "imaging.nii.gz").touch()
+    with pytest.raises(InputError, match=r"prediction_00000.*expected .*case_00000.segmentation\.nii\.gz"):
+        find_pairs(tmp / "predictions", tmp / "truth")
 
 
 def test_two_predictions_of_one_case(folders):

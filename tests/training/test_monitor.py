@@ -60,6 +60,21 @@ def test_what_is_missing_is_said(spec, tmp_path):
     ]
 
 
+def test_an_empty_training_case_is_named_with_what_to_do(micro_recipe, spec, tmp_path):
+    """A recipe that draws slices with kidney from every case cannot use it; with others it is only told."""
+    cases, split = cases_of(tmp_path, spec, NAMES[1:2]), split_of_cases()
+    assert check_training_labels(cases, split) == [
+        f"1 of 3 training cases hold neither kidney nor tumor: {NAMES[1]}."
+    ]
+    message = f"{NAMES[1]}: 1 of 3 training cases hold neither kidney nor tumor .{NAMES[1]}.*--split"
+    with pytest.raises(InputError, match=message):
+        check_training_labels(cases, split, positive=True)
+    assert all(phase.sampler.positive for phase in micro_recipe.phases)
+    with pytest.raises(InputError, match=message):
+        train_recipe(micro_recipe, tmp_path / "cache", split, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_is_said_of_good_labels(cached):
     assert check_training_labels(cached, make_split(list(cached))) == []
     # a case that is not in the cache is found by the sampler, which names it

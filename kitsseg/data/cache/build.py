@@ -94,7 +94,7 @@ def preprocess_cases(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "spec.json").exists():
         with atomic_path(folder / "spec.json") as temporary:
-            temporary.write_text(json.dumps(spec_record(spec), indent=1))
+            temporary.write_text(json.dumps(spec_record(spec), indent=1), encoding="utf-8")
 
     jobs = [_Job(case, folder / case.name, spec, compress) for case in missing]
     if workers > 1 and len(jobs) > 1:

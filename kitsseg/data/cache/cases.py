@@ -171,7 +171,7 @@ def check_specification(folder: Path, spec: PreprocessSpec) -> None:
     """
     path = folder / "spec.json"
     try:
-        made_by = json.loads(path.read_text())
+        made_by = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: damaged ({error}). Remove the folder and run kitsseg preprocess again."
@@ -192,7 +192,7 @@ def check_specification(folder: Path, spec: PreprocessSpec) -> None:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write ``case.json``, with the digest of its own contents."""
-    (folder / "case.json").write_text(json.dumps(record | {"sha256": _digest(record)}))
+    (folder / "case.json").write_text(json.dumps(record | {"sha256": _digest(record)}), encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "case.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if record.pop("sha256") != _digest(record):
             raise ValueError("its checksum is wrong")
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

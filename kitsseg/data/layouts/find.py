@@ -11,7 +11,14 @@ from pathlib import Path
 
 from kitsseg.data.formats.dicom import is_series
 from kitsseg.data.layouts.kits import Case, Layout, kits_cases
-from kitsseg.data.layouts.names import folder_name, is_nifti, pattern_of, prediction_name, scan_name
+from kitsseg.data.layouts.names import (
+    check_name,
+    folder_name,
+    is_nifti,
+    pattern_of,
+    prediction_name,
+    scan_name,
+)
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
 from kitsseg.data.layouts.slices import SLICES, has_images, has_slices, slice_cases
@@ -70,6 +77,8 @@ def find_cases(
                 )
             return sorted(slice_cases(folder, layout, need_labels), key=lambda case: case.name)
         cases = _detected(folder, layout, need_labels, need_image, options)
+    for case in cases:
+        check_name(case.name, case.image or case.labels or folder)
     return [_checked(case, need_labels, need_image) for case in sorted(cases, key=lambda case: case.name)]
 
 
@@ -225,6 +234,7 @@ def find_scans(inputs: Iterable[str | os.PathLike[str]], layout: Layout | None =
                 f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
             )
         for name, path in found:
+            check_name(name, path)
             other = files.setdefault(prediction_name(name), name)
             if other in scans and not (other == name and path.samefile(scans[name])):
                 raise InputError(

@@ -9,12 +9,14 @@ import os
 import re
 from pathlib import Path
 
+from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 
 __all__ = [
     "IMAGE_NAMES",
     "LABEL_NAMES",
     "case_of_prediction",
+    "check_name",
     "folder_name",
     "in_case_folder",
     "is_nifti",
@@ -29,6 +31,21 @@ IMAGE_NAMES = ("imaging.nii.gz", "imaging.nii")
 LABEL_NAMES = ("segmentation.nii.gz", "segmentation.nii", "aggregated_MAJ_seg.nii.gz")  # the last: KiTS21
 _OF_FOLDERS = {name.lower() for name in IMAGE_NAMES + LABEL_NAMES}
 _ENDINGS = (".nii.gz", ".nii")
+
+
+def check_name(name: str, path: Path) -> None:
+    """See that a case's name can be written: every file of kitsseg is UTF-8.
+
+    Raises: InputError for bytes that are no UTF-8, as archives of the time before have them.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "surrogateescape").decode("latin-1")
+        raise InputError(
+            f"{path}: expected a name in UTF-8, found {os.fsencode(name)!r}, which may mean {shown}. Rename the case: "
+            "tables and reports could not name it."
+        ) from error
 
 
 def folder_name(path: str | os.PathLike[str]) -> str:

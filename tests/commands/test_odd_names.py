@@ -1,0 +1,114 @@
+"""Names of cases as people give them, through every command: all kinds of letters, tabs, formulas, old bytes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from support.cases import make_case, read_json, spec_of_tests
+from support.recipes import micro_recipe_of_tests
+
+from kitsseg import recipes
+from kitsseg.cli import main
+from kitsseg.errors import InputError
+from kitsseg.files.tables import read_rows
+
+NAMES = [
+    "Größe_1",
+    "患者_2",
+    "tab\there",
+    "new\nline",
+    "=1+1",
+    "a'b\"c",
+    "[bold]x",
+    "<b>&amp;",
+    "n" * 240,
+    "-rf",
+]
+
+
+def cases_of(path):
+    return sorted(row["case"] for row in read_rows(path, {"case": str}, None, "scores", "Score again."))
+
+
+def test_odd_names_go_all_the_way(tmp_path, capsys, monkeypatch):
+    """Preprocess, train with scores of whole cases, predict, evaluate, report, compare, verify."""
+    recipe = micro_recipe_of_tests(spec_of_tests())
+    monkeypatch.setattr(recipes, "get", lambda name: recipe)
+    for number, name in enumerate(NAMES):
+        make_case(tmp_path / "data" / name, seed=number, positive=(1 + number % 3, 5 + number % 4))
+    monkeypatch.chdir(tmp_path)
+
+    def succeed(*words):
+        code = main(list(words))
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, ""), err
+        return out
+
+    succeed("verify", "data")
+    succeed("preprocess", "micro", "data", "cache")
+    succeed("train", "micro", "cache", "run", "--epochs", "1", "--validate-cases-every", "1")
+    split = read_json(tmp_path / "run" / "split.json")
+    assert sorted(split["train"] + split["validation"] + split["test"]) == sorted(NAMES)
+    assert cases_of(tmp_path / "run" / "validation_cases.csv") == sorted(split["validation"])
+    succeed("predict", "run", "data", "--out", "pred")
+    assert {path.name for path in (tmp_path / "pred").glob("*.nii.gz")} == {
+        f"{name}.nii.gz" for name in NAMES
+    }
+    succeed("evaluate", "pred", "data", "--out", "scores.csv")
+    assert cases_of(tmp_path / "scores.csv") == sorted(NAMES)
+    succeed("report", "scores.csv", "--out", "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Größe_1" in page
+    assert "<b>&amp;" not in page
+    assert "&lt;b&gt;&amp;amp;" in page
+    succeed("report", "run", "--out", "run.html")
+
+
+def old_bytes(folder, name):
+    """A folder whose name is in an old encoding, where the file system takes it."""
+    path = Path(folder) / os.fsdecode(name)
+    try:
+        path.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    return path
+
+
+@pytest.mark.parametrize("name", [b"M\xfcller", b"\xff", b"case_\xe9\xe8", b"a\x80b", b"caf\xe9.x"])
+def test_names_in_an_old_encoding_are_refused_in_one_line(name, trained, tmp_path, capsys):
+    """By every command that would have to write them; a case beside it is not touched."""
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    folder = old_bytes(data, name)
+    for file in (trained.data / "case_00000").iterdir():
+        shutil.copy(file, folder)
+    (tmp_path / "pred").mkdir()
+    shutil.copy(trained.data / "case_00000" / "segmentation.nii.gz", tmp_path / "pred" / "case_00000.nii.gz")
+    scan = folder / "imaging.nii.gz"
+    for words in (
+        ["verify", data],
+        ["preprocess", "unet2d:tiny", data, tmp_path / "cache"],
+        ["predict", trained.run, data, "--out", tmp_path / "out"],
+        ["predict", trained.run, scan, "--out", tmp_path / "out"],
+        ["evaluate", tmp_path / "pred", data, "--out", tmp_path / "scores.csv"],
+    ):
+        assert main([os.fspath(word) for word in words]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert "expected a name in UTF-8, found b'" in line
+        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / "scores.csv").exists()
+
+
+def test_a_label_map_named_in_an_old_encoding(trained, tmp_path):
+    from kitsseg.scoring.evaluate import evaluate_folders
+
+    folder = old_bytes(tmp_path, b"pred")
+    try:
+        shutil.copy(
+            trained.data / "case_00000" / "segmentation.nii.gz",
+            folder / os.fsdecode(b"M\xfcller.nii.gz"),
+        )
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(InputError, match="expected a name in UTF-8"):
+        evaluate_folders(folder, trained.data, tmp_path / "scores.csv")
