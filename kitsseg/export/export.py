@@ -87,7 +87,7 @@ def export_run(
     record, spec, inference = run_network.record, run_network.preprocess, run_network.inference
     if _axes(inference) == 3 and format == "litert":
         raise InputError(
-            f"--format litert: {record['recipe']} is a 3D network, and LiteRT has no 3D operations of its own. "
+            f"--format litert: {record.recipe} is a 3D network, and LiteRT has no 3D operations of its own. "
             "Export it as onnx or saved_model."
         )
     if softmax and inference.output != "softmax":

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.records import run_record
 
 from kitsseg import recipes
 from kitsseg.commands.given import spoken_settings, with_given
@@ -114,7 +115,7 @@ def test_what_is_recorded_gives_the_same_recipe_again():
         "given": {name: value_of(recipe, name) for name in spoken_settings(recipe)},
         "settings": recipe.as_dict(),
     }
-    assert recipes.of_record(json.loads(json.dumps(record))) == recipe
+    assert recipes.of_record(run_record(**json.loads(json.dumps(record)))) == recipe
     again = [f"{name}={value}" for name, value in spoken_settings(recipe).items()]
     assert with_given(recipes.get("deeplab3d:focal-2"), again) == recipe
 
@@ -125,6 +126,6 @@ def test_of_a_pruned_run_the_settings_are_those_of_the_phase_it_repeats():
         "given": {"phases.prune.steps_per_epoch": 2, "model.n_pools": 3},
         "settings": {"phases": [{"name": "prune"}]},
     }
-    recipe = recipes.of_record(record)
+    recipe = recipes.of_record(run_record(**record))
     assert recipe.phases[0].steps_per_epoch == 2
     assert recipe.model["n_pools"] == 3

@@ -36,7 +36,7 @@ def test_without_internet_the_weights_are_missed_before_a_folder_is_made(
     [option, value] = re.search(r"\((--set) (model\.weights=none)\)", err).groups()
     quick = ["--epochs", "1", "--steps", "1", "--set", "phases.train.sampler.batch_size=1"]
     assert main([*train, option, value, *quick]) == 0
-    assert read_run(tmp_path / "run")["given"]["model.weights"] is None
+    assert read_run(tmp_path / "run").given["model.weights"] is None
 
 
 @pytest.mark.parametrize(
