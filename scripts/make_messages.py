@@ -93,7 +93,14 @@ def messages() -> dict[str, list[tuple[str, str]]]:
     found: dict[str, set[tuple[str, str]]] = {}
     for path in sorted((ROOT / "kitsseg").rglob("*.py")):
         place = path.relative_to(ROOT / "kitsseg").with_suffix("").as_posix()
-        stage = next((STAGES[key] for key in sorted(STAGES, key=len, reverse=True) if f"{place}/".startswith(f"{key}/")), None)
+        stage = next(
+            (
+                STAGES[key]
+                for key in sorted(STAGES, key=len, reverse=True)
+                if f"{place}/".startswith(f"{key}/")
+            ),
+            None,
+        )
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError" and node.args:
                 text = " ".join(template(node.args[0]).split())
