@@ -27,7 +27,7 @@ from keras import ops
 if TYPE_CHECKING:
     from kitsseg.interfaces import Tensor
 
-__all__ = ["ClassDice", "ConfusionMatrix", "DiceMulti", "MeanIoU", "PixelAccuracy"]
+__all__ = ["METRICS", "ClassDice", "ConfusionMatrix", "DiceMulti", "MeanIoU", "PixelAccuracy"]
 
 WORD = 2**24  # low word below this: a batch, or the sum of a few replicas' words, cannot overflow int32
 
@@ -183,3 +183,11 @@ def _mean_ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Mean of part / whole over the classes whose whole is not 0; 1 if there is none."""
     present = ops.cast(whole > 0, "float32")
     return _ratio(ops.sum(present * part / ops.maximum(whole, 1.0)), ops.sum(present))
+
+
+# by the names that recipes give them
+METRICS: dict[str, type[ConfusionMatrix]] = {
+    "dice_multi": DiceMulti,
+    "mean_iou": MeanIoU,
+    "pixel_accuracy": PixelAccuracy,
+}

@@ -26,10 +26,12 @@ __all__ = [
     "Recipe",
     "RemoveFar",
     "SliceSampler",
+    "Statement",
     "Variant",
     "changed",
     "given_settings",
     "settings",
+    "steps_of_epoch",
     "value_of",
     "vary",
 ]
@@ -208,6 +210,9 @@ class Phase:
 
     Attributes:
         epochs, steps_per_epoch: of the phase, or of each round of a progressive one.
+        steps_from: ``steps_per_epoch`` follows from the training cases of the split in use: each case once ("cases"),
+            each slice once ("slices"), or that without the last batch if it is not full ("full batches"); the number
+            above is that of the paper's split. None: it is what it is.
         pruning: the best weights of such a phase are those of an epoch at the final sparsity.
         rate_factors: factor on the learning rate for the layers whose names start so; 0 freezes them (batch
             normalization goes on learning, as in fastai). The first prefix that fits counts.
@@ -221,6 +226,7 @@ class Phase:
     augmentation: Augmentation = Augmentation()
     epochs: int
     steps_per_epoch: int
+    steps_from: str | None = None
     learning_rate: float
     schedule: Plateau | OneCycle | None = None
     progressive: Progressive | None = None
@@ -233,6 +239,7 @@ class Phase:
         for name in ("validate_cases_every", "validate_cases"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"Phase {self.name}: {name} is a number from 1, or None; found {value}.")
+        _check(f"Phase {self.name}", "steps_from", self.steps_from, ("cases", "slices", "full batches", None))
         for name in ("epochs", "steps_per_epoch"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"Phase {self.name}: {name} is a number from 1; found {value}.")
@@ -267,9 +274,27 @@ class Phase:
         return -(-self.pruning_steps // self.steps_per_epoch) if self.pruning else 1
 
 
-def _check(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
+def steps_of_epoch(phase: Phase, slices: Sequence[int]) -> int:
+    """Steps of an epoch of a phase that goes through the training cases of a split (see ``Phase.steps_from``).
+
+    Args:
+        slices: number of slices of each training case.
+
+    Returns: ``steps_per_epoch`` for a phase whose steps follow from nothing.
+    """
+    if phase.steps_from is None:
+        return phase.steps_per_epoch
+    if isinstance(phase.sampler, PatchSampler):
+        size = phase.sampler.cases_per_batch
+    else:
+        size = phase.sampler.batch_size
+    images = len(slices) if phase.steps_from == "cases" else sum(slices)
+    return max(1, images // size if phase.steps_from == "full batches" else -(-images // size))
+
+
+def _check(owner: str, name: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
-        raise ValueError(f"{owner}: {name} is one of {', '.join(allowed)}; found {value!r}.")
+        raise ValueError(f"{owner}: {name} is one of {', '.join(map(str, allowed))}; found {value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,6 +423,21 @@ class ReassignSmall:
     tumor_mm3: float
 
 
+@dataclass(frozen=True)
+class Statement:
+    """What a paper says in one place, in our words, and what became of it here.
+
+    Attributes:
+        says: the paper's statement; it is numbered by its place in ``Recipe.statements``, from 1.
+        here: what this package does.
+        why: the reason, where it is not the same.
+    """
+
+    says: str
+    here: str
+    why: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything one paper states about one experiment, and what was chosen where it is silent.
@@ -410,6 +450,11 @@ class Recipe:
         reported_unrefined: the same of the labels before ``postprocess``, where the paper gives them.
         model, loss: keyword arguments of ``build_model`` and ``build_loss``.
         postprocess: what is done to the predicted labels, or None.
+        split: name of the split that the paper states, used where all of KiTS19 is at hand; None: 80/10/10.
+        metrics: what the paper logs of training and validation batches: names of metrics in ``kitsseg.metrics``.
+        fixed: what the code fixes and no option changes, by name: ``fixed.dropout`` has evidence as every setting.
+        statements: what the paper says, in order; evidence that begins with "paper [n]" is found in the n-th.
+        link: where the paper is found, a DOI if it has one.
         evidence: for every setting, by its dotted name, where its value comes from.
         build_model: ``keras.Model`` from its arguments.
         build_loss: ``keras.losses.Loss``, or for a network with several outputs (losses, weights), in their order.
@@ -427,6 +472,11 @@ class Recipe:
     phases: tuple[Phase, ...]
     inference: InferenceSpec
     postprocess: RemoveFar | ReassignSmall | None = None
+    split: str | None = None
+    metrics: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    statements: tuple[Statement, ...] = field(default=(), repr=False)
+    link: str = ""
     evidence: dict[str, str] = field(default_factory=dict)
     reported_unrefined: Mapping[str, float] = field(default_factory=dict)
     build_model: Callable[..., Any] = field(repr=False)
@@ -445,7 +495,9 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """The recipe's values as JSON takes them; the functions are left out, post-processing names its class."""
         values = {
-            f.name: _plain(getattr(self, f.name)) for f in fields(self) if not f.name.startswith("build_")
+            f.name: _plain(getattr(self, f.name))
+            for f in fields(self)
+            if not f.name.startswith("build_") and f.name != "statements"
         }
         if self.postprocess is not None:
             values["postprocess"] = {"kind": type(self.postprocess).__name__, **values["postprocess"]}
@@ -470,6 +522,10 @@ def _check_output(recipe: Recipe) -> None:
                 f"inference.output {output!r} goes with {name} {expected!r}; found {found!r}. The loss would train "
                 "other channels than those that are predicted from."
             )
+    if recipe.metrics and output != "softmax":
+        raise ValueError(
+            f"metrics {', '.join(recipe.metrics)} go with inference.output 'softmax'; found {output!r}."
+        )
     heads = 4 if recipe.model.get("deep_supervision") else 1
     if "heads" in loss and loss["heads"] != heads:
         raise ValueError(
@@ -606,6 +662,9 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         )
     yield from _leaves("inference", recipe.inference)
     yield from _leaves("postprocess", recipe.postprocess)
+    yield "split", recipe.split
+    yield "metrics", recipe.metrics
+    yield from _leaves("fixed", recipe.fixed)
 
 
 def given_settings(recipe: Recipe) -> dict[str, Any]:

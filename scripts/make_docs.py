@@ -16,6 +16,8 @@ from kitsseg import recipes
 from kitsseg.cli import build_parser
 from kitsseg.recipe import settings, value_of
 
+# settings that are named where they are none, too
+NAMED = ("postprocess", "split", "metrics", "inference.mirror_axes")
 FOLDER = Path(__file__).parents[1] / "docs"
 
 
@@ -104,16 +106,39 @@ def paper_page(name):
         f"Notebook: [colab/{name}.ipynb](../../colab/{name}.ipynb). Demo: `kitsseg demo --recipe {name}`.",
         "",
     ]
+    if paper.link:
+        lines += [f"**Where.** {paper.link}", ""]
+    if paper.statements:
+        lines += [
+            "## Sentence by sentence",
+            "",
+            "What the paper says, in our words; evidence below names these numbers.",
+        ]
+        lines += ["", "| | the paper says | here | why |", "|---|---|---|---|"]
+        lines += [
+            f"| {number} | {_cell(each.says)} | {_cell(each.here)} | {_cell(each.why)} |"
+            for number, each in enumerate(paper.statements, 1)
+        ]
+        lines.append("")
     lines += ["## Reported", "", "| the paper's name | value |", "|---|---|"]
     lines += [f"| {_cell(key)} | {value:,} |" for key, value in paper.reported.items()]
+    if paper.reported_unrefined:
+        lines += [
+            "",
+            "Of the labels before post-processing:",
+            "",
+            "| the paper's name | value |",
+            "|---|---|",
+        ]
+        lines += [f"| {_cell(key)} | {value:,} |" for key, value in paper.reported_unrefined.items()]
     lines += ["", "## What does not add up", "", *(f"* {line}" for line in text["fair"]), ""]
     for variant in ("", ":practical", ":tiny"):
         recipe = recipes.get(name + variant)
         lines += [f"## Settings of `{recipe.name}`", "", "| setting | value | evidence |", "|---|---|---|"]
         lines += [
-            f"| {_cell(key)} | {_cell(value)} | {_cell(recipe.evidence[key])} |"
+            f"| {_cell(key)} | {_cell('none' if value in (None, ()) else value)} | {_cell(recipe.evidence[key])} |"
             for key, value in settings(recipe)
-            if value is not None and value != ()
+            if (value is not None and value != ()) or key in NAMED
         ]
         lines.append("")
     for variant in recipes.variants(name):

@@ -67,7 +67,10 @@ def add(command):
     )
     sub.add_argument("recipe", help="NAME, NAME:practical, NAME:tiny or NAME:VARIANT")
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
-    sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
+    sub.add_argument(
+        "--split",
+        help="a split file or a named split (default: as kitsseg train)",
+    )
 
 
 def _synthesize(arguments):

@@ -90,7 +90,7 @@ def _said(value: object) -> str:
 
 def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
     """The type of a setting: that of its field, or for options of a builder or a loss that of their value."""
-    known = [key for key, _ in settings(recipe)]
+    known = [key for key, _ in settings(recipe) if not key.startswith("fixed.")]
     groups = [key.rpartition(".")[0] for key in known if key.count(".") > 2] + ["postprocess"]
     if only and not name.startswith(f"{only}."):
         raise InputError(
@@ -118,6 +118,8 @@ def _like(value: object) -> Any:
         return str | None
     if isinstance(value, tuple):
         kinds = dict.fromkeys(map(type, value))
+        if int in kinds:  # a size that is known later
+            kinds[types.NoneType] = None
         return tuple[functools.reduce(operator.or_, kinds), ...]
     return type(value)
 

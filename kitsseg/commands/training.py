@@ -24,7 +24,11 @@ def add(command):
         "--steps", type=at_least(1), help="steps of every epoch, instead of the recipe's: for a trial"
     )
     add_given(sub, "another value of any setting, such as phases.train.learning_rate=3e-4 or model.n_pools=4")
-    sub.add_argument("--split", help="a split file or a named split (default: 80/10/10 of the cases at hand)")
+    sub.add_argument(
+        "--split",
+        help="a split file or a named split (default: the one of the paper where all 210 cases of KiTS19 are at hand, "
+        "or 80/10/10 of the cases that are)",
+    )
     sub.add_argument("--seed", default=0, type=at_least(0))
     sub.add_argument(
         "--from",
@@ -218,8 +222,13 @@ def _sparsity_line(totals):
     )
 
 
-def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
-    """The split of a training: a named one or a file, or one drawn from the cases at hand.
+def choose_split(cache, recipe, name, fractions=None):
+    """The split of a training: a named one or a file, the one of the recipe's paper where all of KiTS19 is at hand,
+    or one drawn from the cases that are.
+
+    Args:
+        fractions: of the cases at hand that train, validate and test; None: the paper's split if it fits, or
+            80/10/10.
 
     It never depends on the seed of the training, so that runs with other seeds stay comparable.
     """
@@ -227,8 +236,15 @@ def choose_split(cache, recipe, name, fractions=(0.8, 0.1, 0.1)):
     from kitsseg.data.splits import load_split, make_split
     from kitsseg.runtime.console import console
 
-    cases = open_cache(cache, recipe.preprocess)
-    split, missing = load_split(name).among(cases) if name else (make_split(cases, fractions), 0)
+    cases, missing = open_cache(cache, recipe.preprocess), 0
+    papers = load_split(recipe.split) if recipe.split and fractions is None else None
+    if name:
+        split, missing = load_split(name).among(cases)
+    elif papers and set(cases) == {*papers.train, *papers.validation, *papers.test}:
+        split = papers
+        console.print(f"all of KiTS19 is at hand: the split of {recipe.name} ({split.source})")
+    else:
+        split = make_split(cases, fractions or (0.8, 0.1, 0.1))
     counts = "/".join(str(len(part)) for part in (split.train, split.validation, split.test))
     console.print(f"split {split.name}, {counts} cases to train, validate and test, hash {split.hash}")
     if missing:

@@ -35,6 +35,7 @@ def read_network(
 
     # without these Keras does not know the classes that saved networks and their losses refer to
     import kitsseg.losses
+    import kitsseg.metrics
     import kitsseg.models.layers.blocks2d
     import kitsseg.models.layers.layers3d
     import kitsseg.models.layers.torch_compat  # noqa: F401

@@ -4,10 +4,11 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kitsseg.errors import InputError, did_you_mean
-from kitsseg.recipe import GIVEN, Recipe, Variant, changed, vary
+from kitsseg.recipe import GIVEN, Phase, Recipe, Variant, changed, vary
 
 if TYPE_CHECKING:
     from kitsseg.records.run import RunRecord
@@ -88,13 +89,21 @@ def of_record(record: "RunRecord") -> Recipe:
         values = {
             re.sub(r"^phases\.[^.]+\.", f"phases.{last}.", name): value for name, value in values.items()
         }
+    steps = {phase["name"]: phase["steps_per_epoch"] for phase in record.settings["phases"]}
     try:
-        return given(recipe, values) if values else recipe
+        recipe = given(recipe, values) if values else recipe
     except KeyError as error:
         raise InputError(
             f"recipe {recipe.name}: it has no setting {error} any more, which this run was given; use kitsseg "
             f"{record.kitsseg}."
         ) from error
+    return replace(recipe, phases=tuple(_with_steps(phase, steps, trained) for phase in recipe.phases))
+
+
+def _with_steps(phase: Phase, steps: Mapping[str, int], trained: list[str]) -> Phase:
+    """A phase with the steps per epoch that a run had, which may follow from its split."""
+    name = phase.name if phase.name in steps else trained[-1]
+    return phase if phase.pruning else replace(phase, steps_per_epoch=steps[name], steps_from=None)
 
 
 def _tuples(value: Any) -> Any:

@@ -18,6 +18,7 @@ from kitsseg.recipe import (
     Recipe,
     RemoveFar,
     SliceSampler,
+    Statement,
     Variant,
 )
 
@@ -62,10 +63,97 @@ def build_targets(labels: Tensor) -> tuple[Tensor, ...]:
 
 _ROUNDS = Progressive(rounds=10, subset=0.5, round_decay=0.5, min_delta=0.001, patience=1)
 
+STATEMENTS = (
+    Statement(
+        "The network is the attention U-Net of Abraham and Khan with input pyramid and deep supervision.",
+        "Its filters, gates and heads as in that code.",
+        "No filters are given in the paper.",
+    ),
+    Statement(
+        "An attention gate on the top level too: four, where the base network has three.",
+        "As stated; 16 inner channels.",
+        "16 continues the halving of the others: ours.",
+    ),
+    Statement(
+        "Input pyramid by repeated 2x2 average pooling: four scales.",
+        "As stated.",
+        "",
+    ),
+    Statement(
+        "A convolutional head on each decoder level: four outputs at four scales.",
+        "As stated; three classes on each.",
+        "The base network is binary.",
+    ),
+    Statement(
+        "Focal Tversky loss on all four outputs, weighted 0.2, 0.2, 0.2 and 0.4 from bottom to top.",
+        "As stated; weights 0.7 and 0.3, exponent 0.75 as in the base network's code.",
+        "None of its parameters is given.",
+    ),
+    Statement(
+        "Training with the focal Tversky loss was unstable.",
+        "Gradients are clipped at a norm of 1.",
+        "The gradient of the loss is unbounded as the overlap nears 1.",
+    ),
+    Statement(
+        "Progressive training: fine-tune from the weights so far on a random subset of the training set, "
+        "evaluate, repeat until there is no improvement.",
+        "Ten rounds at most, half of the patients each, from the best weights so far.",
+        "Sizes, rates and lengths are not given.",
+    ),
+    Statement(
+        "The rounds are evaluated on the test set.",
+        "On validation patients.",
+        "Stopping by the test set selects on it.",
+    ),
+    Statement(
+        "Kidney and tumor are merged; the two main volumes are the two kidneys; every other object "
+        "farther than a distance threshold is removed.",
+        "10 mm; a second kidney has at least 5 % of the first.",
+        "No threshold is given. In 2 of the 210 cases there is one component: two must not be assumed.",
+    ),
+    Statement(
+        "Tested on 40 subjects drawn at random from the 90 test cases.",
+        "A split of the 210 training cases.",
+        "The labels of the 90 are not public.",
+    ),
+    Statement(
+        "Dice 0.953 for kidney, 0.572 for tumor, 0.763 on average.",
+        "Reported beside TK, TU and composite.",
+        "Whether kidney counts tumor is not said; the mean of the two is 0.7625.",
+    ),
+    Statement(
+        "Small tumors of low contrast and very large ones are missed.",
+        "Seen in every case's row of the report.",
+        "",
+    ),
+)
+
+# what no option changes: (value, evidence)
+FIXED = {
+    "dropout": ("none", "code: the base network has none"),
+    "normalization": ("batch, epsilon 1e-3", "code: Keras' defaults"),
+    "initializers": ("Glorot normal", "code: as the base network"),
+    "optimizer": (
+        "SGD, momentum 0.9, gradients clipped at a norm of 1",
+        "code: SGD with momentum 0.9; the clipping is ours",
+    ),
+    "head_targets": ("every 8th, 4th, 2nd and every pixel of the labels", "code: strided labels"),
+    "best_epoch": (
+        "the last epoch of a round, the best round by whole validation cases",
+        "paper [7]: from the weights so far; that the best round counts is ours",
+    ),
+    "validation": (
+        "of every validation case as many slices as a batch holds, in the same mixture, always the same ones",
+        "ours: the paper does not say what its validation loss is taken on",
+    ),
+}
+
 PAPER = Recipe(
     name="enhanced_unet",
-    paper="He, Leung and Wang (ASTRI), enhanced attention U-Net with progressive training, KiTS19 challenge, 2019",
-    claim="An attention U-Net with an input pyramid, deep supervision and one more gate, trained round after round on "
+    paper="He, Leung and Wang (ASTRI), enhanced attention U-Net with progressive training, KiTS19 "
+    "challenge, 2019",
+    claim="An attention U-Net with an input pyramid, deep supervision and one more gate, trained round "
+    "after round on "
     "random subsets, reaches 0.953 kidney and 0.572 tumor Dice on 40 of the 90 test patients.",
     reported={
         "40 test cases, kidney Dice": 0.953,
@@ -108,59 +196,77 @@ PAPER = Recipe(
     ),
     inference=InferenceSpec(tile=None, multiple=16),
     postprocess=RemoveFar(max_distance_mm=10.0, min_ratio=0.05, n_main=2),
+    fixed={name: value for name, (value, _) in FIXED.items()},
+    statements=STATEMENTS,
+    link="No DOI was found; a manuscript of the KiTS19 challenge, 2019 (https://kits19.grand-challenge.org).",
     evidence={
-        "preprocess.spacing_mm": "paper: none stated; slices as they are",
-        "preprocess.crop_to_body": "paper: none stated",
-        "preprocess.in_plane_factor": "ours: 512 to 256, which fits a T4; a perfect network loses 0.003 of Dice by it",
+        **{f"fixed.{name}": text for name, (_, text) in FIXED.items()},
+        "metrics": "ours: none but the loss; the paper logs none",
+        "split": "ours: 80/10/10; the paper states none",
+        "inference.mirror_axes": "ours: no mirroring; the paper states none",
+        "preprocess.spacing_mm": "ours: slices as they are; the paper states none",
+        "preprocess.crop_to_body": "ours: no crop; the paper states none",
+        "preprocess.in_plane_factor": "ours: 512 to 256, which fits a T4; a perfect network loses 0.003 "
+        "of Dice by it",
         "preprocess.hu_window": "ours: nnU-Net's foreground percentiles of KiTS19",
         "preprocess.hu_mean": "ours: nnU-Net's foreground mean of KiTS19",
         "preprocess.hu_std": "ours: nnU-Net's foreground standard deviation of KiTS19",
         "model.input_shape": "ours: any multiple of 16",
         "model.n_classes": "ours: background, kidney, tumor on every head",
         "model.widths": "code: the base network's filters; its 64 and 32 on deep levels look like slips",
-        "model.gates": "paper: attention gates on the skip connections",
-        "model.top_gate": "paper: a gate on the top level too, which the base network has not",
-        "model.gate3_from": "ours: the decoder level directly below, as the other gates; the code takes it from up1",
-        "model.multiscale": "paper: an input pyramid of four scales",
-        "model.deep_supervision": "paper: a head on each of the four decoder levels",
+        "model.gates": "paper [1]: attention gates on the skip connections",
+        "model.top_gate": "paper [2]: a gate on the top level too, which the base network has not",
+        "model.gate3_from": "ours: the decoder level directly below, as the other gates; the code takes "
+        "it from up1",
+        "model.multiscale": "paper [3]: an input pyramid of four scales",
+        "model.deep_supervision": "paper [4]: a head on each of the four decoder levels",
         "model.base": "architecture: 1 leaves every layer as wide as the code's",
         "model.norm_momentum": "ours: Keras' default, as in the code",
-        "loss.heads": "paper: the loss of all four heads, weighted 0.2, 0.2, 0.2 and 0.4 from bottom to top",
+        "loss.heads": "paper [5]: the loss of all four heads, weighted 0.2, 0.2, 0.2 and 0.4 from bottom "
+        "to top",
         "loss.fn_weight": "code: 0.7",
         "loss.fp_weight": "code: 0.3",
         "loss.exponent": "code: 0.75, that is 1/gamma for gamma 4/3",
         "loss.smooth": "code: 1",
         "loss.include_background": "ours: kidney and tumor; the code is binary",
-        "loss.class_reduction": "ours: the mean keeps the size of the loss whatever the number of classes; the base "
+        "loss.class_reduction": "ours: the mean keeps the size of the loss whatever the number of "
+        "classes; the base "
         "network's equation adds",
         "loss.per_sample": "code: sums over batch and pixels together",
         "loss.activation": "ours: softmax of three classes; the code is a binary sigmoid",
         "phases.progressive.sampler.batch_size": "code: 16",
-        "phases.progressive.sampler.positive": "ours: two of three slices hold kidney or tumor; the paper states none",
-        "phases.progressive.sampler.positive_weights": "ours",
+        "phases.progressive.sampler.positive": "ours: two of three slices hold kidney or tumor; the paper "
+        "states none",
+        "phases.progressive.sampler.positive_weights": "ours: every positive slice of a case alike",
         "phases.progressive.sampler.patch_size": "ours: whole slices at half size",
         "phases.progressive.sampler.unit": "ours: a batch from different cases",
-        "phases.progressive.augmentation.scale_range": "paper: none stated",
-        "phases.progressive.augmentation.scale_probability": "paper: none stated",
-        "phases.progressive.augmentation.flip_probability": "paper: none stated",
-        "phases.progressive.epochs": "ours: of each round; the base network's code trains 50 to 100 in one run",
-        "phases.progressive.steps_per_epoch": "ours",
-        "phases.progressive.learning_rate": "code: SGD, 0.01, momentum 0.9; the gradient clipping at 1 is ours, since "
+        "phases.progressive.augmentation.scale_range": "ours: no augmentation; the paper states none",
+        "phases.progressive.augmentation.scale_probability": "ours: no augmentation; the paper states none",
+        "phases.progressive.augmentation.flip_probability": "ours: no augmentation; the paper states none",
+        "phases.progressive.epochs": "ours: of each round; the base network's code trains 50 to 100 in "
+        "one run",
+        "phases.progressive.steps_per_epoch": "ours: 1,600 slices an epoch; the paper states none",
+        "phases.progressive.learning_rate": "code: SGD, 0.01, momentum 0.9; the gradient clipping at 1 is "
+        "ours, since "
         "the loss has an unbounded gradient",
-        "phases.progressive.progressive.rounds": "ours",
-        "phases.progressive.progressive.subset": "paper: a random subset; its size is ours",
-        "phases.progressive.progressive.round_decay": "paper: fine-tuning; the factor is ours",
-        "phases.progressive.progressive.min_delta": "paper: until there is no improvement; the number is ours",
-        "phases.progressive.progressive.patience": "paper: until there is no improvement. Ours: judged on validation "
-        "cases; the paper judges on its test set",
+        "phases.progressive.progressive.rounds": "ours: at most ten; the paper goes on until there is no "
+        "improvement",
+        "phases.progressive.progressive.subset": "paper [7]: a random subset; its size is ours",
+        "phases.progressive.progressive.round_decay": "ours: every round fine-tunes at half the rate; the "
+        "paper gives no rate",
+        "phases.progressive.progressive.min_delta": "paper [7]: until there is no improvement; the number "
+        "is ours",
+        "phases.progressive.progressive.patience": "paper [7, 8]: until there is no improvement. Ours: "
+        "judged on validation cases; the paper judges on its test set",
         "inference.tile": "ours: whole slices",
         "inference.overlap": "ours: unused without tiles",
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: four poolings",
         "inference.output": "ours: softmax of background, kidney and tumor, as the loss",
-        "postprocess.max_distance_mm": "paper: a distance threshold; 10 mm removes no real tissue of the 210 cases",
+        "postprocess.max_distance_mm": "paper [9]: a distance threshold; 10 mm is ours, it removes no "
+        "real tissue of the 210 cases",
         "postprocess.min_ratio": "ours: a second kidney has at least 5 % of the first's volume",
-        "postprocess.n_main": "paper: two kidneys",
+        "postprocess.n_main": "paper [9]: two kidneys",
     },
     build_model=build_model,
     build_loss=build_loss,

@@ -17,6 +17,7 @@ from kitsseg.recipe import (
     PreprocessSpec,
     Recipe,
     SliceSampler,
+    Statement,
     Variant,
 )
 
@@ -49,10 +50,96 @@ _SHARE = "ours: whole cases then take less than a tenth of the time spent traini
 _SAMPLER = SliceSampler(batch_size=16, unit="slice", patch_size=(128, 128))
 _CYCLE = OneCycle(rise=0.25, start_divisor=25.0, end_divisor=1e5, momentum=(0.95, 0.85))
 
+STATEMENTS = (
+    Statement(
+        "KiTS19, .nii.gz files read with nibabel.",
+        "Read with our own reader on nibabel.",
+        "",
+    ),
+    Statement(
+        "A standard custom filter improves the component of interest.",
+        "Two windows, (150, 30) and (200, 60), and the slice with its histogram scaled, as three channels.",
+        "Those of the public liver notebook whose steps the paper repeats: an inference.",
+    ),
+    Statement(
+        "Scans are cut into two-dimensional slices and stored as jpg.",
+        "Slices of 8 bits, stored without loss.",
+        "Lossy storage adds nothing, and the quality is not given.",
+    ),
+    Statement(
+        "A SqueezeNet encoder in the u-net learner, pretrained on ImageNet; 18 layers.",
+        "SqueezeNet 1.1 in fastai's decoder, with skip connections.",
+        "The version is not given. fastai attaches no skips to it: the variant without-skips.",
+    ),
+    Statement(
+        "ResNet for comparison.",
+        "ResNet-34, the variant resnet34.",
+        "The depth is not given; 34 (or 18) fits the times per epoch.",
+    ),
+    Statement(
+        "A 3D U-Net is named in the abstract.",
+        "Not built.",
+        "The paper gives no result of it.",
+    ),
+    Statement(
+        "The score is the Dice coefficient; the logs have dice_multi: 0.9906 for ResNet, 0.9759 for "
+        "SqueezeNet.",
+        "Logged after every epoch as dice_multi and val_dice_multi.",
+        "fastai's DiceMulti counts background as a class.",
+    ),
+    Statement(
+        "The logs have 20 epochs of ResNet and 5 of SqueezeNet.",
+        "As stated.",
+        "The two are not compared at equal length.",
+    ),
+    Statement(
+        "ResNet needs more time (text); 380 s an epoch against 2,670 s of SqueezeNet (logs).",
+        "Multiply-adds are counted: 31 G and 316 G at 256 x 256.",
+        "The logs are right: without skips the decoder computes 515 channels at full size.",
+    ),
+    Statement(
+        "Table I sets the proposal's 0.97 beside other methods' Dice.",
+        "Not repeated.",
+        "Some of these are of other organs and of single classes: not the same quantity.",
+    ),
+)
+
+# what no option changes: (value, evidence)
+FIXED = {
+    "dropout": ("none", "code: fastai's unet_learner has none"),
+    "normalization": (
+        "batch at the skips and after the encoder; momentum 0.9, epsilon 1e-5",
+        "code: fastai's",
+    ),
+    "initializers": ("Kaiming normal; ICNR before pixel shuffles", "code: fastai's"),
+    "optimizer": (
+        "AdamW, beta_2 0.99, epsilon 1e-5, weight decay 0.01 but of biases and normalizations",
+        "code: fastai's defaults",
+    ),
+    "freezing": (
+        "all layers train from the first step",
+        "ours: unet_learner freezes a pretrained encoder until it is unfrozen; whether that was done the "
+        "paper does not say",
+    ),
+    "storage": (
+        "slices of 8 bits, without loss",
+        "ours: the paper stores jpg (3), of a quality it does not give",
+    ),
+    "best_epoch": (
+        "lowest validation loss",
+        "ours: the weights of the epoch with the lowest validation loss are kept; the paper does not say",
+    ),
+    "validation": (
+        "of every validation case as many slices as a batch holds, in the same mixture, always the same ones",
+        "ours: the paper does not say what its validation loss is taken on",
+    ),
+}
+
 PAPER = Recipe(
     name="squeeze_unet",
     paper='Ashlin Deepa et al., "A Novel Deep-Learning Based Segmentation Of Kidney Tumor"',
-    claim="A SqueezeNet encoder in fastai's U-Net reaches 97.58 % Dice, a ResNet 99.05 %. The figure is fastai's "
+    claim="A SqueezeNet encoder in fastai's U-Net reaches 97.58 % Dice, a ResNet 99.05 %. The figure is "
+    "fastai's "
     "DiceMulti, which counts background as a class, on what was very probably a random split of slices.",
     reported={
         "validation dice_multi, SqueezeNet": 0.975872,
@@ -79,7 +166,8 @@ PAPER = Recipe(
             name="train",
             sampler=_SAMPLER,
             epochs=5,
-            steps_per_epoch=2271,
+            steps_per_epoch=2183,
+            steps_from="full batches",
             learning_rate=1e-3,
             schedule=_CYCLE,
             validate_cases_every=1,
@@ -87,32 +175,45 @@ PAPER = Recipe(
         ),
     ),
     inference=InferenceSpec(tile=None),
+    split="squeeze_unet",
+    metrics=("dice_multi",),
+    fixed={name: value for name, (value, _) in FIXED.items()},
+    statements=STATEMENTS,
+    link="No DOI was found.",
     evidence={
-        "preprocess.spacing_mm": "paper: slices as they are",
-        "preprocess.crop_to_body": "paper: whole slices",
+        **{f"fixed.{name}": text for name, (_, text) in FIXED.items()},
+        "postprocess": "ours: none; the paper states none",
+        "inference.mirror_axes": "ours: no mirroring; the paper states none",
+        "preprocess.spacing_mm": "inferred: slices as they are; the paper does not say",
+        "preprocess.crop_to_body": "inferred: whole slices; the paper does not say",
         "preprocess.slice_size": "code: 128 x 128 in the notebook the paper repeats",
-        "preprocess.windows": "code: liver (150, 30) and custom (200, 60); the paper says a standard custom filter. "
-        "The third channel is the slice with its histogram scaled",
+        "preprocess.windows": "code: liver (150, 30) and custom (200, 60); the paper says a standard "
+        "custom filter. The third channel is the slice with its histogram scaled",
         "preprocess.channel_mean": "code: ImageNet's",
         "preprocess.channel_std": "code: ImageNet's",
         "model.input_shape": "code: 128 x 128, three channels",
-        "model.n_classes": "paper: its figures show kidney and tumor",
-        "model.encoder": "paper: SqueezeNet; version 1.1 is ours, as accurate as 1.0 with fewer operations",
-        "model.skips": "paper: a U-Net. fastai's unet_learner in fact attaches no skip to SqueezeNet (False)",
+        "model.n_classes": "inferred: kidney and tumor are in the paper's figures",
+        "model.encoder": "paper [4]: SqueezeNet; version 1.1 is ours, as accurate as 1.0 with fewer "
+        "operations",
+        "model.skips": "ours: a U-Net, as the paper says (4); fastai's unet_learner in fact attaches no "
+        "skip to SqueezeNet (False)",
         "model.decoder": "code: fastai's DynamicUnet",
-        "model.weights": "paper: pretrained on ImageNet",
+        "model.weights": "paper [4]: pretrained on ImageNet",
         "model.normalize": "architecture: the cache's channels are normalized already",
         "loss.from_logits": "code: cross-entropy of all pixels on logits",
         "phases.train.sampler.batch_size": "code: 16",
-        "phases.train.sampler.positive": "paper: none stated",
-        "phases.train.sampler.positive_weights": "paper: none stated",
+        "phases.train.sampler.positive": "ours: none is sampled for; the paper states none",
+        "phases.train.sampler.positive_weights": "ours: unused without positive slices",
         "phases.train.sampler.patch_size": "code: whole slices",
         "phases.train.sampler.unit": "code: all slices in random order",
-        "phases.train.augmentation.scale_range": "paper: none stated",
-        "phases.train.augmentation.scale_probability": "paper: none stated",
-        "phases.train.augmentation.flip_probability": "paper: none stated",
-        "phases.train.epochs": "paper: 5 for SqueezeNet, 20 for ResNet",
-        "phases.train.steps_per_epoch": "inferred: 80 % of the 45,424 slices in batches of 16",
+        "phases.train.augmentation.scale_range": "ours: no augmentation; the paper states none",
+        "phases.train.augmentation.scale_probability": "ours: no augmentation; the paper states none",
+        "phases.train.augmentation.flip_probability": "ours: no augmentation; the paper states none",
+        "phases.train.epochs": "paper [8]: 5 for SqueezeNet, 20 for ResNet, by its logs",
+        "phases.train.steps_per_epoch": "inferred: the 34,928 slices of the split squeeze_unet in full "
+        "batches of 16",
+        "phases.train.steps_from": "code: each slice once an epoch; fastai drops a last batch that is not "
+        "full",
         "phases.train.learning_rate": "code: fastai's default, AdamW with weight decay 0.01",
         "phases.train.schedule.rise": "code: fit_one_cycle",
         "phases.train.schedule.start_divisor": "code: fit_one_cycle",
@@ -120,11 +221,13 @@ PAPER = Recipe(
         "phases.train.schedule.momentum": "code: fit_one_cycle",
         "phases.train.validate_cases_every": _SHARE,
         "phases.train.validate_cases": _SHARE,
-        "inference.tile": "paper: whole slices",
+        "inference.tile": "inferred: whole slices; the paper does not say",
         "inference.overlap": "ours: unused without tiles",
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: any size",
         "inference.output": "code: cross-entropy of three classes",
+        "split": "ours: 80/20 by case, as fastai splits slices; the paper states none",
+        "metrics": "paper [7]: dice_multi after every epoch",
     },
     build_model=build_model,
     build_loss=build_loss,
@@ -202,6 +305,7 @@ _PHASES, _EVIDENCE = _fine_tuning(
         augmentation=Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
         epochs=7,
         steps_per_epoch=30,
+        steps_from=None,
         validate_cases_every=4,
     ),
     1,
@@ -217,7 +321,8 @@ TINY = replace(
         "model.decoder": _TINY,
         "model.input_shape": "ours: crops of 96 x 96",
         **{
-            f"phases.{name}.augmentation.{key}": "ours: the demo has too few patients to train without augmentation"
+            f"phases.{name}.augmentation.{key}": "ours: the demo has too few patients to train without "
+            "augmentation"
             for name in ("frozen", "unfrozen")
             for key in ("scale_range", "scale_probability", "flip_probability")
         },
@@ -233,7 +338,8 @@ TINY = replace(
                 "steps_per_epoch",
             )
         },
-        "phases.unfrozen.rate_factors": "ours: without pretrained weights the encoder learns at about the same rate",
+        "phases.unfrozen.rate_factors": "ours: without pretrained weights the encoder learns at about the "
+        "same rate",
         "phases.unfrozen.learning_rate": _TINY,
     },
 )
@@ -244,8 +350,8 @@ VARIANTS = (
         row="ResNet, 20 epochs (the paper's best score)",
         changes={"model.encoder": "resnet34", "phases.train.epochs": 20},
         evidence={
-            "model.encoder": "inferred: a ResNet (paper); of 34 layers by its time, a seventh of SqueezeNet's",
-            "phases.train.epochs": "paper: 20 for ResNet, 5 for SqueezeNet",
+            "model.encoder": "inferred: a ResNet (5); of 34 layers by its time, a seventh of SqueezeNet's",
+            "phases.train.epochs": "paper [8]: 20 for ResNet, 5 for SqueezeNet",
         },
         reported={
             "validation dice_multi, ResNet": 0.990568,

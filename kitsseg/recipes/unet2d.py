@@ -17,6 +17,7 @@ from kitsseg.recipe import (
     PreprocessSpec,
     Recipe,
     SliceSampler,
+    Statement,
     Variant,
 )
 
@@ -49,16 +50,123 @@ _SHARE = "ours: whole cases then take less than a tenth of the time spent traini
 _SAMPLER = SliceSampler(batch_size=7, positive=5, positive_weights="area", patch_size=(224, 224))
 _PLATEAU = Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6)
 
+STATEMENTS = (
+    Statement(
+        "A recursive 2D U-Net: sub-blocks on each level, of which the last is the skip; bilinear "
+        "upsampling, concatenation and two sub-blocks; five upsamplings; a final 1x1 convolution.",
+        "As stated; a sub-block is 3x3 convolution, LeakyReLU of slope 0.3, batch normalization.",
+        "The order inside a sub-block is that of the authors' code.",
+    ),
+    Statement(
+        "20 filters on the top level, doubled with each below.",
+        "As stated.",
+        "",
+    ),
+    Statement(
+        "12M parameters.",
+        "12,298,643, of which 12,291,123 train.",
+        "Only two sub-blocks a level give 12M.",
+    ),
+    Statement(
+        "Cross-entropy plus mean soft Dice, of logits and integer labels.",
+        "Cross-entropy + 1 - Dice, sums over batch and pixels, background included.",
+        "The equations add the Dice, which would reward errors; the code subtracts it, per pixel position.",
+    ),
+    Statement(
+        "Adam, 1e-4; times 0.8 when the validation loss has not dropped by 0.005 for 30 epochs; at least "
+        "1e-6.",
+        "As stated.",
+        "80 epochs are long enough for two drops.",
+    ),
+    Statement(
+        "1920 iterations, batches of 7.",
+        "80 epochs of 24 steps.",
+        "168 cases in batches of 7 are 24; 1920 / 24 = 80.",
+    ),
+    Statement(
+        "5 of the 7 slices contain foreground, 2 are random.",
+        "As stated; positive slices by the area of their foreground.",
+        "The weights are those of the code.",
+    ),
+    Statement(
+        "Random crops of 224 x 224; scale in (0.6, 1.25) with probability 0.1; flips of both axes half "
+        "the time.",
+        "As stated.",
+        "",
+    ),
+    Statement(
+        "Prediction as nnU-Net: overlapping tiles of 224 x 224, mirroring, no Gaussian noising.",
+        "Half a tile of overlap, four mirrorings, plain mean.",
+        "The overlap is that of the code; its flag of that name is a Gaussian weight map.",
+    ),
+    Statement(
+        "Post-processing nearly as nnU-Net's.",
+        "None.",
+        "nnU-Net's rule keeps the largest component of a class that is single in every training case: "
+        "none is, and the code has no post-processing.",
+    ),
+    Statement(
+        "The challenge's interpolated data (3 mm), batchgenerators, tensorflow.keras, on Colab's K80 and T4.",
+        "Scans resampled to that grid, 3.0 x 0.78162497 mm.",
+        "The interpolated release is no longer needed.",
+    ),
+    Statement(
+        "Split 0.8 / 0.1 / 0.1: 168, 21 and 21 of 210.",
+        "The split 80-10-10, drawn with seed 0.",
+        "It names no cases.",
+    ),
+    Statement(
+        "Own test: precision 0.914 and 0.334, recall 0.883 and 0.238 for kidney and tumor, TK Dice 0.91, "
+        "TU Dice 0.25.",
+        "Reported figures; precision and recall per case by kitsseg evaluate.",
+        "Mean of cases or pooled voxels is not said.",
+    ),
+    Statement(
+        "Leaderboard: TK 0.858, TU 0.224 (abstract: 0.85, 0.22).",
+        "Reported figures.",
+        "The 90 test labels are not public.",
+    ),
+    Statement(
+        "A sigmoid version scored better; 30 or more filters are recommended.",
+        "Variants sigmoid, sigmoid-regions and filters-30.",
+        "No figures and no details of them are given.",
+    ),
+)
+
+# what no option changes: (value, evidence)
+FIXED = {
+    "dropout": ("none", "code: none"),
+    "normalization": ("batch, momentum 0.99, epsilon 1e-3", "code: Keras' defaults"),
+    "initializers": ("Glorot uniform", "code: Keras' default"),
+    "activation": ("LeakyReLU of slope 0.3", "code: Keras' default slope of that time"),
+    "optimizer": ("Adam with Keras' defaults", "paper [5]: Adam"),
+    "percentiles": ("0.5 and 99.5", "code: nnU-Net's; the values are nnU-Net's too"),
+    "best_epoch": (
+        "lowest validation loss",
+        "ours: the weights of the epoch with the lowest validation loss are kept; the paper does not say",
+    ),
+    "validation": (
+        "of every validation case 7 center crops, 5 of them positive, always the same ones",
+        "ours: the paper does not say what its validation loss is taken on",
+    ),
+}
+
 PAPER = Recipe(
     name="unet2d",
-    paper='Chen and Jin, "A 2D U-Net for Automated Kidney and Renal Tumor Segmentation", KiTS19 challenge, 2019',
-    claim="A plain recursive 2D U-Net of 12M parameters, trained on Colab, reaches 0.858 kidney and 0.224 tumor Dice "
+    paper='Chen and Jin, "A 2D U-Net for Automated Kidney and Renal Tumor Segmentation", KiTS19 '
+    "challenge, 2019",
+    claim="A plain recursive 2D U-Net of 12M parameters, trained on Colab, reaches 0.858 kidney and 0.224 "
+    "tumor Dice "
     "on the challenge's leaderboard.",
     reported={
         "leaderboard TK Dice": 0.858,
         "leaderboard TU Dice": 0.224,
         "own test (21 cases) TK Dice": 0.91,
         "own test (21 cases) TU Dice": 0.25,
+        "own test (21 cases) kidney precision": 0.914,
+        "own test (21 cases) tumor precision": 0.334,
+        "own test (21 cases) kidney recall": 0.883,
+        "own test (21 cases) tumor recall": 0.238,
     },
     preprocess=PreprocessSpec(
         spacing_mm=(3.0, 0.78162497, 0.78162497),
@@ -93,6 +201,7 @@ PAPER = Recipe(
             augmentation=Augmentation(scale_range=(0.6, 1.25), scale_probability=0.1, flip_probability=0.5),
             epochs=80,
             steps_per_epoch=24,
+            steps_from="cases",
             learning_rate=1e-4,
             schedule=_PLATEAU,
             validate_cases_every=40,
@@ -100,52 +209,69 @@ PAPER = Recipe(
         ),
     ),
     inference=InferenceSpec(tile=(224, 224), overlap=0.5, gaussian=False, mirror_axes=(0, 1), multiple=32),
+    split="80-10-10",
+    fixed={name: value for name, (value, _) in FIXED.items()},
+    statements=STATEMENTS,
+    link="No DOI was found; https://www.researchgate.net/publication/336247303.",
     evidence={
-        "preprocess.spacing_mm": "paper: the challenge's interpolated data; its README gives the numbers",
+        **{f"fixed.{name}": text for name, (_, text) in FIXED.items()},
+        "metrics": "ours: precision and recall (13) are those of whole cases, by kitsseg evaluate",
+        "postprocess": "ours: none; nnU-Net's rule, which the paper nearly follows (10), keeps the one "
+        "component of a class that has one in every case: no class of KiTS19 has",
+        "preprocess.spacing_mm": "paper [11]: the challenge's interpolated data; its README gives the "
+        "numbers",
         "preprocess.crop_to_body": "code: crops to the voxels above the lower clip",
-        "preprocess.hu_window": "ours: foreground percentiles 0.5 and 99.5 as in nnU-Net. The code's [-75.76, 349.49] "
+        "preprocess.hu_window": "ours: foreground percentiles 0.5 and 99.5 as in nnU-Net. The code's "
+        "[-75.76, 349.49] "
         "come from image times label, so tumor voxels count with doubled HU",
-        "preprocess.hu_mean": "ours: nnU-Net's foreground mean of KiTS19; the code normalizes crops, in training only",
+        "preprocess.hu_mean": "ours: nnU-Net's foreground mean of KiTS19; the code normalizes crops, in "
+        "training only",
         "preprocess.hu_std": "ours: nnU-Net's foreground standard deviation of KiTS19",
-        "model.input_shape": "paper: 224 x 224 crops of one channel; fully convolutional, so any multiple of 32 fits",
-        "model.n_classes": "paper: background, kidney, tumor",
-        "model.start_filters": "paper: 20",
-        "model.n_pools": "paper: five upsamplings; with two sub-blocks a level the stated 12M parameters come out",
+        "model.input_shape": "paper [8]: 224 x 224 crops; fully convolutional, so any multiple of 32 fits",
+        "model.n_classes": "inferred: background, kidney and tumor; two labels are scored",
+        "model.start_filters": "paper [2]: 20",
+        "model.n_pools": "paper [1]: five upsamplings; with two sub-blocks a level the stated 12M "
+        "parameters come out",
         "model.sub_blocks": "code: 2; only with two do the stated 12M parameters come out",
-        "model.upsampling": "paper: bilinear",
+        "model.upsampling": "paper [1]: bilinear",
         "model.use_bias": "code: convolutions have one",
         "model.norm_first": "code: the activation comes before the normalization",
         "loss.smooth": "code: 1e-5",
-        "loss.include_background": "code: Dice over all three classes; batch and pixels summed together as in nnU-Net "
+        "loss.include_background": "code: Dice over all three classes; batch and pixels summed together "
+        "as in nnU-Net "
         "(the code's sum over the batch alone is a per-pixel Dice)",
         "loss.regions": "ours: unused by a softmax",
         "loss.tumor_only": "ours: unused by a softmax",
-        "loss.class_reduction": "paper: the mean of the classes",
+        "loss.class_reduction": "paper [4]: the mean of the classes",
         "loss.per_sample": "ours: sums over the batch, as nnU-Net's 2D trainer",
-        "loss.activation": "paper: softmax, inside the loss",
-        "phases.train.sampler.batch_size": "paper: 7",
-        "phases.train.sampler.positive": "paper: 5 of 7 slices contain foreground",
+        "loss.activation": "paper [4]: softmax, inside the loss",
+        "phases.train.sampler.batch_size": "paper [6]: 7",
+        "phases.train.sampler.positive": "paper [7]: 5 of 7 slices contain foreground",
         "phases.train.sampler.positive_weights": "code: the slice of a random foreground pixel",
-        "phases.train.sampler.patch_size": "paper: 224 x 224",
-        "phases.train.sampler.unit": "paper: a batch from different cases of a shuffled list (code)",
-        "phases.train.augmentation.scale_range": "paper: (0.6, 1.25)",
-        "phases.train.augmentation.scale_probability": "paper: 0.1",
-        "phases.train.augmentation.flip_probability": "paper: horizontal and vertical, half the time each",
-        "phases.train.epochs": "inferred: 1920 iterations (paper) of 24 steps",
-        "phases.train.steps_per_epoch": "inferred: 168 training cases (paper) in batches of 7",
-        "phases.train.learning_rate": "paper: Adam, 1e-4",
-        "phases.train.schedule.factor": "paper: 0.8",
-        "phases.train.schedule.patience": "paper: 30 epochs",
-        "phases.train.schedule.min_delta": "paper: 0.005",
-        "phases.train.schedule.min_learning_rate": "paper: 1e-6",
+        "phases.train.sampler.patch_size": "paper [8]: 224 x 224",
+        "phases.train.sampler.unit": "code: a batch from different cases of a shuffled list",
+        "phases.train.augmentation.scale_range": "paper [8]: (0.6, 1.25)",
+        "phases.train.augmentation.scale_probability": "paper [8]: 0.1",
+        "phases.train.augmentation.flip_probability": "paper [8]: horizontal and vertical, half the time "
+        "each",
+        "phases.train.epochs": "inferred: 1920 iterations (6) of 24 steps",
+        "phases.train.steps_per_epoch": "inferred: 168 training cases (12) in batches of 7",
+        "phases.train.steps_from": "inferred: each training case once an epoch",
+        "phases.train.learning_rate": "paper [5]: Adam, 1e-4",
+        "phases.train.schedule.factor": "paper [5]: 0.8",
+        "phases.train.schedule.patience": "paper [5]: 30 epochs",
+        "phases.train.schedule.min_delta": "paper [5]: 0.005",
+        "phases.train.schedule.min_learning_rate": "paper [5]: 1e-6",
         "phases.train.validate_cases_every": _SHARE,
         "phases.train.validate_cases": _SHARE,
-        "inference.tile": "paper: overlapping 224 x 224 tiles",
+        "inference.tile": "paper [9]: overlapping 224 x 224 tiles",
         "inference.overlap": "code: half a tile",
-        "inference.gaussian": 'code: off; the paper\'s "no Gaussian noising" is this flag, a Gaussian weight map',
-        "inference.mirror_axes": "paper: test-time mirroring; code: both axes",
+        "inference.gaussian": 'code: off; the paper\'s "no Gaussian noising" is this flag, a Gaussian '
+        "weight map",
+        "inference.mirror_axes": "paper [9]: test-time mirroring; code: both axes",
         "inference.multiple": "architecture: five poolings",
-        "inference.output": "paper: softmax of background, kidney and tumor",
+        "inference.output": "paper [4]: a softmax",
+        "split": "paper [12]: 168, 21 and 21; it names no cases, these are drawn with seed 0",
     },
     build_model=build_model,
     build_loss=build_loss,
@@ -158,12 +284,19 @@ PRACTICAL = replace(
     name="unet2d:practical",
     model={**PAPER.model, "start_filters": 32},
     phases=(
-        replace(PAPER.phases[0], epochs=250, steps_per_epoch=100, validate_cases_every=25, validate_cases=6),
+        replace(
+            PAPER.phases[0],
+            epochs=250,
+            steps_per_epoch=100,
+            steps_from=None,
+            validate_cases_every=25,
+            validate_cases=6,
+        ),
     ),
     inference=replace(PAPER.inference, tile=None),
     evidence=PAPER.evidence
     | {
-        "model.start_filters": "paper: the authors advise 30 or more; 32 suits the hardware",
+        "model.start_filters": "paper [15]: the authors advise 30 or more; 32 suits the hardware",
         "phases.train.epochs": _LONGER,
         "phases.train.steps_per_epoch": _LONGER,
         "inference.tile": "ours: whole slices, a third of the work of overlapping tiles",
@@ -182,6 +315,7 @@ TINY = replace(
             sampler=replace(_SAMPLER, patch_size=(96, 96)),
             epochs=20,
             steps_per_epoch=40,
+            steps_from=None,
             learning_rate=2e-3,
             schedule=replace(_PLATEAU, patience=3),
             validate_cases_every=5,
@@ -209,7 +343,7 @@ VARIANTS = (
         name="filters-30",
         row="30 filters on the top level, which the authors recommend",
         changes={"model.start_filters": 30},
-        evidence={"model.start_filters": "paper: 30 or more are recommended; no figures are given"},
+        evidence={"model.start_filters": "paper [15]: 30 or more are recommended; no figures are given"},
         parameters=27_646_383,
     ),
     Variant(
@@ -218,7 +352,8 @@ VARIANTS = (
         changes={"model.n_classes": 2, "loss.activation": "sigmoid", "inference.output": "sigmoid"},
         evidence={
             "model.n_classes": "ours: a channel for kidney and one for tumor",
-            "loss.activation": "paper: a sigmoid version scored better; no figures and no details are given",
+            "loss.activation": "paper [15]: a sigmoid version scored better; no figures and no details "
+            "are given",
             "inference.output": "ours: a channel for each label, background where neither is above one half",
         },
     ),
@@ -233,7 +368,8 @@ VARIANTS = (
         },
         evidence={
             "model.n_classes": "ours: a channel for kidney with tumor and one for tumor",
-            "loss.activation": "paper: a sigmoid version scored better; no figures and no details are given",
+            "loss.activation": "paper [15]: a sigmoid version scored better; no figures and no details "
+            "are given",
             "loss.regions": "ours: the regions that the challenge scores",
             "inference.output": "ours: as the loss",
         },

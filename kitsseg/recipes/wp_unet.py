@@ -19,6 +19,7 @@ from kitsseg.recipe import (
     Pruning,
     Recipe,
     SliceSampler,
+    Statement,
     Variant,
 )
 
@@ -54,6 +55,7 @@ _TRAIN = Phase(
     sampler=SliceSampler(batch_size=16, unit="slice", patch_size=(256, 256)),
     epochs=100,
     steps_per_epoch=2240,
+    steps_from="slices",
     learning_rate=1e-3,
     validate_cases_every=5,
 )
@@ -73,12 +75,121 @@ def _of_both(evidence: Mapping[str, str]) -> dict[str, str]:
 
 _SHARE = "ours: whole cases then take less than a tenth of the time spent training"
 
+STATEMENTS = (
+    Statement(
+        "KiTS19: 210 training volumes in the text; the abstract says 300 patients (the journal's says 210).",
+        "210 cases.",
+        "The labels of 90 patients are not public.",
+    ),
+    Statement(
+        "Slices are resized to 256 x 256 and divided by 255.",
+        "256 x 256 by area averaging; HU of -512 to 512 become 0 to 1.",
+        "8-bit images need a window, and none is given.",
+    ),
+    Statement(
+        "35,865 slices train, 10,158 validate.",
+        "The split wp_unet: 158 and 52 cases, 35,826 and 9,598 slices.",
+        "The sum, 46,023, is more than the 45,424 slices of KiTS19 today; cases are kept whole.",
+    ),
+    Statement(
+        "An ordinary first convolution; all others are depth-wise separable.",
+        "As the parameter counts select: some ordinary ones remain in dw_unet.",
+        "Only so do the counts of table 2 come out.",
+    ),
+    Statement(
+        "A block is a separable convolution, ReLU, batch normalization, max-pooling.",
+        "As stated.",
+        "",
+    ),
+    Statement(
+        "Two outputs, kidney and tumor; elsewhere kidney, tumor and background.",
+        "A softmax of three classes.",
+        "One channel has the parameters of table 2; three have 66 more.",
+    ),
+    Statement(
+        "After training the weights of each matrix are ranked, the smallest S % set to zero, and the "
+        "network is retrained.",
+        "As stated, once, with half of the weights: the recipe's second phase.",
+        "S is not given. Half of the 1.30M network is one reading; half of dw_unet, the variant "
+        "dw_unet-pruned, the other.",
+    ),
+    Statement(
+        "Loss: cross-entropy plus Dice loss of kidney plus Dice loss of tumor, with an epsilon.",
+        "As stated, epsilon 1.",
+        "The equations are lost in the text, epsilon is not given.",
+    ),
+    Statement(
+        "Adam, 0.001.",
+        "As stated; a tenth of it while pruning.",
+        "The rate of retraining is not given.",
+    ),
+    Statement(
+        "Batches of 16, 100 epochs.",
+        "As stated; 10 more while pruning.",
+        "The length of retraining is not given.",
+    ),
+    Statement(
+        "Accuracy, mean IoU, Dice and FLOPs are reported.",
+        "Accuracy and mean IoU of training and validation slices are logged after every epoch.",
+        "",
+    ),
+    Statement(
+        "Table 1: training accuracy 97.87, 93.62 and 98.43; mean IoU 0.435, 0.362 and 0.428 for U-Net, "
+        "the depth-wise one and WP-UNet.",
+        "Reported figures of the variants and the recipe.",
+        "The plain U-Net has the higher mean IoU.",
+    ),
+    Statement(
+        "Table 2: 5,680,353, 2,601,921 and 1,297,441 parameters.",
+        "Exactly these, with one output channel.",
+        "That the last is an architecture's count is inferred, not proved.",
+    ),
+    Statement(
+        "Dice of 0.9799 while training, 0.9599 while validating.",
+        "Reported figures of the recipe.",
+        "Of which class is not said. Such a Dice means an IoU of at least 0.923: not 0.428.",
+    ),
+    Statement(
+        "Three times smaller than other networks.",
+        "4.4 times fewer parameters than its U-Net, 8.7 times fewer FLOPs by the table.",
+        "",
+    ),
+    Statement(
+        "Table 2: 62.4, 7.8 and 7.2 (e) FLOPs.",
+        "Multiply-adds are counted: 11.9 G, 4.8 G and 2.0 G.",
+        "Those printed fit a U-Net of 31.0M parameters and SD-UNet: an inference.",
+    ),
+)
+
+# what no option changes: (value, evidence)
+FIXED = {
+    "dropout": ("0.5 after blocks 4 and 5", "ours: as in the common Keras U-Net; the text gives no rate"),
+    "normalization": (
+        "batch, epsilon 1e-3, one per block",
+        "paper [5]: batch normalization; its numbers are Keras' defaults",
+    ),
+    "initializers": ("He normal; depth-wise filters by their own size", "ours: the paper does not say"),
+    "optimizer": ("Adam with Keras' defaults", "paper [9]: Adam"),
+    "pruned_share": ("half of the weights", "ours: the paper gives no share"),
+    "best_epoch": (
+        "lowest validation loss",
+        "ours: the weights of the epoch with the lowest validation loss are kept; the paper does not say",
+    ),
+    "validation": (
+        "of every validation case as many slices as a batch holds, in the same mixture, always the same ones",
+        "ours: the paper does not say what its validation loss is taken on",
+    ),
+}
+
 PAPER = Recipe(
     name="wp_unet",
-    paper='Rao, Chatterjee and Sharma, "WP-UNet: Weight Pruning U-Net with Depth-wise Separable Convolutions for '
+    paper='Rao, Chatterjee and Sharma, "WP-UNet: Weight Pruning U-Net with Depth-wise Separable '
+    "Convolutions for "
     'Semantic Segmentation of Kidney Tumours"',
-    claim="Depth-wise separable convolutions and weight pruning shrink a U-Net from 5.68M to 1.30M parameters with a "
-    "Dice of 0.96 and more. Dice and mean IoU of the paper cannot both be class means of the same predictions.",
+    claim="Depth-wise separable convolutions and weight pruning shrink a U-Net from 5.68M to 1.30M "
+    "parameters with a "
+    "Dice of 0.96 and more. Dice and mean IoU of the paper cannot both be class means of the same "
+    "predictions.",
     reported={
         "training Dice": 0.9799,
         "validation Dice": 0.9599,
@@ -107,58 +218,73 @@ PAPER = Recipe(
     },
     phases=(_TRAIN, _PRUNE),
     inference=InferenceSpec(tile=None, multiple=16),
+    split="wp_unet",
+    metrics=("pixel_accuracy", "mean_iou"),
+    fixed={name: value for name, (value, _) in FIXED.items()},
+    statements=STATEMENTS,
+    link="https://doi.org/10.4103/jmss.jmss_108_21 (journal), https://doi.org/10.21203/rs.3.rs-526418/v1 "
+    "(preprint).",
     evidence={
-        "preprocess.spacing_mm": "paper: slices as they are",
-        "preprocess.crop_to_body": "paper: whole slices",
-        "preprocess.slice_size": "paper: 256 x 256; area averaging is ours",
-        "preprocess.hu_window": "ours: the paper divides by 255, so it had 8-bit images; this is the default window "
-        "of the challenge's own visualization script",
-        "preprocess.hu_mean": "paper: values in 0..1",
-        "preprocess.hu_std": "paper: values in 0..1",
-        "model.input_shape": "paper: 256 x 256; one channel follows from the parameter count",
-        "model.n_classes": "paper: kidney, tumor and background (its table 2 counts a binary network)",
+        **{f"fixed.{name}": text for name, (_, text) in FIXED.items()},
+        "postprocess": "ours: none; the paper states none",
+        "inference.mirror_axes": "ours: no mirroring; the paper states none",
+        "preprocess.spacing_mm": "inferred: slices as they are; the paper does not say",
+        "preprocess.crop_to_body": "inferred: whole slices; the paper does not say",
+        "preprocess.slice_size": "paper [2]: 256 x 256; area averaging is ours",
+        "preprocess.hu_window": "ours: the paper divides by 255 (2), so it had 8-bit images; this is the "
+        "default window of the challenge's own visualization script",
+        "preprocess.hu_mean": "paper [2]: values in 0..1",
+        "preprocess.hu_std": "paper [2]: values in 0..1",
+        "model.input_shape": "paper [2]: 256 x 256; one channel follows from the parameter count",
+        "model.n_classes": "paper [6]: kidney, tumor and background (its table 2 counts a binary network)",
         "model.variant": "inferred: the one of this family with exactly the 1,297,441 parameters of table 2",
         "model.filters": "inferred: the parameter counts of table 2 come out with these",
         "model.norm_momentum": "ours: Keras' default; the paper does not say",
         "loss.regions": "ours: unused by a softmax",
         "loss.tumor_only": "ours: unused by a softmax",
         "loss.per_sample": "ours: sums over the batch; most slices hold no tumor",
-        "loss.activation": "paper: kidney, tumor and background; elsewhere two outputs, which a sigmoid would be",
+        "loss.activation": "inferred: three classes (6); elsewhere two outputs, which a sigmoid would be",
         "loss.smooth": "ours: with a tiny one, a slice without tumor costs almost 1 and teaches nothing",
-        "loss.include_background": "paper: cross-entropy + Dice loss of kidney + Dice loss of tumor",
-        "loss.class_reduction": "paper: the two Dice losses are added",
+        "loss.include_background": "paper [8]: cross-entropy + Dice loss of kidney + Dice loss of tumor",
+        "loss.class_reduction": "paper [8]: the two Dice losses are added",
         **_of_both(
             {
-                "sampler.batch_size": "paper: 16",
-                "sampler.positive": "paper: no positive-slice sampling is stated",
-                "sampler.positive_weights": "paper: no positive-slice sampling is stated",
-                "sampler.patch_size": "paper: whole slices",
-                "sampler.unit": "paper: all slices are training images",
-                "augmentation.scale_range": "paper: none stated",
-                "augmentation.scale_probability": "paper: none stated",
-                "augmentation.flip_probability": "paper: none stated",
+                "sampler.batch_size": "paper [10]: 16",
+                "sampler.positive": "ours: none is sampled for; the paper states none",
+                "sampler.positive_weights": "ours: unused without positive slices",
+                "sampler.patch_size": "paper [2]: whole slices",
+                "sampler.unit": "paper [3]: all slices are training images",
+                "augmentation.scale_range": "ours: no augmentation; the paper states none",
+                "augmentation.scale_probability": "ours: no augmentation; the paper states none",
+                "augmentation.flip_probability": "ours: no augmentation; the paper states none",
                 "steps_per_epoch": "inferred: the 35,826 slices of the split wp_unet in batches of 16",
+                "steps_from": "inferred: each slice once an epoch",
                 "validate_cases_every": _SHARE,
             }
         ),
-        "phases.train.epochs": "paper: 100",
-        "phases.train.learning_rate": "paper: Adam, 0.001",
+        "phases.train.epochs": "paper [10]: 100",
+        "phases.train.learning_rate": "paper [9]: Adam, 0.001",
         "phases.prune.epochs": "ours: the paper says to retrain, not how long",
         "phases.prune.learning_rate": "ours: a tenth, as is usual for fine-tuning; the paper states none",
-        "phases.prune.pruning.sparsity": "ours: about the factor between the two depth-wise rows of table 2; the paper "
+        "phases.prune.pruning.sparsity": "ours: about the factor between the two depth-wise rows of table "
+        "2; the paper "
         "states no share",
-        "phases.prune.pruning.schedule": "paper: train, rank the weights of a matrix, zero the smallest, retrain",
+        "phases.prune.pruning.schedule": "paper [7]: train, rank the weights of a matrix, zero the "
+        "smallest, retrain",
         "phases.prune.pruning.until": "ours: unused by one-shot",
         "phases.prune.pruning.frequency": "ours: unused by one-shot",
         "phases.prune.pruning.initial_sparsity": "ours: a trained network has no zeros",
-        "phases.prune.pruning.scope": "paper: in each weight matrix",
-        "phases.prune.pruning.depthwise": "ours: as in tensorflow-model-optimization; they are 1 % of the weights",
+        "phases.prune.pruning.scope": "paper [7]: in each weight matrix",
+        "phases.prune.pruning.depthwise": "ours: as in tensorflow-model-optimization; they are 1 % of the "
+        "weights",
         "phases.prune.pruning.first_last": "ours: as in tensorflow-model-optimization",
-        "inference.tile": "paper: whole slices",
+        "inference.tile": "paper [2]: whole slices",
         "inference.overlap": "ours: unused without tiles",
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: four poolings",
-        "inference.output": "paper: kidney, tumor and background; elsewhere two outputs",
+        "inference.output": "paper [6]: kidney, tumor and background; elsewhere two outputs",
+        "split": "ours: by case, as near as can be to the 35,865 and 10,158 slices (3)",
+        "metrics": "paper [11]: accuracy and mean IoU",
     },
     build_model=build_model,
     build_loss=build_loss,
@@ -170,6 +296,7 @@ _RISING = "ours: masks that fill up while the network trains cost less accuracy 
 _FEWER: dict[str, Any] = {
     "sampler": SliceSampler(batch_size=16, positive=8, patch_size=(256, 256)),
     "steps_per_epoch": 250,
+    "steps_from": None,
     "validate_cases_every": 10,
     "validate_cases": 12,
 }
@@ -205,6 +332,7 @@ _QUICK: dict[str, Any] = {
     "sampler": SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
     "augmentation": Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
     "steps_per_epoch": 40,
+    "steps_from": None,
     "validate_cases_every": 5,
 }
 TINY = replace(
@@ -250,13 +378,13 @@ TINY = replace(
     ),
 )
 
-_ROW = "paper: a row of its tables 1 and 2"
+_ROW = "paper [12, 13]: a row of its tables 1 and 2"
 VARIANTS = (
     Variant(
         name="unet",
         row="U-Net",
         changes={"model.variant": "unet", "phases.prune": None},
-        evidence={"model.variant": _ROW, "phases.prune": "paper: only WP-UNet is pruned"},
+        evidence={"model.variant": _ROW, "phases.prune": "paper [7, 12]: only WP-UNet is pruned"},
         reported={
             "training loss": 0.5601,
             "training accuracy": 0.9787,
@@ -269,7 +397,7 @@ VARIANTS = (
         name="dw_unet",
         row="U-Net (depth-wise + BN)",
         changes={"model.variant": "dw_unet", "phases.prune": None},
-        evidence={"model.variant": _ROW, "phases.prune": "paper: only WP-UNet is pruned"},
+        evidence={"model.variant": _ROW, "phases.prune": "paper [7, 12]: only WP-UNet is pruned"},
         reported={
             "training loss": 0.4439,
             "training accuracy": 0.9362,
@@ -283,7 +411,8 @@ VARIANTS = (
         row="WP-UNet, read as the depth-wise U-Net with half of its weights set to zero",
         changes={"model.variant": "dw_unet"},
         evidence={
-            "model.variant": "inferred: the other reading of the factor two between the depth-wise rows of table 2: "
+            "model.variant": "inferred: the other reading of the factor two between the depth-wise rows "
+            "of table 2: "
             "1,311,521 weights are left, where it prints 1,297,441"
         },
         reported=PAPER.reported,

@@ -11,6 +11,9 @@ from kitsseg.runtime.console import console, done
 
 __all__ = ["show_recipe", "show_variant"]
 
+# settings that are named where they are none, too
+NAMED = ("postprocess", "split", "metrics", "inference.mirror_axes")
+
 
 def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
     """What is other than in the paper's recipe: nothing else is."""
@@ -27,18 +30,20 @@ def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
 
 def _said(value: Any) -> str:
     """A setting in a table; of a group of them its name is enough."""
-    if value is None:
+    if value is None or value == ():
         return "none"
     return type(value).__name__ if is_dataclass(value) else str(value)
 
 
 def show_recipe(recipe: Recipe) -> None:
     """Claim, reported figures, and each setting with its evidence."""
-    console.print(f"[bold]{recipe.name}[/bold]: {escape(recipe.paper)}\n{escape(recipe.claim)}\n")
+    console.print(
+        f"[bold]{recipe.name}[/bold]: {escape(recipe.paper)}\n{escape(recipe.claim)}\n{escape(recipe.link)}\n"
+    )
     table = Table(Column("setting", overflow="fold"), Column("value", overflow="fold"), "evidence")
     for name, value in settings(recipe):
-        if value is not None and value != ():
-            table.add_row(name, escape(str(value)), escape(recipe.evidence[name]))
+        if (value is not None and value != ()) or name in NAMED:
+            table.add_row(name, escape(_said(value)), escape(recipe.evidence[name]))
     console.print(table)
     _show_reported(recipe)
     _say_next(recipe)

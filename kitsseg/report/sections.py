@@ -24,6 +24,7 @@ CLAIMS = {
     "own validation after post-processing, tumor label Dice": "tu_dice",
     "validation dice_multi, SqueezeNet": "macro_dice_with_background",
     "validation dice_multi, ResNet": "macro_dice_with_background",
+    "validation dice_multi, ResNet, best epoch": "macro_dice_with_background",
     "training accuracy": "pixel_accuracy",
     "training mean IoU": "mean_iou",
 }
@@ -34,6 +35,8 @@ def without_counterpart(name: str) -> str:
     """Why a paper's figure that is not among ``CLAIMS`` has none of ours beside it."""
     if name.startswith(("42 named cases", "same weights", "training stops")):  # MLPerf's reference
         return "scored on a resampled grid, not on the scan's own"
+    if name.endswith(("precision", "recall")):
+        return "of cases or of pooled voxels is not said; each case's are in its row below"
     if "Dice" in name:
         return "not defined in the paper"
     return "no score of label maps"

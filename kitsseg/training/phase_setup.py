@@ -6,6 +6,7 @@ from kitsseg.data.sampling.batches import BatchesInParts, Draws, RepeatedBatches
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.errors import InputError
+from kitsseg.metrics import METRICS
 from kitsseg.models.loading import read_network
 from kitsseg.optimizers.ema import averaged_weights, keep_averages
 from kitsseg.optimizers.group_adamw import freeze
@@ -70,7 +71,8 @@ def compiled_network(training, phase, rows, weights):
         keep_averages(optimizer, training.options.ema, training.options.accumulate)
     if devices.mirrored:
         _check_mirrored(optimizer, training)
-    model.compile(optimizer, loss, loss_weights=loss_weights)
+    metrics = [METRICS[name](n_classes=model.outputs[-1].shape[-1]) for name in recipe.metrics]
+    model.compile(optimizer, loss, loss_weights=loss_weights, metrics=metrics or None)
     set_execution(model, training.options, phase)
     model.optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
     return model

@@ -24,7 +24,7 @@ from kitsseg.files.locks import folder_lock
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
-from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed
+from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed, steps_of_epoch
 from kitsseg.records.checkpoints import go_back
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
@@ -68,6 +68,7 @@ def train_recipe(
         # a damaged file is found here: TensorFlow's threads would hide the message
         _ = case.image, case.boxed_labels
     single_slices = _of_single_slices(recipe, cases, split)
+    recipe = _with_steps_of(recipe, split, cases)
     warned = check_training_labels(
         cases, split, any(getattr(phase.sampler, "positive", 0) for phase in recipe.phases)
     )
@@ -179,6 +180,25 @@ def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]
     if options.ema is not None and not 0 < options.ema < 1:
         raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {options.ema:g}.")
     return recipe, one_by_one
+
+
+def _with_steps_of(recipe: Recipe, split: CaseSplit, cases: Mapping[str, CachedCase]) -> Recipe:
+    """The recipe with the steps per epoch that follow from the training cases of a split, unless the user gave some.
+
+    Raises: InputError if a phase would then be too short for the schedule of its pruning.
+    """
+    slices = [len(cases[name].image) for name in split.train if name in cases]
+    changes = {}
+    for phase in recipe.phases:
+        name = f"phases.{phase.name}.steps_per_epoch"
+        steps = steps_of_epoch(phase, slices)
+        if steps != phase.steps_per_epoch and recipe.evidence.get(name) != GIVEN:
+            changes[name] = steps
+    source = f"inferred: the {len(slices)} training cases of the split {split.name}, {sum(slices)} slices"
+    try:
+        return changed(recipe, changes, dict.fromkeys(changes, source))
+    except ValueError as error:
+        raise InputError(f"split {split.name}: {error}") from error
 
 
 def _check_built(recipe: Recipe) -> None:

@@ -901,7 +901,7 @@ def test_a_recipe_with_the_evidence_of_every_setting(name, variant, kitsseg, mon
     code, out, err = kitsseg("recipes", "show", name + variant)
     assert (code, err) == (0, "")
     recipe = recipes.get(name + variant)
-    assert out.startswith(f"{recipe.name}: {recipe.paper}\n{recipe.claim}\n")
+    assert out.startswith(f"{recipe.name}: {recipe.paper}\n{recipe.claim}\n{recipe.link}\n")
     rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in out.splitlines() if "│" in line]
     shown = [(key, value) for key, value in settings(recipe) if value is not None and value != ()]
     assert len(shown) > 10

@@ -1,6 +1,7 @@
 """Sigmoid heads: what their channels mean, from a network that knows the answer to its scores and its exported file."""
 
 import math
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -95,7 +96,7 @@ def perfect_run(request, trained, tmp_path):
     where = {"cache": str(trained.cache), "phantom": False, "seconds": 0}
     run = create_run(tmp_path / "run", recipe, trained.split, 0, where)
     perfect_network(recipe.preprocess, request.param).save(run / "model.keras")
-    update_run(run, read_run(run) | {"status": "finished"})
+    update_run(run, replace(read_run(run), status="finished"))
     return run, request.param
 
 

@@ -1,7 +1,11 @@
 """Recipes: every setting says where its value comes from, and the words build what they say."""
 
 import dataclasses
+import importlib
+import inspect
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +26,65 @@ def test_every_setting_has_evidence_and_every_evidence_a_setting(name):
     assert not stated - set(recipe.evidence)
     assert not set(recipe.evidence) - set(values)
     kinds = ("paper", "code", "ours", "inferred", "architecture")
-    assert all(text.split(":")[0] in kinds for text in recipe.evidence.values())
+    assert all(re.split("[: ]", text)[0] in kinds for text in recipe.evidence.values())
+    named = (
+        "postprocess",
+        "split",
+        "metrics",
+        "inference.mirror_axes",
+    )  # that there is none has its evidence
+    assert {key for key in named if key in values} <= set(recipe.evidence)
+
+
+@pytest.mark.parametrize("name", NAMES + VARIANT_NAMES)
+def test_what_is_called_the_papers_is_a_numbered_sentence_of_its_page(name):
+    recipe = recipes.get(name)
+    for key, text in recipe.evidence.items():
+        if text.startswith("paper"):
+            found = re.match(r"paper \[(\d+(?:, \d+)*)\]: ", text)
+            assert found, (key, text)
+            numbers = [int(number) for number in found[1].split(", ")]
+            assert all(1 <= number <= len(recipe.statements) for number in numbers), (key, text)
+    for text in recipe.evidence.values():  # sentences named within a sentence
+        for number in re.findall(r"\((\d{1,2})\)", text):
+            assert 1 <= int(number) <= len(recipe.statements)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_option_of_builder_and_loss_is_a_setting(name):
+    recipe = recipes.get(name)
+    builder = getattr(importlib.import_module("kitsseg.models"), f"build_{name}")
+    options = {*inspect.signature(builder).parameters, *inspect.signature(recipe.build_model).parameters}
+    assert options - {"name", "options"} == set(recipe.model)
+    losses = recipe.build_loss(**recipe.loss)
+    loss = losses[0][0] if isinstance(losses, tuple) else losses
+    if type(loss).__module__.startswith("kitsseg"):
+        named = {*inspect.signature(recipe.build_loss).parameters} - {"options"}
+        assert set(loss.get_config()) - {"name", "reduction", "dtype"} | named == set(recipe.loss)
+    # and what no option changes
+    assert {"dropout", "normalization", "initializers", "optimizer", "best_epoch", "validation"} <= set(
+        recipe.fixed
+    )
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_default_of_a_builder_is_not_used_in_silence(name):
+    """Builders and losses made of the recipe's options hold exactly these."""
+    recipe = recipes.get(name)
+    losses = recipe.build_loss(**recipe.loss)
+    loss = losses[0][0] if isinstance(losses, tuple) else losses
+    for key, value in recipe.loss.items():
+        if key != "heads":
+            assert loss.get_config()[key] == value
+
+
+def test_a_papers_page_holds_its_sentences():
+    folder = Path(__file__).parents[2] / "docs" / "papers"
+    for name in recipes.names():
+        page = (folder / f"{name}.md").read_text(encoding="utf-8")
+        for number, each in enumerate(recipes.get(name).statements, 1):
+            assert f"| {number} | {each.says.replace('|', chr(92) + '|')} |" in page
+        assert recipes.get(name).link in page
 
 
 @pytest.mark.parametrize("name", NAMES)
