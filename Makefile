@@ -63,6 +63,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # sdist and wheel in dist/, checked, installed in an empty environment, and the demo run from there
 release: $(VENV)/installed-test

@@ -1,5 +1,7 @@
 """The command line: its parser, and what becomes of errors."""
 
+from __future__ import annotations
+
 import argparse
 import codecs
 import contextlib
@@ -10,11 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kitsseg.commands import cross_validation, data, demo, prediction, recipes, scoring, training
 from kitsseg.errors import InputError, did_you_mean
 from kitsseg.version import __version__
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["build_parser", "main"]
 
@@ -60,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         text = error.strerror or str(error)
-        hint = HINTS.get(error.errno, "Check the path, the disk and its permissions.")
+        hint = HINTS.get(error.errno or 0, "Check the path, the disk and its permissions.")
         return _complain(f"{where}{text[:1].lower()}{text[1:]}. {hint}", 1)
     except MemoryError as error:
         return _complain(f"not enough memory ({error}). Close other programs, or use a larger machine.", 1)
@@ -104,9 +109,7 @@ class _Parser(argparse.ArgumentParser):
 
     given: Sequence[str] = ()
 
-    def parse_known_args(
-        self, args: Any = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         self.given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(args, namespace)
 
@@ -139,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(
-        name: str, function: Callable[[argparse.Namespace], None], help: str, **options: Any
+        name: str, function: Callable[[argparse.Namespace], object], help: str, **options: Any
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, **options)
         sub.set_defaults(run_command=function, parser=sub)

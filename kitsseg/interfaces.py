@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Predict", "Progress", "SliceProgress", "Tensor"]
 
 # progress(description, done, total): how far a long command is; called again and again while it runs
-Progress = Callable[[str, int, int], object]
+Progress = Callable[[str, float, int], object]
 # progress(done, total): how far one scan is, in slices
 SliceProgress = Callable[[int, int], object]
 

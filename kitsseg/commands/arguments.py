@@ -1,9 +1,17 @@
 """Kinds of command-line arguments that several commands take."""
 
+from __future__ import annotations
+
 import argparse
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from kitsseg.data.layouts.kits import Layout
 
 __all__ = [
+    "AddCommand",
     "add_layout",
     "at_least",
     "hu_window",
@@ -16,10 +24,18 @@ __all__ = [
 ]
 
 
-def at_least(smallest):
+class AddCommand(Protocol):
+    """Adds a command: its name, the function that runs it, a line of help, options of ``add_parser``."""
+
+    def __call__(
+        self, name: str, function: Callable[[argparse.Namespace], object], help: str, **options: Any
+    ) -> argparse.ArgumentParser: ...
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
     """A whole number from ``smallest``."""
 
-    def convert(text):
+    def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
@@ -42,7 +58,7 @@ def share(text: str) -> float:
     return value
 
 
-def shares(text):
+def shares(text: str) -> list[float]:
     """One or several shares between 0 and 1, separated by commas."""
     try:
         values = [float(part) for part in text.split(",")]
@@ -53,7 +69,7 @@ def shares(text):
     return values
 
 
-def part(text):
+def part(text: str) -> tuple[int, int]:
     """I/N: the I-th of N parts, from 1."""
     try:
         number, count = map(int, text.split("/"))
@@ -64,7 +80,7 @@ def part(text):
     return number, count
 
 
-def volume_size(text):
+def volume_size(text: str) -> tuple[int, int, int]:
     """slices,rows,columns."""
     try:
         size = tuple(int(part) for part in text.replace("x", ",").split(","))
@@ -105,7 +121,7 @@ def mask_values(text: str) -> tuple[int, ...]:
     return values
 
 
-def add_layout(sub, labels=True):
+def add_layout(sub: argparse.ArgumentParser, labels: bool = True) -> None:
     """The options that say how cases lie in a folder, where it does not tell by itself."""
     sub.add_argument("--images", metavar="PATTERN", help="which files are the scans, such as '*/ct.nii.gz'")
     sub.add_argument(
@@ -133,7 +149,7 @@ def add_layout(sub, labels=True):
         )
 
 
-def layout_of(arguments):
+def layout_of(arguments: argparse.Namespace) -> Layout:
     """The Layout that these options describe."""
     from kitsseg.data.layouts.find import Layout
 

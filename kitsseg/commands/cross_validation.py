@@ -1,16 +1,28 @@
 """kitsseg cross-validate: the folds of a recipe, and one table and report over all cases."""
 
+from __future__ import annotations
+
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import add_layout, at_least, layout_of, part
+from kitsseg.commands.arguments import AddCommand, add_layout, at_least, layout_of, part
 from kitsseg.commands.training_options import add_hardware, options_of, say
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.table import Table
+
+    from kitsseg.interfaces import Progress
+    from kitsseg.workflows.cross_validate import CrossValidation, Scans
 
 __all__ = ["add"]
 
 
-def add(command):
+def add(command: AddCommand) -> None:
     sub = command(
         "cross-validate", _cross_validate, "train the folds of a recipe, and score every case unseen"
     )
@@ -35,7 +47,7 @@ def add(command):
     add_hardware(sub)
 
 
-def _cross_validate(arguments):
+def _cross_validate(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
     from kitsseg.runtime.console import done, progress_bar
     from kitsseg.runtime.start_keras import start_keras
@@ -63,10 +75,10 @@ def _cross_validate(arguments):
         _score(a, score_folds, scans)
 
 
-def _command(a):
+def _command(a: argparse.Namespace) -> str:
     """The command that does the rest."""
     words = ["kitsseg cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
-    defaults = {"folds": 5, "epochs": None, "seed": 0}
+    defaults: dict[str, object] = {"folds": 5, "epochs": None, "seed": 0}
     defaults |= {"precision": "float32", "accumulate": 1, "ema": None}
     defaults |= {"xla": "auto", "steps_per_execution": 1}
     defaults |= {"images": None, "labels": None, "cyst": None}
@@ -76,7 +88,9 @@ def _command(a):
     return " ".join(map(str, words))
 
 
-def _score(a, score_folds, scans):
+def _score(
+    a: argparse.Namespace, score_folds: Callable[[Path, Scans, Progress], CrossValidation], scans: Scans
+) -> None:
     from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
@@ -87,7 +101,7 @@ def _score(a, score_folds, scans):
     done(f"wrote {a.out / 'folds.csv'}, {a.out / 'scores.csv'} and {a.out / 'report.html'}")
 
 
-def _table(rows):
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
     heads = ("fold", "cases", "trained on", "TK", "TU", "composite")

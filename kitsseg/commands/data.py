@@ -1,14 +1,24 @@
 """Commands about data: kitsseg synthesize, download, verify, manifest, preprocess."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from kitsseg.commands.arguments import add_layout, at_least, layout_of, volume_size
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kitsseg.commands.arguments import AddCommand, add_layout, at_least, layout_of, volume_size
 from kitsseg.commands.given import add_given, spoken_settings, with_given
+
+if TYPE_CHECKING:
+    import argparse
+
+    from kitsseg.data.layouts.kits import Layout
+    from kitsseg.interfaces import Progress
+    from kitsseg.recipe import Recipe
 
 __all__ = ["add", "download", "preprocess", "statistics", "synthesize", "verify", "write_manifest"]
 
 
-def add(command):
+def add(command: AddCommand) -> None:
     sub = command("synthesize", _synthesize, "make synthetic patients in KiTS19 layout")
     sub.add_argument("out", type=Path, help="folder for the cases")
     sub.add_argument("--cases", default=12, type=at_least(1), help="number of patients (default: 12)")
@@ -73,11 +83,11 @@ def add(command):
     )
 
 
-def _synthesize(arguments):
+def _synthesize(arguments: argparse.Namespace) -> None:
     synthesize(arguments.out, arguments.cases, arguments.size, arguments.seed, arguments.labels)
 
 
-def synthesize(out, n_cases, size, seed, labels):
+def synthesize(out: Path, n_cases: int, size: tuple[int, int, int], seed: int, labels: Path | None) -> None:
     from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
     from kitsseg.runtime.console import done, progress_bar
 
@@ -89,17 +99,25 @@ def synthesize(out, n_cases, size, seed, labels):
     done(f"wrote {len(written)} synthetic patients to {out}", f"kitsseg preprocess unet2d:tiny {out} CACHE")
 
 
-def _download(arguments):
+def _download(arguments: argparse.Namespace) -> None:
     a = arguments
     download(a.dest, a.cases, a.labels_only, a.source, a.jobs, a.images_url, a.labels_url)
 
 
-def download(dest, cases=None, labels_only=False, source=None, jobs=4, images_url=None, labels_url=None):
+def download(
+    dest: Path,
+    cases: str | None = None,
+    labels_only: bool = False,
+    source: Path | None = None,
+    jobs: int = 4,
+    images_url: str | None = None,
+    labels_url: str | None = None,
+) -> None:
     from kitsseg.data.download.download import choose_files, download_files
     from kitsseg.runtime.console import console, done, progress_bar
 
-    urls = {"images_url": images_url, "labels_url": labels_url}
-    urls = {name: url for name, url in urls.items() if url}
+    both = {"images_url": images_url, "labels_url": labels_url}
+    urls: dict[str, Any] = {name: url for name, url in both.items() if url}
     files = choose_files(cases, labels_only, source, **urls)
     try:
         with progress_bar() as progress:
@@ -112,12 +130,18 @@ def download(dest, cases=None, labels_only=False, source=None, jobs=4, images_ur
     done(f"{len(result.fetched)} files came to {dest}{there}; checked and recorded", f"kitsseg verify {dest}")
 
 
-def _verify(arguments):
+def _verify(arguments: argparse.Namespace) -> None:
     a = arguments
     verify(a.data, a.cases, a.labels_only, a.not_kits19, layout_of(a))
 
 
-def verify(data, cases=None, labels_only=False, not_kits19=False, layout=None):
+def verify(
+    data: Path,
+    cases: str | None = None,
+    labels_only: bool = False,
+    not_kits19: bool = False,
+    layout: Layout | None = None,
+) -> None:
     from kitsseg.commands.findings_table import show_findings
     from kitsseg.data.download.catalog import parse_cases
     from kitsseg.data.kits19.manifest import read_manifest
@@ -143,11 +167,11 @@ def verify(data, cases=None, labels_only=False, not_kits19=False, layout=None):
     done(f"{data}: checked {len(checked)} cases, no errors, {warnings} warnings", next_command)
 
 
-def _manifest(arguments):
+def _manifest(arguments: argparse.Namespace) -> None:
     write_manifest(arguments.data, arguments.out, arguments.images_2019)
 
 
-def write_manifest(data, out, images_2019=False):
+def write_manifest(data: Path, out: Path, images_2019: bool = False) -> None:
     from kitsseg.data.kits19 import manifest
     from kitsseg.data.kits19.make_manifest import make_manifest
     from kitsseg.runtime.console import done, progress_bar
@@ -165,14 +189,14 @@ def write_manifest(data, out, images_2019=False):
     done(f"wrote {out}")
 
 
-def _lines():
+def _lines() -> Progress:
     """A progress that prints a line at every tenth: a download goes on for hours, and a log has no bar."""
     from kitsseg.runtime.console import done
 
     said = [0]
 
-    def progress(description, arrived, total):
-        tenths = 10 * arrived // max(total, 1)
+    def progress(description: str, arrived: float, total: int) -> None:
+        tenths = int(10 * arrived // max(total, 1))
         if tenths > said[0]:
             said[0] = tenths
             done(f"{description} ({10 * tenths} %)")
@@ -180,7 +204,7 @@ def _lines():
     return progress
 
 
-def _preprocess(arguments):
+def _preprocess(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
 
     a = arguments
@@ -188,7 +212,14 @@ def _preprocess(arguments):
     preprocess(recipe, a.data, a.cache, layout_of(a), a.workers, a.compress)
 
 
-def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
+def preprocess(
+    recipe: Recipe,
+    data: Path,
+    cache: Path,
+    layout: Layout | None = None,
+    workers: int = 1,
+    compress: bool = False,
+) -> None:
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
@@ -214,21 +245,21 @@ def preprocess(recipe, data, cache, layout=None, workers=1, compress=False):
     )
 
 
-def _statistics(arguments):
+def _statistics(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
 
     statistics(recipes.get(arguments.recipe), arguments.cache, arguments.split)
 
 
-def statistics(recipe, cache, split):
+def statistics(recipe: Recipe, cache: Path, split: str | None) -> None:
     from kitsseg.commands.training import choose_split
     from kitsseg.data.cache.cases import open_cache, training_counts
     from kitsseg.runtime.console import console
 
-    split = choose_split(cache, recipe, split)
-    hu = training_counts(open_cache(cache, recipe.preprocess), split)
+    chosen = choose_split(cache, recipe, split)
+    hu = training_counts(open_cache(cache, recipe.preprocess), chosen)
     spec = recipe.preprocess
-    console.print(f"HU of {hu.voxels} voxels of kidney and tumor in {len(split.train)} training cases")
+    console.print(f"HU of {hu.voxels} voxels of kidney and tumor in {len(chosen.train)} training cases")
     console.print(f"{'':24}{'measured':>10}{recipe.name:>24}")
     for name, measured, stated in (
         ("percentile 0.5", hu.percentile(0.5), spec.hu_window and spec.hu_window[0]),

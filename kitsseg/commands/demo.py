@@ -1,22 +1,30 @@
 """kitsseg demo: the whole road on synthetic patients."""
 
+from __future__ import annotations
+
 import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kitsseg.commands.arguments import at_least
+from kitsseg.commands.arguments import AddCommand, at_least
 from kitsseg.commands.data import preprocess, synthesize
 from kitsseg.commands.prediction import predict
 from kitsseg.commands.scoring import evaluate, report
 from kitsseg.commands.training import choose_split, train_on
 from kitsseg.errors import InputError
 
+if TYPE_CHECKING:
+    import argparse
+
+    from kitsseg.recipe import Recipe
+
 __all__ = ["add", "demo"]
 
 
-def add(command):
+def add(command: AddCommand) -> None:
     sub = command("demo", _demo, "synthetic patients, training, prediction, scores and report in one go")
     sub.add_argument("--recipe", default="unet2d", help="NAME; its tiny variant is used (default: unet2d)")
     sub.add_argument("--out", default="demo", type=Path, help="new folder for everything (default: demo)")
@@ -24,7 +32,7 @@ def add(command):
     sub.add_argument("--seed", default=0, type=at_least(0))
 
 
-def _demo(arguments):
+def _demo(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
     from kitsseg.runtime.start_keras import start_keras
 
@@ -32,7 +40,7 @@ def _demo(arguments):
     demo(recipes.get(f"{arguments.recipe}:tiny"), arguments.out, arguments.cases, arguments.seed)
 
 
-def demo(recipe, out, n_cases, seed):
+def demo(recipe: Recipe, out: Path, n_cases: int, seed: int) -> None:
     """The whole road on synthetic patients; each step is shown as the command that does the same."""
     from kitsseg.data.splits import save_split
     from kitsseg.runtime.console import console, without_next
@@ -74,7 +82,7 @@ def demo(recipe, out, n_cases, seed):
     _say_what_next(recipe.name.split(":")[0], out, cache, run)
 
 
-def _show(*command):
+def _show(*command: object) -> None:
     from rich.markup import escape
 
     from kitsseg.runtime.console import console
@@ -82,7 +90,7 @@ def _show(*command):
     console.print("\n[bold]$ kitsseg " + escape(shlex.join(map(str, command))) + "[/bold]")
 
 
-def _say_what_next(name, out, cache, run):
+def _say_what_next(name: str, out: Path, cache: Path, run: Path) -> None:
     from rich.markup import escape
 
     from kitsseg.runtime.console import console

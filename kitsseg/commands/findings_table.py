@@ -1,5 +1,7 @@
 """The table of `kitsseg verify`."""
 
+from collections.abc import Sequence
+
 from kitsseg.data.kits19.findings import Finding
 
 __all__ = ["fold_alike", "show_findings"]
@@ -7,11 +9,11 @@ __all__ = ["fold_alike", "show_findings"]
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
-def fold_alike(findings):
+def fold_alike(findings: Sequence[Finding]) -> list[Finding]:
     """The findings, errors first, and of warnings and notes that are alike only the first, the others counted."""
     folded = [finding for finding in findings if finding.level == "error"]
     for level in list(LEVELS)[1:]:
-        groups = {}
+        groups: dict[tuple[str, str, tuple[str, str] | None], list[Finding]] = {}
         for finding in findings:
             if finding.level == level:
                 alone = None if finding.folds else (finding.case, finding.found)
@@ -24,7 +26,7 @@ def fold_alike(findings):
     return folded
 
 
-def show_findings(findings):
+def show_findings(findings: Sequence[Finding]) -> None:
     """Print them as a table; nothing if there are none."""
     from rich.console import Console
     from rich.table import Table

@@ -10,6 +10,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from types import GenericAlias
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from kitsseg import recipes
@@ -120,7 +121,7 @@ def _like(value: object) -> Any:
         kinds = dict.fromkeys(map(type, value))
         if int in kinds:  # a size that is known later
             kinds[types.NoneType] = None
-        return tuple[functools.reduce(operator.or_, kinds), ...]
+        return GenericAlias(tuple, (functools.reduce(operator.or_, kinds), ...))
     return type(value)
 
 

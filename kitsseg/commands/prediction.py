@@ -1,10 +1,20 @@
 """Commands that use networks: kitsseg predict, export."""
 
-import argparse
-from pathlib import Path
+from __future__ import annotations
 
-from kitsseg.commands.arguments import add_layout, layout_of, part
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitsseg.commands.arguments import AddCommand, add_layout, layout_of, part
 from kitsseg.errors import InputError
+
+if TYPE_CHECKING:
+    from kitsseg.data.layouts.kits import Layout
+    from kitsseg.export.writers import ExportOptions
+    from kitsseg.inference.cohort import PredictOptions
 
 __all__ = ["add", "export", "predict"]
 
@@ -21,7 +31,7 @@ Scans whose label map is there already, whole and made by the same networks, are
 failure the same command does the rest. predictions.json lists what was done and what failed."""
 
 
-def add(command):
+def add(command: AddCommand) -> None:
     sub = command(
         "predict",
         _predict,
@@ -105,14 +115,14 @@ def add(command):
     )
 
 
-def _sizes(text):
+def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected sizes such as 256,256, found {text}") from None
 
 
-def _predict(arguments):
+def _predict(arguments: argparse.Namespace) -> None:
     from kitsseg.records.exported import format_of
     from kitsseg.runtime.start_keras import start_keras
 
@@ -133,7 +143,14 @@ def _predict(arguments):
     predict(a.run, a.inputs, a.out, a.part, options, layout_of(a))
 
 
-def predict(run, inputs, out, part, options=None, layout=None):
+def predict(
+    run: Path,
+    inputs: Iterable[str | os.PathLike[str]],
+    out: Path,
+    part: str | None,
+    options: PredictOptions | None = None,
+    layout: Layout | None = None,
+) -> None:
     from rich.markup import escape
 
     from kitsseg.inference.cohort import NAMED, failures, predict_cohort
@@ -161,7 +178,7 @@ def predict(run, inputs, out, part, options=None, layout=None):
     )
 
 
-def _export(arguments):
+def _export(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
@@ -179,7 +196,7 @@ def _export(arguments):
     export(a.run, a.out, options)
 
 
-def export(run, out, options):
+def export(run: Path, out: Path, options: ExportOptions) -> None:
     from kitsseg.export.export import export_run
     from kitsseg.runtime.console import console, done, progress_bar
 

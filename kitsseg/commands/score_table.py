@@ -1,8 +1,14 @@
 """What ``kitsseg evaluate`` prints: a line per case, the means, and the ladder beside an empty prediction."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.scoring.ladder import RUNGS
+
+if TYPE_CHECKING:
+    from kitsseg.scoring.summary import Ladders, Summary
 
 __all__ = ["format_slices", "format_table"]
 
@@ -16,7 +22,7 @@ COLUMNS = {
 }
 
 
-def format_table(rows, summary):
+def format_table(rows: Sequence[Mapping[str, Any]], summary: Summary) -> str:
     """Plain text.
 
     Args:
@@ -25,7 +31,7 @@ def format_table(rows, summary):
     widths = {name: max(len(head), 6) + 2 for name, head in COLUMNS.items()}
     first = max(len("empty prediction"), *(len(row["case"]) for row in rows))
 
-    def line(title, values):
+    def line(title: str, values: Mapping[str, Any]) -> str:
         return title.ljust(first) + "".join(
             f"{values[name]:{widths[name]}.4f}" for name in COLUMNS if name in values
         )
@@ -98,7 +104,7 @@ def format_slices(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _details(summary):
+def _details(summary: Summary) -> list[str]:
     lines = []
     if summary.hec:
         dice = ", ".join(f"{name} {values.mean:.4f}" for name, values in vars(summary.hec.dice).items())
@@ -119,7 +125,7 @@ def _details(summary):
     return lines
 
 
-def _ladder(beside):
+def _ladder(beside: Ladders) -> list[str]:
     """The same label maps under every definition."""
     width = max(len(rung.name) for rung in RUNGS.values()) + 2
     lines = ["the same label maps under other definitions".ljust(width) + "  these  empty prediction"]
@@ -129,5 +135,5 @@ def _ladder(beside):
     return [*lines, ""]
 
 
-def _number(value):
+def _number(value: float | None) -> str:
     return "      -" if value is None else f"{value:7.4f}"

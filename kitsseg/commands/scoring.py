@@ -1,14 +1,25 @@
 """Commands about scores: kitsseg evaluate, compare, report."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from kitsseg.commands.arguments import add_layout, layout_of
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitsseg.commands.arguments import AddCommand, add_layout, layout_of
 from kitsseg.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.console import Console
+
+    from kitsseg.data.layouts.kits import Layout
 
 __all__ = ["add", "evaluate", "report"]
 
 
-def add(command):
+def add(command: AddCommand) -> None:
     sub = command("evaluate", _evaluate, "score label maps against the truth with the KiTS19 metric")
     sub.add_argument("prediction", type=Path, help="label map or folder of them")
     sub.add_argument(
@@ -43,23 +54,31 @@ def add(command):
     sub.add_argument("--case", help="the case of --preview")
 
 
-def _evaluate(arguments):
+def _evaluate(arguments: argparse.Namespace) -> None:
     layout = layout_of(arguments)
     evaluate(
         arguments.prediction, arguments.truth, arguments.out, layout, arguments.classes, arguments.surface
     )
 
 
-def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=False):
+def evaluate(
+    prediction: Path,
+    truth: Path,
+    out: Path,
+    layout: Layout | None = None,
+    classes: str = "kits19",
+    surface: bool = False,
+) -> None:
     from rich.markup import escape
 
     from kitsseg.commands.score_table import format_slices, format_table
     from kitsseg.runtime.console import console, done, progress_bar
     from kitsseg.scoring.evaluate import evaluate_folders
+    from kitsseg.scoring.scores_file import SliceEvaluation
 
     with progress_bar() as progress:
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
-    if isinstance(result.summary, dict):
+    if isinstance(result, SliceEvaluation):
         console.print(escape(format_slices(result.rows, result.summary)))
         done(f"wrote slice scores to {out} and {out.with_suffix('.json')}")
         return
@@ -67,7 +86,7 @@ def evaluate(prediction, truth, out, layout=None, classes="kits19", surface=Fals
     done(f"wrote {out} and {out.with_suffix('.json')}", f"kitsseg report {out} --out report.html")
 
 
-def _compare(arguments):
+def _compare(arguments: argparse.Namespace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -109,7 +128,7 @@ def _compare(arguments):
         done(f"wrote {arguments.out}")
 
 
-def _print_ranking(console, files):
+def _print_ranking(console: Console, files: Mapping[str, Path]) -> None:
     """Rank the runs as KiTS23 does, if all were scored on the same cases with --classes kits23 --surface."""
     from rich.markup import escape
     from rich.table import Table
@@ -119,16 +138,14 @@ def _print_ranking(console, files):
 
     read = {name: read_scores(path) for name, path in files.items()}
     cases = {frozenset(row["case"] for row in rows) for rows, _ in read.values()}
-    if len(cases) > 1 or not all(summary.hec and summary.surface for _, summary in read.values()):
+    entries = {}
+    for name, (_, summary) in read.items():
+        hec, surface_scores = summary.hec, summary.surface
+        if hec is None or surface_scores is None or hec.dice.tumor.mean is None:
+            return
+        entries[name] = hec.mean_dice, surface_scores.mean_surface_dice, hec.dice.tumor.mean
+    if len(cases) > 1:
         return
-    entries = {
-        name: (
-            summary.hec.mean_dice,
-            summary.surface.mean_surface_dice,
-            summary.hec.dice.tumor.mean,
-        )
-        for name, (_, summary) in read.items()
-    }
     table = Table("run", "mean Dice", "mean surface Dice", "ranks", "mean rank", title="ranking of KiTS23")
     for name, first, second, mean in rank_runs(entries):
         dice, surface, _ = entries[name]
@@ -136,9 +153,9 @@ def _print_ranking(console, files):
     console.print(table)
 
 
-def _named(texts):
+def _named(texts: Sequence[str]) -> dict[str, Path]:
     """Scores files by what to call them: NAME of NAME=FILE, else their folder, else what tells them apart in it."""
-    files = {}
+    files: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.rpartition("=")
         if not name:  # two files of one folder by their own names
@@ -153,7 +170,7 @@ def _named(texts):
     return files
 
 
-def _report(arguments):
+def _report(arguments: argparse.Namespace) -> None:
     if arguments.case and not arguments.preview:
         raise InputError("report: --case names the case of --preview FILE.png; that is missing.")
     if arguments.preview:
@@ -162,7 +179,7 @@ def _report(arguments):
         report(arguments.source, arguments.out or Path("report.html"))
 
 
-def _preview(source, out, case=None):
+def _preview(source: Path, out: Path, case: str | None = None) -> None:
     from kitsseg.report.report import write_preview
     from kitsseg.runtime.console import done
 
@@ -170,7 +187,7 @@ def _preview(source, out, case=None):
     done(f"wrote {out}: {case}")
 
 
-def report(source, out):
+def report(source: Path, out: Path) -> None:
     from kitsseg.report.report import write_report
     from kitsseg.runtime.console import done, progress_bar
 

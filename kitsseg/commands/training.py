@@ -1,12 +1,25 @@
 """Commands that make networks: kitsseg train, prune, shrink."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import at_least, share, shares
+from kitsseg.commands.arguments import AddCommand, at_least, share, shares
 from kitsseg.commands.given import add_given, with_given
 from kitsseg.commands.training_options import add_hardware, add_watching, options_of, say
 from kitsseg.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.table import Table
+
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.recipe import Recipe
+    from kitsseg.training.options import TrainOptions
 
 __all__ = ["add", "choose_split", "train_on"]
 
@@ -14,7 +27,7 @@ __all__ = ["add", "choose_split", "train_on"]
 PRESETS = {"paper": (0.5, "one-shot"), "fast": (0.8, "polynomial")}
 
 
-def add(command):
+def add(command: AddCommand) -> None:
     sub = command("train", _train, "train a recipe on cached cases")
     sub.add_argument("recipe", help="NAME, NAME:practical, NAME:tiny or NAME:VARIANT")
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess")
@@ -97,7 +110,7 @@ def add(command):
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished fine-tuning")
 
 
-def _train(arguments):
+def _train(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
     from kitsseg.runtime.start_keras import start_keras
 
@@ -108,7 +121,7 @@ def _train(arguments):
     train_on(recipe, a.cache, split, a.run, options)
 
 
-def _prune(arguments):
+def _prune(arguments: argparse.Namespace) -> None:
     a = arguments
     if (a.sparsity is None) == (a.preset is None):
         raise InputError(
@@ -145,11 +158,12 @@ def _prune(arguments):
         prune_run(origin, a.out, sparsity, options, schedule=schedule, block=block)
     record = read_run(a.out)
     console.print(_sparsity_table(read_sparsity(a.out)))
-    console.print(_sparsity_line(record.sparsity))
+    if record.sparsity is not None:
+        console.print(_sparsity_line(record.sparsity))
     _say_made(f"pruned {recipe.name}", a.out, record.split.cases.test)
 
 
-def _sweep(recipe, a):
+def _sweep(recipe: Recipe, a: argparse.Namespace) -> None:
     from rich.table import Table
 
     from kitsseg.runtime.console import console, done, progress_bar
@@ -180,7 +194,7 @@ def _sweep(recipe, a):
     done(f"wrote {a.out / 'sweep.csv'}")
 
 
-def _shrink(arguments):
+def _shrink(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
     from kitsseg.records.run import read_run
     from kitsseg.runtime.console import console, progress_bar
@@ -198,12 +212,13 @@ def _shrink(arguments):
         origin = FromRun(recipe, a.run, a.cache)
         shrink_run(origin, a.out, a.keep, options, by=a.by, multiple=a.multiple)
     record = read_run(a.out)
-    before, after = record.shrink.parameters_before, record.shrink.parameters
-    console.print(f"{after:,} of {before:,} parameters are left ({after / before:.1%})")
+    if record.shrink is not None:
+        before, after = record.shrink.parameters_before, record.shrink.parameters
+        console.print(f"{after:,} of {before:,} parameters are left ({after / before:.1%})")
     _say_made(f"shrunk {recipe.name}", a.out, record.split.cases.test)
 
 
-def _sparsity_table(rows):
+def _sparsity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each weight matrix."""
     from rich.table import Table
 
@@ -214,7 +229,7 @@ def _sparsity_table(rows):
     return table
 
 
-def _sparsity_line(totals):
+def _sparsity_line(totals: Mapping[str, Any]) -> str:
     return (
         f"{totals['nonzero_parameters']:,} of {totals['parameters']:,} parameters are not zero "
         f"({totals['sparsity']:.1%} zeros in what was pruned); weights {totals['bytes'] / 1e6:.2f} MB, "
@@ -222,7 +237,9 @@ def _sparsity_line(totals):
     )
 
 
-def choose_split(cache, recipe, name, fractions=None):
+def choose_split(
+    cache: Path, recipe: Recipe, name: str | None, fractions: tuple[float, float, float] | None = None
+) -> CaseSplit:
     """The split of a training: a named one or a file, the one of the recipe's paper where all of KiTS19 is at hand,
     or one drawn from the cases that are.
 
@@ -254,7 +271,7 @@ def choose_split(cache, recipe, name, fractions=None):
     return split
 
 
-def train_on(recipe, cache, split, run, options):
+def train_on(recipe: Recipe, cache: Path, split: CaseSplit, run: Path, options: TrainOptions) -> None:
     """Train, with all that the user sees of it.
 
     Args: as for ``train_recipe``; progress and messages are added to the options here.
@@ -272,7 +289,7 @@ def train_on(recipe, cache, split, run, options):
     _say_made(f"trained {recipe.name}", run, split.test)
 
 
-def _say_made(what, run, test):
+def _say_made(what: str, run: Path, test: Sequence[str]) -> None:
     """What was made, and how to predict the patients it has not seen."""
     from kitsseg.runtime.console import done
 

@@ -19,7 +19,7 @@ WATCHING = (
 )  # not options of every such command
 
 
-def add_hardware(sub):
+def add_hardware(sub: argparse.ArgumentParser) -> None:
     """Add the options; ``options_of`` reads them."""
     group = sub.add_argument_group("hardware")
     group.add_argument(
@@ -97,11 +97,11 @@ def options_of(arguments: argparse.Namespace) -> "TrainOptions":
     )
 
 
-def _devices(text):
+def _devices(text: str) -> int | str:
     return text if text == "all" else at_least(1)(text)
 
 
-def _process(text):
+def _process(text: str) -> tuple[int, int]:
     try:
         number, count = map(int, text.split("/"))
     except ValueError:
@@ -111,7 +111,7 @@ def _process(text):
     return number, count
 
 
-def add_watching(sub):
+def add_watching(sub: argparse.ArgumentParser) -> None:
     """Add the options; ``options_of`` reads them."""
     group = sub.add_argument_group("monitoring")
     group.add_argument(
@@ -130,7 +130,7 @@ def add_watching(sub):
     )
 
 
-def say(text):
+def say(text: str) -> None:
     """Print what ``train_recipe`` says, above its bar; warnings in yellow."""
     from rich.markup import escape
 

@@ -5,14 +5,18 @@ constants. What surrounds it in prediction travels along as metadata (see :mod:`
 file is run against the network it came from before it gets its name.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
@@ -33,6 +37,10 @@ from kitsseg.records.exported import (
 )
 from kitsseg.records.run import finished_run
 from kitsseg.version import __version__
+
+if TYPE_CHECKING:
+    from kitsseg.inference.engines import Network
+    from kitsseg.recipe import InferenceSpec, PreprocessSpec
 
 __all__ = ["ExportResult", "export_run"]
 
@@ -107,7 +115,7 @@ def export_run(
         )
     steps = ["load the network", "convert", "check"]
 
-    def step(number):
+    def step(number: int) -> None:
         if progress:
             progress(steps[number], number, len(steps))
 
@@ -155,22 +163,28 @@ def export_run(
     return ExportResult(out, format, precision, (1, *shape), n_bytes, comparison)
 
 
-def _outputs(network, exported, images, softmax, output):
+def _outputs(
+    network: keras.Model,
+    exported: Network,
+    images: Iterable[npt.NDArray[np.float32]],
+    softmax: bool,
+    output: str,
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Yield (output of the network, output of the exported one) of each image; of sigmoid heads the classes."""
     for image in images:
         expected = network.predict_on_batch(image)
         if output != "softmax":
-            yield tuple(class_probabilities(x, output) for x in (expected, exported.scores(image)))
+            yield class_probabilities(expected, output), class_probabilities(exported.scores(image), output)
             continue
         yield np.asarray(keras.ops.softmax(expected)) if softmax else expected, exported.scores(image)
 
 
-def _last_output(network):
+def _last_output(network: keras.Model) -> keras.Model:
     """With deep supervision the last output is the full-size one."""
     return keras.Model(network.input, network.outputs[-1], name=network.name)
 
 
-def _format(out, format, precision, sparse):
+def _format(out: Path, format: str | None, precision: str, sparse: bool) -> str:
     """The format, once everything that needs no run is found to be in order."""
     by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}
     format = format or by_suffix.get(out.suffix)
@@ -197,12 +211,14 @@ def _format(out, format, precision, sparse):
     return format
 
 
-def _axes(inference):
+def _axes(inference: InferenceSpec) -> int:
     """Axes of an image: 3 for a network that sees tiles of volumes."""
     return 3 if inference.margin is not None or len(inference.tile or ()) == 3 else 2
 
 
-def _input_shape(spec, inference, size, trained):
+def _input_shape(
+    spec: PreprocessSpec, inference: InferenceSpec, size: Sequence[int] | None, trained: Sequence[int]
+) -> tuple[tuple[int, ...], InferenceSpec]:
     """((rows, columns, channels), how the fixed size is used); slices in front for a 3D network."""
     n = _axes(inference)
     if size is not None:

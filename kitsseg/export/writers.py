@@ -3,6 +3,8 @@
 Except for a SavedModel, to which TensorFlow adds a random fingerprint.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import warnings
@@ -22,6 +24,8 @@ from kitsseg.runtime.quiet import quiet_stderr
 
 if TYPE_CHECKING:
     import keras
+
+    from kitsseg.interfaces import Tensor
 
 __all__ = ["ExportOptions", "write_network"]
 
@@ -52,7 +56,7 @@ class ExportOptions:
 
 
 def write_network(
-    network: "keras.Model",
+    network: keras.Model,
     path: Path,
     shape: tuple[int, ...],
     metadata: ExportMetadata | dict[str, Any],
@@ -76,7 +80,7 @@ def write_network(
     format = options.format
     logits = constant_function(fold_batch_norm(network, shape))
 
-    def compute(image):
+    def compute(image: Tensor) -> Tensor:
         return tf.nn.softmax(logits(image)) if options.softmax else tf.identity(logits(image))
 
     holder = tf.Module()
@@ -96,10 +100,18 @@ def write_network(
             _write_litert(function, holder, path, metadata, options.precision, calibration, options.sparse)
 
 
-def _write_litert(function, holder, path, metadata, precision, calibration, sparse):
+def _write_litert(
+    function: Any,
+    holder: Any,
+    path: Path,
+    metadata: ExportMetadata | dict[str, Any],
+    precision: str,
+    calibration: list[npt.NDArray[np.float32]] | None,
+    sparse: bool,
+) -> None:
     import tensorflow as tf
 
-    def convert(*optimizations):
+    def convert(*optimizations: Any) -> bytes:
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [function.get_concrete_function()], holder
         )
@@ -109,9 +121,10 @@ def _write_litert(function, holder, path, metadata, precision, calibration, spar
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int8":
-            converter.representative_dataset = lambda: ([image] for image in calibration)
+            converter.representative_dataset = lambda: ([image] for image in calibration or ())
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        return converter.convert()
+        content: bytes = converter.convert()
+        return content
 
     content = convert()
     if sparse:
@@ -126,13 +139,14 @@ def _write_litert(function, holder, path, metadata, precision, calibration, spar
         archive.writestr(zipfile.ZipInfo(METADATA), sealed(metadata, hashlib.sha256(content).hexdigest()))
 
 
-def _write_onnx(function, path, metadata):
+def _write_onnx(function: Any, path: Path, metadata: ExportMetadata | dict[str, Any]) -> None:
     import onnx
     import tf2onnx
 
     model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
     # tf2onnx names and orders things differently every time: the same run shall give the same file
-    graph, names = model.graph, {}
+    graph = model.graph
+    names: dict[str, str] = {}
     fixed = {value.name for value in (*graph.input, *graph.output)}
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"

@@ -69,7 +69,7 @@ def folder_lock(
     name: str,
     wait: bool = True,
     doing: str = "working",
-    say: Callable[[str], None] = _warn,
+    say: Callable[[str], object] = _warn,
 ) -> Iterator[None]:
     """Hold the lock ``name`` of a folder for a block; the folder is made if need be, and stays if anything is in it.
 
@@ -107,7 +107,7 @@ def folder_lock(
                 folder.rmdir()  # nothing came of it
 
 
-def _locked(folder: Path, path: Path, wait: bool, doing: str, say: Callable[[str], None]) -> TextIO:
+def _locked(folder: Path, path: Path, wait: bool, doing: str, say: Callable[[str], object]) -> TextIO:
     """The opened file, its lock held."""
     while True:
         file = path.open("a+", encoding="utf-8")

@@ -1,5 +1,7 @@
 """From scans to label maps on the scans' own voxels: one scan or a cohort, here or on a cluster."""
 
+from __future__ import annotations
+
 import errno
 import functools
 import os
@@ -7,10 +9,11 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.doubts import doubts_about
@@ -33,6 +36,10 @@ from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, Source
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
+
+if TYPE_CHECKING:
+    from kitsseg.inference.scan import Member
+    from kitsseg.recipe import ReassignSmall, RemoveFar
 
 __all__ = [
     "NAMED",
@@ -172,11 +179,13 @@ def predict_cohort(
     record = Predictions(out, describe(ensemble, part))
     new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    made, failed, renewed = 0, {}, []
+    made = 0
+    failed: dict[str, str] = {}
+    renewed: list[str] = []
     try:
         todo, failed = _todo(scans, record, progress, slices)
         before = {name for name in todo if isinstance(record.entries.get(name), PredictedScan)}
-        results = ()
+        results: Iterable[Result] = ()
         if todo:
             work = _Work(ensemble, todo, slices, record, failed)
             results = (
@@ -213,14 +222,14 @@ def predict_cohort(
         *(
             f"{image}: {doubt}"
             for name, image in scans.items()
-            if isinstance(entry := record.entries.get(name), PredictedScan) and name not in failed
-            for doubt in entry.doubts
+            if isinstance(done := record.entries.get(name), PredictedScan) and name not in failed
+            for doubt in done.doubts
         ),
     )
     return Outcome(written, len(written) - made + len(lost), failed, record.header.engine, renewed, warned)
 
 
-def failures(outcome, out):
+def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
     """One sentence about the scans that failed."""
     total = len(outcome.written) + len(outcome.failed)
     if total == 1:
@@ -233,7 +242,12 @@ def failures(outcome, out):
     )
 
 
-def _todo(scans, record, progress, slices):
+def _todo(
+    scans: Mapping[str, Path],
+    record: Predictions,
+    progress: Progress | None,
+    slices: Mapping[str, SliceImage],
+) -> tuple[dict[str, Path], dict[str, str]]:
     """Scans without a whole label map, and those whose label map may not be replaced, with the reason."""
     todo, failed = {}, {}
     for index, (name, image) in enumerate(scans.items()):
@@ -250,12 +264,14 @@ def _todo(scans, record, progress, slices):
     return todo, failed
 
 
-def _other_values(item: SliceImage | None, entry: PredictedScan) -> bool:
+def _other_values(item: SliceImage | None, entry: PredictedScan | FailedScan) -> bool:
     """Whether the label map of a slice has other values than are asked for now."""
-    return item is not None and entry.mask_values != tuple(item.mask_values)
+    if item is None:
+        return False
+    return not isinstance(entry, PredictedScan) or entry.mask_values != tuple(item.mask_values)
 
 
-def _odd_name(error, target, name):
+def _odd_name(error: OSError, target: Path, name: str) -> str:
     """Why a label map cannot have the name of its case. Raises: the error, if it is not about the name."""
     if error.errno not in OF_A_NAME:
         raise error
@@ -265,7 +281,9 @@ def _odd_name(error, target, name):
     )
 
 
-def _begun(todo, record, failed):
+def _begun(
+    todo: Mapping[str, Path], record: Predictions, failed: dict[str, str]
+) -> Iterator[tuple[str, Path]]:
     """The scans that nobody else has done in the meantime, each after it was put down as begun."""
     for name, image in todo.items():
         try:
@@ -294,7 +312,7 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
         work.record.made_by(engine)
         for index, (name, image) in enumerate(_begun(work.todo, work.record, work.failed)):
 
-            def within(done: float, total: int, index: int = index, name: str = name) -> None:
+            def within(done: int, total: int, index: int = index, name: str = name) -> None:
                 if progress:
                     progress(f"predict {name}", index + done / total, len(work.todo))
 
@@ -386,11 +404,11 @@ def predict_scan(
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(ensemble):
+def _opened(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | ReassignSmall | None, str]:
     return open_ensemble(ensemble)
 
 
-def _only(scans, wanted, part):
+def _only(scans: Mapping[str, Path], wanted: Collection[str], part: str) -> dict[str, Path]:
     chosen = {name: path for name, path in scans.items() if name in wanted}
     if not chosen:
         raise InputError(
@@ -400,7 +418,7 @@ def _only(scans, wanted, part):
     return chosen
 
 
-def _share(scans, number, count):
+def _share(scans: Mapping[str, Path], number: int, count: int) -> dict[str, Path]:
     if not 1 <= number <= count:
         raise InputError(f"--shard {number}/{count}: expected a number from 1 to {count}.")
     names = sorted(scans)[number - 1 :: count]

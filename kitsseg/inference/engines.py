@@ -8,12 +8,14 @@ XLA stays off on a CPU: it makes depth-wise convolutions about ten times slower.
 on a CPU core eight slices at once take as long as eight in turn, and more memory.
 """
 
+from __future__ import annotations
+
 import functools
 import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,11 @@ from kitsseg.errors import InputError
 from kitsseg.records.exported import Exported
 from kitsseg.runtime.memory import give_back_memory
 from kitsseg.runtime.quiet import quiet_stderr
+
+if TYPE_CHECKING:
+    import keras
+
+    from kitsseg.interfaces import Predict, Tensor
 
 __all__ = ["ENGINES", "Network", "constant_function", "open_network", "softmax"]
 
@@ -48,14 +55,14 @@ class Network:
     """
 
     engine: str
-    scores: Callable
-    probabilities: Callable
+    scores: Predict
+    probabilities: Predict
 
-    def __call__(self, batch):
+    def __call__(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return self.probabilities(batch)
 
 
-def open_network(source, engine=None):
+def open_network(source: str | os.PathLike[str] | Exported, engine: str | None = None) -> Network:
     """Load a network.
 
     Args:
@@ -65,8 +72,9 @@ def open_network(source, engine=None):
 
     Raises: InputError for a damaged file, an engine that cannot read it, or one that is not installed.
     """
-    kind = source.format if isinstance(source, Exported) else "run"
-    path = source.path if isinstance(source, Exported) else source
+    exported = source if isinstance(source, Exported) else None
+    path: str | os.PathLike[str] = source.path if isinstance(source, Exported) else source
+    kind = "run" if exported is None else exported.format
     able = [name for name, kinds in ENGINES.items() if kind in kinds]
     if engine is None:
         engine = able[0] if kind != "run" else _engine_of_backend()
@@ -79,29 +87,34 @@ def open_network(source, engine=None):
                 else "Choose one of them."
             )
         )
-    if kind == "run":
+    if exported is None:
         scores = _finite(_run(path, engine), path)
     else:
-        load = {
+        load: dict[str, Callable[[str | os.PathLike[str]], Predict]] = {
             "litert": _litert,
             "onnxruntime": _onnxruntime,
             "openvino": _openvino,
             "tensorflow": _saved_model,
         }
-        compute = _tried(load[engine], path, engine, source.input_shape)
-        scores = _finite(_one_by_one(compute, source.input_shape), path)
-    if kind != "run" and source.softmax:
+        compute = _tried(load[engine], path, engine, exported.input_shape)
+        scores = _finite(_one_by_one(compute, exported.input_shape), path)
+    if exported is not None and exported.softmax:
         return Network(engine, scores, scores)
     return Network(engine, scores, lambda batch: softmax(scores(batch)))
 
 
-def _tried(load: Callable, path: Path, engine: str, shape: tuple[int, ...]) -> Callable:
+def _tried(
+    load: Callable[[str | os.PathLike[str]], Predict],
+    path: str | os.PathLike[str],
+    engine: str,
+    shape: tuple[int, ...],
+) -> Predict:
     """Load an exported network and compute one image of zeros.
 
     Raises: InputError, naming the file, for whatever the engine finds wrong with it, outputs that are no scores of
         each pixel or voxel, and numbers that are not finite; without the engine's package.
     """
-    failed = None
+    failed: Exception | str | None = None
     with quiet_stderr():
         try:
             compute = load(path)
@@ -128,7 +141,7 @@ def _tried(load: Callable, path: Path, engine: str, shape: tuple[int, ...]) -> C
     return compute
 
 
-def _finite(scores: Callable, path: Path) -> Callable:
+def _finite(scores: Predict, path: str | os.PathLike[str]) -> Predict:
     """The function of batches that raises InputError where it would give NaN or infinite numbers."""
 
     def checked(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -143,7 +156,7 @@ def _finite(scores: Callable, path: Path) -> Callable:
     return checked
 
 
-def softmax(logits):
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Probabilities of logits (..., classes). One class after the other: NumPy is slow along a short last axis."""
     planes = np.moveaxis(logits, -1, 0)
     exponentials = np.exp(planes - functools.reduce(np.maximum, planes))
@@ -151,13 +164,13 @@ def softmax(logits):
     return np.moveaxis(exponentials, 0, -1)
 
 
-def _engine_of_backend():
+def _engine_of_backend() -> str:
     import keras
 
     return "tensorflow" if keras.config.backend() == "tensorflow" else "keras"
 
 
-def _run(weights, engine):
+def _run(weights: str | os.PathLike[str], engine: str) -> Predict:
     """Logits of a run's network, batch normalizations folded; with deep supervision those of the last output."""
     import keras
 
@@ -176,10 +189,11 @@ def _run(weights, engine):
     if engine == "tensorflow":
         return _compiled(network)
     network.compile(jit_compile=backend != "tensorflow")
-    return network.predict_on_batch
+    predict: Predict = network.predict_on_batch
+    return predict
 
 
-def _compiled(network):
+def _compiled(network: keras.Model) -> Predict:
     """The network as a graph for the size of the last batch; sizes change from scan to scan only.
 
     The weights stay variables: as constants of the graph 49 MB of them took 780 MiB more, and it was no faster.
@@ -188,17 +202,18 @@ def _compiled(network):
 
     graph = None
 
-    def logits(batch):
+    def logits(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         nonlocal graph
         if graph is None or graph.inputs[0].shape != batch.shape:
             function = tf.function(lambda image: network(image, training=False), autograph=False)
             graph = function.get_concrete_function(tf.TensorSpec(batch.shape, tf.float32))
-        return graph(tf.constant(batch, tf.float32)).numpy()
+        found: npt.NDArray[np.float32] = graph(tf.constant(batch, tf.float32)).numpy()
+        return found
 
     return logits
 
 
-def constant_function(network):
+def constant_function(network: keras.Model) -> Callable[[Tensor], Tensor]:
     """A function of a batch that computes the network with arrays in place of variables.
 
     A graph traced from it holds constants: what follows from weights alone is computed once, and every converter
@@ -209,16 +224,16 @@ def constant_function(network):
         for variables in (network.trainable_variables, network.non_trainable_variables)
     )
 
-    def compute(image):
+    def compute(image: Tensor) -> Tensor:
         return network.stateless_call(trainable, others, image, training=False)[0]
 
     return compute
 
 
-def _one_by_one(compute, shape):
+def _one_by_one(compute: Predict, shape: tuple[int, ...]) -> Predict:
     """A function of batches from one of single images: exported networks have one fixed size."""
 
-    def scores(batch):
+    def scores(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if batch.shape[1:] != shape[1:]:
             raise ValueError(f"expected images of shape {shape[1:]}, found {batch.shape[1:]}.")
         images = [compute(np.ascontiguousarray(image[None], np.float32)) for image in batch]
@@ -227,22 +242,23 @@ def _one_by_one(compute, shape):
     return scores
 
 
-def _litert(path):
+def _litert(path: str | os.PathLike[str]) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=_threads())
     interpreter.allocate_tensors()
     [image], [result] = interpreter.get_input_details(), interpreter.get_output_details()
 
-    def compute(batch):
+    def compute(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         interpreter.set_tensor(image["index"], batch)
         interpreter.invoke()
-        return interpreter.get_tensor(result["index"])
+        found: npt.NDArray[np.float32] = interpreter.get_tensor(result["index"])
+        return found
 
     return compute
 
 
-def _onnxruntime(path):
+def _onnxruntime(path: str | os.PathLike[str]) -> Predict:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -253,7 +269,7 @@ def _onnxruntime(path):
     return lambda batch: session.run(None, {image.name: batch})[0]
 
 
-def _openvino(path):
+def _openvino(path: str | os.PathLike[str]) -> Predict:
     import openvino
 
     # float32: on some CPUs it would take bfloat16 by itself
@@ -267,13 +283,13 @@ def _openvino(path):
     return lambda batch: request.infer([batch])[0].copy()
 
 
-def _saved_model(path):
+def _saved_model(path: str | os.PathLike[str]) -> Predict:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
     return lambda batch: loaded(tf.constant(batch)).numpy()
 
 
-def _threads():
+def _threads() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

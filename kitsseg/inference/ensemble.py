@@ -124,7 +124,7 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
 
     Raises: InputError if a run does not say what it was trained on, or another one was trained on some of them.
     """
-    wanted = None
+    wanted: list[str] | None = None
     for run, network in zip(ensemble.runs, ensemble.networks, strict=True):
         if isinstance(network.record, ExportMetadata):
             raise InputError(
@@ -138,6 +138,8 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
                 f"--part {part}: expected runs whose training leaves these {len(wanted)} cases out, found {run}, "
                 f"which was trained on {len(seen)} of them, such as {min(seen)}. Its figures would flatter."
             )
+    if wanted is None:
+        raise ValueError("cases_of_run_part: expected a run, found none.")
     return wanted
 
 

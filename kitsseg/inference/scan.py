@@ -4,8 +4,10 @@ One slice of probabilities is in memory at a time for a 2D network, one slab of 
 probabilities never is.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,11 @@ from kitsseg.inference.windows2d import mirrored_mean, pad_to_multiple, slice_pr
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 
 if TYPE_CHECKING:
+    import keras
+
     from kitsseg.data.cache.cases import CachedCase
+    from kitsseg.inference.engines import Network
+    from kitsseg.interfaces import Predict, SliceProgress
 
 __all__ = [
     "Member",
@@ -48,14 +54,14 @@ class Member:
         weight: number of networks.
     """
 
-    predict: Callable
+    predict: Predict
     spec: PreprocessSpec
     inference: InferenceSpec
-    scores: Callable | None = None
+    scores: Predict | None = None
     weight: int = 1
 
 
-def members_of(networks):
+def members_of(networks: Iterable[tuple[Network, PreprocessSpec, InferenceSpec]]) -> list[Member]:
     """Members of an ensemble in which every network counts the same.
 
     Networks of the same specifications, such as the folds of one recipe, are averaged tile by tile: interpolation
@@ -64,7 +70,7 @@ def members_of(networks):
     Args:
         networks: (Network, PreprocessSpec, InferenceSpec) of each.
     """
-    groups = {}
+    groups: dict[tuple[PreprocessSpec, InferenceSpec], list[Network]] = {}
     for network, spec, inference in networks:
         groups.setdefault((spec, inference), []).append(network)
     return [
@@ -75,8 +81,8 @@ def members_of(networks):
     ]
 
 
-def _mean(functions):
-    def predict(batch):
+def _mean(functions: Sequence[Predict]) -> Predict:
+    def predict(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         total = np.array(functions[0](batch), np.float32)
         for function in functions[1:]:
             total += function(batch)
@@ -104,10 +110,12 @@ class _Prepared:
 
     member: Member
     geometry: Geometry
-    planes: Iterable[np.ndarray]
+    planes: Iterable[npt.NDArray[Any]]
 
 
-def prepare_scan(image, spacing_mm, members):
+def prepare_scan(
+    image: npt.NDArray[np.int16], spacing_mm: Sequence[float], members: Sequence[Member]
+) -> list[_Prepared]:
     """Make what the members see of a scan.
 
     If all their planes together are smaller than the scan they are made at once, and the scan may go; else they are
@@ -133,14 +141,21 @@ def prepare_scan(image, spacing_mm, members):
     return prepared
 
 
-def _filled(shape, dtype, planes):
+def _filled(
+    shape: tuple[int, ...], dtype: npt.DTypeLike, planes: Iterable[npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
     volume = np.empty(shape, dtype)
     for k, plane in enumerate(planes):
         volume[k] = plane
     return volume
 
 
-def ensemble_labels(prepared, spacing_mm, postprocess=None, progress=None):
+def ensemble_labels(
+    prepared: Sequence[_Prepared],
+    spacing_mm: Sequence[float],
+    postprocess: RemoveFar | ReassignSmall | None = None,
+    progress: SliceProgress | None = None,
+) -> npt.NDArray[np.uint8]:
     """Segment one scan: the arg-max, on its own grid, of the mean of the members' probabilities.
 
     Args:
@@ -166,17 +181,17 @@ def ensemble_labels(prepared, spacing_mm, postprocess=None, progress=None):
     return refined(labels, spacing_mm, postprocess)
 
 
-def _probabilities(item, predict):
+def _probabilities(item: _Prepared, predict: Predict) -> Iterator[npt.NDArray[np.float32]]:
     return probabilities_of(
         item.planes, item.geometry.shape, predict, item.member.spec, item.member.inference
     )
 
 
-def _argmax_labels(item, progress):
+def _argmax_labels(item: _Prepared, progress: SliceProgress | None) -> npt.NDArray[np.uint8]:
     """Where nothing is averaged or interpolated the arg-max of logits is that of probabilities."""
     labels, geometry = np.zeros(item.geometry.scan_shape, np.uint8), item.geometry
     box = labels[tuple(slice(a, b) for a, b in zip(geometry.start, geometry.stop, strict=True))]
-    for k, plane in enumerate(_probabilities(item, item.member.scores)):
+    for k, plane in enumerate(_probabilities(item, item.member.scores or item.member.predict)):
         found = plane.argmax(axis=-1)
         if found.any():  # memory of empty slices is never touched
             box[k] = found
@@ -185,7 +200,9 @@ def _argmax_labels(item, progress):
     return labels
 
 
-def refined(labels, spacing_mm, postprocess):
+def refined(
+    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], postprocess: RemoveFar | ReassignSmall | None
+) -> npt.NDArray[np.uint8]:
     """Labels after a recipe's post-processing, as they are for None."""
     if postprocess is None:
         return labels
@@ -195,11 +212,17 @@ def refined(labels, spacing_mm, postprocess):
     return refine(labels, spacing_mm, postprocess)
 
 
-def _averages(inference):
+def _averages(inference: InferenceSpec) -> bool:
     return bool(inference.mirror_axes) or (inference.tile is not None and inference.margin is None)
 
 
-def probabilities_of(planes, shape, predict, spec, inference):
+def probabilities_of(
+    planes: Iterable[npt.NDArray[Any]],
+    shape: tuple[int, ...],
+    predict: Predict,
+    spec: PreprocessSpec,
+    inference: InferenceSpec,
+) -> Iterator[npt.NDArray[np.float32]]:
     """Yield the class probabilities (rows, columns, classes) of each slice.
 
     Args:
@@ -212,10 +235,10 @@ def probabilities_of(planes, shape, predict, spec, inference):
             yield slice_probabilities(normalize(plane, spec), predict, inference)
         return
 
-    def prepare(hu):
+    def prepare(hu: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return normalize(hu, spec)
 
-    def mirrored(batch):
+    def mirrored(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return mirrored_mean(batch[0], predict, inference.mirror_axes)[None]
 
     volume = planes if isinstance(planes, np.ndarray) else _filled(shape, np.int16, planes)
@@ -229,7 +252,7 @@ def probabilities_of(planes, shape, predict, spec, inference):
         yield from overlapping_probabilities(volume, prepare, predict_tile, inference, air_hu)
 
 
-def as_probabilities(network, output="softmax"):
+def as_probabilities(network: keras.Model, output: str = "softmax") -> Predict:
     """A Keras network as a function from a batch of inputs to the class probabilities of its last output.
 
     Args:
@@ -244,16 +267,17 @@ def as_probabilities(network, output="softmax"):
         compute = keras.Model(network.input, logits).predict_on_batch
         return lambda batch: class_probabilities(compute(batch), output)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
-    return keras.Model(network.input, probabilities).predict_on_batch
+    predict: Predict = keras.Model(network.input, probabilities).predict_on_batch
+    return predict
 
 
 def score_cached_cases(
-    cases: Iterable["CachedCase"],
+    cases: Iterable[CachedCase],
     member: Member,
     postprocess: RemoveFar | ReassignSmall | None = None,
     *,
     at_once: int = 1,
-    look: Callable[["CachedCase", npt.NDArray[np.uint8]], object] | None = None,
+    look: Callable[[CachedCase, npt.NDArray[np.uint8]], object] | None = None,
 ) -> list[dict[str, Any]]:
     """TK and TU Dice of whole cached cases, on the grid of the cache.
 
@@ -290,7 +314,7 @@ def mean_scores(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def label_cached_case(
-    case: "CachedCase",
+    case: CachedCase,
     member: Member,
     postprocess: RemoveFar | ReassignSmall | None = None,
     *,

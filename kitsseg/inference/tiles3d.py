@@ -3,9 +3,12 @@
 Either the border of every tile is discarded and the cores lie side by side, or the tiles overlap and are averaged.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +16,21 @@ import numpy.typing as npt
 from kitsseg.inference.windows2d import gaussian_weights, tile_starts
 from kitsseg.recipe import InferenceSpec
 
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Predict
+
 __all__ = ["overlapping_probabilities", "volume_probabilities"]
 
 
-def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_classes=3):
+def volume_probabilities(
+    volume: npt.NDArray[Any],
+    prepare: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]],
+    predict: Predict,
+    tile: tuple[int, ...],
+    margin: int,
+    air_hu: float | None = None,
+    n_classes: int = 3,
+) -> Iterator[npt.NDArray[np.float32]]:
     """Class probabilities of a volume, slice by slice.
 
     The network's zero padding spoils the border of a tile. With margin m only the core, q = tile - 2 m
@@ -44,7 +58,7 @@ def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_
             f"{margin} >= 0 voxels, found {tuple(tile)}. Enlarge the tile or lower the margin."
         )
 
-    def tile_probabilities(start):
+    def tile_probabilities(start: Sequence[int]) -> npt.NDArray[np.float32] | None:
         inside = tuple(slice(max(a - margin, 0), a - margin + t) for a, t in zip(start, tile))
         hu = np.asarray(volume[inside])
         if air_hu is not None and not (hu > air_hu).any():
@@ -56,7 +70,7 @@ def volume_probabilities(volume, prepare, predict, tile, margin, air_hu=None, n_
         probabilities = _checked(predict(inputs), tile, n_classes)
         return probabilities[tuple(slice(margin, margin + q) for q in core)]
 
-    def slab(first):
+    def slab(first: int) -> npt.NDArray[np.float32]:
         shape = min(core[0], volume.shape[0] - first), *volume.shape[1:]
         result = np.zeros((*shape, n_classes), np.float32)
         for row, column in itertools.product(*(range(0, n, q) for n, q in zip(shape[1:], core[1:]))):
@@ -94,15 +108,15 @@ def overlapping_probabilities(
     Raises: ValueError for a tile of another number of axes, or a prediction of another shape.
     """
     tile, overlap, gaussian = inference.tile, inference.overlap, inference.gaussian
-    if len(tile) != volume.ndim:
+    if tile is None or len(tile) != volume.ndim:
         raise ValueError(
-            f"overlapping_probabilities: expected a tile of {volume.ndim} axes, found {tuple(tile)}. "
+            f"overlapping_probabilities: expected a tile of {volume.ndim} axes, found {tile}. "
             "Give (slices, rows, columns)."
         )
     size = tuple(max(n, t) for n, t in zip(volume.shape, tile))
     slabs, *in_plane = (_shares(n, t, overlap, gaussian) for n, t in zip(size, tile))
 
-    def tile_probabilities(start):
+    def tile_probabilities(start: Sequence[int]) -> npt.NDArray[np.float32] | None:
         hu = np.asarray(volume[tuple(slice(a, a + t) for a, t in zip(start, tile))])
         if air_hu is not None and not (hu > air_hu).any():
             return None
@@ -115,7 +129,11 @@ def overlapping_probabilities(
     total = np.zeros((tile[0], size[1], size[2] * n_classes), np.float32)
     weighted = np.empty((tile[1], tile[2] * n_classes), np.float32)
 
-    def add(start, share_of_slices, share_of_pixels):
+    def add(
+        start: Sequence[int],
+        share_of_slices: npt.NDArray[np.float32],
+        share_of_pixels: npt.NDArray[np.float32],
+    ) -> None:
         probabilities = tile_probabilities(start)
         rows = slice(start[1], start[1] + tile[1])
         columns = slice(start[2] * n_classes, (start[2] + tile[2]) * n_classes)
@@ -138,7 +156,7 @@ def overlapping_probabilities(
             yield finished
 
 
-def _shares(n, tile, overlap, gaussian):
+def _shares(n: int, tile: int, overlap: float, gaussian: bool) -> list[tuple[int, npt.NDArray[np.float32]]]:
     """(first voxel of a tile, its shares (tile,) in the weighted mean) along one axis; at each voxel they add up to 1.
 
     The weight of a tile is the product of those of its axes, and so is the sum of all tiles' weights: shares of the
@@ -152,12 +170,15 @@ def _shares(n, tile, overlap, gaussian):
     return [(first, (weights / sums[first : first + tile]).astype(np.float32)) for first in starts]
 
 
-def _checked(prediction, tile, n_classes):
+def _checked(
+    prediction: npt.NDArray[np.float32], tile: tuple[int, ...], n_classes: int
+) -> npt.NDArray[np.float32]:
     """The prediction of one tile, without the batch axis."""
-    probabilities = np.asarray(prediction)
+    probabilities: npt.NDArray[np.float32] = np.asarray(prediction)
     if probabilities.shape != (1, *tile, n_classes):
         raise ValueError(
             f"volume_probabilities: expected a prediction of shape {(1, *tile, n_classes)}, found "
             f"{probabilities.shape}. Does the network keep the size of this tile?"
         )
-    return probabilities[0]
+    of_tile: npt.NDArray[np.float32] = probabilities[0]
+    return of_tile

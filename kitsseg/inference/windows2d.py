@@ -1,9 +1,18 @@
 """Whole slices from a network that sees windows: tiles, their weights, mirrored copies. NumPy only."""
 
+from __future__ import annotations
+
 import functools
 import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Predict
+    from kitsseg.recipe import InferenceSpec
 
 __all__ = [
     "gaussian_weights",
@@ -15,7 +24,7 @@ __all__ = [
 ]
 
 
-def tile_starts(n, tile, overlap=0.5):
+def tile_starts(n: int, tile: int, overlap: float = 0.5) -> list[int]:
     """First pixels of tiles that cover ``n`` pixels, evenly spread, neighbors sharing at least ``overlap``.
 
     With overlap 0.5 and n > tile: count = ceil((n - tile) / (tile / 2)) + 1 and start i =
@@ -27,7 +36,7 @@ def tile_starts(n, tile, overlap=0.5):
     return [round(i * (n - tile) / (count - 1)) for i in range(count)]
 
 
-def gaussian_weights(tile):
+def gaussian_weights(tile: Iterable[int]) -> npt.NDArray[np.float32]:
     """nnU-Net's weight map of a tile: a unit impulse in the center, Gaussian-filtered with sigma = tile / 8,
     divided by its maximum, zeros replaced by the smallest positive value.
 
@@ -44,12 +53,12 @@ def gaussian_weights(tile):
     return weights.astype(np.float32)
 
 
-def mirrorings(axes):
+def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
     """All combinations of mirrored axes, the unmirrored one first."""
     return [axes_of for n in range(len(axes) + 1) for axes_of in itertools.combinations(axes, n)]
 
 
-def pad_to_multiple(plane, multiple):
+def pad_to_multiple(plane: npt.NDArray[np.float32], multiple: int) -> npt.NDArray[np.float32]:
     """Pad rows and columns at their ends, repeating the edge, up to a multiple."""
     missing = [-n % multiple for n in plane.shape[:2]]
     if not any(missing):
@@ -57,7 +66,9 @@ def pad_to_multiple(plane, multiple):
     return np.pad(plane, [(0, missing[0]), (0, missing[1])] + [(0, 0)] * (plane.ndim - 2), mode="edge")
 
 
-def slice_probabilities(plane, predict, spec):
+def slice_probabilities(
+    plane: npt.NDArray[np.float32], predict: Predict, spec: InferenceSpec
+) -> npt.NDArray[np.float32]:
     """Class probabilities of one slice.
 
     Args:
@@ -73,7 +84,7 @@ def slice_probabilities(plane, predict, spec):
         return mirrored_mean(padded, predict, spec.mirror_axes)[:height, :width]
     smallest = [(0, max(0, t - n)) for n, t in zip((height, width), spec.tile, strict=True)]
     padded = np.pad(plane, [*smallest, (0, 0)], mode="edge") if any(after for _, after in smallest) else plane
-    total = None
+    total: npt.NDArray[np.float32] | None = None
     for top, left in itertools.product(
         *(tile_starts(n, t, spec.overlap) for n, t in zip(padded.shape[:2], spec.tile, strict=True))
     ):
@@ -88,12 +99,16 @@ def slice_probabilities(plane, predict, spec):
         columns = slice(left * n_classes, (left + spec.tile[1]) * n_classes)
         np.multiply(weights, probabilities.reshape(weights.shape), out=weighted)
         total[window[0], columns] += weighted
+    if total is None:
+        raise ValueError(f"slice_probabilities: no tile covers a slice of {height} x {width} pixels.")
     total /= summed
     return total.reshape(*padded.shape[:2], n_classes)[:height, :width]
 
 
 @functools.lru_cache(maxsize=4)
-def _weights(shape, tile, overlap, gaussian, n_classes):
+def _weights(
+    shape: tuple[int, ...], tile: tuple[int, ...], overlap: float, gaussian: bool, n_classes: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Weights of a tile, and their sums over a slice: (rows, columns * classes), the same for every class."""
     weights = gaussian_weights(tile) if gaussian else np.ones(tile, np.float32)
     summed = np.zeros(shape, np.float32)
@@ -103,7 +118,9 @@ def _weights(shape, tile, overlap, gaussian, n_classes):
     return weights.repeat(n_classes, axis=1), summed.repeat(n_classes, axis=1)
 
 
-def mirrored_mean(tile, predict, axes):
+def mirrored_mean(
+    tile: npt.NDArray[np.float32], predict: Predict, axes: Sequence[int]
+) -> npt.NDArray[np.float32]:
     """Mean over mirrored copies, each mirrored back. One copy at a time: a batch is no faster on a CPU, and larger.
 
     Args:
@@ -114,14 +131,15 @@ def mirrored_mean(tile, predict, axes):
     Returns: float32 (rows, columns, classes), or with slices in front.
     """
     if not axes:
-        return np.asarray(predict(tile[None]))[0].astype(np.float32, copy=False)
-    total = None
+        alone: npt.NDArray[np.float32] = np.asarray(predict(tile[None]))[0].astype(np.float32, copy=False)
+        return alone
+    total = np.zeros((), np.float32)
     for flip in mirrorings(axes):
         # np.flip of no axis is the identity
         probabilities = np.flip(np.asarray(predict(np.flip(tile, flip)[None]))[0], flip)
-        if total is None:
-            total = probabilities.astype(np.float32)
-        else:
+        if flip:
             total += probabilities
+        else:  # the first
+            total = probabilities.astype(np.float32)
     total /= len(mirrorings(axes))
     return total

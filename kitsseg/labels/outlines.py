@@ -1,5 +1,7 @@
 """Pictures of label maps on a CT: gray values, the polygons around kidney and tumor, and their colors."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from skimage.measure import find_contours
@@ -8,7 +10,10 @@ __all__ = ["COLORS", "MASKS", "contours", "eight_bit"]
 
 HU_WINDOW = (-160, 240)  # of soft tissue, in every picture
 
-MASKS = (("kidney", lambda labels: labels > 0), ("tumor", lambda labels: labels == 2))
+MASKS: tuple[tuple[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]], ...] = (
+    ("kidney", lambda labels: labels > 0),
+    ("tumor", lambda labels: labels == 2),
+)
 # as on the page: truth blue, prediction orange, kidney the deeper and tumor the lighter tone
 COLORS = {"truth kidney": "#3f8cff", "truth tumor": "#a5dcff"}
 COLORS |= {"prediction kidney": "#ff7d1a", "prediction tumor": "#ffd97a"}

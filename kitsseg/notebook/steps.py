@@ -1,8 +1,16 @@
 """What the notebooks call beside the library: the runtime, folders, patients, and trainings that go on."""
 
+from __future__ import annotations
+
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitsseg.errors import InputError
+
+if TYPE_CHECKING:
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.recipe import Recipe
 
 __all__ = [
     "demo_scores",
@@ -14,7 +22,7 @@ __all__ = [
 ]
 
 
-def describe_device():
+def describe_device() -> int:
     """Say what the training will run on; on a machine without a GPU, how to get one on Colab, and go on.
 
     Returns: number of GPUs that Keras sees.
@@ -33,7 +41,9 @@ def describe_device():
     return gpus
 
 
-def folders(name, use_drive=False, out=None):
+def folders(
+    name: str, use_drive: bool = False, out: str | os.PathLike[str] | None = None
+) -> tuple[Path, Path]:
     """Where things go: (fast local folder for data and cache, folder for runs and results that may be a drive).
 
     Args:
@@ -59,7 +69,9 @@ def folders(name, use_drive=False, out=None):
     return local, kept
 
 
-def get_patients(folder, demo, n_synthetic=10, cases=None):
+def get_patients(
+    folder: str | os.PathLike[str], demo: bool, n_synthetic: int = 10, cases: str | None = None
+) -> Path:
     """Synthetic patients for the demo, KiTS19 otherwise; what is there already is not made or fetched again.
 
     Args:
@@ -87,7 +99,14 @@ def get_patients(folder, demo, n_synthetic=10, cases=None):
     return folder
 
 
-def train_or_resume(recipe, cache, split, run, epochs=None, seed=0):
+def train_or_resume(
+    recipe: Recipe,
+    cache: str | os.PathLike[str],
+    split: CaseSplit,
+    run: str | os.PathLike[str],
+    epochs: int | None = None,
+    seed: int = 0,
+) -> Path:
     """``train_recipe``; goes on with an unfinished run of the same settings, and leaves a finished one alone.
 
     Args: as ``kitsseg.training.train.train_recipe``; ``epochs`` of 0 or None are the recipe's own.
@@ -106,7 +125,13 @@ def train_or_resume(recipe, cache, split, run, epochs=None, seed=0):
         return train_recipe(recipe, cache, split, run, options)
 
 
-def demo_scores(name, local, kept, n_synthetic=10, epochs=None):
+def demo_scores(
+    name: str,
+    local: str | os.PathLike[str],
+    kept: str | os.PathLike[str],
+    n_synthetic: int = 10,
+    epochs: int | None = None,
+) -> Path:
     """The scores.csv of a recipe: that in ``kept`` if there is one, else of a demo run made here.
 
     Args:
@@ -136,7 +161,7 @@ def demo_scores(name, local, kept, n_synthetic=10, epochs=None):
     return scores
 
 
-def describe_training(recipe):
+def describe_training(recipe: Recipe) -> None:
     """Say how much arithmetic the recipe's training is, and how long that would take on Colab's T4."""
     from kitsseg.training.work import training_work
 
@@ -151,7 +176,7 @@ def describe_training(recipe):
     )
 
 
-def _say(text):
+def _say(text: str) -> None:
     from kitsseg.runtime.console import console
 
     console.print(text)

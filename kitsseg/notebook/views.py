@@ -1,15 +1,27 @@
 """What the notebooks show: tables of scores, pages, and charts."""
 
+from __future__ import annotations
+
 import html
 import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitsseg.errors import InputError
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+    from matplotlib.figure import Figure
+
+    from kitsseg.recipe import Recipe
+    from kitsseg.scoring.summary import Summary
 
 __all__ = ["comparison_table", "receptive_field_chart", "results_table", "show_page", "sparsity_chart"]
 
 
-def results_table(recipe, scores):
+def results_table(recipe: Recipe, scores: str | os.PathLike[str]) -> HTML:
     """The paper's figures beside ours and beside predicting nothing, each with its definition.
 
     Args:
@@ -36,7 +48,7 @@ def results_table(recipe, scores):
     return HTML(_table(heads, rows) + f"<p>Ours: {summary.n_cases} {kind}, none of them trained on.</p>")
 
 
-def comparison_table(scores):
+def comparison_table(scores: Mapping[str, str | os.PathLike[str]]) -> HTML:
     """Runs side by side on the patients that all were scored on and none has seen.
 
     Args:
@@ -66,7 +78,7 @@ def comparison_table(scores):
     )
 
 
-def show_page(path, height=900):
+def show_page(path: str | os.PathLike[str], height: int = 900) -> HTML:
     """An HTML page of ours inside the notebook, apart from the notebook's own styles."""
     from IPython.display import HTML
 
@@ -74,7 +86,7 @@ def show_page(path, height=900):
     return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" frameborder="0"></iframe>')
 
 
-def receptive_field_chart(run, recipe):
+def receptive_field_chart(run: str | os.PathLike[str], recipe: Recipe) -> Figure:
     """How much what lies so far from a place matters for the network's answer there; needs matplotlib.
 
     Args:
@@ -99,7 +111,7 @@ def receptive_field_chart(run, recipe):
     return figure
 
 
-def sparsity_chart(run):
+def sparsity_chart(run: str | os.PathLike[str]) -> Figure:
     """The share of zeros in each pruned layer of a run, as bars; needs matplotlib.
 
     Raises: InputError if the run was not pruned.
@@ -121,7 +133,7 @@ def sparsity_chart(run):
     return figure
 
 
-def _ours(summary, name):
+def _ours(summary: Summary, name: str) -> tuple[str, str, str]:
     """Cells beside a paper's figure: ours, predicting nothing, what is measured."""
     from kitsseg.report.sections import CLAIMS, without_counterpart
 
@@ -131,12 +143,14 @@ def _ours(summary, name):
         return "-", "-", without_counterpart(name)
     from kitsseg.models.loading import read_network
 
+    if summary.run is None:
+        return "-", "-", "the run is not known"
     trainable = read_network(Path(summary.run) / "model.keras").trainable_weights
     count = sum(math.prod(weights.shape) for weights in trainable)
     return f"{count:,}", "-", "trainable parameters of the network that was trained here, small in the demo"
 
 
-def _score(summary, metric):
+def _score(summary: Summary, metric: str) -> tuple[str, str, str]:
     from kitsseg.scoring.ladder import RUNGS
 
     beside = summary.beside_all_background
@@ -144,6 +158,6 @@ def _score(summary, metric):
     return f"{ours:.3f}", f"{nothing:.3f}", RUNGS[metric].definition
 
 
-def _table(heads, rows):
+def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     return "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + f"</tr>{''.join(lines)}</table>"

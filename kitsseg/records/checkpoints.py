@@ -4,7 +4,10 @@ Of each phase the last epoch is kept, the one before, and the best as of each: i
 goes on from the one before.
 """
 
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kitsseg.errors import InputError
 from kitsseg.files.archives import is_whole
@@ -12,7 +15,11 @@ from kitsseg.files.archives import is_whole
 __all__ = ["check_there", "go_back"]
 
 
-def go_back(folder, history, needed):
+def go_back(
+    folder: str | os.PathLike[str],
+    history: list[dict[str, Any]],
+    needed: Callable[[list[dict[str, Any]]], Sequence[str | os.PathLike[str]]],
+) -> str | None:
     """Where an unfinished run can go on: before the epochs at the end whose checkpoints are damaged or gone.
 
     What is repeated gives the same again, so that nothing but its time is lost.
@@ -26,7 +33,8 @@ def go_back(folder, history, needed):
     Returns: a sentence about what is repeated, and why; None if everything is whole.
     Raises: InputError if that would be everything, of more than one epoch.
     """
-    rows, damaged = list(history), []
+    rows = list(history)
+    damaged: list[str | os.PathLike[str]] = []
     while rows and (broken := [path for path in needed(rows) if not is_whole(path)]):
         damaged = damaged or broken
         rows.pop()
@@ -48,7 +56,7 @@ def go_back(folder, history, needed):
     )
 
 
-def check_there(folder):
+def check_there(folder: str | os.PathLike[str]) -> None:
     """Raise InputError if a run folder has vanished while the run goes on: files would be written beside a gap."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() or not (folder / "checkpoint").is_dir():

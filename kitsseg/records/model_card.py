@@ -1,5 +1,6 @@
 """The model card that every finished run carries: RUN/model_card.md, written from what the run folder records."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from kitsseg.records.run import Parent, RunRecord, read_history, read_run
 __all__ = ["write_model_card"]
 
 
-def write_model_card(folder):
+def write_model_card(folder: str | os.PathLike[str]) -> Path:
     """Write the card of a finished run.
 
     Args:

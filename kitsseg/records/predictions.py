@@ -296,8 +296,10 @@ class Predictions:
         """Put down what became of a scan."""
         self.at_work.discard(name)
         self.own[name] = self.entries[name] = entry = replace(entry, finished=_now())
-        kind = "failed" if isinstance(entry, FailedScan) else "case"
-        self._append(_Line(done=name, **{kind: entry}))
+        if isinstance(entry, FailedScan):
+            self._append(_Line(done=name, failed=entry))
+        else:
+            self._append(_Line(done=name, case=entry))
 
     def finish(self) -> dict[str, str]:
         """Gather the files of all processes in ``predictions.json``.
@@ -375,7 +377,8 @@ class Predictions:
 
     def _everything(self) -> tuple[dict[str, Entry], dict[str, str]]:
         """Newest entry of each scan from all files of the folder, and scans that are begun and not done."""
-        records, begun = _records(self.out), {}
+        records = _records(self.out)
+        begun: dict[str, str] = {}
         for path, record in records.items():
             _check_same(path, record, self.header)
             if self.header.engine is None:
@@ -397,15 +400,14 @@ class Predictions:
         return None
 
     def _append(self, line: _Line) -> None:
-        if self.journal is None:
-            self._open()
-        self.journal.write(json.dumps(_moved(as_builtins(line), self.out)).encode() + b"\n")
-        self.journal.flush()
+        journal = self.journal or self._open()
+        journal.write(json.dumps(_moved(as_builtins(line), self.out)).encode() + b"\n")
+        journal.flush()
 
-    def _open(self) -> None:
+    def _open(self) -> BinaryIO:
         self.out.mkdir(parents=True, exist_ok=True)
-        self.journal = self.path.open("xb")
-        claim(self.journal)
+        self.journal = journal = self.path.open("xb")
+        claim(journal)
         try:
             self._append(_Line(header=self.header))
             self._everything()  # a process that began at the same time may make its label maps in another way
@@ -413,6 +415,7 @@ class Predictions:
             self.close()
             self.path.unlink(missing_ok=True)
             raise
+        return journal
 
 
 def _records(folder: Path) -> dict[Path, PredictionsRecord]:
@@ -462,9 +465,9 @@ def _check_same(path: Path, there: MadeBy, here: MadeBy) -> None:
 
 def _read(path: Path) -> PredictionsRecord | None:
     """One file of the record, of either kind, checked to its last entry; with absolute paths. None: just begun."""
-    if path.name == PREDICTIONS:
-        record = read_record(path, PredictionsRecord, EXPECTED, ADVICE)
-    elif (record := _read_journal(path)) is None:
+    whole = path.name == PREDICTIONS
+    record = read_record(path, PredictionsRecord, EXPECTED, ADVICE) if whole else _read_journal(path)
+    if record is None:
         return None
     try:
         for name, entry in record.entries.items():

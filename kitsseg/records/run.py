@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kitsseg.records.exported import Exported, ExportMetadata
 
 __all__ = [
+    "FinishedRun",
     "FoldPlan",
     "FoldsPlan",
     "Parent",
@@ -57,7 +58,10 @@ __all__ = [
 ]
 
 
-KINDS = {"RemoveFar": RemoveFar, "ReassignSmall": ReassignSmall}
+KINDS: dict[str, type[RemoveFar] | type[ReassignSmall]] = {
+    "RemoveFar": RemoveFar,
+    "ReassignSmall": ReassignSmall,
+}
 SPARSITY = {"weights": str, "shape": str, "pruned": str, "size": int, "zeros": int, "sparsity": float}
 
 
@@ -230,6 +234,14 @@ class TrainedNetwork:
     postprocess: RemoveFar | ReassignSmall | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun(TrainedNetwork):
+    """The network of a finished run; ``source`` is the path of its weights."""
+
+    record: RunRecord = field(compare=False, repr=False)
+    source: Path
+
+
 def create_run(
     folder: str | os.PathLike[str], recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
 ) -> Path:
@@ -288,7 +300,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
     return read_record(path, RunRecord, "the record of a run", "Train again.")
 
 
-def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
+def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
     """The network of a finished run; its ``source`` is the path of the weights.
 
     Raises: InputError if training has not finished, or the weights are gone.
@@ -314,7 +326,7 @@ def finished_run(folder: str | os.PathLike[str]) -> TrainedNetwork:
             f"Finish it with: kitsseg {command} CACHE {folder}{options} --resume"
         )
     preprocess, inference, postprocess = specs_of(record, f"{folder}/run.json")
-    return TrainedNetwork(
+    return FinishedRun(
         record=record, source=weights, preprocess=preprocess, inference=inference, postprocess=postprocess
     )
 
@@ -388,7 +400,7 @@ def read_sparsity(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide about results; needs no import of them."""
     found = {"python": platform.python_version(), "kitsseg": __version__}
     for name in ("tensorflow", "keras", "numpy", "nibabel", "jax"):
@@ -410,7 +422,7 @@ def _in_use(folder: Path) -> tuple[str, str]:
     return "one in use", "Choose another."
 
 
-def _only_begun(folder, split):
+def _only_begun(folder: Path, split: CaseSplit) -> bool:
     """Whether a folder holds nothing but what ``create_run`` leaves, with this split, if it is killed at once."""
     ours = (".run-kitsseg-", ".split-kitsseg-", ".train.lock")
     entries = [path for path in folder.iterdir() if not path.name.startswith(ours)]
@@ -428,7 +440,7 @@ def _postprocess(values: dict[str, Any] | None) -> RemoveFar | ReassignSmall | N
     return KINDS[kind](**{name: value for name, value in values.items() if name != "kind"})
 
 
-def _tuples(value):
+def _tuples(value: Any) -> Any:
     """JSON's lists as the tuples they were."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}

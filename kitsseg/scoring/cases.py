@@ -83,7 +83,8 @@ def score_pair(pair: Pair, classes: str, surface: bool) -> ScoredCase:
     if classes == "kits23":
         values = predicted_values = _values_with_cysts(pair)
     tables, spacing_mm = count_files(pair.prediction, pair.truth, values, predicted_values)
-    details, lesions = {}, None
+    details: dict[str, Any] = {}
+    lesions = None
     if classes == "kits23":
         details = {f"{name}_dice": value for name, value in hec_dice(tables.sum(axis=0)).items()}
         tables = _cysts_as_kidney(tables)

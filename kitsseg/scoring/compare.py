@@ -5,9 +5,14 @@ each other than two networks do on one of them. Patients that any of the runs wa
 out, and named.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +24,9 @@ from kitsseg.records.run import read_run, seen_patients
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
 from kitsseg.scoring.scores_file import read_scores
 from kitsseg.scoring.slices import holds_slice_scores, read_slice_scores
+
+if TYPE_CHECKING:
+    from kitsseg.scoring.summary import Provenance
 
 __all__ = ["Comparison", "compare_scores"]
 
@@ -42,15 +50,17 @@ class Comparison:
     """
 
     cases: tuple[str, ...]
-    means: dict
-    differences: list
-    left_out: dict
+    means: dict[str, dict[str, tuple[float, float, float]]]
+    differences: list[dict[str, Any]]
+    left_out: dict[str, str]
     phantom: bool
     unchecked: tuple[str, ...]
     of_slices: bool = False
 
 
-def compare_scores(files, out=None):
+def compare_scores(
+    files: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+) -> Comparison:
     """Compare runs on the patients they were all scored on.
 
     Args:
@@ -118,15 +128,17 @@ def _interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> 
     return float(values.mean()), *bootstrap_interval(values, drawn)
 
 
-def _knows_its_patients(summary):
-    return bool(summary.run) and (Path(summary.run) / "run.json").is_file()
+def _knows_its_patients(summary: Provenance) -> bool:
+    return bool(summary.run and (Path(summary.run) / "run.json").is_file())
 
 
-def _left_out(tables, summaries):
+def _left_out(
+    tables: Mapping[str, Mapping[str, Mapping[str, Any]]], summaries: Mapping[str, Provenance]
+) -> dict[str, str]:
     """Patients that not every run was scored on, or that a run has seen."""
-    found = {}
+    found: dict[str, str] = {}
     for name, summary in summaries.items():
-        if _knows_its_patients(summary):
+        if summary.run and _knows_its_patients(summary):
             record = read_run(summary.run)
             parts = record.split.cases
             for part, words in (("train", "trained on"), ("validation", "chosen by")):
@@ -141,7 +153,11 @@ def _left_out(tables, summaries):
     return {case: why for case, why in found.items() if case in everything}
 
 
-def _same_truth(tables, cases, files):
+def _same_truth(
+    tables: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    cases: Iterable[str],
+    files: Mapping[str, str | os.PathLike[str]],
+) -> None:
     first, *others = tables
     for case in cases:
         for volume in ("truth_kidney_ml", "truth_tumor_ml"):

@@ -15,6 +15,9 @@ one empty gives 0. ``empty="nan"`` gives NaN where both are empty, as the KiTS19
 Source: the KiTS19 starter code (evaluation rules).
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -46,7 +49,9 @@ VOLUMES = ("truth_kidney_ml", "predicted_kidney_ml", "truth_tumor_ml", "predicte
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
 
 
-def score_case(prediction, truth, spacing_mm, empty="one"):
+def score_case(
+    prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing_mm: Sequence[float], empty: str = "one"
+) -> dict[str, Any]:
     """Scores of one case.
 
     Args:
@@ -63,16 +68,17 @@ def score_case(prediction, truth, spacing_mm, empty="one"):
     return score_counts(count_labels(prediction, truth), float(np.prod(spacing_mm)) / 1000, empty)
 
 
-def count_labels(prediction, truth, n_labels=3):
+def count_labels(prediction: npt.ArrayLike, truth: npt.ArrayLike, n_labels: int = 3) -> npt.NDArray[np.int64]:
     """Count voxels for each pair of labels: int64 (truth label, predicted label).
 
     Args: as ``score_case``; also 1-D and 2-D arrays.
     Raises: ValueError if the shapes differ or a label is not in 0..n_labels - 1.
     """
-    return count_slices(prediction, truth, n_labels).sum(axis=0)
+    counts: npt.NDArray[np.int64] = count_slices(prediction, truth, n_labels).sum(axis=0)
+    return counts
 
 
-def count_slices(prediction, truth, n_labels=3):
+def count_slices(prediction: npt.ArrayLike, truth: npt.ArrayLike, n_labels: int = 3) -> npt.NDArray[np.int64]:
     """As ``count_labels``, for each slice: int64 (slices, truth label, predicted label).
 
     A 1-D or 2-D array is one slice.
@@ -100,7 +106,7 @@ def count_slices(prediction, truth, n_labels=3):
     return counts.reshape(-1, n_labels, n_labels)
 
 
-def _labels(block, n_labels, name):
+def _labels(block: npt.NDArray[Any], n_labels: int, name: str) -> npt.NDArray[np.uint8]:
     if block.dtype.kind == "f":
         block = np.rint(block)  # half to even, as in the starter code
     # written so that NaN fails too
@@ -112,19 +118,22 @@ def _labels(block, n_labels, name):
     return block.astype(np.uint8, copy=False)
 
 
-def score_counts(counts, voxel_ml, empty="one"):
+def score_counts(counts: npt.NDArray[np.int64], voxel_ml: float, empty: str = "one") -> dict[str, Any]:
     """``score_case`` from the table of ``count_labels`` and the volume of a voxel in ml."""
     if empty not in ("one", "nan"):
         raise ValueError(f'empty must be "one" or "nan", not {empty!r}.')
     counts = np.asarray(counts)
     tk, tumor, kidney = (overlap(counts, labels) for labels in ((1, 2), (2,), (1,)))
-    scores = {"tk_dice": dice_of_overlap(*tk, empty), "tu_dice": dice_of_overlap(*tumor, empty)}
+    scores: dict[str, Any] = {
+        "tk_dice": dice_of_overlap(*tk, empty),
+        "tu_dice": dice_of_overlap(*tumor, empty),
+    }
     scores["composite"] = (scores["tk_dice"] + scores["tu_dice"]) / 2
     scores["kidney_label_dice"] = dice_of_overlap(*kidney, empty)
     for name, (both, predicted, true) in (("kidney", kidney), ("tumor", tumor)):
         scores[f"{name}_precision"] = _ratio(both, predicted, true, empty)
         scores[f"{name}_recall"] = _ratio(both, true, predicted, empty)
-    voxels = {}
+    voxels: dict[str, int] = {}
     for name, (_, predicted, true) in (("kidney", kidney), ("tumor", tumor)):
         voxels |= {f"truth_{name}": true, f"predicted_{name}": predicted}
     scores |= {f"{name}_ml": count * voxel_ml for name, count in voxels.items()}
@@ -132,7 +141,7 @@ def score_counts(counts, voxel_ml, empty="one"):
     return scores
 
 
-def overlap(counts, labels):
+def overlap(counts: npt.NDArray[np.int64], labels: Iterable[int]) -> tuple[int, int, int]:
     """Voxels in both masks, in the predicted one, in the true one, if ``labels`` are taken as one mask.
 
     Args:
@@ -142,14 +151,14 @@ def overlap(counts, labels):
     return int(counts[np.ix_(labels, labels)].sum()), int(counts[:, labels].sum()), int(counts[labels].sum())
 
 
-def dice_of_overlap(both, predicted, true, empty="one"):
+def dice_of_overlap(both: int, predicted: int, true: int, empty: str = "one") -> float:
     """Dice from the three numbers of ``overlap``; ``empty`` as in ``score_case``."""
     if predicted + true:
         return 2 * both / (predicted + true)
     return 1.0 if empty == "one" else float("nan")
 
 
-def _ratio(both, size, other, empty):
+def _ratio(both: int, size: int, other: int, empty: str) -> float:
     """Share of the mask of ``size`` voxels that is in the other; 0 if only this one is empty."""
     if size:
         return both / size
@@ -167,7 +176,7 @@ def bootstrap_interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.in
     return float(low), float(high)
 
 
-def summarize_scores(rows):
+def summarize_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean, spread and bootstrap interval of the cases of a run.
 
     Args:
@@ -186,7 +195,7 @@ def summarize_scores(rows):
         raise ValueError("summarize_scores: expected at least one case, found none.")
     table = {name: np.array([row[name] for row in rows], float) for name in SCORES}
     drawn = bootstrap_draws(len(rows))
-    scores = {
+    scores: dict[str, dict[str, Any]] = {
         name: {
             "mean": float(values.mean()),
             "sd": float(values.std(ddof=1)) if len(rows) > 1 else None,

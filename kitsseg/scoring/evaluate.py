@@ -14,7 +14,7 @@ from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
 from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
 from kitsseg.scoring.pairs import Pair, find_pairs
-from kitsseg.scoring.scores_file import Evaluation, write_scores
+from kitsseg.scoring.scores_file import Evaluation, SliceEvaluation, write_scores
 from kitsseg.scoring.slices import evaluate_slices
 from kitsseg.scoring.summary import LeftOut, Provenance, summarize
 
@@ -31,7 +31,7 @@ def evaluate_folders(
     layout: Layout | None = None,
     classes: str = "kits19",
     surface: bool = False,
-) -> Evaluation:
+) -> Evaluation | SliceEvaluation:
     """Score predictions on the original grid and write ``out`` and the JSON file of the same stem beside it.
 
     Args:
@@ -66,10 +66,11 @@ def evaluate_folders(
             )
         folder = prediction if prediction.is_dir() else prediction.parent
         record = as_builtins(_recorded_by_predict(folder)) | {"mask_values": _mask_values(folder)}
-        return Evaluation(*evaluate_slices(prediction, truth, out, layout or Layout(), record, progress))
-    pairs, *unpaired = find_pairs(prediction, truth, layout)
+        rows, of_slices = evaluate_slices(prediction, truth, out, layout or Layout(), record, progress)
+        return SliceEvaluation(rows, of_slices)
+    pairs, missing, alone = find_pairs(prediction, truth, layout)
     folder = prediction if prediction.is_dir() else prediction.parent
-    left_out = LeftOut(*unpaired, _of_other_scans(pairs, folder))
+    left_out = LeftOut(missing, alone, _of_other_scans(pairs, folder))
     provenance = _recorded_by_predict(folder)
     evaluation = evaluate_pairs(
         pairs, left_out, provenance, classes=classes, surface=surface, progress=progress
@@ -126,8 +127,10 @@ def _of_other_scans(pairs: list[Pair], folder: Path) -> list[str]:
     if (folder / PREDICTIONS).is_file() or has_journals(folder):
         with suppress(InputError):  # label maps of another tool, with a record of its own kind
             record = read_predictions(folder)
+    if record is None:
+        return []
     found = []
-    for pair in pairs if record else ():
+    for pair in pairs:
         entry = record.cases.get(pair.case)
         if entry is None or pair.image is None or entry.file != pair.prediction.name:
             continue

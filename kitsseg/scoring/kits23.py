@@ -7,7 +7,10 @@ Stated in the evaluation code of KiTS23: classes, tolerances (of each class the 
     of the surface distances between annotators), both masks empty 1, exactly one empty 0, and the ranking.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.scoring.dice import dice_of_overlap, overlap
 from kitsseg.scoring.surface import hausdorff_mm, surface_dice, surface_distances
@@ -22,7 +25,7 @@ TOLERANCES_MM = {
 }
 
 
-def hec_dice(counts, empty="one"):
+def hec_dice(counts: npt.NDArray[np.int64], empty: str = "one") -> dict[str, float]:
     """Dice of the three classes of one case.
 
     Args:
@@ -34,7 +37,12 @@ def hec_dice(counts, empty="one"):
     return {name: dice_of_overlap(*overlap(counts, labels), empty) for name, labels in HEC_LABELS.items()}
 
 
-def surface_scores(prediction, truth, spacing_mm, classes=tuple(HEC_LABELS)):
+def surface_scores(
+    prediction: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    classes: Iterable[str] = tuple(HEC_LABELS),
+) -> dict[str, float | None]:
     """Surface Dice at the tolerance of the class, and HD95, of one case.
 
     Args:
@@ -44,7 +52,7 @@ def surface_scores(prediction, truth, spacing_mm, classes=tuple(HEC_LABELS)):
 
     Returns: dict of ``CLASS_surface_dice`` and ``CLASS_hd95_mm`` (None where a mask is empty: no distance is defined).
     """
-    scores = {}
+    scores: dict[str, float | None] = {}
     for name in classes:
         found = surface_distances(prediction, truth, spacing_mm, HEC_LABELS[name])
         hd95 = hausdorff_mm(found)
@@ -53,7 +61,7 @@ def surface_scores(prediction, truth, spacing_mm, classes=tuple(HEC_LABELS)):
     return scores
 
 
-def rank_runs(entries):
+def rank_runs(entries: Mapping[str, Sequence[float]]) -> list[tuple[str, int, int, float]]:
     """Rank runs as KiTS21 and KiTS23 do.
 
     Args:
@@ -63,9 +71,9 @@ def rank_runs(entries):
         best of their ranks; equal means are ordered by the tumor Dice.
     """
 
-    def rank(index, run):
+    def rank(index: int, run: str) -> int:
         return 1 + sum(other[index] > entries[run][index] for other in entries.values())
 
-    table = [(run, rank(0, run), rank(1, run)) for run in entries]
-    table = [(run, first, second, (first + second) / 2) for run, first, second in table]
+    ranks = [(run, rank(0, run), rank(1, run)) for run in entries]
+    table = [(run, first, second, (first + second) / 2) for run, first, second in ranks]
     return sorted(table, key=lambda row: (row[3], -entries[row[0]][2]))

@@ -1,21 +1,36 @@
 """Two label maps on disk: how their labels overlap in each slice, and the box of both that holds their foreground."""
 
+from __future__ import annotations
+
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from nibabel.orientations import inv_ornt_aff
 
 from kitsseg.data.formats import nifti
+from kitsseg.data.formats.grid import grid_of
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.errors import InputError
 from kitsseg.scoring.dice import count_slices
 
+if TYPE_CHECKING:
+    from kitsseg.data.formats.grid import Grid
+
 __all__ = ["count_files", "read_boxes"]
 
 PIECE_BYTES = 1 << 20
+_UNREADABLE: tuple[type[Exception], ...] = (*nifti._DAMAGE, IsADirectoryError)
 
 
-def count_files(prediction, truth, label_values=nifti.KITS_LABELS, predicted_values=nifti.KITS_LABELS):
+def count_files(
+    prediction: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    label_values: nifti.LabelValues = nifti.KITS_LABELS,
+    predicted_values: nifti.LabelValues = nifti.KITS_LABELS,
+) -> tuple[npt.NDArray[np.int64], tuple[float, float, float]]:
     """Count the labels of two files: (the tables of ``count_slices``, spacing in mm).
 
     Files stored alike are compared piece by piece while they are decompressed: the volumes are never in memory.
@@ -32,23 +47,30 @@ def count_files(prediction, truth, label_values=nifti.KITS_LABELS, predicted_val
     try:
         with nifti._open(prediction) as first, nifti._open(truth) as second:
             grids = [
-                nifti._grid(nifti._read_header(stream, path), path)
+                grid_of(nifti._read_header(stream, path), path)
                 for stream, path in ((first, prediction), (second, truth))
             ]
-            _check_grids(*grids, prediction, truth)
-            if _stored_alike(*grids) and label_values == predicted_values == tuple(range(n_labels)):
+            _check_grids(grids[0], grids[1], prediction, truth)
+            if _stored_alike(grids[0], grids[1]) and label_values == predicted_values == tuple(
+                range(n_labels)
+            ):
                 counts = _count_streams(first, second, grids[1], n_labels)
-    except (*nifti._DAMAGE, IsADirectoryError):
+    except _UNREADABLE:
         pass  # the reader below says which file is damaged, and how
     if counts is None:
         predicted = nifti.read_labels(prediction, predicted_values)
         true = nifti.read_labels(truth, label_values)
-        grids = predicted.grid, true.grid
+        grids = [predicted.grid, true.grid]
         counts = count_slices(predicted.array, true.array, n_labels)
     return counts, grids[1].spacing_mm
 
 
-def read_boxes(prediction, truth, label_values=nifti.KITS_LABELS, predicted_values=nifti.KITS_LABELS):
+def read_boxes(
+    prediction: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    label_values: nifti.LabelValues = nifti.KITS_LABELS,
+    predicted_values: nifti.LabelValues = nifti.KITS_LABELS,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """The smallest box that holds the foreground of both files: two uint8 arrays of one shape, perhaps empty.
 
     One volume is in memory at a time.
@@ -59,21 +81,23 @@ def read_boxes(prediction, truth, label_values=nifti.KITS_LABELS, predicted_valu
     for path, values in ((prediction, predicted_values), (truth, label_values)):
         start, box = foreground_box(nifti.read_labels(path, values).array)
         found.append((np.array(start), box))
-    filled = [(start, box) for start, box in found if box.size]
+    filled = [(begin, box) for begin, box in found if box.size]
     if not filled:
         return found[0][1], found[1][1]
-    low = np.min([start for start, _ in filled], axis=0)
-    high = np.max([start + box.shape for start, box in filled], axis=0)
+    low = np.min([begin for begin, _ in filled], axis=0)
+    high = np.max([begin + box.shape for begin, box in filled], axis=0)
     boxes = []
-    for start, box in found:
+    for begin, box in found:
         common = np.zeros(high - low, np.uint8)
         if box.size:
-            common[tuple(slice(a, a + n) for a, n in zip(start - low, box.shape, strict=True))] = box
+            common[tuple(slice(a, a + n) for a, n in zip(begin - low, box.shape, strict=True))] = box
         boxes.append(common)
-    return tuple(boxes)
+    return boxes[0], boxes[1]
 
 
-def _check_grids(predicted, true, prediction, truth):
+def _check_grids(
+    predicted: Grid, true: Grid, prediction: str | os.PathLike[str], truth: str | os.PathLike[str]
+) -> None:
     if predicted.shape != true.shape:
         raise InputError(
             f"{prediction}: has (slices, rows, columns) {predicted.shape}, its truth {truth} {true.shape}. "
@@ -91,13 +115,16 @@ def _check_grids(predicted, true, prediction, truth):
         )
 
 
-def _kits_affine(grid):
+def _kits_affine(grid: Grid) -> npt.NDArray[np.float64]:
     """The affine of the volume in KiTS axes."""
     ornt = np.array([(axis, -1 if grid.flipped[axis] else 1) for axis in grid.axes])
-    return grid.header.get_best_affine() @ inv_ornt_aff(ornt, [grid.shape[axis] for axis in grid.axes])
+    affine: npt.NDArray[np.float64] = grid.header.get_best_affine() @ inv_ornt_aff(
+        ornt, [grid.shape[axis] for axis in grid.axes]
+    )
+    return affine
 
 
-def _stored_alike(one, other):
+def _stored_alike(one: Grid, other: Grid) -> bool:
     scalings = [grid.header.get_slope_inter() for grid in (one, other)]
     return (
         (one.axes, one.flipped) == (other.axes, other.flipped)
@@ -106,7 +133,9 @@ def _stored_alike(one, other):
     )
 
 
-def _count_streams(first, second, grid, n_labels):
+def _count_streams(
+    first: BinaryIO, second: BinaryIO, grid: Grid, n_labels: int
+) -> npt.NDArray[np.int64] | None:
     """The tables of two streams of labels; None if a label is out of range.
 
     Slices may run along any axis of the file, in KiTS19 along its fastest, so the few voxels that are not background
@@ -134,6 +163,6 @@ def _count_streams(first, second, grid, n_labels):
     for stream in (first, second):
         while stream.read(PIECE_BYTES):  # to the end: the checksum is checked there
             pass
-    counts = counts.reshape(slices, n_labels, n_labels)
-    counts[:, 0, 0] = voxels // slices - counts.sum(axis=(1, 2))
-    return counts[::-1] if grid.flipped[0] else counts
+    by_slice = counts.reshape(slices, n_labels, n_labels)
+    by_slice[:, 0, 0] = voxels // slices - by_slice.sum(axis=(1, 2))
+    return by_slice[::-1] if grid.flipped[0] else by_slice

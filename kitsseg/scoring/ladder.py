@@ -12,9 +12,14 @@ code; what the others count is stated with each rung. Names of libraries say whe
 is their only one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.scoring.dice import score_counts
 
@@ -56,7 +61,7 @@ _SLICES = {
 }
 
 
-def _rungs():
+def _rungs() -> dict[str, Rung]:
     rungs = {
         "pixel_accuracy": Rung(
             "pixel accuracy", "Share of all voxels with the right label.", "WP-UNet (eq. 4); Keras"
@@ -115,7 +120,7 @@ def _rungs():
 RUNGS = _rungs()
 
 
-def ladder(tables):
+def ladder(tables: Sequence[npt.NDArray[np.int64]]) -> dict[str, float | None]:
     """Every definition of ``RUNGS`` for the same label maps.
 
     Args:
@@ -152,7 +157,7 @@ def ladder(tables):
     return {key: values[key] for key in RUNGS}
 
 
-def all_background(tables):
+def all_background(tables: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
     """The tables that an empty label map would get on the same cases."""
     empty = [np.zeros_like(table) for table in tables]
     for table, nothing in zip(tables, empty, strict=True):
@@ -160,12 +165,16 @@ def all_background(tables):
     return empty
 
 
-def _classes(counts):
+def _classes(
+    counts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Voxels in both masks, in the predicted, in the true one, each (..., labels)."""
     return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2), counts.sum(axis=-1)
 
 
-def _region(counts, labels):
+def _region(
+    counts: npt.NDArray[np.int64], labels: Iterable[int]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The same for a set of labels taken as one mask, each (...)."""
     labels = list(labels)
     rows = counts[..., labels, :]
@@ -176,13 +185,18 @@ def _region(counts, labels):
     )
 
 
-def _ratio(part, whole):
+def _ratio(
+    part: npt.NDArray[np.integer[Any]], whole: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.float64]:
     """part / whole, NaN where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)
+    ratio: npt.NDArray[np.float64] = np.divide(
+        part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0
+    )
+    return ratio
 
 
-def _mean(values):
+def _mean(values: npt.ArrayLike) -> float | None:
     """Mean of what is not NaN; None of nothing."""
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else None
+    numbers = np.asarray(values, float)
+    numbers = numbers[~np.isnan(numbers)]
+    return float(numbers.mean()) if numbers.size else None

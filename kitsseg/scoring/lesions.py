@@ -9,8 +9,10 @@ well, for any other rule: 50 % of the union is that of the LiTS challenge, any o
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from kitsseg.labels.components import components
 
@@ -23,7 +25,12 @@ LESION_RULE = (
 )
 
 
-def find_lesions(prediction, truth, spacing_mm, tumor=2):
+def find_lesions(
+    prediction: npt.NDArray[np.uint8],
+    truth: npt.NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    tumor: int = 2,
+) -> dict[str, list[dict[str, float]]]:
     """The lesions of truth and prediction, and how much of each the other one has.
 
     Args:
@@ -53,7 +60,9 @@ def find_lesions(prediction, truth, spacing_mm, tumor=2):
     return found
 
 
-def lesion_counts(lesions, min_share=MIN_SHARE):
+def lesion_counts(
+    lesions: Mapping[str, Sequence[Mapping[str, float]]], min_share: float = MIN_SHARE
+) -> dict[str, int]:
     """Counts of one case from ``find_lesions``: lesions, lesions_found, predicted_lesions, false_lesions."""
     return {
         "lesions": len(lesions["truth"]),

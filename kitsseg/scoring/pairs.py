@@ -1,5 +1,8 @@
 """Predictions beside their truth: which files belong together."""
 
+from __future__ import annotations
+
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +37,9 @@ class Pair:
     image: Path | None = None
 
 
-def find_pairs(prediction, truth, layout=None):
+def find_pairs(
+    prediction: str | os.PathLike[str], truth: str | os.PathLike[str], layout: Layout | None = None
+) -> tuple[list[Pair], list[str], list[str]]:
     """Match predictions and truth by name.
 
     Args:
@@ -59,7 +64,8 @@ def find_pairs(prediction, truth, layout=None):
         return [Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))], [], []
     cases = find_cases(truth, need_labels=False, need_image=False, layout=layout)
     labels = {case.name: case for case in cases if case.labels is not None}
-    found, alone = {}, {}
+    found: dict[str, Pair] = {}
+    alone: dict[str, Path] = {}
     for file in _prediction_files(prediction):
         case = case_of_prediction(file)
         check_name(case, file)
@@ -74,7 +80,7 @@ def find_pairs(prediction, truth, layout=None):
         found[case] = Pair(
             case,
             file,
-            labels[case].labels,
+            labels[case].truth,
             labels[case].label_values,
             image if image and image.exists() else None,
         )
@@ -89,11 +95,11 @@ def find_pairs(prediction, truth, layout=None):
     return [found[case] for case in sorted(found)], missing, sorted(alone)
 
 
-def _beside(truth):
+def _beside(truth: Path) -> Path | None:
     return next((truth.parent / name for name in IMAGE_NAMES if (truth.parent / name).exists()), None)
 
 
-def _prediction_files(prediction):
+def _prediction_files(prediction: Path) -> list[Path]:
     if prediction.is_file():
         return [prediction]
     files = []

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kitsseg.scoring.ladder import RUNGS
 from kitsseg.scoring.slices import holds_slice_scores
 from kitsseg.scoring.summary import Summary
 
-__all__ = ["Evaluation", "read_scores", "write_scores"]
+__all__ = ["Evaluation", "SliceEvaluation", "read_scores", "write_scores"]
 
 TEXT_COLUMNS = ("case", "empty", "label_release", "split_hash")
 AGAIN = "Run kitsseg evaluate again."
@@ -28,7 +29,15 @@ class Evaluation:
     """Scores of a set of cases: ``rows`` as in scores.csv, ``summary`` as in scores.json but with absolute paths."""
 
     rows: list[dict[str, Any]]
-    summary: Summary | dict[str, Any]  # a dict of slice scores (``kitsseg.scoring.slices``)
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class SliceEvaluation:
+    """Slice scores of a set of single slices (``kitsseg.scoring.slices``), which are no scores of cases."""
+
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:
@@ -56,7 +65,11 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], Sum
         )
     if not beside.is_file():
         raise InputError(f"{beside}: expected the summary of {path.name} beside it, found nothing. {AGAIN}")
-    kinds = {"case": str, **dict.fromkeys((*SCORES, *VOLUMES), _number), "empty": str}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "case": str,
+        **dict.fromkeys((*SCORES, *VOLUMES), _number),
+        "empty": str,
+    }
     text = dict.fromkeys(TEXT_COLUMNS, str)
     rows = read_rows(path, kinds, _number, "the scores of kitsseg evaluate", AGAIN, text)
     summary = read_record(beside, Summary, "the summary of kitsseg evaluate", AGAIN)

@@ -79,7 +79,7 @@ def evaluate_slices(
     summary["slices"] = {
         name: {
             "prediction": relative_path(file, out.parent),
-            "truth": relative_path(items[name].labels, out.parent),
+            "truth": relative_path(items[name].truth, out.parent),
         }
         for name, file in files.items()
     }

@@ -239,7 +239,7 @@ def summarize(
 
 def _details(rows: list[dict[str, Any]], classes: str, surface: bool) -> dict[str, Any]:
     """What the summary says about these columns: entries ``hec``, ``surface`` and ``lesions``."""
-    summary = {"classes": classes}
+    summary: dict[str, Any] = {"classes": classes}
     if classes == "kits23":
         dice = {name: _describe(rows, f"{name}_dice") for name in HEC_LABELS}
         summary["hec"] = {
@@ -247,7 +247,7 @@ def _details(rows: list[dict[str, Any]], classes: str, surface: bool) -> dict[st
             "mean_dice": float(np.mean([values["mean"] for values in dice.values()])),
         }
     if surface:
-        found = {
+        found: dict[str, dict[str, Any]] = {
             name: {"tolerance_mm": TOLERANCES_MM[name]}
             | {key: _describe(rows, f"{name}_{key}") for key in ("surface_dice", "hd95_mm")}
             for name in CLASSES[classes]

@@ -18,11 +18,15 @@ Source: Nikolov et al., "Deep learning to achieve clinically applicable segmenta
 evaluation of KiTS23.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 __all__ = ["SurfaceDistances", "element_areas", "hausdorff_mm", "surface_dice", "surface_distances"]
@@ -35,13 +39,18 @@ LOOKED_UP = 1 << 27  # voxels; only the tree is used for larger boxes
 class SurfaceDistances:
     """Elements of two surfaces: distance to the other surface in mm (inf if that is empty), and area in mm2."""
 
-    truth_mm: np.ndarray
-    truth_mm2: np.ndarray
-    predicted_mm: np.ndarray
-    predicted_mm2: np.ndarray
+    truth_mm: npt.NDArray[np.float64]
+    truth_mm2: npt.NDArray[np.float64]
+    predicted_mm: npt.NDArray[np.float64]
+    predicted_mm2: npt.NDArray[np.float64]
 
 
-def surface_distances(prediction, truth, spacing_mm, labels=None):
+def surface_distances(
+    prediction: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    spacing_mm: Iterable[float],
+    labels: Sequence[int] | None = None,
+) -> SurfaceDistances:
     """Distances between the surfaces of two masks.
 
     Args:
@@ -76,7 +85,7 @@ def surface_distances(prediction, truth, spacing_mm, labels=None):
     )
 
 
-def surface_dice(found, tolerance_mm):
+def surface_dice(found: SurfaceDistances, tolerance_mm: float) -> float:
     """Share of both surfaces within ``tolerance_mm`` of the other; 1 if both are empty, 0 if exactly one is."""
     total = found.truth_mm2.sum() + found.predicted_mm2.sum()
     if not total:
@@ -85,7 +94,7 @@ def surface_dice(found, tolerance_mm):
     return float((near + found.predicted_mm2[found.predicted_mm <= tolerance_mm].sum()) / total)
 
 
-def hausdorff_mm(found, percent=95.0):
+def hausdorff_mm(found: SurfaceDistances, percent: float = 95.0) -> float:
     """The robust Hausdorff distance in mm; NaN if a surface is empty, since no distance is defined then."""
     if not (len(found.truth_mm) and len(found.predicted_mm)):
         return float("nan")
@@ -96,7 +105,7 @@ def hausdorff_mm(found, percent=95.0):
 
 
 @lru_cache(maxsize=32)
-def element_areas(spacing_mm):
+def element_areas(spacing_mm: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """Area in mm2 of a surface element for each of the 256 neighborhoods, float64 (256,).
 
     The bits of a neighborhood, from the highest, are its voxels in C order. A neighborhood and its complement have
@@ -117,7 +126,9 @@ def element_areas(spacing_mm):
     return areas
 
 
-def _elements(mask, inside):
+def _elements(
+    mask: npt.NDArray[np.uint8] | npt.NDArray[np.bool_], inside: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Flat positions, ascending, and neighborhoods of the surface elements.
 
     Positions are those of a grid one larger than the mask along each axis: position p lies between the voxels
@@ -144,7 +155,12 @@ def _elements(mask, inside):
     return np.concatenate(positions), np.concatenate(codes)
 
 
-def _distances(elements, others, grid, spacing_mm):
+def _distances(
+    elements: npt.NDArray[np.int64],
+    others: npt.NDArray[np.int64],
+    grid: tuple[int, ...],
+    spacing_mm: tuple[float, ...],
+) -> npt.NDArray[np.float64]:
     """Distance of each element to the nearest of ``others``, both flat positions in ``grid``; inf if there is none."""
     distances = np.full(len(elements), np.inf)
     if not (len(elements) and len(others)):
@@ -168,12 +184,14 @@ def _distances(elements, others, grid, spacing_mm):
     return distances
 
 
-def _padded(flat, grid, padded):
+def _padded(
+    flat: npt.NDArray[np.int64], grid: tuple[int, ...], padded: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
     """Flat positions in ``grid`` as such in a grid with a border of ``REACH``."""
     return np.ravel_multi_index(tuple(at + REACH for at in np.unravel_index(flat, grid)), padded)
 
 
-def _near_steps(padded, spacing_mm):
+def _near_steps(padded: tuple[int, ...], spacing_mm: tuple[float, ...]) -> list[tuple[float, int]]:
     """(mm, change of the flat position), nearest first, for every partner nearer than the first one beyond reach."""
     steps = np.array(list(np.ndindex(*[2 * REACH + 1] * 3))) - REACH
     mm = np.sqrt(((steps * spacing_mm) ** 2).sum(axis=1))
@@ -182,8 +200,8 @@ def _near_steps(padded, spacing_mm):
     return [(mm[i], int(steps[i] @ strides)) for i in order]
 
 
-def _percentile(distances, areas, percent):
+def _percentile(distances: npt.NDArray[np.float64], areas: npt.NDArray[np.float64], percent: float) -> float:
     order = np.lexsort((areas, distances))
     share = np.cumsum(areas[order]) / areas.sum()
-    index = np.searchsorted(share, percent / 100)
+    index = int(np.searchsorted(share, percent / 100))
     return float(distances[order[min(index, len(order) - 1)]])

@@ -8,13 +8,27 @@ Between rounds whole cases are labeled as cheaply as the recipe allows: slices i
 tiles, no mirroring. Figures to compare epochs by, not official scores, which are those of the scan's own grid.
 """
 
+from __future__ import annotations
+
+import os
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.inference.scan import score_cached_cases
 from kitsseg.records.run import WholeCases
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from kitsseg.data.cache.cases import CachedCase
+    from kitsseg.inference.scan import Member
+    from kitsseg.recipe import InferenceSpec, Phase, ReassignSmall, RemoveFar
+    from kitsseg.records.run import RunRecord
 
 __all__ = ["COLUMNS", "CaseLog", "cheap_inference", "chosen_cases", "is_due"]
 
@@ -22,18 +36,18 @@ SLICES = 4  # whole ones at once, without mirroring: one alone leaves a GPU idle
 COLUMNS = {"phase": str, "epoch": int, "case": str, "tk_dice": float, "tu_dice": float}
 
 
-def is_due(phase, epoch):
+def is_due(phase: Phase, epoch: int) -> bool:
     """Whether whole cases are scored after this epoch of a phase, counted from 1."""
     return phase.validate_cases_every is not None and epoch % phase.validate_cases_every == 0
 
 
-def chosen_cases(names, count):
+def chosen_cases(names: Sequence[str], count: int | None) -> tuple[str, ...]:
     """``count`` of the names, spread evenly, always the same ones; all for None."""
     count = len(names) if count is None else min(count, len(names))
     return tuple(names[int((i + 0.5) * len(names) / count)] for i in range(count))
 
 
-def cheap_inference(inference):
+def cheap_inference(inference: InferenceSpec) -> InferenceSpec:
     """An InferenceSpec without mirroring, and without overlapping tiles of slices."""
     tiles_of_slices = inference.tile is not None and len(inference.tile) == 2
     return replace(inference, mirror_axes=(), tile=None if tiles_of_slices else inference.tile)
@@ -48,11 +62,22 @@ class CaseLog:
         record: of the run; ``record.whole_case_validation.seconds`` counts the seconds of scoring.
     """
 
-    def __init__(self, run, cases, record):
+    def __init__(
+        self, run: str | os.PathLike[str], cases: Mapping[str, CachedCase], record: RunRecord
+    ) -> None:
         self.path, self.cases, self.record = Path(run) / "validation_cases.csv", cases, record
         self.rows = self._read()
 
-    def score(self, phase, epoch, names, member, postprocess, *, look=None):
+    def score(
+        self,
+        phase: str,
+        epoch: int,
+        names: Iterable[str],
+        member: Member,
+        postprocess: RemoveFar | ReassignSmall | None,
+        *,
+        look: Callable[[CachedCase, npt.NDArray[np.uint8]], object] | None = None,
+    ) -> list[dict[str, Any]]:
         """Score cases and write their rows, in place of earlier ones of the same phase and epoch.
 
         Args:
@@ -73,7 +98,7 @@ class CaseLog:
         spent.seconds = round(spent.seconds + time.monotonic() - started, 3)
         return rows
 
-    def _read(self):
+    def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
         return read_rows(

@@ -1,7 +1,12 @@
 """What happens around each epoch: learning rate, history, checkpoints, progress."""
 
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -13,10 +18,16 @@ from kitsseg.recipe import OneCycle, Plateau
 from kitsseg.records.checkpoints import check_there
 from kitsseg.records.run import update_run, write_history
 
+if TYPE_CHECKING:
+    from kitsseg.pruning.callback import PruneLowMagnitude
+    from kitsseg.recipe import Phase
+    from kitsseg.training.monitor import Monitor
+    from kitsseg.training.state import Training
+
 __all__ = ["EpochLog", "best_epoch", "checkpoint", "needed_checkpoints", "phase_finished", "pruning_state"]
 
 
-class EpochLog(keras.callbacks.Callback):
+class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
     """Callback of one phase.
 
     Args:
@@ -30,19 +41,28 @@ class EpochLog(keras.callbacks.Callback):
     Raises: InputError, out of ``fit``, at the first step whose loss is no number.
     """
 
-    def __init__(self, training, phase, rows, *, steps_before=0, pruning=None, monitor=None):
+    def __init__(
+        self,
+        training: Training,
+        phase: Phase,
+        rows: list[dict[str, Any]],
+        *,
+        steps_before: int = 0,
+        pruning: PruneLowMagnitude | None = None,
+        monitor: Monitor | None = None,
+    ) -> None:
         super().__init__()
         self.training, self.phase, self.rows, self.pruning, self.epoch = training, phase, rows, pruning, 0
         self.steps_before, self.monitor = steps_before, monitor
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.epoch, self.rate, schedule = epoch, self.phase.learning_rate, self.phase.schedule
         if isinstance(schedule, Plateau):
             self.rate = plateau_learning_rate(self.rate, _losses(self.rows), schedule)
         self.model.optimizer.learning_rate.assign(self.rate)
         _seed_dropout(self.model, (self.training.seed, *self.phase.name.encode(), epoch))
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if isinstance(self.phase.schedule, OneCycle):
             if batch % self.training.options.accumulate:  # a further part of the same batch
                 return
@@ -59,8 +79,8 @@ class EpochLog(keras.callbacks.Callback):
             # where the loss is scaled, the optimizer is wrapped in another
             getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).beta_1.assign(beta_1)
 
-    def on_train_batch_end(self, batch, logs=None):
-        accumulate, loss = self.training.options.accumulate, float(logs["loss"])
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        accumulate, loss = self.training.options.accumulate, float((logs or {})["loss"])
         step = batch // accumulate + 1
         if not math.isfinite(loss):  # it is the mean of the epoch so far: this step is the first
             until = "by" if self.model.steps_per_execution > accumulate else "at"
@@ -73,9 +93,9 @@ class EpochLog(keras.callbacks.Callback):
                 text = f"{self.phase.name}, epoch {self.epoch + 1} of {self.phase.epochs}, loss {loss:.3f}"
                 self.training.options.progress(text, done, self.training.total_steps)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         training = self.training
-        logs = {key: float(value) for key, value in logs.items()}
+        logs = {key: float(value) for key, value in (logs or {}).items()}
         for key in ("loss", "val_loss"):
             if not math.isfinite(logs[key]):
                 self._stop(key, logs[key], ", at its end")
@@ -92,8 +112,8 @@ class EpochLog(keras.callbacks.Callback):
         self.rows.append(row)
         training.history.append(row)
         write_history(training.run, training.history)  # from here on, this epoch has happened
-        training.record.seconds = round(time.monotonic() - training.started, 1)
-        update_run(training.run, training.record)
+        training.begun.seconds = round(time.monotonic() - training.started, 1)
+        update_run(training.run, training.begun)
         # of the epoch before as well: the newest file may turn out to be damaged
         keep = {
             file
@@ -110,7 +130,7 @@ class EpochLog(keras.callbacks.Callback):
         if phase_finished(self.phase, self.rows):
             self.model.stop_training = True
 
-    def _stop(self, name, value, where):
+    def _stop(self, name: str, value: float, where: str) -> None:
         kept = "No epoch was finished before."
         if self.rows:
             kept = f"The last epoch before it is kept: {checkpoint(self.training, self.phase, self.rows[-1]['epoch'])}."
@@ -120,7 +140,7 @@ class EpochLog(keras.callbacks.Callback):
         )
 
 
-def _seed_dropout(model, key):
+def _seed_dropout(model: keras.Model, key: Sequence[int]) -> None:
     """Begin an epoch's dropout at a state that follows from its number: Keras saves the state with no network."""
     for i, layer in enumerate(model.layers):
         if generator := getattr(layer, "seed_generator", None):
@@ -129,35 +149,34 @@ def _seed_dropout(model, key):
             generator.state.assign(np.array([seed, 0], generator.state.dtype))
 
 
-def needed_checkpoints(training, phase, rows):
+def needed_checkpoints(training: Training, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Checkpoints of the last and of the best epoch of a phase with these rows in its history."""
     numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
     return [checkpoint(training, phase, number) for number in numbers]
 
 
-def checkpoint(training, phase, epoch):
+def checkpoint(training: Training, phase: Phase, epoch: int) -> Path:
     """Where the weights and the optimizer after an epoch of a phase are kept."""
     return training.checkpoints / f"{phase.name}-{epoch:05d}.keras"
 
 
-def pruning_state(path):
+def pruning_state(path: Path) -> Path:
     """Where the masks that belong to a checkpoint are kept."""
     return path.with_suffix(".npz")
 
 
-def best_epoch(rows, first=1):
+def best_epoch(rows: Sequence[Mapping[str, Any]], first: int = 1) -> int:
     """Number of the epoch with the lowest validation loss, the first of equals.
 
     Args:
         rows: of a phase, at least one.
         first: earlier epochs are out of the question; as long as there is none but those, the last one is taken.
     """
-    return min([row for row in rows if row["epoch"] >= first] or rows[-1:], key=lambda row: row["val_loss"])[
-        "epoch"
-    ]
+    choice = [row for row in rows if row["epoch"] >= first] or rows[-1:]
+    return int(min(choice, key=lambda row: row["val_loss"])["epoch"])
 
 
-def phase_finished(phase, rows):
+def phase_finished(phase: Phase, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a phase with these rows in its history has done all its epochs, or has stopped by its schedule."""
     if len(rows) >= phase.epochs:
         return True
@@ -168,5 +187,5 @@ def phase_finished(phase, rows):
     )
 
 
-def _losses(rows):
+def _losses(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [row["val_loss"] for row in rows]

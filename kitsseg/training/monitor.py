@@ -4,9 +4,13 @@ Nothing here changes what is trained: whole cases are labeled by a network of it
 no random number is drawn.
 """
 
+from __future__ import annotations
+
 import time
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +22,23 @@ from kitsseg.optimizers.ema import averaged_weights
 from kitsseg.training.case_validation import CaseLog, cheap_inference, chosen_cases, is_due
 from kitsseg.training.tensorboard import TensorBoardLog
 
+if TYPE_CHECKING:
+    import keras
+
+    from kitsseg.data.cache.cases import CachedCase
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.recipe import InferenceSpec, Phase
+    from kitsseg.training.state import Training
+
 __all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_training_labels"]
 
+Answer = TypeVar("Answer")
 LARGEST_SHARE = 0.1  # of the time spent training, for whole cases
 
 
-def check_training_labels(cases, split, positive=False):
+def check_training_labels(
+    cases: Mapping[str, CachedCase], split: CaseSplit, positive: bool = False
+) -> list[str]:
     """See that there is something to learn, before training starts.
 
     Args:
@@ -96,12 +111,14 @@ class Monitor:
         names: of the validation cases.
     """
 
-    def __init__(self, training, names):
+    def __init__(self, training: Training, names: Iterable[str]) -> None:
         self.training, self.names, self.say = training, tuple(names), training.options.say
         tensorboard = training.options.tensorboard
-        self.log = CaseLog(training.run, training.cases, training.record)
+        self.log = CaseLog(training.run, training.cases, training.begun)
         self.tensorboard = TensorBoardLog(tensorboard, training.history) if tensorboard else None
-        self.batches = self.pace = self.network = None
+        self.batches: WatchedBatches | None = None
+        self.pace: tuple[float, int] | None = None
+        self.network: keras.Model = None
         recipe = training.recipe
         if any(
             phase.progressive or (phase.validate_cases_every or phase.epochs + 1) <= phase.epochs
@@ -111,36 +128,36 @@ class Monitor:
             self.network = recipe.build_model(**recipe.model)
             self.predict = as_probabilities(self.network, recipe.inference.output)
 
-    def warn(self, text):
+    def warn(self, text: str) -> None:
         if self.say:
             self.say(f"warning: {text}")
         else:
             warnings.warn(text, stacklevel=2)
 
-    def watch(self, batches):
+    def watch(self, batches: Batches) -> WatchedBatches:
         """The training batches of a phase, to be drawn from what this returns."""
-        self.batches = WatchedBatches(batches)
-        return self.batches
+        self.batches = watched = WatchedBatches(batches)
+        return watched
 
-    def step(self, done):
+    def step(self, done: int) -> None:
         """Note that ``done`` steps of the run are over, for the time left."""
         self.pace = self.pace or (time.monotonic(), done)
 
-    def epoch_scores(self, model, phase, epoch):
+    def epoch_scores(self, model: keras.Model, phase: Phase, epoch: int) -> dict[str, float]:
         """Columns of history.csv: means over whole validation cases after an epoch, where they are due."""
         if not is_due(phase, epoch):
             return {}
         recipe, weights = self.training.recipe, averaged_weights(model)
         names = chosen_cases(self.names, phase.validate_cases)
 
-        def score():
+        def score() -> list[dict[str, Any]]:
             self.network.set_weights(weights)
             return self._score(phase.name, epoch, names, cheap_inference(recipe.inference))
 
         scores = mean_scores(self._outside(score))
         return {"val_case_tk_dice": scores["tk"], "val_case_tu_dice": scores["tu"]}
 
-    def round_scores(self, name, epoch, weights):
+    def round_scores(self, name: str, epoch: int, weights: list[npt.NDArray[Any]]) -> dict[str, float]:
         """{"tk", "tu", "composite"} of all validation cases after a round, as the recipe labels a scan."""
         self.network.set_weights(weights)
         rows = self._score(name, epoch, self.names, self.training.recipe.inference)
@@ -152,13 +169,15 @@ class Monitor:
             self.tensorboard.epoch(len(self.training.history), means, rows)
         return scores
 
-    def _score(self, name, epoch, names, inference):
+    def _score(
+        self, name: str, epoch: int, names: Sequence[str], inference: InferenceSpec
+    ) -> list[dict[str, Any]]:
         recipe = self.training.recipe
         look = self.tensorboard.look if self.tensorboard else None
         member = Member(self.predict, recipe.preprocess, inference)
         return self.log.score(name, epoch, names, member, recipe.postprocess, look=look)
 
-    def epoch_ended(self, phase, row, done):
+    def epoch_ended(self, phase: Phase, row: Mapping[str, Any], done: int) -> None:
         """After an epoch is in the history: warn, tell, write for TensorBoard.
 
         Args:
@@ -179,14 +198,14 @@ class Monitor:
                 f"{row['val_loss']:.3f} (batches); "
                 f"{_means(cases, row['val_case_tk_dice'], row['val_case_tu_dice'])}{self._left(done)}"
             )
-        if self.tensorboard:
-            self._outside(lambda: self.tensorboard.epoch(len(training.history), row, cases))
+        if tensorboard := self.tensorboard:
+            self._outside(lambda: tensorboard.epoch(len(training.history), row, cases))
 
-    def finish(self):
+    def finish(self) -> None:
         """Put down in the record what whole cases took, as a share of all other time; say so."""
         if self.tensorboard:
             self.tensorboard.close()
-        spent = self.training.record.whole_case_validation
+        spent = self.training.begun.whole_case_validation
         if not spent:
             return
         training = max(time.monotonic() - self.training.started - spent.seconds, 1e-9)
@@ -198,7 +217,7 @@ class Monitor:
             self.say(text)
         spent.share = round(share, 4)
 
-    def _left(self, done):
+    def _left(self, done: int) -> str:
         """The time left by the pace of this process; it cannot know of a phase that stops early."""
         if not self.pace or done <= self.pace[1]:
             return ""
@@ -209,7 +228,7 @@ class Monitor:
         hours, rest = divmod(round(seconds), 3600)
         return f"; about {hours}:{rest // 60:02d}:{rest % 60:02d} left"
 
-    def _outside(self, function):
+    def _outside(self, function: Callable[[], Answer]) -> Answer:
         """Call a function where the strategy of several devices is not in force: it is that of a thread."""
         if self.training.options.devices.count == 1:
             return function()
@@ -217,6 +236,6 @@ class Monitor:
             return pool.submit(function).result()
 
 
-def _means(rows, tk, tu):
+def _means(rows: Sequence[Mapping[str, Any]], tk: float, tu: float) -> str:
     cases = "whole validation case" if len(rows) == 1 else "whole validation cases"
     return f"{len(rows)} {cases}: mean TK Dice {tk:.3f}, TU {tu:.3f}"

@@ -1,8 +1,14 @@
 """What a phase trains: its network with optimizer and loss, its masks, its batches."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import keras
 
-from kitsseg.data.sampling.batches import BatchesInParts, Draws, RepeatedBatches
+from kitsseg.data.sampling.batches import Batches, BatchesInParts, CountedBatches, Draws, RepeatedBatches
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.errors import InputError
@@ -16,37 +22,47 @@ from kitsseg.recipe import PatchSampler
 from kitsseg.runtime.execution import set_execution
 from kitsseg.training.epoch_log import checkpoint, pruning_state
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from kitsseg.data.sampling.batches import Batches, CountedBatches
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.recipe import Phase
+    from kitsseg.training.state import Training
+
 __all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "weights_of"]
 
 
-def batches_of(training, phase, split, seed):
+def batches_of(
+    training: Training, phase: Phase, split: CaseSplit, seed: int
+) -> tuple[Batches, CountedBatches]:
     """Training batches, in parts if gradients are accumulated, and validation batches: what this process draws."""
     spec, devices, parts = training.recipe.preprocess, training.options.devices, training.options.accumulate
-    patches = isinstance(phase.sampler, PatchSampler)
-    kind, validation_kind = (PatchBatches, ValidationPatches) if patches else (SliceBatches, ValidationSlices)
-    samplers = [
-        kind(
-            training.cases,
-            split,
-            "train",
-            phase.sampler,
-            phase.augmentation,
-            spec,
-            Draws(seed=seed, shard=devices.shard(part, parts)),
-        )
-        for part in range(parts)
-    ]
-    validation = validation_kind(training.cases, split, "validation", phase.sampler, spec)
+    cases, sampler = training.cases, phase.sampler
+
+    def training_batches(part: int) -> Batches:
+        draws = Draws(seed=seed, shard=devices.shard(part, parts))
+        if isinstance(sampler, PatchSampler):
+            return PatchBatches(cases, split, "train", sampler, phase.augmentation, spec, draws)
+        return SliceBatches(cases, split, "train", sampler, phase.augmentation, spec, draws)
+
+    def validation_batches(shard: tuple[int, int] | None = None) -> CountedBatches:
+        if isinstance(sampler, PatchSampler):
+            return ValidationPatches(cases, split, "validation", sampler, spec, shard=shard)
+        return ValidationSlices(cases, split, "validation", sampler, spec, shard=shard)
+
+    samplers = [training_batches(part) for part in range(parts)]
+    validation = validation_batches()
     if validation.form.batch_size % devices.count:
         validation = RepeatedBatches(validation, devices.count // devices.processes)
     elif devices.processes > 1:
-        validation = validation_kind(
-            training.cases, split, "validation", phase.sampler, spec, shard=devices.shard()
-        )
+        validation = validation_batches(devices.shard())
     return samplers[0] if parts == 1 else BatchesInParts(samplers), validation
 
 
-def compiled_network(training, phase, rows, weights):
+def compiled_network(
+    training: Training, phase: Phase, rows: Sequence[Mapping[str, Any]], weights: Path | None
+) -> keras.Model:
     """The network: as the last checkpoint left it, or with the weights of the phase before."""
     recipe, devices = training.recipe, training.options.devices
     if rows:
@@ -78,9 +94,11 @@ def compiled_network(training, phase, rows, weights):
     return model
 
 
-def pruning_of(training, phase, rows):
+def pruning_of(training: Training, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> PruneLowMagnitude:
     """The callback that prunes: from the start, or as it was after the last epoch."""
     words = phase.pruning
+    if words is None:
+        raise ValueError(f"Phase {phase.name}: expected one with pruning.")
     pruning = _Pruning(
         schedule_of(phase),
         words.m_by_n,
@@ -95,14 +113,14 @@ def pruning_of(training, phase, rows):
     return pruning
 
 
-def weights_of(training, path):
+def weights_of(training: Training, path: Path) -> list[npt.NDArray[Any]]:
     """The weights of a checkpoint as they are used: their averages, if the run keeps some."""
     # another run's network is saved as it is used, without an optimizer that could hold averages
     averaged = training.options.ema is not None and path != training.start
     return averaged_weights(load_checkpoint(path, compile=averaged))
 
 
-def load_checkpoint(path, compile=False):
+def load_checkpoint(path: Path, compile: bool = False) -> keras.Model:
     """A network of the run folder.
 
     Raises: InputError if it is missing or damaged.
@@ -110,7 +128,7 @@ def load_checkpoint(path, compile=False):
     return read_network(path, compile, "Start the run again.")
 
 
-def _check_mirrored(optimizer, training):
+def _check_mirrored(optimizer: keras.optimizers.Optimizer, training: Training) -> None:
     """Keras 3 adds the gradients of replicas after all this, which then sees those of a part of the batch."""
     clipped = any(getattr(optimizer, name) for name in ("clipnorm", "clipvalue", "global_clipnorm"))
     for found, what in (
@@ -130,6 +148,6 @@ class _Pruning(PruneLowMagnitude):
 
     parts = 1
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if batch % self.parts == 0:
             super().on_train_batch_begin(batch, logs)

@@ -1,26 +1,32 @@
 """The rounds of progressive training (He et al.): what is drawn, when it stops, and the loop around them."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kitsseg.files.tables import read_rows, write_rows
 
+if TYPE_CHECKING:
+    from kitsseg.recipe import Progressive
+
 __all__ = ["best_round", "draw_subset", "read_rounds", "rounds_finished", "run_rounds"]
 
 
-def draw_subset(cases, share, seed, round_number):
+def draw_subset(cases: Sequence[str], share: float, seed: int, round_number: int) -> tuple[str, ...]:
     """The training cases of a round: a share of all, rounded up, drawn without replacement."""
     rng = np.random.Generator(np.random.Philox(key=[seed, round_number]))
     chosen = rng.choice(len(cases), math.ceil(share * len(cases)), replace=False)
     return tuple(cases[i] for i in sorted(chosen))
 
 
-def best_round(scores, min_delta):
+def best_round(scores: Sequence[float], min_delta: float) -> int | None:
     """Number of the round whose weights are kept after these scores; None before the first."""
     best, kept = -math.inf, None
     for number, score in enumerate(scores):
@@ -29,15 +35,24 @@ def best_round(scores, min_delta):
     return kept
 
 
-def rounds_finished(scores, progressive):
+def rounds_finished(scores: Sequence[float], progressive: Progressive) -> bool:
     """Whether training stops after rounds with these validation scores."""
     if not scores:
         return False
-    stale = len(scores) - 1 - best_round(scores, progressive.min_delta)
+    kept = best_round(scores, progressive.min_delta)
+    stale = len(scores) - (0 if kept is None else kept + 1)
     return stale >= progressive.patience or len(scores) >= progressive.rounds
 
 
-def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_round):
+def run_rounds(
+    progressive: Progressive,
+    folder: str | os.PathLike[str],
+    cases: Sequence[str],
+    seed: int,
+    train_round: Callable[[int, tuple[str, ...]], dict[str, Any]],
+    score_round: Callable[[int], Mapping[str, float]],
+    keep_round: Callable[[int], object],
+) -> list[dict[str, Any]]:
     """Train round after round until it no longer helps; goes on after the rounds that ``rounds.csv`` holds.
 
     Args:
@@ -56,7 +71,7 @@ def run_rounds(progressive, folder, cases, seed, train_round, score_round, keep_
         number = len(rows)
         subset = draw_subset(cases, progressive.subset, seed, number)
         digest = hashlib.sha256(" ".join(subset).encode()).hexdigest()[:12]
-        row = {"round": number, "subset": digest} | train_round(number, subset) | score_round(number)
+        row = {"round": number, "subset": digest, **train_round(number, subset), **score_round(number)}
         scores = [r["composite"] for r in [*rows, row]]
         row["kept"] = int(best_round(scores, progressive.min_delta) == number)
         if row["kept"]:

@@ -80,7 +80,9 @@ def start_from_run(
     return Start(weights, parent, tuple(found))
 
 
-def _check_same_network(weights: Path, record: RunRecord, recipe: Recipe, run: str | os.PathLike[str]):
+def _check_same_network(
+    weights: Path, record: RunRecord, recipe: Recipe, run: str | os.PathLike[str]
+) -> None:
     theirs = _shapes(read_network(weights, advice="Train that run again."))
     # pretrained weights change no shape, and would be downloaded
     options = {key: None if key == "weights" else value for key, value in recipe.model.items()}

@@ -1,6 +1,10 @@
 """What all phases of one training share, and what an unfinished run is checked for before it goes on."""
 
+from __future__ import annotations
+
+import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +19,8 @@ from kitsseg.training.options import TrainOptions
 from kitsseg.training.progressive import read_rounds
 
 if TYPE_CHECKING:
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.recipe import Phase
     from kitsseg.training.monitor import Monitor
 
 __all__ = ["Training", "needed_files", "steps_of", "unfinished"]
@@ -45,25 +51,45 @@ class Training:
     record: RunRecord | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     started: float = 0.0
-    monitor: "Monitor | None" = None
+    monitor: Monitor | None = None
     start: Path | None = None
 
     @property
-    def checkpoints(self):
+    def begun(self) -> RunRecord:
+        """``record`` of a training that has begun.
+
+        Raises: ValueError before.
+        """
+        if self.record is None:
+            raise ValueError(f"{self.run}: this training has no record yet.")
+        return self.record
+
+    @property
+    def watched(self) -> Monitor:
+        """``monitor`` of a training that has begun.
+
+        Raises: ValueError before.
+        """
+        if self.monitor is None:
+            raise ValueError(f"{self.run}: nothing watches this training yet.")
+        return self.monitor
+
+    @property
+    def checkpoints(self) -> Path:
         return self.run / "checkpoint"
 
     @property
-    def total_steps(self):
+    def total_steps(self) -> int:
         return sum(steps_of(phase) for phase in self.recipe.phases)
 
 
-def steps_of(phase):
+def steps_of(phase: Phase) -> int:
     """Training steps of a phase, of all its rounds together."""
     rounds = phase.progressive.rounds if phase.progressive else 1
     return rounds * phase.epochs * phase.steps_per_epoch
 
 
-def needed_files(training, history):
+def needed_files(training: Training, history: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Files without which training cannot go on after these rows of the history.
 
     Of the last phase in it: its best epoch, and its last one unless it is over. Of a round: its last epoch, unless the
@@ -84,13 +110,15 @@ def needed_files(training, history):
 
 def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe, as the version of kitsseg wrote them that began a run."""
-    settings = as_builtins(recipe.as_dict())
+    settings: dict[str, Any] = as_builtins(recipe.as_dict())
     if settings["postprocess"] and "kind" not in (record.settings.get("postprocess") or {}):
         del settings["postprocess"]["kind"]
     return settings
 
 
-def unfinished(run, recipe, split, seed, details):
+def unfinished(
+    run: str | os.PathLike[str], recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
+) -> tuple[RunRecord, list[dict[str, Any]]]:
     """Record and history of the run to go on with.
 
     Raises: InputError for a finished run, and for one that was started with something else.

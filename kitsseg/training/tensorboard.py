@@ -5,15 +5,23 @@ them needs ``pip install tensorboard``, training does not. (``keras.callbacks.Te
 neither phases nor cases.) Epochs are counted through all phases; each point is an epoch that ``history.csv`` holds.
 """
 
+from __future__ import annotations
+
 import io
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from kitsseg.errors import InputError
 from kitsseg.labels.outlines import COLORS, MASKS, contours, eight_bit
+
+if TYPE_CHECKING:
+    from kitsseg.data.cache.cases import CachedCase
 
 __all__ = ["PICTURES", "TensorBoardLog", "case_slice", "check_folder"]
 
@@ -22,7 +30,7 @@ PIXELS = 512  # of the longer side of a picture
 SCALAR, IMAGES = (1, "scalars"), (3, "images")  # data classes and plugins of TensorBoard
 
 
-def check_folder(folder):
+def check_folder(folder: str | os.PathLike[str]) -> None:
     """Raise InputError unless event files can be written to a folder, or it can be made; nothing is made yet."""
     there = folder = Path(folder).absolute()
     while not there.exists():
@@ -44,15 +52,16 @@ class TensorBoardLog:
     Raises: InputError if the folder cannot be written to.
     """
 
-    def __init__(self, folder, history=()):
+    def __init__(self, folder: str | os.PathLike[str], history: Iterable[Mapping[str, Any]] = ()) -> None:
         import tensorflow as tf
 
         check_folder(folder)
-        self.tf, self.writer, self.pictures = tf, tf.summary.create_file_writer(str(folder)), {}
+        self.tf, self.writer = tf, tf.summary.create_file_writer(str(folder))
+        self.pictures: dict[str, Image.Image] = {}
         for epoch, row in enumerate(history, 1):
             self.epoch(epoch, row)
 
-    def epoch(self, epoch, row, cases=()):
+    def epoch(self, epoch: int, row: Mapping[str, Any], cases: Iterable[Mapping[str, Any]] = ()) -> None:
         """Write what is known of an epoch.
 
         Args:
@@ -73,25 +82,25 @@ class TensorBoardLog:
         self.pictures.clear()
         self.writer.flush()
 
-    def look(self, case, labels):
+    def look(self, case: CachedCase, labels: npt.NDArray[np.uint8]) -> None:
         """Draw a case for the next ``epoch``, if there are fewer than ``PICTURES`` yet."""
         if len(self.pictures) < PICTURES:
             self.pictures[case.name] = case_slice(case, labels)
 
-    def close(self):
+    def close(self) -> None:
         self.writer.close()
 
-    def _scalar(self, name, value, epoch):
+    def _scalar(self, name: str, value: float, epoch: int) -> None:
         self._write(name, np.float32(value), epoch, SCALAR)
 
-    def _write(self, name, value, epoch, kind):
+    def _write(self, name: str, value: Any, epoch: int, kind: tuple[int, str]) -> None:
         metadata = self.tf.compat.v1.SummaryMetadata()
         metadata.data_class, metadata.plugin_data.plugin_name = kind
         with self.writer.as_default():
             self.tf.summary.write(name, self.tf.constant(value), epoch, metadata)
 
 
-def case_slice(case, labels):
+def case_slice(case: CachedCase, labels: npt.NDArray[np.uint8]) -> Image.Image:
     """One slice of a cached case with the outlines of truth and prediction, at its true proportions.
 
     The slice is that with the largest true tumor; without tumor, kidney; without both, the middle one. Truth is blue

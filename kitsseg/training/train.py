@@ -4,6 +4,8 @@ Nothing but weights, optimizer and the masks of pruning is stored to resume: lea
 position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import shutil
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -37,6 +40,9 @@ from kitsseg.training.progressive import best_round, read_rounds, run_rounds
 from kitsseg.training.start import start_from_run
 from kitsseg.training.state import Training, needed_files, steps_of, unfinished
 from kitsseg.training.tensorboard import check_folder
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import Phase
 
 __all__ = ["train_recipe"]
 
@@ -105,27 +111,30 @@ def train_recipe(
             record=record,
             history=history,
             started=time.monotonic() - record.seconds,
-            start=start and start.weights,
+            start=None if start is None else start.weights,
         )
         training.checkpoints.mkdir(exist_ok=True)
         if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
             warned = [*warned, damage]
-        training.monitor = Monitor(training, split.validation)
+        training.monitor = monitor = Monitor(training, split.validation)
         for text in warned:
-            training.monitor.warn(text)
+            monitor.warn(text)
         if options.say and one_by_one:
             options.say(one_by_one)
-        weights, steps_before = training.start, 0
+        weights: Path | None = training.start
+        steps_before = 0
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
             weights = train(training, phase, split, seed + 1000 * number, weights, steps_before)
             steps_before += steps_of(phase)
+        if weights is None:
+            raise ValueError(f"{recipe.name}: expected a recipe with phases, found none.")
         _finish(training, weights)
     return Path(run)
 
 
 @contextlib.contextmanager
-def _alone_in(run: Path, resume: bool, say: Callable[[str], None] | None) -> Iterator[None]:
+def _alone_in(run: Path, resume: bool, say: Callable[[str], object] | None) -> Iterator[None]:
     """Let one process at a time train a run, as when a cluster starts a job a second time.
 
     Raises: InputError if another one does; without a run to resume.
@@ -173,8 +182,8 @@ def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]
     if options.validate_cases_every is not None:
         recipe = _validated_every(recipe, options.validate_cases_every)
     for phase in recipe.phases:
-        patches = isinstance(phase.sampler, PatchSampler)
-        images = 3 * phase.sampler.cases_per_batch if patches else phase.sampler.batch_size
+        sampler = phase.sampler
+        images = 3 * sampler.cases_per_batch if isinstance(sampler, PatchSampler) else sampler.batch_size
         options.devices.check(images, accumulate)
     one_by_one = check_execution(recipe, options.devices, options.xla, options.steps_per_execution)
     if options.ema is not None and not 0 < options.ema < 1:
@@ -213,9 +222,9 @@ def _check_built(recipe: Recipe) -> None:
         raise InputError(f"{recipe.name}: {error}") from error
 
 
-def _finish(training, weights):
+def _finish(training: Training, weights: Path) -> None:
     """Write what a finished run holds; the network computes in float32, whatever it was trained in."""
-    recipe, run, record = training.recipe, training.run, training.record
+    recipe, run, record = training.recipe, training.run, training.begun
     with computing_in("float32"):
         model = recipe.build_model(**recipe.model)
     model.set_weights(weights_of(training, weights))
@@ -227,7 +236,7 @@ def _finish(training, weights):
         write_sparsity(rows, run / "sparsity.csv")
         record.sparsity = sparsity_totals(model, rows)
         shutil.copyfile(pruning_state(weights), run / "pruning.npz")
-    training.monitor.finish()
+    training.watched.finish()
     record.seconds = round(time.monotonic() - training.started, 1)
     update_run(run, record)
     write_model_card(run)
@@ -236,7 +245,9 @@ def _finish(training, weights):
     shutil.rmtree(training.checkpoints)
 
 
-def _train_phase(training, phase, split, seed, weights, steps_before):
+def _train_phase(
+    training: Training, phase: Phase, split: CaseSplit, seed: int, weights: Path | None, steps_before: int
+) -> Path:
     """Train one phase, or the rest of it; returns the path of its best weights.
 
     Args:
@@ -248,7 +259,7 @@ def _train_phase(training, phase, split, seed, weights, steps_before):
         steps = phase.steps_per_epoch * training.options.accumulate
         keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
         batches, validation = batches_of(training, phase, split, seed)
-        batches = training.monitor.watch(batches)
+        batches = training.watched.watch(batches)
         with training.options.devices.scope():
             model = compiled_network(training, phase, rows, weights)
             targets = training.recipe.build_targets if len(model.outputs) > 1 else None
@@ -276,15 +287,18 @@ def _train_phase(training, phase, split, seed, weights, steps_before):
     return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
 
 
-def _train_progressively(training, phase, split, seed, weights, steps_before):
+def _train_progressively(
+    training: Training, phase: Phase, split: CaseSplit, seed: int, weights: Path | None, steps_before: int
+) -> Path:
     """Train in rounds (see Progressive); returns the path of the best weights. Args: as ``_train_phase``."""
     rounds = _Rounds(training, phase, split, seed, weights, steps_before)
     scores = [row["composite"] for row in read_rounds(training.run)]
-    if scores and not is_whole(
+    best = best_round(scores, rounds.words.min_delta)
+    if best is not None and not is_whole(
         rounds.best
     ):  # the last epoch of the round that it was copied from is still there
-        rounds.keep(best_round(scores, phase.progressive.min_delta))
-    run_rounds(phase.progressive, training.run, split.train, seed, rounds.train, rounds.score, rounds.keep)
+        rounds.keep(best)
+    run_rounds(rounds.words, training.run, split.train, seed, rounds.train, rounds.score, rounds.keep)
     return rounds.best
 
 
@@ -298,12 +312,23 @@ class _Rounds:
         best: path of the best weights of the rounds so far.
     """
 
-    def __init__(self, training, phase, split, seed, weights, steps_before):
+    def __init__(
+        self,
+        training: Training,
+        phase: Phase,
+        split: CaseSplit,
+        seed: int,
+        weights: Path | None,
+        steps_before: int,
+    ) -> None:
+        if phase.progressive is None:
+            raise ValueError(f"Phase {phase.name}: expected a progressive one.")
+        self.words = phase.progressive
         self.training, self.phase, self.split, self.seed = training, phase, split, seed
         self.weights, self.steps_before = weights, steps_before
         self.best = training.checkpoints / f"best-of-{phase.name}.keras"
 
-    def train(self, number, subset):
+    def train(self, number: int, subset: tuple[str, ...]) -> dict[str, Any]:
         part = self._of_round(number)
         steps = self.steps_before + number * self.phase.epochs * self.phase.steps_per_epoch
         start = self.best if self.best.exists() else self.weights
@@ -312,32 +337,32 @@ class _Rounds:
         row = next(row for row in reversed(self.training.history) if row["phase"] == part.name)
         return {"learning_rate": part.learning_rate, "loss": row["loss"]}
 
-    def score(self, number):
+    def score(self, number: int) -> Mapping[str, float]:
         weights = weights_of(self.training, self._last_epoch(number))
         name = self._of_round(number).name
-        scores = self.training.monitor.round_scores(name, self.phase.epochs, weights)
+        scores = self.training.watched.round_scores(name, self.phase.epochs, weights)
         return self.training.options.devices.agreed(scores)
 
-    def keep(self, number):
+    def keep(self, number: int) -> None:
         with atomic_path(self.best) as temporary:
             shutil.copyfile(self._last_epoch(number), temporary)
 
-    def _of_round(self, number):
-        rate = self.phase.learning_rate * self.phase.progressive.round_decay**number
+    def _of_round(self, number: int) -> Phase:
+        rate = self.phase.learning_rate * self.words.round_decay**number
         return replace(self.phase, name=f"{self.phase.name}-{number}", learning_rate=rate, progressive=None)
 
-    def _last_epoch(self, number):
+    def _last_epoch(self, number: int) -> Path:
         return checkpoint(self.training, self._of_round(number), self.phase.epochs)
 
 
-def _validated_every(recipe, epochs):
+def _validated_every(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe with another number of epochs between scores of whole validation cases; 0: none."""
     if epochs < 0:
         raise InputError(f"--validate-cases-every: expected at least 0, found {epochs}.")
     return _given(recipe, "validate_cases_every", epochs or None)
 
 
-def _given(recipe, name, value):
+def _given(recipe: Recipe, name: str, value: Any) -> Recipe:
     """The recipe with one setting of all its phases as the user gave it."""
     names = [f"phases.{phase.name}.{name}" for phase in recipe.phases]
     return changed(recipe, dict.fromkeys(names, value), dict.fromkeys(names, GIVEN))

@@ -1,10 +1,16 @@
 """How much arithmetic a recipe's training is: what it takes on a device, before anybody has run it there."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kitsseg.models.macs import count_macs
 from kitsseg.recipe import SliceSampler
 from kitsseg.training.state import steps_of
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import Recipe
 
 __all__ = ["T4_FLOPS", "TrainingWork", "training_work"]
 
@@ -30,7 +36,7 @@ class TrainingWork:
     what: str
     flops: float
 
-    def hours(self, peak=T4_FLOPS):
+    def hours(self, peak: float = T4_FLOPS) -> tuple[float, ...]:
         """(least, most) hours on a device of so many floating-point operations a second: arithmetic, no measurement.
 
         Reading and validating are not in it.
@@ -38,7 +44,7 @@ class TrainingWork:
         return tuple(self.flops / (peak * share) / 3600 for share in reversed(REACHED))
 
 
-def training_work(recipe):
+def training_work(recipe: Recipe) -> TrainingWork:
     """TrainingWork of a recipe's own phases; a progressive one counts all its rounds, a plateau ends nothing early.
 
     Args:

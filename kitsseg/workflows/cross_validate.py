@@ -13,7 +13,7 @@ serve for that choice too, as in much published code, flatter their own scores.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,8 @@ class Scans:
 class CrossValidation:
     """What was written: ``rows`` as in scores.csv, ``folds`` as in folds.csv, ``summary`` as in scores.json."""
 
-    rows: list[dict]
-    folds: list[dict]
+    rows: list[dict[str, Any]]
+    folds: list[dict[str, Any]]
     summary: Summary
 
 
@@ -97,7 +97,7 @@ def train_folds(
     Raises: InputError if ``out`` holds something else, and whatever ``train_recipe`` and ``predict_cases`` refuse.
     """
     out, options = Path(out), options or TrainOptions()
-    _only_scans(scans and scans.data)
+    _only_scans(None if scans is None else scans.data)
     if options.devices.processes > 1:
         raise InputError(
             "cross-validate: several processes train one network together; expected one for each fold or shard. "
@@ -157,9 +157,9 @@ def score_folds(
     record, history = _finish(out, plan, runs)
     made_by = _made_by(out, plan, predicted)
     write_predictions(out / "predictions", made_by)
-    pairs, *unpaired = find_pairs(out / "predictions", scans.data, scans.layout)
+    pairs, missing, alone = find_pairs(out / "predictions", scans.data, scans.layout)
     provenance = converted(as_builtins(made_by), Provenance)
-    evaluation = evaluate_pairs(pairs, LeftOut(*unpaired, []), provenance, progress=progress)
+    evaluation = evaluate_pairs(pairs, LeftOut(missing, alone, []), provenance, progress=progress)
     write_scores(evaluation, out / "scores.csv")
     rows = _table(evaluation.rows, [split for _, split in runs], history)
     write_rows(out / "folds.csv", rows, COLUMNS)
@@ -173,7 +173,7 @@ def score_folds(
     return CrossValidation(evaluation.rows, rows, evaluation.summary)
 
 
-def _of_fold(number, folds, progress):
+def _of_fold(number: int, folds: int, progress: Progress | None) -> Progress | None:
     """What is reported of a fold says which it is."""
     if progress is None:
         return None
@@ -192,7 +192,9 @@ def _predict(run: Path, split: CaseSplit, scans: Scans, progress: Progress | Non
             f"{scans.data}: {len(absent)} of the {len(split.test)} cases of {run.name} are not there, such as "
             f"{min(absent.values())}. Give the folder that the cache was made from."
         )
-    return read_predictions(folder)
+    if (record := read_predictions(folder)) is None:
+        raise InputError(f"{folder}: expected predictions.json, found none. Predict the fold again.")
+    return record
 
 
 def _gather(folder: Path, runs: list[tuple[Path, CaseSplit]], predicted: list[PredictionsRecord]) -> None:
@@ -211,7 +213,7 @@ def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> 
         predicted[0],
         run=str(out.resolve()),
         networks=[network for record in predicted for network in record.networks],
-        engine=", ".join(dict.fromkeys(record.engine for record in predicted)),
+        engine=", ".join(dict.fromkeys(record.engine for record in predicted if record.engine)),
         split=PartOfSplit(name=plan.split.name, hash=plan.split.hash, part="test"),
         phantom=any(record.phantom for record in predicted),
         cases={case: cases[case] for case in sorted(cases)},
@@ -239,7 +241,11 @@ def _finish(
     return record, history
 
 
-def _table(rows, splits, histories):
+def _table(
+    rows: Sequence[Mapping[str, Any]],
+    splits: Sequence[CaseSplit],
+    histories: Sequence[Sequence[Mapping[str, Any]]],
+) -> list[dict[str, Any]]:
     scores = {row["case"]: row for row in rows}
     table = []
     for number, (split, history) in enumerate(zip(splits, histories, strict=True)):

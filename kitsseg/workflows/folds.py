@@ -1,7 +1,12 @@
 """The folds of a cross-validation: which cases each leaves out, what they share, and that nobody saw what it scores."""
 
+from __future__ import annotations
+
 import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +25,15 @@ from kitsseg.records.run import (
 )
 from kitsseg.version import __version__
 
+if TYPE_CHECKING:
+    from kitsseg.recipe import Recipe
+
 __all__ = ["check_unseen", "fold_splits", "is_trained", "read_folds", "start_folds"]
 
 VALIDATION = 0.1  # ours: of the cases that are not in the fold
 
 
-def fold_splits(cases, folds=5):
+def fold_splits(cases: Iterable[str], folds: int = 5) -> tuple[CaseSplit, ...]:
     """Divide cases into folds; each gives a split whose test part it is.
 
     The folds of all 210 cases of KiTS19 are those of the named splits ``5-fold-0`` to ``5-fold-4``.
@@ -55,7 +63,7 @@ def fold_splits(cases, folds=5):
     return tuple(splits)
 
 
-def start_folds(out, recipe, splits, shared):
+def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: Mapping[str, Any]) -> None:
     """Write what all folds share, or check that it is what was written.
 
     Args:
@@ -108,8 +116,14 @@ def _then(there: RunRecord, plan: RunRecord, key: str) -> str:
         return there.recipe if there.recipe != plan.recipe else f"kitsseg {there.kitsseg}"
     if key == "split":
         return f"{there.split.name}, now {plan.split.name}"
-    before, now = there.cross_validation.options, plan.cross_validation.options
+    before, now = _folds_of(there).options, _folds_of(plan).options
     return ", ".join(f"{name} {before.get(name)}" for name in now if before.get(name) != now[name])
+
+
+def _folds_of(record: RunRecord) -> FoldsPlan:
+    if record.cross_validation is None:
+        raise ValueError("expected the record of a cross-validation, found that of one run.")
+    return record.cross_validation
 
 
 def read_folds(out: Path) -> RunRecord:
@@ -125,7 +139,7 @@ def read_folds(out: Path) -> RunRecord:
     return record
 
 
-def is_trained(run, split):
+def is_trained(run: Path, split: CaseSplit) -> bool:
     """Whether a fold is trained.
 
     Raises: InputError if it was trained with another split.
@@ -138,7 +152,7 @@ def is_trained(run, split):
     return record.status == "finished"
 
 
-def check_unseen(out):
+def check_unseen(out: str | os.PathLike[str]) -> list[tuple[Path, CaseSplit]]:
     """Check, by what the runs themselves recorded, that each case is left to one run that has not seen it.
 
     Returns: (run folder, CaseSplit) of each fold.
@@ -146,8 +160,9 @@ def check_unseen(out):
         if a case is trained on, chosen by, left out twice or not at all.
     """
     out = Path(out)
-    plan, runs, tested = read_folds(out), [], {}
-    for number, expected in enumerate(plan.cross_validation.folds):
+    plan, runs = read_folds(out), []
+    tested: dict[str, Path] = {}
+    for number, expected in enumerate(_folds_of(plan).folds):
         run = out / f"fold-{number}"
         if not (run / "run.json").is_file():
             raise InputError(f"{run}: this fold is not trained yet. The command without --data trains it.")

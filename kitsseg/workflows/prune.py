@@ -85,7 +85,8 @@ def prune_run(
     return fine_tune(origin, out, phase, lambda: read_network(network.source), "prune", options)
 
 
-def _sparsity_of(weights):
+def _sparsity_of(weights: Path) -> float:
     matrices = [ops.convert_to_numpy(variable) for _, variable in prunable_weights(read_network(weights))]
     zeros = sum(int(np.count_nonzero(matrix == 0)) for matrix in matrices)
-    return zeros / sum(matrix.size for matrix in matrices)
+    size: int = sum(matrix.size for matrix in matrices)
+    return zeros / size

@@ -1,12 +1,14 @@
 """Several sparsities of one run in one table: what each costs in Dice and saves in size, arithmetic and time."""
 
+from __future__ import annotations
+
 import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +28,10 @@ from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
+
+if TYPE_CHECKING:
+    from kitsseg.data.cache.cases import CachedCase
+    from kitsseg.recipe import InferenceSpec, PreprocessSpec
 
 __all__ = ["COLUMNS", "sweep_run"]
 
@@ -110,7 +116,7 @@ def _measure(origin: FromRun, runs: dict[str, Path]) -> list[dict[str, Any]]:
             | {key: scores[key] for key in ("tk", "tu", "composite")}
         )
     batch = np.random.default_rng(0).normal(size=(1, *image)).astype("float32")
-    times = {name: [] for name in engines}
+    times: dict[str, list[float]] = {name: [] for name in engines}
     for round_number in range(ROUNDS + 1):  # in turn: what else the machine does meets all of them
         for name, engine in engines.items():
             started = time.perf_counter()
@@ -120,7 +126,7 @@ def _measure(origin: FromRun, runs: dict[str, Path]) -> list[dict[str, Any]]:
     return [row | {"milliseconds": statistics.median(times[row["network"]])} for row in rows]
 
 
-def _image_shape(inference, case, spec):
+def _image_shape(inference: InferenceSpec, case: CachedCase, spec: PreprocessSpec) -> tuple[int, ...]:
     """What the network sees at once: a tile, or a whole slice of the cache padded to the network's stride."""
     size = inference.tile or [
         -(-n // inference.multiple) * inference.multiple for n in case.geometry.shape[1:]

@@ -200,7 +200,7 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
     sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
     # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
     labels = read_masks(case.slices) if case.slices else read_labels(case.truth, case.label_values)
-    first, boxed, labels = *foreground_box(labels.array), replace(labels, array=None)
+    first, boxed, labels = *foreground_box(labels.array), replace(labels, array=np.empty(0, np.uint8))
     image = read_slices(case.slices) if case.slices else read_image(case.scan)
     check_pair(image, labels)
     spec = spec_of_slices(spec) if case.slices else spec

@@ -1,16 +1,22 @@
 """One file of KiTS19 on its way to its place in a data folder: checked before it gets its name, then recorded."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitsseg.data.download.catalog import DamagedFile, check_file, find_local
 from kitsseg.data.download.http import Connections, HostError, fetch_file, forget_part, part_of
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, RecordedHash, record_hash
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from kitsseg.data.download.catalog import KitsFile
 
 __all__ = ["Landing"]
 
@@ -35,23 +41,26 @@ class Landing:
     hashes: dict[str, RecordedHash]
     arrived: dict[str, int]
 
-    def land(self, file):
+    def land(self, file: KitsFile) -> tuple[bool, str | None]:
         """Bring one file to its place, or check the one that is there.
 
         Returns: (whether it was fetched, a remark or None).
         Raises: InputError; HostError; Stopped; OSError.
         """
         path = self.dest / file.path
-        checked = self._check_existing(file, path) if path.exists() else None
-        fetched = checked is None
-        if fetched:
-            checked = self._fetch(file, path) if self.source is None else self._take(file, path)
-        sha256, remark = checked
+        there = self._check_existing(file, path) if path.exists() else None
+        fetched = there is None
+        if there is not None:
+            sha256, remark = there
+        elif self.source is None:
+            sha256, remark = self._fetch(file, path)
+        else:
+            sha256, remark = self._take(self.source, file, path)
         forget_part(part_of(path))
         record_hash(self.dest, file.path, sha256, path.stat().st_size)
         return fetched, remark
 
-    def _check_existing(self, file, path):
+    def _check_existing(self, file: KitsFile, path: Path) -> tuple[str, str | None] | None:
         """(SHA-256, remark) of a file that is there and not recorded; None if it is not whole and must be fetched."""
         try:
             sha256, remark = check_file(path, file)
@@ -62,7 +71,7 @@ class Landing:
         self._compare_record(file, path, sha256)
         return sha256, remark
 
-    def _fetch(self, file, path):
+    def _fetch(self, file: KitsFile, path: Path) -> tuple[str, str | None]:
         try:
             try:
                 return self._fetch_once(file, path)
@@ -78,7 +87,7 @@ class Landing:
         except InputError as error:
             raise InputError(f"{path}: not fetched. {error}") from error
 
-    def _fetch_once(self, file, path):
+    def _fetch_once(self, file: KitsFile, path: Path) -> tuple[str, str | None]:
         part = part_of(path)
         announced = fetch_file(file.url, part, self.connections, partial(self.arrived.__setitem__, file.path))
         try:
@@ -93,12 +102,10 @@ class Landing:
         part.replace(path)
         return sha256, remark
 
-    def _take(self, file, path):
-        found = find_local(self.source, file)
+    def _take(self, source: Path, file: KitsFile, path: Path) -> tuple[str, str | None]:
+        found = find_local(source, file)
         if found is None:
-            raise InputError(
-                f"{path}: is damaged, and {self.source} has no {file.path}. Fetch it without --from."
-            )
+            raise InputError(f"{path}: is damaged, and {source} has no {file.path}. Fetch it without --from.")
         found = found.resolve()  # of the blob, where the folder holds links
         with atomic_path(path) as temporary:
             try:
@@ -115,7 +122,7 @@ class Landing:
             self.connections.check_stopped()
         return sha256, remark
 
-    def _copy(self, found, target, file):
+    def _copy(self, found: Path, target: Path, file: KitsFile) -> None:
         copied = 0
         with found.open("rb") as reader, target.open("wb") as writer:
             while chunk := reader.read(_CHUNK_BYTES):
@@ -125,7 +132,7 @@ class Landing:
                 self.arrived[file.path] = copied
         shutil.copystat(found, target)
 
-    def _compare_record(self, file, path, sha256):
+    def _compare_record(self, file: KitsFile, path: Path, sha256: str) -> None:
         recorded = self.hashes.get(file.path)
         if recorded and recorded.sha256 != sha256:
             raise InputError(

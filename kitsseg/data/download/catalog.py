@@ -1,12 +1,17 @@
 """The files of KiTS19: where they are served today, where they lie in folders people have, and whether one is right."""
 
+from __future__ import annotations
+
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
@@ -14,9 +19,17 @@ from kitsseg.files.checksums import sha256_of
 try:
     from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
 
-    _gzip_open, _DAMAGE = igzip.open, (igzip.BadGzipFile, isal_zlib.IsalError)
+    _gzip_open: Callable[..., Any] = igzip.open
+    _DAMAGE: tuple[type[Exception], ...] = (
+        igzip.BadGzipFile,
+        isal_zlib.IsalError,  # type: ignore[assignment]  # a class, whatever its stubs say
+    )
 except ImportError:
     _gzip_open, _DAMAGE = gzip.open, ()
+_NOT_WHOLE: tuple[type[Exception], ...] = (gzip.BadGzipFile, zlib.error, EOFError, *_DAMAGE)
+
+if TYPE_CHECKING:
+    from kitsseg.data.kits19.manifest import ManifestCase
 
 __all__ = [
     "IMAGES_URL",
@@ -60,7 +73,7 @@ _LABEL_PLACES = (
 class DamagedFile(Exception):
     """A file is not whole, or whole but not what it should be; the message says how."""
 
-    def __init__(self, message, whole=True):
+    def __init__(self, message: str, whole: bool = True) -> None:
         super().__init__(message)
         self.whole = whole
 
@@ -87,7 +100,7 @@ class KitsFile:
     not_sha256: str | None = None
 
 
-def parse_cases(text, manifest):
+def parse_cases(text: str, manifest: Mapping[str, ManifestCase]) -> list[str]:
     """Names of cases from ``0,3-7`` or ``all-training``, in order, each once.
 
     Args:
@@ -97,7 +110,7 @@ def parse_cases(text, manifest):
     """
     if text == "all-training":
         return [name for name, case in manifest.items() if case.label_sha256]
-    numbers = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         found = re.fullmatch(r"(?:case_)?([0-9]{1,5})(?:-(?:case_)?([0-9]{1,5}))?", part.strip())
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
@@ -116,7 +129,12 @@ def parse_cases(text, manifest):
     return names
 
 
-def wanted_files(cases, labels_only=False, images_url=IMAGES_URL, labels_url=LABELS_URL):
+def wanted_files(
+    cases: Iterable[ManifestCase],
+    labels_only: bool = False,
+    images_url: str = IMAGES_URL,
+    labels_url: str = LABELS_URL,
+) -> list[KitsFile]:
     """The files of some cases (ManifestCase), labels first: they are small.
 
     Raises: InputError if an address lacks ``{case}`` or is none, or if only labels are wanted of a case without.
@@ -144,12 +162,14 @@ def wanted_files(cases, labels_only=False, images_url=IMAGES_URL, labels_url=LAB
     return labels if labels_only else labels + images
 
 
-def find_local(folder, file):
+def find_local(folder: str | os.PathLike[str], file: KitsFile) -> Path | None:
     """Where ``file`` lies below a folder in any usual layout, or None."""
     return next((path for path in (Path(folder) / place for place in file.places) if path.is_file()), None)
 
 
-def check_file(path, file, announced=None):
+def check_file(
+    path: str | os.PathLike[str], file: KitsFile, announced: str | None = None
+) -> tuple[str, str | None]:
     """Is ``path`` the whole and right ``file``?
 
     Args:
@@ -177,7 +197,7 @@ def check_file(path, file, announced=None):
     return sha256, f"{file.path}: whole, but not the file of 2019{of_size}; trusted on first use"
 
 
-def _check_whole(path):
+def _check_whole(path: str | os.PathLike[str]) -> None:
     """Read to the end: the checksum that gzip keeps there is then compared, and the length that NIfTI states."""
     with Path(path).open("rb") as opened:
         start = opened.read(64).lstrip()
@@ -193,14 +213,14 @@ def _check_whole(path):
             size = len(header)
             while chunk := opened.read(1 << 20):
                 size += len(chunk)
-    except (gzip.BadGzipFile, zlib.error, EOFError, *_DAMAGE) as error:
+    except _NOT_WHOLE as error:
         raise DamagedFile(f"not a whole gzip file ({error})", whole=False) from error
     stated = _nifti_bytes(header)
     if size < stated:  # several gzip files in one, of which the last are missing
         raise DamagedFile(f"not whole: it holds {size:,} bytes, its header states {stated:,}", whole=False)
 
 
-def _nifti_bytes(header):
+def _nifti_bytes(header: bytes) -> int:
     """Size of an uncompressed NIfTI-1 or NIfTI-2 file, from the fields of its header."""
     for order in "<>":
         if len(header) >= 352 and struct.unpack_from(f"{order}i", header)[0] == 348:
@@ -217,5 +237,6 @@ def _nifti_bytes(header):
             (offset,) = struct.unpack_from(f"{order}q", header, 168)
         else:
             continue
-        return offset + math.prod(dims[1 : 1 + dims[0]]) * bits // 8
+        size: int = offset + math.prod(dims[1 : 1 + dims[0]]) * bits // 8
+        return size
     raise DamagedFile("a whole gzip file, but not of a NIfTI image")

@@ -6,12 +6,17 @@ is then trusted on first use and recorded (``hash_record``). A call that finds f
 there; what an earlier call recorded is not read again (``kitsseg verify`` does).
 """
 
+from __future__ import annotations
+
 import contextlib
+import os
 import queue
 import shutil
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kitsseg.data.download.arrival import Landing
 from kitsseg.data.download.catalog import IMAGES_URL, LABELS_URL, find_local, parse_cases, wanted_files
@@ -22,8 +27,15 @@ from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.locks import folder_lock
 
+if TYPE_CHECKING:
+    from kitsseg.data.download.catalog import KitsFile
+    from kitsseg.data.download.http import Patience
+    from kitsseg.data.kits19.manifest import ManifestCase
+    from kitsseg.interfaces import Progress
+
 __all__ = ["LICENSE_FILE", "Downloaded", "choose_files", "download_files"]
 
+Say = Callable[[str], object]  # a line for the user
 LICENSE_FILE = "DATA_LICENSE.txt"
 _NOTICE = (
     "The KiTS19 data are under CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/): name the source, "
@@ -44,8 +56,13 @@ class Downloaded:
 
 
 def choose_files(
-    cases=None, labels_only=False, source=None, images_url=IMAGES_URL, labels_url=LABELS_URL, manifest=None
-):
+    cases: str | None = None,
+    labels_only: bool = False,
+    source: str | os.PathLike[str] | None = None,
+    images_url: str = IMAGES_URL,
+    labels_url: str = LABELS_URL,
+    manifest: Mapping[str, ManifestCase] | None = None,
+) -> list[KitsFile]:
     """The files of some cases, for ``download_files``.
 
     Args:
@@ -74,7 +91,15 @@ def choose_files(
     return [file for file in files if file.path.split("/")[0] in there]
 
 
-def download_files(dest, files, source=None, jobs=4, patience=None, say=None, progress=None):
+def download_files(
+    dest: str | os.PathLike[str],
+    files: Sequence[KitsFile],
+    source: str | os.PathLike[str] | None = None,
+    jobs: int = 4,
+    patience: Patience | None = None,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Downloaded:
     """Bring files of KiTS19 to a data folder.
 
     Args:
@@ -103,9 +128,13 @@ def download_files(dest, files, source=None, jobs=4, patience=None, say=None, pr
 class _Work:
     """The files still to do, and the threads that do them."""
 
-    def __init__(self, dest, source, files, connections):
+    def __init__(
+        self, dest: Path, source: Path | None, files: Sequence[KitsFile], connections: Connections
+    ) -> None:
         self.dest, self.source, self.connections = dest, source, connections
-        self.result, self.todo, self.arrived, hashes = Downloaded(), [], {}, read_hashes(dest)
+        self.result, hashes = Downloaded(), read_hashes(dest)
+        self.todo: list[KitsFile] = []
+        self.arrived: dict[str, int] = {}
         self.landing = Landing(dest, source, connections, hashes, self.arrived)
         for file in files:
             recorded, path = hashes.get(file.path), dest / file.path
@@ -115,27 +144,28 @@ class _Work:
                 self.todo.append(file)
         self.sizes = {file.path: file.bytes or _UNKNOWN_BYTES for file in self.todo}
         if source is not None:
-            self._check_source()
+            self._check_source(source)
 
-    def _check_source(self):
-        if not self.source.is_dir():
-            raise InputError(f"{self.source}: expected a folder of KiTS19 files, found none. Check --from.")
+    def _check_source(self, source: Path) -> None:
+        if not source.is_dir():
+            raise InputError(f"{source}: expected a folder of KiTS19 files, found none. Check --from.")
         missing = [
             file
             for file in self.todo
-            if not (self.dest / file.path).is_file() and find_local(self.source, file) is None
+            if not (self.dest / file.path).is_file() and find_local(source, file) is None
         ]
         if missing:
             first = missing[0]
             looked = ", ".join(first.places[:-1]) + " and " + first.places[-1]
             hint = " Get label maps first: kitsseg download DEST --labels-only." if first.strict else ""
             raise InputError(
-                f"{self.source}: {len(missing)} files are not there, the first is {first.path}; looked for {looked}. "
+                f"{source}: {len(missing)} files are not there, the first is {first.path}; looked for {looked}. "
                 f"Choose --cases, or another folder.{hint}"
             )
 
-    def run(self, jobs, say, progress):
-        waiting, results = queue.SimpleQueue(), queue.SimpleQueue()
+    def run(self, jobs: int, say: Say, progress: Progress | None) -> Downloaded:
+        waiting: queue.SimpleQueue[KitsFile] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[KitsFile, Any]] = queue.SimpleQueue()
         for file in self.todo:
             waiting.put(file)
         # daemons: one that still waits for a connection must not hold up the end of the process
@@ -154,7 +184,8 @@ class _Work:
                 elif isinstance(outcome, BaseException):
                     raise outcome
                 else:
-                    self._note(file, *outcome, say)
+                    fetched, remark = outcome
+                    self._note(file, fetched, remark, say)
         finally:
             self.connections.stop()
             for thread in threads:
@@ -168,20 +199,22 @@ class _Work:
             paths.sort()  # threads end in any order
         return self.result
 
-    def _next(self, results, progress):
+    def _next(
+        self, results: queue.SimpleQueue[tuple[KitsFile, Any]], progress: Progress | None
+    ) -> tuple[KitsFile, Any]:
         while True:
             with contextlib.suppress(queue.Empty):
                 return results.get(timeout=0.2)
             self._show(progress)
 
-    def _show(self, progress):
+    def _show(self, progress: Progress | None) -> None:
         if progress:
             total = sum(self.sizes.values())
             done = min(total, sum(list(self.arrived.values())))
             unit, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
             progress(f"{done / unit:.2f} of {total / unit:.2f} {name}", done, total)
 
-    def _note(self, file, fetched, remark, say):
+    def _note(self, file: KitsFile, fetched: bool, remark: str | None, say: Say) -> None:
         size = (self.dest / file.path).stat().st_size
         self.sizes[file.path] = self.arrived[file.path] = size
         (self.result.fetched if fetched else self.result.kept).append(file.path)
@@ -189,7 +222,9 @@ class _Work:
             self.result.remarks.append(remark)
             say(remark)
 
-    def _do_all(self, waiting, results):
+    def _do_all(
+        self, waiting: queue.SimpleQueue[KitsFile], results: queue.SimpleQueue[tuple[KitsFile, Any]]
+    ) -> None:
         while True:
             try:
                 file = waiting.get_nowait()
@@ -197,7 +232,7 @@ class _Work:
                 return
             try:
                 self.connections.check_stopped()
-                outcome = self.landing.land(file)
+                outcome: Any = self.landing.land(file)
             except Stopped:
                 return
             except BaseException as error:  # handed to the thread that waits
@@ -205,7 +240,7 @@ class _Work:
             results.put((file, outcome))
 
 
-def _show_license(dest, say):
+def _show_license(dest: Path, say: Say) -> None:
     path = dest / LICENSE_FILE
     if not path.exists():
         say(_NOTICE)
@@ -213,11 +248,13 @@ def _show_license(dest, say):
             temporary.write_text(f"{_NOTICE}\n", encoding="utf-8")
 
 
-def _check_space(dest, work):
+def _check_space(dest: Path, work: _Work) -> None:
     """What is still to come must fit on the disk; what is linked needs no space."""
     missing = [file for file in work.todo if not (dest / file.path).exists()]
     if work.source is not None:
-        missing = [f for f in missing if find_local(work.source, f).stat().st_dev != dest.stat().st_dev]
+        disk = dest.stat().st_dev
+        found = [(file, find_local(work.source, file)) for file in missing]
+        missing = [file for file, there in found if there is None or there.stat().st_dev != disk]
     needed = sum(max(0, work.sizes[f.path] - part_size(part_of(dest / f.path))) for f in missing)
     free = shutil.disk_usage(dest).free
     if needed and needed + _SPARE_BYTES > free:

@@ -14,6 +14,8 @@ about a file while it redirects to its storage, never leaves https on the way, a
 for bytes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import email.utils
 import http.client
@@ -27,14 +29,18 @@ import time
 import urllib.error
 import urllib.request
 import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.version import __version__
+
+if TYPE_CHECKING:
+    import io
 
 __all__ = [
     "Connections",
@@ -75,23 +81,23 @@ class Patience:
 class Connections:
     """Opens URLs for several threads until it is told to ``stop``."""
 
-    def __init__(self, patience=None):
+    def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
-        self.answered = set()  # hosts
+        self.answered: set[str] = set()  # hosts
         self._stopping = threading.Event()
-        self._sockets = weakref.WeakSet()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def open(self, url, headers):
+    def open(self, url: str, headers: Mapping[str, str]) -> tuple[Any, str | None]:
         """Open a URL. Returns (response, the SHA-256 that the host announces or None); raises as urllib, Stopped."""
         self.check_stopped()
-        announced = {}
+        announced: dict[str, str | None] = {}
         opener = urllib.request.build_opener(_Http(self._keep), _Https(self._keep), _Redirect(announced))
         request = urllib.request.Request(url, headers=headers)
         response = opener.open(request, timeout=self.patience.stall_s)
         return response, announced.get("sha256") or _announced_sha256(response.headers)
 
-    def stop(self):
+    def stop(self) -> None:
         """Make all threads raise Stopped soon, also those that wait."""
         self._stopping.set()
         with self._lock:
@@ -100,27 +106,27 @@ class Connections:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(each, socket.SHUT_RDWR)  # wakes up who waits for bytes
 
-    def check_stopped(self):
+    def check_stopped(self) -> None:
         """Raise Stopped if it was told to stop."""
         if self._stopping.is_set():
             raise Stopped
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> None:
         """Sleep; raises Stopped as soon as it is told to stop."""
         if self._stopping.wait(seconds):
             raise Stopped
 
-    def _keep(self, new):
+    def _keep(self, new: socket.socket) -> None:
         with self._lock:
             self._sockets.add(new)
         self.check_stopped()
 
 
-def _watched(kind, keep):
+def _watched(kind: Any, keep: Callable[[socket.socket], None]) -> Any:
     """The connection class ``kind`` that hands its socket to ``keep``."""
 
-    class Connection(kind):
-        def connect(self):
+    class Connection(kind):  # type: ignore[misc]  # one of two classes of the standard library
+        def connect(self) -> None:
             super().connect()
             keep(self.sock)
 
@@ -128,35 +134,37 @@ def _watched(kind, keep):
 
 
 class _Http(urllib.request.HTTPHandler):
-    def __init__(self, keep):
+    def __init__(self, keep: Callable[[socket.socket], None]) -> None:
         super().__init__()
         self.connection = _watched(http.client.HTTPConnection, keep)
 
-    def http_open(self, request):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self.connection, request)
 
 
 class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, keep):
+    def __init__(self, keep: Callable[[socket.socket], None]) -> None:
         super().__init__()
         self.connection = _watched(http.client.HTTPSConnection, keep)
 
-    def https_open(self, request):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         return self.do_open(self.connection, request)
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
-    def __init__(self, announced):
+    def __init__(self, announced: dict[str, str | None]) -> None:
         self.announced = announced
 
-    def redirect_request(self, request, body, code, message, headers, url):
+    def redirect_request(
+        self, request: urllib.request.Request, body: Any, code: int, message: str, headers: Any, url: str
+    ) -> urllib.request.Request | None:
         if request.type == "https" and not url.startswith("https:"):
             raise urllib.error.URLError(f"it redirects to {url}, which is not https")
         self.announced["sha256"] = self.announced.get("sha256") or _announced_sha256(headers)
         return super().redirect_request(request, body, code, message, headers, url)
 
 
-def _announced_sha256(headers):
+def _announced_sha256(headers: email.message.Message) -> str | None:
     """Hugging Face names the SHA-256 of a large file in X-Linked-ETag."""
     tag = headers.get("X-Linked-ETag", "").strip('"').lower()
     return tag if re.fullmatch("[0-9a-f]{64}", tag) else None
@@ -174,17 +182,17 @@ class HostError(InputError):
 class _Passing(Exception):
     """What may be better at the next attempt, not before ``wait_s`` seconds if the server asks for them."""
 
-    def __init__(self, reason, wait_s=0.0, unreachable=False):
+    def __init__(self, reason: str, wait_s: float = 0.0, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.wait_s, self.unreachable = wait_s, unreachable
 
 
-def part_of(path):
+def part_of(path: Path) -> Path:
     """Where the beginning of a file lies until it is whole."""
     return path.with_name(f"{path.name}.part")
 
 
-def part_size(part):
+def part_size(part: Path) -> int:
     """Bytes that have arrived."""
     try:
         return part.stat().st_size
@@ -192,13 +200,15 @@ def part_size(part):
         return 0
 
 
-def forget_part(part):
+def forget_part(part: Path) -> None:
     """Remove a beginning, and what is known about it."""
     part.unlink(missing_ok=True)
     _facts_path(part).unlink(missing_ok=True)
 
 
-def fetch_file(url, part, connections, on_bytes=lambda size: None):
+def fetch_file(
+    url: str, part: Path, connections: Connections, on_bytes: Callable[[int], object] = lambda size: None
+) -> str | None:
     """Fetch ``url`` into the file ``part``, from where it stops, up to the end that the server announces.
 
     Args:
@@ -233,13 +243,15 @@ def fetch_file(url, part, connections, on_bytes=lambda size: None):
             connections.wait(max(problem.wait_s, backoff * random.uniform(0.5, 1.0)))
 
 
-def _attempt(url, part, connections, on_bytes):
+def _attempt(url: str, part: Path, connections: Connections, on_bytes: Callable[[int], object]) -> str | None:
     """One request; returns the announced SHA-256 once ``part`` is as long as the server says."""
-    facts, have = _read_facts(part, url), part_size(part)
+    facts: dict[str, Any] = _read_facts(part, url) or {}
+    have = part_size(part)
     if not facts or not (facts["sha256"] or facts["validator"]):
         have = 0
     elif have and have == facts["total"]:
-        return facts["sha256"]
+        whole: str | None = facts["sha256"]
+        return whole
     headers = {"User-Agent": f"kitsseg/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -280,9 +292,16 @@ class _Known:
     have: int
 
 
-def _receive(response, announced, known, connections, on_bytes):
+def _receive(
+    response: Any,
+    announced: str | None,
+    known: _Known,
+    connections: Connections,
+    on_bytes: Callable[[int], object],
+) -> str | None:
     url, part, facts, have = known.url, known.part, known.facts, known.have
     validator = _validator(response.headers)
+    total: int | None
     if response.status == 206 and have:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip())
         same = announced == facts["sha256"] if facts["sha256"] else validator in (facts["validator"], None)
@@ -313,14 +332,18 @@ def _receive(response, announced, known, connections, on_bytes):
     if total is not None and have > total:
         forget_part(part)
         raise _Passing(f"it sent {have} bytes, more than the {total} it announced")
-    return facts["sha256"]
+    named: str | None = facts["sha256"]
+    return named
 
 
-def _without_body(error, url, part, facts, have):
+def _without_body(
+    error: urllib.error.HTTPError, url: str, part: Path, facts: dict[str, Any], have: int
+) -> str | None:
     """What an HTTP error status means."""
     if error.code == 416 and have:  # nothing from there on: all was there, or the file is another one
         if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
-            return facts["sha256"]
+            whole: str | None = facts["sha256"]
+            return whole
         forget_part(part)
         raise _Passing("its file has become shorter") from error
     status = f"HTTP status {error.code} ({error.reason})" if error.reason else f"HTTP status {error.code}"
@@ -331,7 +354,7 @@ def _without_body(error, url, part, facts, have):
     ) from error
 
 
-def _asked_wait_s(headers):
+def _asked_wait_s(headers: email.message.Message) -> float:
     asked = headers.get("Retry-After", "").strip()
     if asked.isdigit():
         return float(asked)
@@ -340,41 +363,41 @@ def _asked_wait_s(headers):
     return 0.0
 
 
-def _validator(headers):
+def _validator(headers: email.message.Message) -> str | None:
     """What If-Range may hold: a strong ETag, else a date."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified")
 
 
-def _one_line(reason):
+def _one_line(reason: object) -> str:
     return " ".join((getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).split())
 
 
-def _facts_path(part):
+def _facts_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_facts(part, url):
+def _read_facts(part: Path, url: str) -> dict[str, Any] | None:
     """What is known about the file whose beginning is ``part``; None if nothing, or if it is of another address."""
     try:
-        facts = json.loads(_facts_path(part).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads(_facts_path(part).read_text(encoding="utf-8"))
         return facts if facts["url"] == url and {"sha256", "validator", "total"} <= facts.keys() else None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
-def _write_facts(part, facts):
+def _write_facts(part: Path, facts: Mapping[str, Any]) -> None:
     with atomic_path(_facts_path(part)) as temporary:
         temporary.write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _open(part, have):
+def _open(part: Path, have: int) -> io.FileIO:
     """To go on at ``have`` bytes, or with an emptied file: before new facts are written, so that they never mix."""
     part.parent.mkdir(parents=True, exist_ok=True)
     return part.open("ab" if have else "wb", buffering=0)
 
 
-def _write(file, chunk, part):
+def _write(file: io.FileIO, chunk: bytes, part: Path) -> None:
     rest = memoryview(chunk)
     try:
         while rest:

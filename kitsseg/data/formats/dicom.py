@@ -9,6 +9,8 @@ where all grids are (``kitsseg.data.formats.grid``). Peak memory is the int16 vo
 Needs pydicom (the extra ``dicom``).
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import warnings
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -43,7 +46,12 @@ SAME = {
 }
 ONE = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")  # have one value in a series
 # have one value in an acquisition and a reconstruction, so that along the slices a value never comes back
-MARKS = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex", "IrradiationEventUID")
+MARKS: tuple[str, ...] = (
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "IrradiationEventUID",
+)
 MARKS += (
     "NominalPercentageOfCardiacPhase",
     "ContrastBolusAgent",
@@ -139,12 +147,12 @@ class Slice:
     series: str
     description: str
     shape: tuple[int, int]
-    spacing_mm: tuple[float, float]
+    spacing_mm: tuple[float, ...]
     orientation: tuple[float, ...]
-    position: tuple[float, float, float]
+    position: tuple[float, ...]
     slope: float
     intercept: float
-    rounding_mm: tuple[float, float, float]
+    rounding_mm: tuple[float, ...]
     number: int | None
     marks: dict[str, str]
     times_s: dict[str, float]
@@ -226,14 +234,15 @@ def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
 
 def _split_by_time(seconds: Sequence[float | None]) -> list[str]:
     """The acquisition of each slice, where a pause between them is longer than any within them."""
-    if len(seconds) < 4 or None in seconds:
+    known = [moment for moment in seconds if moment is not None]
+    if len(seconds) < 4 or len(known) < len(seconds):
         return []
-    ends = np.sort(seconds)
+    ends = np.sort(np.array(known))
     pauses = np.diff(ends)
     if pauses.max() < ACQUISITION_S:
         return []
     starts = ends[1:][pauses > max(ACQUISITION_S, pauses.max() / 2)]
-    first = [int(np.searchsorted(starts, moment, side="right")) for moment in seconds]
+    first = [int(np.searchsorted(starts, moment, side="right")) for moment in known]
     return [f"{ends[0] if k == 0 else starts[k - 1]:.0f} s" for k in first]
 
 
@@ -251,7 +260,8 @@ def _split_by_number(numbers: Sequence[int | None]) -> list[str]:
 def _rounding_mm(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
     """How far each coordinate of the positions may be from where the slice was, for they were written rounded."""
     # a number without trailing zeros looks coarser than it is: of all slices the finest counts
-    return np.min([item.rounding_mm for item in slices], axis=0)
+    finest: npt.NDArray[np.float64] = np.min([item.rounding_mm for item in slices], axis=0)
+    return finest
 
 
 def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np.float64]) -> None:
@@ -335,7 +345,13 @@ def series_header(slices: Sequence[Slice]) -> nib.Nifti1Header:
     return header
 
 
-NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
+NEEDED: tuple[str, ...] = (
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+)
 NEEDED += ("SeriesInstanceUID", "RescaleSlope", "RescaleIntercept")
 
 
@@ -426,7 +442,7 @@ def _what(path: Path) -> str:
 
 
 @contextmanager
-def _quiet_pydicom():
+def _quiet_pydicom() -> Iterator[None]:
     """pydicom warns of every value that is written a little wrong, and logs what it raises too."""
     logger = logging.getLogger("pydicom")
     level = logger.level
@@ -496,7 +512,7 @@ def _stated(dataset: Any, name: str) -> bool:
 def _half_a_digit(value: Any) -> float:
     """Half a unit of the last digit of a decimal string that is not 0: some software writes 2.0 for 2."""
     exponent = Decimal(str(value)).normalize().as_tuple().exponent
-    return 0.5 * 10.0 ** min(exponent, 0)
+    return 0.5 * 10.0 ** min(int(exponent), 0)
 
 
 def _seconds(moment: Any) -> float:
@@ -507,7 +523,7 @@ def _seconds(moment: Any) -> float:
     return float(86400 * days + 3600 * hours + 60 * minutes + seconds) + float(f"0.{fraction or 0}")
 
 
-def _check_ct(path, dataset):
+def _check_ct(path: Path, dataset: Any) -> None:
     modality = dataset.get("Modality")
     if modality != "CT":
         raise InputError(
@@ -532,20 +548,20 @@ def _check_ct(path, dataset):
         )
 
 
-def _numbers(dataset, name, count):
+def _numbers(dataset: Any, name: str, count: int) -> tuple[float, ...]:
     values = np.atleast_1d(np.array(dataset[name].value, float))
     if values.shape != (count,) or not np.isfinite(values).all():
         raise ValueError(f"{name} is {values.tolist()}")
     return tuple(values.tolist())
 
 
-def _positive(spacing_mm):
+def _positive(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
     if min(spacing_mm) <= 0:
         raise ValueError(f"PixelSpacing is {list(spacing_mm)}")
     return spacing_mm
 
 
-def _hu(item):
+def _hu(item: Slice) -> npt.NDArray[np.int16]:
     """(rows, columns) int16."""
     with _naming(item.path):
         dataset = _pydicom(item.path).dcmread(item.path, force=True)
@@ -563,7 +579,10 @@ def _hu(item):
         raise InputError(f"{item.path}: expected {item.shape} gray values, found {stored.shape}.")
     if not item.slope:
         raise InputError(f"{item.path}: expected a rescaling to HU, found slope 0. Export the series again.")
-    return np.clip(np.rint(stored * item.slope + item.intercept), -32768, 32767).astype(np.int16)
+    hu: npt.NDArray[np.int16] = np.clip(np.rint(stored * item.slope + item.intercept), -32768, 32767).astype(
+        np.int16
+    )
+    return hu
 
 
 def _syntax(path: Path, dataset: Any) -> Any:
@@ -583,7 +602,7 @@ def _syntax(path: Path, dataset: Any) -> Any:
     return meta.TransferSyntaxUID
 
 
-def _pydicom(path):
+def _pydicom(path: Path) -> ModuleType:
     try:
         import pydicom
     except ImportError as error:
@@ -594,7 +613,7 @@ def _pydicom(path):
 
 
 @contextmanager
-def _naming(path):
+def _naming(path: Path) -> Iterator[None]:
     """Makes one error that names the file of the many kinds that pydicom raises."""
     try:
         yield
@@ -608,6 +627,6 @@ def _naming(path):
         raise InputError(f"{path}: damaged DICOM ({_line(error)}). Copy or export it again.") from error
 
 
-def _line(error):
+def _line(error: object) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:197]}..."  # some quote the contents of the file

@@ -7,8 +7,10 @@ here, so that volumes in ml, distances in mm and every resampled picture would b
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +22,8 @@ from kitsseg.errors import InputError
 
 __all__ = ["KITS_AXES", "Grid", "Volume", "grid_of"]
 
+Scalar = TypeVar("Scalar", bound=np.generic)
+Each = TypeVar("Each")
 KITS_AXES = ("I", "P", "L")  # slices run to inferior, rows to posterior, columns to left
 SHEAR_DEGREES = 0.5  # less is the rounding of direction cosines written with three digits
 SIZE_TOLERANCE = 0.01  # of a voxel size that the header gives twice; more is no rounding
@@ -49,7 +53,7 @@ class Grid:
     flipped: tuple[bool, bool, bool]
     header: nib.Nifti1Header
 
-    def file_view(self, array):
+    def file_view(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """View of ``array`` (slices, rows, columns) in the axis order and direction of the file."""
         array = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flipped)]
         return array.transpose(self.axes)
@@ -60,7 +64,7 @@ class Volume:
     """One volume: ``array`` (slices, rows, columns), int16 HU or uint8 labels, and its grid."""
 
     path: Path
-    array: np.ndarray
+    array: npt.NDArray[Any]
     grid: Grid
 
 
@@ -106,11 +110,16 @@ def grid_of(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> Grid:
             f"{path}: expected a volume of at least two axial slices, found {kits_shape[0]} "
             f"(shape {tuple(shape)}). Export the whole scan."
         )
-    return Grid(tuple(kits_shape), tuple(spacing), axes, tuple(flipped), header)
+    return Grid(_three(kits_shape), _three(spacing), _three(axes), _three(flipped), header)
+
+
+def _three(values: Sequence[Each]) -> tuple[Each, Each, Each]:
+    first, second, third = values
+    return first, second, third
 
 
 def _checked_shape(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    shape = header.get_data_shape()
+    shape: tuple[int, ...] = header.get_data_shape()
     if len(shape) > 3 and all(n == 1 for n in shape[3:]):
         shape = shape[:3]
     if len(shape) != 3:
@@ -121,11 +130,11 @@ def _checked_shape(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> tu
         )
     if min(shape) < 1:
         raise InputError(f"{path}: expected a 3-D volume, found no voxels (shape {shape}).")
-    return shape
+    return _three(shape)
 
 
 def _affine(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> npt.NDArray[np.float64]:
-    affines = [header.get_sform()] if header["sform_code"] > 0 else []
+    affines: list[npt.NDArray[np.float64]] = [header.get_sform()] if header["sform_code"] > 0 else []
     if header["qform_code"] > 0:
         try:
             affines.append(header.get_qform())

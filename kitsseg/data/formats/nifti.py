@@ -11,10 +11,12 @@ Label maps are written on the grid of their scan, synthetic scans in KiTS19 layo
 import gzip
 import io
 import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -33,6 +35,7 @@ __all__ = [
     "KITS_LABELS",
     "PHANTOM",
     "Grid",
+    "LabelValues",
     "Volume",
     "is_phantom",
     "read_grid",
@@ -45,7 +48,11 @@ __all__ = [
 try:
     from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
 
-    _gzip_open, _gzip_errors = igzip.open, (igzip.BadGzipFile, isal_zlib.IsalError)
+    _gzip_open: Callable[..., Any] = igzip.open
+    _gzip_errors: tuple[type[Exception], ...] = (
+        igzip.BadGzipFile,
+        isal_zlib.IsalError,  # type: ignore[assignment]  # a class, whatever its stubs say
+    )
 except ImportError:
     _gzip_open, _gzip_errors = gzip.open, ()
 
@@ -53,8 +60,19 @@ except ImportError:
 PHANTOM = (
     "kitsseg phantom, no patient"  # description of every synthetic scan, so that results say what they are
 )
-_DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError, ImageFileError, HeaderDataError, *_gzip_errors)
-KITS_LABELS = (0, 1, 2)
+_DAMAGE: tuple[type[Exception], ...] = (
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ImageFileError,
+    HeaderDataError,
+    *_gzip_errors,
+)
+# what the labels 0, 1, 2, ... of a file become; None for one that is not allowed
+LabelValues = tuple[int | None, ...]
+# from stored numbers to HU or labels: called with them, the header and the path, for messages
+Convert = Callable[[npt.NDArray[Any], nib.Nifti1Header, Path], npt.NDArray[Any]]
+KITS_LABELS: LabelValues = (0, 1, 2)
 _WORDS = ("background", "kidney", "tumor", "cyst")
 FLOAT_LABEL_TOLERANCE = 1e-4
 SCALED_LABEL_TOLERANCE = 0.01
@@ -67,7 +85,7 @@ _BLOCK_BYTES = 4 << 20  # stays in the cache of the processor between the steps
 _OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
 
 
-def read_image(path):
+def read_image(path: str | os.PathLike[str]) -> Volume:
     """Read a CT in HU.
 
     Args:
@@ -92,7 +110,7 @@ def read_image(path):
     return volume
 
 
-def read_labels(path, values=KITS_LABELS):
+def read_labels(path: str | os.PathLike[str], values: LabelValues = KITS_LABELS) -> Volume:
     """Read a label map: uint8 ``array``, 0 background, 1 kidney, 2 tumor.
 
     Args:
@@ -105,7 +123,7 @@ def read_labels(path, values=KITS_LABELS):
     allowed = np.array([value is not None for value in values])
     table = np.array([value or 0 for value in values], np.uint8)
 
-    def convert(stored, header, path):
+    def convert(stored: npt.NDArray[Any], header: nib.Nifti1Header, path: Path) -> npt.NDArray[np.uint8]:
         numbers = _scaled(stored, header)
         if numbers.dtype.kind == "f":
             numbers = _whole_numbers(numbers, header, path)
@@ -137,7 +155,7 @@ def _whole_numbers(
     """
     slope = abs(header.get_slope_inter()[0]) if _is_scaled(header) else 0.0
     tolerance = min(max(0.51 * slope, FLOAT_LABEL_TOLERANCE), SCALED_LABEL_TOLERANCE)
-    rounded = np.rint(numbers)
+    rounded: npt.NDArray[np.floating[Any]] = np.rint(numbers)
     if not (np.abs(numbers - rounded) <= tolerance).all():
         scale = f" (scl_slope is {slope:g})" if slope else ""
         raise InputError(
@@ -146,7 +164,7 @@ def _whole_numbers(
     return rounded
 
 
-def _unknown_label(path, values, wrong):
+def _unknown_label(path: Path, values: LabelValues, wrong: npt.NDArray[Any]) -> str:
     names = [f"{k} {_WORDS[value]}" for k, value in enumerate(values) if value is not None]
     hint = "Is this a KiTS19 label map?"
     if values == KITS_LABELS and (wrong == 3).all():
@@ -156,8 +174,9 @@ def _unknown_label(path, values, wrong):
     return f"{path}: labels must be {', '.join(names)}; also found {wrong[0]:g} in at least {wrong.size} voxels. {hint}"
 
 
-def _hu_from_stored(stored, header, path):
+def _hu_from_stored(stored: npt.NDArray[Any], header: nib.Nifti1Header, path: Path) -> npt.NDArray[np.int16]:
     values = _scaled(stored, header)
+    hu: npt.NDArray[np.int16]
     if values.dtype == np.int16:
         return values
     if values.dtype.kind == "f":
@@ -166,16 +185,19 @@ def _hu_from_stored(stored, header, path):
                 f"{path}: HU must be finite; found NaN or infinity. Repair or export the scan again."
             )
         values = np.rint(values)
-        return np.clip(values, -32768, 32767, out=values).astype(np.int16)
+        hu = np.clip(values, -32768, 32767, out=values).astype(np.int16)
+        return hu
     if values.dtype == np.uint64:  # has no common integer type with the lower bound
-        return np.minimum(values, 32767).astype(np.int16)
-    return np.clip(values, -32768, 32767).astype(np.int16)
+        hu = np.minimum(values, 32767).astype(np.int16)
+        return hu
+    hu = np.clip(values, -32768, 32767).astype(np.int16)
+    return hu
 
 
 @np.errstate(
     over="ignore", invalid="ignore"
 )  # numbers beyond float64 are found where they are no HU or labels
-def _scaled(stored, header):
+def _scaled(stored: npt.NDArray[Any], header: nib.Nifti1Header) -> npt.NDArray[Any]:
     """Apply the header's slope and intercept; the result is float64 only if they say so."""
     if not _is_scaled(header):
         return stored
@@ -186,11 +208,11 @@ def _scaled(stored, header):
     return values
 
 
-def _is_scaled(header):
+def _is_scaled(header: nib.Nifti1Header) -> bool:
     return header.get_slope_inter() not in ((None, None), (1.0, 0.0))
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(path: str | os.PathLike[str]) -> Grid:
     """The grid of a NIfTI file, from its header alone.
 
     Raises: InputError for a header that ``read_image`` refuses; FileNotFoundError.
@@ -200,7 +222,7 @@ def read_grid(path: str | Path) -> Grid:
         return _grid(_read_header(stream, path), path)
 
 
-def _read(path, dtype, convert):
+def _read(path: Path, dtype: npt.DTypeLike, convert: Convert) -> Volume:
     with _damage_named(path), _open(path) as stream:
         header = _read_header(stream, path)
         grid = _grid(header, path)
@@ -234,20 +256,20 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
 
 
-def _empty(shape, dtype):
+def _empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     try:
         return np.empty(shape, dtype)
     except ValueError as error:  # of more bytes than there are addresses
         raise MemoryError(error) from error
 
 
-def _open(path):
+def _open(path: Path) -> BinaryIO:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return _gzip_open(path, "rb") if zipped else path.open("rb")
 
 
-def _read_header(stream, path):
+def _read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
     start = stream.read(4)
     if not start:
         raise EOFError("the file is empty")
@@ -267,7 +289,7 @@ def _read_header(stream, path):
     block = start + stream.read(size - 4)
     if len(block) < size:
         raise EOFError("the file ends inside the header")
-    header = kind.from_fileobj(io.BytesIO(block), check=False)
+    header: nib.Nifti1Header = kind.from_fileobj(io.BytesIO(block), check=False)
     magic = header["magic"].tobytes()
     if magic != MAGIC[size]:
         raise HeaderDataError(
@@ -293,14 +315,13 @@ def _read_header(stream, path):
     return header
 
 
-def _check_length(path, header, offset):
+def _check_length(path: Path, header: nib.Nifti1Header, offset: int) -> None:
     """Before memory is asked for: can the file hold as many numbers as its header says?"""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     there = path.stat().st_size * (MOST_INFLATED if zipped else 1)
-    needed = (
-        offset + math.prod(max(0, int(n)) for n in header.get_data_shape()) * header.get_data_dtype().itemsize
-    )
+    sizes: list[int] = [int(n) for n in header.get_data_shape()]
+    needed = offset + math.prod(max(0, n) for n in sizes) * int(header.get_data_dtype().itemsize)
     if needed > there:
         raise EOFError(
             f"its header tells of {needed:,} bytes, it holds {'at most ' if zipped else ''}{there:,}: "
@@ -308,7 +329,7 @@ def _check_length(path, header, offset):
         )
 
 
-def _skip(stream, size):
+def _skip(stream: BinaryIO, size: int) -> None:
     while size > 0:
         piece = stream.read(min(size, 1 << 20))
         if not piece:
@@ -316,7 +337,9 @@ def _skip(stream, size):
         size -= len(piece)
 
 
-def _fill(target, stream, header, path, convert):
+def _fill(
+    target: npt.NDArray[Any], stream: BinaryIO, header: nib.Nifti1Header, path: Path, convert: Convert
+) -> None:
     """Decode the stream, which runs along the file's first axis fastest, into ``target`` (file axes)."""
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
@@ -324,21 +347,21 @@ def _fill(target, stream, header, path, convert):
     n0, n1, _ = target.shape
     widest = n0 * n1 * (8 if _is_scaled(header) else dtype.itemsize)
 
-    def read(count):
+    def read(count: int) -> npt.NDArray[Any]:
         raw = _read_exactly(stream, count * n1 * n0 * dtype.itemsize)
         return convert(np.frombuffer(raw, dtype).reshape(count, n1, n0), header, path)
 
     fill_planes(target, read, max(1, _BLOCK_BYTES // widest))
 
 
-def _read_exactly(stream, size):
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
     data = stream.read(size)  # readinto of a gzip file reads like this and then copies
     if len(data) < size:
         raise EOFError(f"the file ends {size - len(data)} bytes or more too early")
     return data
 
 
-def is_phantom(header):
+def is_phantom(header: Any) -> bool:
     """Whether a scan says in its header that kitsseg synthesized it."""
     return bytes(header["descrip"].tobytes()).rstrip(b"\0") == PHANTOM.encode()
 
@@ -346,7 +369,7 @@ def is_phantom(header):
 _WRITE_BYTES = 16 << 20
 
 
-def write_labels(path, labels, grid):
+def write_labels(path: str | os.PathLike[str], labels: npt.NDArray[np.uint8], grid: Grid) -> None:
     """Write labels (slices, rows, columns) uint8 on the grid of the scan they belong to.
 
     The file has the scan's shape, affine, orientation and units; only data type and scaling differ.
@@ -363,7 +386,13 @@ def write_labels(path, labels, grid):
     _write(Path(path), header, grid.file_view(labels))
 
 
-def write_image(path, array, spacing_mm, description="", made_from=""):
+def write_image(
+    path: str | os.PathLike[str],
+    array: npt.NDArray[Any],
+    spacing_mm: Sequence[float],
+    description: str = "",
+    made_from: str = "",
+) -> None:
     """Write a volume (slices, rows, columns) in KiTS19 layout: its axes, affine and no origin.
 
     Args:
@@ -384,7 +413,7 @@ def write_image(path, array, spacing_mm, description="", made_from=""):
     _write(Path(path), header, array)
 
 
-def _write(path, header, view):
+def _write(path: Path, header: nib.Nifti1Header, view: npt.NDArray[Any]) -> None:
     """Stream ``view`` (file axes) to ``path`` plane by plane."""
     if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: expected a name that ends in .nii.gz or .nii.")
@@ -397,7 +426,7 @@ def _write(path, header, view):
     packer = zlib.compressobj(3, zlib.DEFLATED, 31) if path.name.endswith(".gz") else None
     with atomic_path(path) as temporary, temporary.open("wb") as file:
 
-        def put(data):
+        def put(data: bytes | memoryview) -> None:
             file.write(packer.compress(data) if packer else data)
 
         put(header.binaryblock.ljust(int(header["vox_offset"]), b"\0"))

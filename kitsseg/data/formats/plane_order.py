@@ -5,8 +5,11 @@ two bytes at a time between places far apart; here it takes less than a third of
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["fill_planes"]
 
@@ -14,7 +17,7 @@ _WORD_BYTES = 8
 _CACHE_LINE_BYTES = 64
 
 
-def fill_planes(target, read, piece):
+def fill_planes(target: npt.NDArray[Any], read: Callable[[int], npt.NDArray[Any]], piece: int) -> None:
     """Fill ``target`` with planes as they come.
 
     Memory beside ``target``: what ``read`` returns, and, where the third axis of the view is the fastest one of the
@@ -53,7 +56,7 @@ def fill_planes(target, read, piece):
         _turn(buffer.view(words.dtype)[: count // lanes, ..., 0], words[:, :, at : at + count // lanes])
 
 
-def _turn(planes, words):
+def _turn(planes: npt.NDArray[Any], words: npt.NDArray[Any]) -> None:
     """Whole cache lines are written one after the other, along the axis on which ``planes`` are contiguous."""
     for row in range(words.shape[1]):
         words[:, row] = planes[:, row].T

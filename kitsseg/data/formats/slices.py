@@ -64,6 +64,16 @@ class SliceImage:
     hu_window: tuple[float, float] | None
     mask_values: tuple[int, ...] = (0, 1, 2)
 
+    @property
+    def truth(self) -> Path:
+        """``labels`` of a slice that was found to have a mask.
+
+        Raises: ValueError without.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name}: no mask was looked for.")
+        return self.labels
+
 
 def read_slice(item: SliceImage) -> npt.NDArray[np.int16]:
     """HU (rows, columns) of an image.
@@ -162,7 +172,7 @@ def read_masks(items: Sequence[SliceImage]) -> Volume:
                 f"{item.labels}: expected {planes[0].shape} pixels as {items[0].labels} has, a mask of the same "
                 f"patient {item.patient}; found {plane.shape}."
             )
-    return Volume(items[0].labels, np.stack(planes), _grid(planes, items[0]))
+    return Volume(items[0].truth, np.stack(planes), _grid(planes, items[0]))
 
 
 def write_mask(path: Path, labels: npt.NDArray[np.uint8], mask_values: tuple[int, ...] = (0, 1, 2)) -> None:

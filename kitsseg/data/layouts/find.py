@@ -226,7 +226,7 @@ def find_scans(inputs: Iterable[str | os.PathLike[str]], layout: Layout | None =
     files: dict[str, str] = {}
     for item in map(Path, inputs):
         if item.is_dir():
-            found = [(case.name, case.image) for case in find_cases(item, need_labels=False, layout=layout)]
+            found = [(case.name, case.scan) for case in find_cases(item, need_labels=False, layout=layout)]
         elif item.exists():
             found = [(scan_name(item), item)]
         else:

@@ -73,7 +73,7 @@ class Layout:
     hu_window: tuple[float, float] | None = None
     mask_values: tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.cyst is not None and self.cyst not in CYST:
             raise InputError(f"cyst: expected {', '.join(CYST)}, found {self.cyst}.")
         if self.hu_window is not None and not self.hu_window[0] < self.hu_window[1]:
@@ -88,7 +88,7 @@ class Layout:
             )
 
     @property
-    def label_values(self):
+    def label_values(self) -> tuple[int, ...]:
         """Of KiTS label maps."""
         return (0, 1, 2) if self.cyst is None else (0, 1, 2, CYST[self.cyst])
 

@@ -1,7 +1,9 @@
 """nnU-Net raw datasets: their cases, and what the labels that ``dataset.json`` names become."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from kitsseg.data.layouts.kits import CYST, Case, Layout
 from kitsseg.data.layouts.names import folder_name, nnunet_part
@@ -57,7 +59,7 @@ def nnunet_cases(
             f"{record}: expected file_ending .nii.gz or .nii, found {ending}. Convert the files first."
         )
     values = values_of_labels(dataset.get("labels"), layout.cyst, record)
-    cases = {}
+    cases: dict[str, Case] = {}
     for part in parts:
         images, labels = folder / f"images{part}", folder / f"labels{part}"
         names = {name.removesuffix(f"_0000{ending}") for name in _names(images, f"_0000{ending}")}
@@ -65,14 +67,14 @@ def nnunet_cases(
         for name in sorted(names):
             if name in cases:
                 raise InputError(
-                    f"{images}: expected cases of other names than in {cases[name].image.parent.name}, "
+                    f"{images}: expected cases of other names than in {cases[name].scan.parent.name}, "
                     f"found {name} in both. Give one of the two folders."
                 )
             cases[name] = Case(name, images / f"{name}_0000{ending}", labels / f"{name}{ending}", values)
     return list(cases.values())
 
 
-def _names(folder, ending):
+def _names(folder: Path, ending: str) -> list[str]:
     if not folder.is_dir():
         return []
     return [p.name for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith(".")]
@@ -95,7 +97,7 @@ def _read_json(path: Path, options: tuple[str, ...]) -> dict[str, object]:
     return record
 
 
-def values_of_labels(labels, cyst, path):
+def values_of_labels(labels: Any, cyst: str | None, path: str | os.PathLike[str]) -> tuple[int | None, ...]:
     """What the labels of an nnU-Net dataset become.
 
     Args:
@@ -107,7 +109,7 @@ def values_of_labels(labels, cyst, path):
     Returns: tuple; entry k is what label k becomes, None where it is not allowed.
     Raises: InputError that lists the names found.
     """
-    meant = {}  # label -> names of the regions it lies in
+    meant: dict[int, set[str]] = {}  # label -> names of the regions it lies in
     try:
         for key, value in labels.items():
             name, numbers = (value, key) if str(key).isdecimal() else (key, value)
@@ -129,10 +131,11 @@ def values_of_labels(labels, cyst, path):
             f"{path}: expected the labels background (0), kidney and tumor, and at most cyst; found "
             f"{labels}. Make a dataset with these labels."
         )
-    return tuple(values.get(number) for number in range(max(values) + 1))
+    known = {number: value for number, value in values.items() if not isinstance(value, str)}
+    return tuple(known.get(number) for number in range(max(known) + 1))
 
 
-def _whole(number):
+def _whole(number: Any) -> int:
     if isinstance(number, str) and number.isdecimal():
         return int(number)
     if not isinstance(number, int) or isinstance(number, bool):
@@ -140,7 +143,7 @@ def _whole(number):
     return number
 
 
-def _value(names, cyst):
+def _value(names: set[str], cyst: str | None) -> int | str | None:
     """What a label becomes that lies in the regions of these names."""
     if names == {"background"}:
         return 0

@@ -1,16 +1,23 @@
 """Cases in any other arrangement, by patterns such as ``*/ct.nii.gz`` with ``*/seg.nii.gz``."""
 
+from __future__ import annotations
+
 import re
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from kitsseg.data.layouts.kits import Case
 from kitsseg.data.layouts.names import folder_name
 from kitsseg.errors import InputError
 
+if TYPE_CHECKING:
+    from kitsseg.data.layouts.kits import Layout
+
 __all__ = ["pattern_cases"]
 
 
-def pattern_cases(folder, layout, need_labels, need_image):
+def pattern_cases(folder: Path, layout: Layout, need_labels: bool, need_image: bool) -> list[Case]:
     """Cases by the patterns of a layout. A pattern may also name the folders of DICOM series.
 
     Raises: InputError for a pattern that is missing or cannot be used, or two cases of one name.
@@ -31,7 +38,7 @@ def pattern_cases(folder, layout, need_labels, need_image):
             f"--images {layout.images} --labels {layout.labels}: expected the same number of wildcards, since what "
             "they stand for says which files belong together."
         )
-    cases = {}
+    cases: dict[str, Case] = {}
     for found in sorted({match for pattern in parsed.values() for match in pattern.matches(folder)}):
         name = "_".join(part for part in found if part) or folder_name(folder)
         image, labels = (
@@ -49,7 +56,7 @@ def pattern_cases(folder, layout, need_labels, need_image):
 class _Pattern:
     """A relative path in which ``*`` and ``?`` stand for what names a case."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         path = PurePosixPath(text)
         if not text or path.is_absolute() or ".." in path.parts or re.search(r"[\[\]{}]|\*\*", text):
             raise InputError(
@@ -60,7 +67,7 @@ class _Pattern:
         self.parts = re.split(r"([*?]+)", self.text)  # fixed, wildcard, fixed, wildcard, ..., fixed
         self.wildcards = len(self.parts) // 2
 
-    def matches(self, folder):
+    def matches(self, folder: Path) -> Iterator[tuple[str, ...]]:
         """What the wildcards stand for, for each path that there is."""
         regex = "".join(
             f"({part.replace('*', '[^/]*').replace('?', '[^/]')})" if i % 2 else re.escape(part)
@@ -72,7 +79,7 @@ class _Pattern:
             if match and not any(part.startswith(".") for part in relative.parts):
                 yield match.groups()
 
-    def filled(self, found):
+    def filled(self, found: Sequence[str]) -> str:
         """The path with ``found`` in the place of the wildcards."""
         parts = list(self.parts)
         parts[1::2] = found

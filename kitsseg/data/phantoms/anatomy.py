@@ -8,13 +8,22 @@ Sizes and HU are those of an adult in the late arterial (corticomedullary) phase
 where the organs lie is ours. Liver, spleen, vessels and bowel overlap the kidneys and tumors in HU.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["FAT", "Canvas", "Patient", "ellipsoid_distance", "paint_body"]
 
 FAT, MUSCLE = -100, 58
+Box = tuple[slice, ...]
+Point = Sequence[float] | npt.NDArray[np.floating[Any]]  # (z, y, x), in mm
+Coordinate = npt.NDArray[np.floating[Any]]  # of voxels, in mm
+Within = Callable[[Coordinate, Coordinate], Coordinate | float]  # within(y, x): a signed distance, mm
 
 
 @dataclass(frozen=True)
@@ -36,23 +45,24 @@ class Patient:
     fat: float
     kidneys: tuple[tuple[float, float, float], ...]
 
-    def skin(self, y, x):
+    def skin(self, y: Coordinate, x: Coordinate) -> Coordinate:
         """Approximate signed distance to the skin, mm, negative inside."""
         depth = (self.back - self.front) / 2
         y = np.abs(y - (self.front + self.back) / 2) / depth
         radius = (y**2.4 + np.abs(x / self.half_width) ** 2.4) ** (1 / 2.4)
-        return (radius - 1) * depth
+        distance: Coordinate = (radius - 1) * depth
+        return distance
 
-    def wall(self, y, x):
+    def wall(self, y: Coordinate, x: Coordinate) -> Coordinate:
         """Approximate signed distance to the muscular wall under the subcutaneous fat, mm."""
         return self.skin(y, x) + self.fat * (1 + 0.3 * np.cos(y / 60))
 
-    def cavity(self, y, x):
+    def cavity(self, y: Coordinate, x: Coordinate) -> Coordinate:
         """Approximate signed distance to the inside of the wall, mm."""
         return self.wall(y, x) + 13
 
 
-def anywhere(y, x):
+def anywhere(y: Coordinate, x: Coordinate) -> float:
     return -np.inf
 
 
@@ -62,18 +72,24 @@ class Canvas:
     The shapes are bent by a few millimeters, differently for each patient.
     """
 
-    def __init__(self, shape, step_mm, origin_mm, rng):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        step_mm: Sequence[float] | npt.NDArray[np.float64],
+        origin_mm: Sequence[float],
+        rng: np.random.Generator,
+    ) -> None:
         self.hu = np.full(shape, -1000, np.float32)
-        self.axes = [np.float32(np.arange(n) * s - o) for n, s, o in zip(shape, step_mm, origin_mm)]
+        self.axes = [(np.arange(n) * s - o).astype(np.float32) for n, s, o in zip(shape, step_mm, origin_mm)]
         self.edge_mm = float(max(2.0, step_mm[1], step_mm[2]))
         self.phase = rng.uniform(0, 2 * np.pi, 4).tolist()
 
-    def box(self, low, high):
+    def box(self, low: npt.ArrayLike, high: npt.ArrayLike) -> Box:
         """Slices of the grid that hold the box from ``low`` to ``high`` and a margin to bend and blend in."""
         low, high = np.array(low) - 8 - self.edge_mm, np.array(high) + 8 + self.edge_mm
         return tuple(slice(*np.searchsorted(axis, ends)) for axis, *ends in zip(self.axes, low, high))
 
-    def points(self, box, bend=1.0):
+    def points(self, box: Box, bend: float = 1.0) -> tuple[Coordinate, Coordinate, Coordinate]:
         """Bent coordinates z (n, 1, 1), y and x (n, rows, columns) of the voxels in a box."""
         z, y, x = np.ix_(*(axis[part] for axis, part in zip(self.axes, box)))
         a, b, c, d = self.phase
@@ -81,12 +97,22 @@ class Canvas:
         bent_x = x + bend * (3 * np.sin(y / 19 - z / 37 + c) + 2 * np.sin(y / 9 + z / 23 + d))
         return z, bent_y, bent_x
 
-    def blend(self, box, distance, value):
+    def blend(self, box: Box, distance: Coordinate, value: float | Coordinate) -> None:
         """Paint ``value`` (HU) where the signed distance is negative."""
         part = self.hu[box]
         part += np.clip(0.5 - distance / self.edge_mm, 0, 1) * (value - part)
 
-    def ellipsoid(self, center, radii, value, within=anywhere):
+    def ellipsoid(
+        self,
+        center: Point,
+        radii: Point,
+        value: float
+        | Callable[
+            [Coordinate, Coordinate, Coordinate],
+            Coordinate,
+        ],
+        within: Within = anywhere,
+    ) -> None:
         """Paint an ellipsoid; ``within(y, x)`` is a signed distance that bounds it."""
         # Python's floats, not NumPy's: those would make float64 volumes of float32 coordinates
         center, radii = [float(c) for c in center], [float(r) for r in radii]
@@ -95,7 +121,14 @@ class Canvas:
         distance = ellipsoid_distance((z - center[0], y - center[1], x - center[2]), radii)
         self.blend(box, np.maximum(distance, within(y, x)), value(z, y, x) if callable(value) else value)
 
-    def tube(self, start, end, radius, value, within=anywhere):
+    def tube(
+        self,
+        start: Point,
+        end: Point,
+        radius: float,
+        value: float,
+        within: Within = anywhere,
+    ) -> None:
         """Paint a tube with round ends; ``within`` as for ``ellipsoid``."""
         start, way = [float(p) for p in start], [float(q - p) for p, q in zip(start, end)]
         box = self.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
@@ -107,12 +140,13 @@ class Canvas:
         self.blend(box, np.maximum(distance, within(y, x)), float(value))
 
 
-def ellipsoid_distance(offset, radii):
+def ellipsoid_distance(offset: Sequence[Coordinate], radii: Point) -> Coordinate:
     """Approximate signed distance, mm, to an ellipsoid; ``offset`` are the coordinates from its center."""
-    return (np.sqrt(sum((o / r) ** 2 for o, r in zip(offset, radii))) - 1) * min(radii)
+    distance: Coordinate = (np.sqrt(sum((o / r) ** 2 for o, r in zip(offset, radii))) - 1) * min(radii)
+    return distance
 
 
-def paint_body(canvas, patient, rng):
+def paint_body(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> float:
     """Paint everything but kidneys and tumors.
 
     Returns: HU of the aorta, for the vessels that leave it.
@@ -140,15 +174,17 @@ def paint_body(canvas, patient, rng):
     return aorta
 
 
-def paint_organs(canvas, patient, rng):
+def paint_organs(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """Paint liver, spleen, pancreas and stomach, and what a long scan shows above them."""
     half = patient.half_width
 
-    def lung(y, x):
-        return np.maximum(patient.cavity(y, x), 22 - np.abs(x))
+    def lung(y: Coordinate, x: Coordinate) -> Coordinate:
+        distance: Coordinate = np.maximum(patient.cavity(y, x), 22 - np.abs(x))
+        return distance
 
-    def mottled(z, y, x):  # early filling of the red pulp
-        return spleen + 22 * np.sin(x / 3.5 + 2 * np.sin(z / 7)) * np.sin(y / 4 + 2 * np.sin(x / 9))
+    def mottled(z: Coordinate, y: Coordinate, x: Coordinate) -> Coordinate:  # early filling of the red pulp
+        hu: Coordinate = spleen + 22 * np.sin(x / 3.5 + 2 * np.sin(z / 7)) * np.sin(y / 4 + 2 * np.sin(x / 9))
+        return hu
 
     liver, spleen = rng.uniform(70, 90), rng.uniform(110, 140)
     shift = rng.uniform(-15, 10)
@@ -166,13 +202,15 @@ def paint_organs(canvas, patient, rng):
     stomach = (shift - 72, front * 0.5, half / 2.6)
     level = stomach[1] - rng.uniform(0, 20)
     canvas.ellipsoid(stomach, (48, 42, 40), rng.uniform(70, 95), patient.cavity)
-    canvas.ellipsoid(stomach, (44, 38, 36), lambda z, y, x: 22 - 922 * np.float32(y < level), patient.cavity)
+    canvas.ellipsoid(
+        stomach, (44, 38, 36), lambda z, y, x: 22 - 922 * (y < level).astype(np.float32), patient.cavity
+    )
     pancreas = rng.uniform(80, 110)
     canvas.tube((-22, -62, -38), (-42, -50, 22), 10, pancreas)
     canvas.tube((-42, -50, 22), (-58, -28, half / 2), 8, pancreas)
 
 
-def paint_bowel(canvas, patient, rng):
+def paint_bowel(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """Paint loops of small bowel and the colon, with fluid, feces or gas in them."""
     half, front = patient.half_width, patient.front
     bottom = min(canvas.axes[0][-1], 260)
@@ -191,7 +229,7 @@ def paint_bowel(canvas, patient, rng):
         canvas.tube(center - way, center + way, radius - 2.5, lumen, lambda y, x: patient.cavity(y, x) + 2.5)
 
 
-def paint_muscles_and_spine(canvas, patient, rng):
+def paint_muscles_and_spine(canvas: Canvas, patient: Patient, rng: np.random.Generator) -> None:
     """Paint psoas and back muscles, vertebrae with discs, and the wings of the ilium far below."""
     (top, bottom), back = canvas.axes[0][[0, -1]], patient.back
     for side in (-1, 1):

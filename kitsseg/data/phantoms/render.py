@@ -6,10 +6,15 @@ medulla 60-100, tumors bright and mixed (clear cell, with necrosis 15-35) or gra
 is correlated over about a millimeter, as with a soft kernel, and grows as slices get thinner.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from kitsseg.data.phantoms.anatomy import FAT, Canvas, Patient, paint_body
@@ -22,7 +27,9 @@ SLAB = 16
 MARGIN_MM = 25.0  # around the labels: fat, and room for interpolation
 
 
-def render_ct(labels, spacing_mm, rng):
+def render_ct(
+    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], rng: np.random.Generator
+) -> npt.NDArray[np.int16]:
     """Render the CT of a patient with these kidneys and tumors.
 
     Args:
@@ -54,7 +61,9 @@ def render_ct(labels, spacing_mm, rng):
     return image
 
 
-def place_patient(labels, step_mm, rng):
+def place_patient(
+    labels: npt.NDArray[np.uint8], step_mm: npt.NDArray[np.float64], rng: np.random.Generator
+) -> Patient:
     """Place a body around the kidneys and tumors of a label map.
 
     Args:
@@ -101,13 +110,20 @@ def place_patient(labels, step_mm, rng):
 class Tissues:
     """HU (slices, rows, columns) in the thinned grid's box around kidneys and tumors."""
 
-    box: tuple[slice, slice, slice]
-    around: np.ndarray
-    kidney: np.ndarray
-    tumor: np.ndarray
+    box: tuple[slice, ...]
+    around: npt.NDArray[np.float32]
+    kidney: npt.NDArray[np.float32]
+    tumor: npt.NDArray[np.floating[Any]]
 
 
-def paint_kidneys(canvas, patient, thin, step_mm, aorta, rng):
+def paint_kidneys(
+    canvas: Canvas,
+    patient: Patient,
+    thin: npt.NDArray[np.uint8],
+    step_mm: npt.NDArray[np.float64],
+    aorta: float,
+    rng: np.random.Generator,
+) -> Tissues:
     """Paint perirenal fat and renal vessels, and make up the textures of kidneys and tumors: ``Tissues``."""
     box = tuple(
         slice(max(0, int(i.min() - MARGIN_MM / step)), int(i.max() + MARGIN_MM / step) + 2)
@@ -138,7 +154,12 @@ def paint_kidneys(canvas, patient, thin, step_mm, aorta, rng):
     )
 
 
-def tumor_texture(labels, step_mm, noise, rng):
+def tumor_texture(
+    labels: npt.NDArray[np.uint8],
+    step_mm: npt.NDArray[np.float64],
+    noise: Callable[[float], npt.NDArray[np.float32]],
+    rng: np.random.Generator,
+) -> npt.NDArray[np.floating[Any]]:
     """HU of tumor tissue in a box: three in four are mixed and bright (clear cell), the others gray."""
     if rng.random() > 0.75:
         return rng.uniform(42, 75) + 6 * noise(6)
@@ -151,14 +172,24 @@ def tumor_texture(labels, step_mm, noise, rng):
     return texture
 
 
-def smooth_noise(shape, step_mm, length_mm, rng):
+def smooth_noise(
+    shape: tuple[int, ...], step_mm: npt.NDArray[np.float64], length_mm: float, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
     """Normal noise, mean 0 and deviation 1, with structures of about ``length_mm``."""
     sigma = [length_mm / 2 / s for s in step_mm]
     values = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), sigma, mode="wrap", truncate=3)
-    return values / max(values.std(), 1e-6)
+    normal: npt.NDArray[np.float32] = values / max(values.std(), 1e-6)
+    return normal
 
 
-def insert_kidneys(slab, numbers, labels, spacing_mm, tissues, steps):
+def insert_kidneys(
+    slab: npt.NDArray[np.float32],
+    numbers: range,
+    labels: npt.NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    tissues: Tissues,
+    steps: Sequence[int],
+) -> None:
     """Set kidneys and tumors in some slices, with partial volume at their borders.
 
     Args:
@@ -173,18 +204,20 @@ def insert_kidneys(slab, numbers, labels, spacing_mm, tissues, steps):
     part = labels[low:high, rows, columns] if low < high else None
     if part is None or not part.any():
         return
-    hu = [
+    around, kidney, tumor = (
         upsample(t, range(low - start[0], high - start[0]), part.shape[1:], steps)
         for t in (tissues.around, tissues.kidney, tissues.tumor)
-    ]
-    hu = np.where(part == 1, hu[1], np.where(part == 2, hu[2], hu[0]))
+    )
+    hu = np.where(part == 1, kidney, np.where(part == 2, tumor, around))
     sigma = (0.35, 0.7 / spacing_mm[1], 0.7 / spacing_mm[2])
     hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=2)
     first, last = max(low, numbers[0]), min(high, numbers[-1] + 1)
     slab[first - numbers[0] : last - numbers[0], rows, columns] = hu[first - low : last - low]
 
 
-def upsample(field, numbers, shape, steps):
+def upsample(
+    field: npt.NDArray[np.floating[Any]], numbers: range, shape: tuple[int, ...], steps: Sequence[int]
+) -> npt.NDArray[np.float32]:
     """Interpolate slices ``numbers`` of (rows, columns) ``shape`` from a field thinned by ``steps``."""
     result = np.empty((len(numbers), *shape), np.float32)
     rows, columns = (
@@ -203,14 +236,18 @@ def upsample(field, numbers, shape, steps):
     return result
 
 
-def neighbors(index, step, count):
+def neighbors(
+    index: npt.NDArray[np.int64], step: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Neighbors of fine indices in the thinned grid: low, high and weight of high; its last value goes on."""
     low = np.minimum(index // step, count - 1)
     weight = np.minimum(index / step - low, 1).astype(np.float32)
     return low, np.minimum(low + 1, count - 1), weight
 
 
-def noise_maker(shape, spacing_mm, rng):
+def noise_maker(
+    shape: tuple[int, ...], spacing_mm: Sequence[float], rng: np.random.Generator
+) -> Callable[[], npt.NDArray[np.float32]]:
     """A function that gives the noise of one slice after another, (rows, columns) float32.
 
     Each is the sum of two random crops of a bank, whose making would cost ten times as much for each slice.
@@ -223,11 +260,11 @@ def noise_maker(shape, spacing_mm, rng):
     y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     amount = (deviation * (0.6 + 0.5 * np.exp(-2 * (y**2 + x**2)))).astype(np.float32)
 
-    def crop(plane):
+    def crop(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         row, column = rng.integers(0, 65, 2)
         return plane[row : row + shape[0], column : column + shape[1]]
 
-    def noise():
+    def noise() -> npt.NDArray[np.float32]:
         angle = rng.uniform(0, 2 * np.pi)
         first, second = rng.permutation(len(bank))[:2]  # one plane shifted against itself would show stripes
         plane = crop(bank[first]) * np.float32(np.cos(angle))

@@ -4,14 +4,19 @@ A case is a function of the seed and its number or name alone: asking for more c
 of its scan says what it was made from, so that a call that was stopped goes on: its finished cases are left alone.
 """
 
+from __future__ import annotations
+
 import hashlib
+import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -24,13 +29,22 @@ from kitsseg.files.atomic import atomic_folder
 from kitsseg.files.checksums import sha256_of
 from kitsseg.version import __version__
 
+if TYPE_CHECKING:
+    from kitsseg.interfaces import Progress
+
 __all__ = ["draw_labels", "render_cases", "synthesize_cases"]
 
 TUMOR_ML = (1.0, 450.0)  # KiTS19: 0.8 to 1464, but its largest do not fit a volume around the kidneys
 SMALLEST = (8, 32, 32)
 
 
-def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None):
+def synthesize_cases(
+    out: str | os.PathLike[str],
+    n_cases: int = 12,
+    size: Sequence[int] = (40, 128, 128),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Path]:
     """Write synthetic patients: ``case_00000/imaging.nii.gz`` and ``segmentation.nii.gz`` and so on.
 
     Args:
@@ -71,7 +85,13 @@ def synthesize_cases(out, n_cases=12, size=(40, 128, 128), seed=0, progress=None
     return folders
 
 
-def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
+def render_cases(
+    labels_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    seed: int = 0,
+    cases: Iterable[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
     """Write CT volumes for real label maps, in the same layout; the label maps are copied byte for byte.
 
     Args:
@@ -94,12 +114,12 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
     if unknown:
         raise InputError(f"{labels_dir}: expected {', '.join(unknown)}, found only {', '.join(found)}.")
     folders = [Path(out) / name for name in names]
-    made_from = [_digest(seed, name, sha256_of(found[name].labels)) for name in names]
+    made_from = [_digest(seed, name, sha256_of(found[name].truth)) for name in names]
     missing = check_empty(folders, made_from)
     for number, (name, folder) in enumerate(zip(names, folders)):
         if folder not in missing:
             continue
-        source = found[name].labels
+        source = found[name].truth
         volume = read_labels(source)
         grid = volume.grid
         if grid.axes != (0, 1, 2) or any(grid.flipped):
@@ -120,7 +140,7 @@ def render_cases(labels_dir, out, seed=0, cases=None, progress=None):
     return folders
 
 
-def check_seed(seed):
+def check_seed(seed: int) -> None:
     if seed < 0:
         raise InputError(f"expected a seed of 0 or more, got {seed}.")
 
@@ -146,7 +166,7 @@ def _is_made_from(folder: Path, digest: str) -> bool:
     """Whether a folder holds the synthetic case that says in its header that it was made from this."""
     files = folder / "imaging.nii.gz", folder / "segmentation.nii.gz"
     try:
-        image, labels = (nib.load(file) for file in files)
+        image, labels = (cast("nib.Nifti1Image", nib.load(file)) for file in files)
     except (OSError, EOFError, ImageFileError, HeaderDataError, zlib.error):
         return False
     said = bytes(image.header["aux_file"].tobytes()).rstrip(b"\0").decode("ascii", "replace")
@@ -158,7 +178,9 @@ def _digest(*values: object) -> str:
     return hashlib.sha256(" ".join(map(str, (__version__, *values))).encode()).hexdigest()[:23]
 
 
-def draw_labels(shape, spacing_mm, rng):
+def draw_labels(
+    shape: Sequence[int], spacing_mm: Sequence[float], rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
     """Draw kidneys and one tumor.
 
     Args:
@@ -202,7 +224,13 @@ def draw_labels(shape, spacing_mm, rng):
     return labels
 
 
-def draw_tumor(labels, coordinates, volume, spacing_mm, rng):
+def draw_tumor(
+    labels: npt.NDArray[np.uint8],
+    coordinates: Sequence[npt.NDArray[np.float64]],
+    volume: float,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> None:
     """Set a bumpy ellipsoid of ``volume`` ml to 2: the voxels nearest to its center, at least four."""
     z, y, x = np.ix_(*coordinates)
     a, b, c = rng.uniform(0, 2 * np.pi, 3)

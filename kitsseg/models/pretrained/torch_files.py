@@ -84,7 +84,7 @@ def _loaded(unpickler: _TensorUnpickler, file: io.BytesIO) -> Any:
     """
     start = file.tell()
     for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if "PUT" in opcode.name and int(argument) > position:
+        if "PUT" in opcode.name and argument is not None and int(argument) > position:
             raise ValueError(f"its pickle numbers an object {argument} after {position} operations")
     file.seek(start)
     return unpickler.load()
