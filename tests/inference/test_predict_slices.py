@@ -252,7 +252,8 @@ def test_real_slices_are_labeled_and_scored(sliced, real_data, tmp_path):
     folder, (_, run) = real_data / "kits19_slices", sliced
     layout = Layout(hu_window=(0.0, 255.0))
     image = next(path for path in sorted((folder / "images").iterdir()))
-    [written] = predict_cases(run, [image], tmp_path / "out", layout=layout)
+    with pytest.warns(UserWarning, match="clipped to 0 to 255"):
+        [written] = predict_cases(run, [image], tmp_path / "out", layout=layout)
     assert read(written).shape == (512, 512)
     found = evaluate_folders(folder / "labels" / image.name, folder, tmp_path / "scores.csv", layout=layout)
     assert found.summary["patient_means"]["slice_composite"]["mean"] == 1
