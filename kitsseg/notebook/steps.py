@@ -110,13 +110,17 @@ def train_or_resume(
     """``train_recipe``; goes on with an unfinished run of the same settings, and leaves a finished one alone.
 
     Args: as ``kitsseg.training.train.train_recipe``; ``epochs`` of 0 or None are the recipe's own.
+
+    Raises: InputError, naming what differs, if the run in the folder is of another recipe, other epochs, another split,
+        seed or other patients.
     """
     from kitsseg.runtime.console import progress_bar
     from kitsseg.training.options import TrainOptions
-    from kitsseg.training.train import train_recipe
+    from kitsseg.training.train import check_same, train_recipe
 
     run = Path(run)
     if (run / "model.keras").is_file():
+        check_same(recipe, cache, split, run, TrainOptions(seed=seed, epochs=epochs or None))
         _say(f"{run} has been trained already.")
         return run
     with progress_bar() as progress:

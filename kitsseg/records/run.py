@@ -13,6 +13,7 @@ Each file is replaced as a whole, never written in place.
 """
 
 import contextlib
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -180,6 +181,7 @@ class RunRecord:
         settings: all values of the recipe, as JSON has them.
         status: "training" or "finished".
         phantom: whether any case that trains or validates was synthesized.
+        patients: which patients train and validate, by ``kitsseg.data.cache.cases.patients_digest``.
         seconds: of training.
         precision, accumulate, ema, devices: of TrainOptions.
         shrink: of a shrunk run. sparsity: of a pruned run, see ``kitsseg.pruning.sparsity.sparsity_totals``.
@@ -199,6 +201,7 @@ class RunRecord:
     split: SplitOfRun
     status: str
     phantom: bool | None = None
+    patients: str | None = None
     single_slices: bool | None = None
     cache: str | None = None
     seconds: float = 0.0
@@ -379,8 +382,16 @@ def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(folder) / "history.csv"
     if not path.is_file():
         return []
-    rows = read_rows(path, {"phase": str, "epoch": int}, float, "a row for each epoch", "Train again.")
+    kinds = {"phase": str, "epoch": int, "learning_rate": _finite, "loss": _finite}
+    rows = read_rows(path, kinds, _finite, "a row for each epoch", "Train again.")
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
 
 
 def read_sparsity(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

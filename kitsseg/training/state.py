@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kitsseg.data.cache.cases import CachedCase
+from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins
 from kitsseg.recipe import Recipe
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from kitsseg.recipe import Phase
     from kitsseg.training.monitor import Monitor
 
-__all__ = ["Training", "needed_files", "steps_of", "unfinished"]
+__all__ = ["Training", "differences", "needed_files", "steps_of", "unfinished"]
 
 
 @dataclass(kw_only=True)
@@ -130,17 +131,59 @@ def unfinished(
                 Path(run) / "checkpoint", ignore_errors=True
             )  # the process was killed at its very end
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
-    for key, expected, found in (
-        ("recipe", record.settings, _settings_as_in(record, recipe)),
+    if differing := differences(record, recipe, split, seed, details):
+        raise InputError(
+            f"{run}: this run was started with {differing}; resuming would mix the two. "
+            f"Give the same options as then, such as --epochs, --set, --split and --seed, or choose another folder."
+        )
+    if record.versions != versions():
+        record.versions_resumed = versions()
+    return record, read_history(run)
+
+
+def differences(
+    record: RunRecord, recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
+) -> str | None:
+    """What a run was started with, and is another now, in words; None if all is the same.
+
+    Args:
+        record: of the run. The others: what would be started now; ``details`` are further entries of the record.
+    """
+    for key, then, now in (
+        ("recipe", _values(record.settings), _values(_settings_as_in(record, recipe))),
         ("split", record.split.hash, split.hash),
         ("seed", record.seed, seed),
         *((key, getattr(record, key), value) for key, value in details.items()),
     ):
-        if expected != found:
-            raise InputError(
-                f"{run}: this run was started with another {key} than the one given; resuming would mix the two. "
-                f"Give the same options as then, such as --epochs, --set, --split and --seed, or choose another folder."
-            )
-    if record.versions != versions():
-        record.versions_resumed = versions()
-    return record, read_history(run)
+        if then == now:
+            continue
+        if key == "recipe":
+            said = "; ".join(_changed(then, now, "")[:3]) if record.recipe == recipe.name else record.recipe
+            return f"another {key} than the one given ({said})"
+        if key == "patients":
+            return "other patients of the same names than those given (other scans, or phantoms)"
+        return f"another {key} than the one given ({then}, now {now})"
+    return None
+
+
+def _values(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without where they come from: the recipe's own value, given once more, is the same value."""
+    return {key: value for key, value in settings.items() if key != "evidence"}
+
+
+def _changed(then: Any, now: Any, name: str) -> list[str]:
+    """The settings that differ, each as "name: then, now"."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*then, *now])
+        return [
+            text
+            for key in keys
+            for text in _changed(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return [
+            text
+            for i, pair in enumerate(zip(then, now, strict=True))
+            for text in _changed(*pair, f"{name}[{i}]")
+        ]
+    return [] if then == now else [f"{name} was {then}, is {now}"]

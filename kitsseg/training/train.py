@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from kitsseg.data.cache.cases import CachedCase, open_cache
+from kitsseg.data.cache.cases import CachedCase, open_cache, patients_digest
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
@@ -38,13 +38,13 @@ from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import batches_of, compiled_network, pruning_of, weights_of
 from kitsseg.training.progressive import best_round, read_rounds, run_rounds
 from kitsseg.training.start import start_from_run
-from kitsseg.training.state import Training, needed_files, steps_of, unfinished
+from kitsseg.training.state import Training, differences, needed_files, steps_of, unfinished
 from kitsseg.training.tensorboard import check_folder
 
 if TYPE_CHECKING:
     from kitsseg.recipe import Phase
 
-__all__ = ["train_recipe"]
+__all__ = ["check_same", "train_recipe"]
 
 
 def train_recipe(
@@ -86,6 +86,7 @@ def train_recipe(
     seed = options.seed or 0
     start = None if options.start_from is None else start_from_run(options.start_from, recipe, split, run)
     entries = options.computing | ({"parent": start.parent} if start else {}) | dict(options.entries)
+    entries |= _patients(cases, split)
     warned = [*warned, *(start.warnings if start else ())]
     with (
         computing_in(options.precision),
@@ -131,6 +132,35 @@ def train_recipe(
             raise ValueError(f"{recipe.name}: expected a recipe with phases, found none.")
         _finish(training, weights)
     return Path(run)
+
+
+def check_same(
+    recipe: Recipe,
+    cache: str | os.PathLike[str],
+    split: CaseSplit,
+    run: str | os.PathLike[str],
+    options: TrainOptions | None = None,
+) -> None:
+    """See that a run is the one that ``train_recipe`` with these arguments would make.
+
+    Raises: InputError, naming what is different: a setting of the recipe such as the epochs, the split, the seed, or
+        the patients that the names of its cases mean.
+    """
+    options = options or TrainOptions()
+    recipe, _ = _checked(recipe, options)
+    entries = (
+        options.computing | dict(options.entries) | _patients(open_cache(cache, recipe.preprocess), split)
+    )
+    if differing := differences(read_run(run), recipe, split, options.seed or 0, entries):
+        raise InputError(
+            f"{run}: holds a run that was made with {differing}. Choose another folder for the new run, or give the "
+            "same settings as then."
+        )
+
+
+def _patients(cases: Mapping[str, CachedCase], split: CaseSplit) -> dict[str, str]:
+    names = [name for name in (*split.train, *split.validation) if name in cases]
+    return {"patients": patients_digest(cases, names)}
 
 
 @contextlib.contextmanager

@@ -541,7 +541,9 @@ def test_a_damaged_run(complaint, trained, tmp_path):
             rf"^{run}/run.json: expected the record of a run, .*\. Train again\.$", complaint(*predict)
         )
     shutil.copy(trained.run / "run.json", run)
-    (run / "history.csv").write_text("phase,epoch,loss,val_loss\ntrain,1,0.5,0.4\ntrain,two,0.4,0.3\n")
+    (run / "history.csv").write_text(
+        "phase,epoch,learning_rate,loss,val_loss\ntrain,1,0.1,0.5,0.4\ntrain,two,0.1,0.4,0.3\n"
+    )
     message = complaint("report", run, "--out", tmp_path / "report.html")
     others = r"expected a row for each epoch, found others \(.*two.*\)\. Train again\.$"
     assert_matches(rf"^{run}/history.csv: {others}", message)

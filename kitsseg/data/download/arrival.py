@@ -89,7 +89,9 @@ class Landing:
 
     def _fetch_once(self, file: KitsFile, path: Path) -> tuple[str, str | None]:
         part = part_of(path)
-        announced = fetch_file(file.url, part, self.connections, partial(self.arrived.__setitem__, file.path))
+        announced = fetch_file(
+            file.url, part, self.connections, partial(self.arrived.__setitem__, file.path), file.most_bytes
+        )
         try:
             sha256, remark = check_file(part, file, announced)
         except DamagedFile:

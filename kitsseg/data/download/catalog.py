@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kitsseg.data.formats.nifti import says_phantom
+from kitsseg.data.kits19.manifest import ManifestCase
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
 
@@ -70,6 +72,10 @@ _LABEL_PLACES = (
 )
 
 
+_LARGEST = 4 << 30  # of a case whose size is not known: KiTS19's largest scan would have 2.2 GB as float64
+_SPARE = 1 << 20  # a header; a page that says what is wrong should be seen
+
+
 class DamagedFile(Exception):
     """A file is not whole, or whole but not what it should be; the message says how."""
 
@@ -89,6 +95,8 @@ class KitsFile:
         bytes, sha256: of the released file; None for the imaging of the 90 test cases.
         strict: labels: nothing but the released file will do. The imaging may differ from 2019.
         not_sha256: the hash of this case's other file, for which it must not be mistaken.
+        most_bytes: no such file is larger; more than that is never fetched.
+        most_unpacked: nor is what it holds.
     """
 
     path: str
@@ -98,6 +106,8 @@ class KitsFile:
     sha256: str | None
     strict: bool
     not_sha256: str | None = None
+    most_bytes: int = _LARGEST
+    most_unpacked: int = _LARGEST
 
 
 def parse_cases(text: str, manifest: Mapping[str, ManifestCase]) -> list[str]:
@@ -149,7 +159,8 @@ def wanted_files(
             places = tuple(place.format(**names) for place in _LABEL_PLACES)
             url = labels_url.replace("{case}", row.case)
             path = f"{row.case}/segmentation.nii.gz"
-            labels.append(KitsFile(path, url, places, row.label_bytes, row.label_sha256, strict=True))
+            most = (row.label_bytes or _LARGEST) + _SPARE, _unpacked(row, 2)
+            labels.append(KitsFile(path, url, places, row.label_bytes, row.label_sha256, True, None, *most))
         elif labels_only:
             raise InputError(
                 f"{row.case}: the labels of the 90 test cases are not public. Choose cases from 0 to 209."
@@ -158,8 +169,14 @@ def wanted_files(
         url = images_url.replace("{case}", row.case)
         size, sha256 = row.image_bytes_2019, row.image_sha256_2019
         path = f"{row.case}/imaging.nii.gz"
-        images.append(KitsFile(path, url, places, size, sha256, False, row.label_sha256))
+        most = _unpacked(row, 8)
+        images.append(KitsFile(path, url, places, size, sha256, False, row.label_sha256, most, most))
     return labels if labels_only else labels + images
+
+
+def _unpacked(row: ManifestCase, bytes_of_voxel: int) -> int:
+    """The most that a file of a case can hold: its voxels, of a type of so many bytes."""
+    return math.prod(row.shape) * bytes_of_voxel + _SPARE if row.shape else _LARGEST
 
 
 def find_local(folder: str | os.PathLike[str], file: KitsFile) -> Path | None:
@@ -185,20 +202,23 @@ def check_file(
         raise DamagedFile("it is the label map of this case, not its imaging")
     size = Path(path).stat().st_size
     of_size = "" if size == file.bytes or file.bytes is None else f" of {file.bytes:,} bytes"
+    _check_whole(path, file.most_unpacked)
     if file.strict:
-        _check_whole(path)
         raise DamagedFile(f"expected the released label map{of_size}, found another one of {size:,} bytes")
-    if announced is None:
-        _check_whole(path)
-    elif sha256 != announced:
+    if says_phantom(path):
+        raise DamagedFile("it is a phantom, made by kitsseg synthesize, and no patient of KiTS19")
+    if announced is not None and sha256 != announced:
         raise DamagedFile(f"its SHA-256 is not the one its host announces, {announced[:12]}...")
     if file.sha256 is None:
         return sha256, None
     return sha256, f"{file.path}: whole, but not the file of 2019{of_size}; trusted on first use"
 
 
-def _check_whole(path: str | os.PathLike[str]) -> None:
-    """Read to the end: the checksum that gzip keeps there is then compared, and the length that NIfTI states."""
+def _check_whole(path: str | os.PathLike[str], most_unpacked: int) -> None:
+    """Read to the end: the checksum that gzip keeps there is then compared, and the length that NIfTI states.
+
+    What a host announces about a file does not tell whether the file is a scan: a log-in page may have a hash, too.
+    """
     with Path(path).open("rb") as opened:
         start = opened.read(64).lstrip()
     if start.startswith(b"<"):
@@ -213,6 +233,8 @@ def _check_whole(path: str | os.PathLike[str]) -> None:
             size = len(header)
             while chunk := opened.read(1 << 20):
                 size += len(chunk)
+                if size > most_unpacked:
+                    raise DamagedFile(f"it unpacks to more than the {most_unpacked:,} bytes that it can hold")
     except _NOT_WHOLE as error:
         raise DamagedFile(f"not a whole gzip file ({error})", whole=False) from error
     stated = _nifti_bytes(header)
@@ -228,7 +250,10 @@ def _nifti_bytes(header: bytes) -> int:
                 struct.unpack_from(f"{order}8h", header, 40),
                 struct.unpack_from(f"{order}h", header, 72),
             )
-            offset = int(struct.unpack_from(f"{order}f", header, 108)[0])
+            (start,) = struct.unpack_from(f"{order}f", header, 108)
+            if not 0 <= start < 1 << 30:  # written so that NaN fails too
+                raise DamagedFile(f"its header says that the voxels begin at byte {start:g}")
+            offset = int(start)
         elif len(header) >= 540 and struct.unpack_from(f"{order}i", header)[0] == 540:
             dims, (bits,) = (
                 struct.unpack_from(f"{order}8q", header, 16),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kitsseg.data.download.arrival import Landing
 from kitsseg.data.download.catalog import IMAGES_URL, LABELS_URL, find_local, parse_cases, wanted_files
 from kitsseg.data.download.http import Connections, HostError, Stopped, part_of, part_size
+from kitsseg.data.formats.nifti import says_phantom
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.data.kits19.trusted_hashes import read_hashes
 from kitsseg.errors import InputError
@@ -137,6 +138,11 @@ class _Work:
         self.arrived: dict[str, int] = {}
         self.landing = Landing(dest, source, connections, hashes, self.arrived)
         for file in files:
+            if not file.strict and says_phantom(dest / file.path):
+                raise InputError(
+                    f"{dest / file.path}: expected no case or the one of KiTS19, found a phantom, made by kitsseg "
+                    "synthesize. Choose another folder for KiTS19, or move the phantoms away."
+                )
             recorded, path = hashes.get(file.path), dest / file.path
             if recorded and path.is_file() and path.stat().st_size == recorded.bytes:
                 self.result.kept.append(file.path)

@@ -37,6 +37,7 @@ from urllib.parse import urlsplit
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
+from kitsseg.files.json_records import read_record
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:
@@ -158,8 +159,10 @@ class _Redirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, request: urllib.request.Request, body: Any, code: int, message: str, headers: Any, url: str
     ) -> urllib.request.Request | None:
-        if request.type == "https" and not url.startswith("https:"):
-            raise urllib.error.URLError(f"it redirects to {url}, which is not https")
+        # urllib would follow ftp as well
+        allowed = ("https",) if request.type == "https" else ("https", "http")
+        if urlsplit(url).scheme.lower() not in allowed:
+            raise urllib.error.URLError(f"it redirects to {url}, which is not {' or '.join(allowed)}")
         self.announced["sha256"] = self.announced.get("sha256") or _announced_sha256(headers)
         return super().redirect_request(request, body, code, message, headers, url)
 
@@ -207,13 +210,18 @@ def forget_part(part: Path) -> None:
 
 
 def fetch_file(
-    url: str, part: Path, connections: Connections, on_bytes: Callable[[int], object] = lambda size: None
+    url: str,
+    part: Path,
+    connections: Connections,
+    on_bytes: Callable[[int], object] = lambda size: None,
+    most_bytes: int | None = None,
 ) -> str | None:
     """Fetch ``url`` into the file ``part``, from where it stops, up to the end that the server announces.
 
     Args:
         connections: the Connections of this download; its patience says how often, and how long to wait.
         on_bytes: called with the size that ``part`` has reached.
+        most_bytes: the file cannot be larger; a longer one is cut off, and an error.
 
     Returns: the SHA-256 that the host announces, or None. Whether the file is right is for the caller to check.
     Raises: HostError; InputError if the file cannot be had; Stopped; OSError of the disk. ``part`` is kept.
@@ -222,7 +230,7 @@ def fetch_file(
     reached, failures = part_size(part), 0
     while True:
         try:
-            return _attempt(url, part, connections, on_bytes)
+            return _attempt(url, part, connections, on_bytes, most_bytes)
         except _Passing as problem:
             failures = 0 if part_size(part) > reached else failures + 1
             reached = max(reached, part_size(part))
@@ -243,7 +251,13 @@ def fetch_file(
             connections.wait(max(problem.wait_s, backoff * random.uniform(0.5, 1.0)))
 
 
-def _attempt(url: str, part: Path, connections: Connections, on_bytes: Callable[[int], object]) -> str | None:
+def _attempt(
+    url: str,
+    part: Path,
+    connections: Connections,
+    on_bytes: Callable[[int], object],
+    most_bytes: int | None,
+) -> str | None:
     """One request; returns the announced SHA-256 once ``part`` is as long as the server says."""
     facts: dict[str, Any] = _read_facts(part, url) or {}
     have = part_size(part)
@@ -262,7 +276,7 @@ def _attempt(url: str, part: Path, connections: Connections, on_bytes: Callable[
         response, announced = connections.open(url, headers)
         connections.answered.add(host)
         with response:
-            known = _Known(url, part, facts, have)
+            known = _Known(url, part, facts, have, most_bytes)
             return _receive(response, announced, known, connections, on_bytes)
     except urllib.error.HTTPError as error:
         connections.answered.add(host)
@@ -284,12 +298,17 @@ def _attempt(url: str, part: Path, connections: Connections, on_bytes: Callable[
 
 @dataclass(frozen=True)
 class _Known:
-    """What an attempt begins with: the address, the part of the file that is there, what was recorded, its length."""
+    """What an attempt begins with: the address, the part of the file that is there, what was recorded, its length.
+
+    Attributes:
+        most_bytes: the file cannot be larger.
+    """
 
     url: str
     part: Path
     facts: dict[str, Any]
     have: int
+    most_bytes: int | None
 
 
 def _receive(
@@ -303,7 +322,10 @@ def _receive(
     validator = _validator(response.headers)
     total: int | None
     if response.status == 206 and have:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "").strip())
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})",
+            response.headers.get("Content-Range", "").strip(),
+        )
         same = announced == facts["sha256"] if facts["sha256"] else validator in (facts["validator"], None)
         if not found or not same or int(found[1]) != have or facts["total"] not in (None, int(found[2])):
             forget_part(part)
@@ -313,10 +335,12 @@ def _receive(
         total = int(found[2])
     elif response.status == 200:
         length = response.headers.get("Content-Length", "")
-        have, total = 0, int(length) if length.isdigit() else None
+        have, total = 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
         facts = {"url": url, "sha256": announced, "validator": validator, "total": total}
     else:
         raise InputError(f"{url}: expected the file, found HTTP status {response.status}. Check the address.")
+    if total is not None:
+        _check_length(known, total)
     with _open(part, have) as file:
         if not have:
             _write_facts(part, facts)
@@ -324,6 +348,7 @@ def _receive(
         while chunk := response.read1(_CHUNK_BYTES):
             connections.check_stopped()
             have += len(chunk)
+            _check_length(known, have)
             _write(file, chunk, part)
             on_bytes(have)
     connections.check_stopped()
@@ -334,6 +359,16 @@ def _receive(
         raise _Passing(f"it sent {have} bytes, more than the {total} it announced")
     named: str | None = facts["sha256"]
     return named
+
+
+def _check_length(known: _Known, size: int) -> None:
+    """Raise InputError for a file that is longer than it can be; what has arrived of it goes."""
+    if known.most_bytes is not None and size > known.most_bytes:
+        forget_part(known.part)
+        raise InputError(
+            f"{known.url}: it sends {size:,} bytes or more, but this file has {known.most_bytes:,} at most. Check the "
+            "address; does a proxy answer in its place?"
+        )
 
 
 def _without_body(
@@ -356,9 +391,9 @@ def _without_body(
 
 def _asked_wait_s(headers: email.message.Message) -> float:
     asked = headers.get("Retry-After", "").strip()
-    if asked.isdigit():
+    if re.fullmatch("[0-9]{1,9}", asked):
         return float(asked)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
     return 0.0
 
@@ -373,6 +408,16 @@ def _one_line(reason: object) -> str:
     return " ".join((getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).split())
 
 
+@dataclass(kw_only=True)
+class _Facts:
+    """Content of ``.part.json``: what the server said about the file whose beginning has arrived."""
+
+    url: str
+    sha256: str | None
+    validator: str | None
+    total: int | None
+
+
 def _facts_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
@@ -380,10 +425,11 @@ def _facts_path(part: Path) -> Path:
 def _read_facts(part: Path, url: str) -> dict[str, Any] | None:
     """What is known about the file whose beginning is ``part``; None if nothing, or if it is of another address."""
     try:
-        facts: dict[str, Any] = json.loads(_facts_path(part).read_text(encoding="utf-8"))
-        return facts if facts["url"] == url and {"sha256", "validator", "total"} <= facts.keys() else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        facts = read_record(_facts_path(part), _Facts, "what is known of a download", "")
+    except (FileNotFoundError, InputError):  # then the file is fetched from its beginning
         return None
+    usable = facts.validator is None or facts.validator.isprintable()  # it goes into a header
+    return vars(facts) if facts.url == url and usable else None
 
 
 def _write_facts(part: Path, facts: Mapping[str, Any]) -> None:

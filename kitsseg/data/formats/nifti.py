@@ -41,6 +41,7 @@ __all__ = [
     "read_grid",
     "read_image",
     "read_labels",
+    "says_phantom",
     "write_image",
     "write_labels",
 ]
@@ -364,6 +365,17 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
 def is_phantom(header: Any) -> bool:
     """Whether a scan says in its header that kitsseg synthesized it."""
     return bytes(header["descrip"].tobytes()).rstrip(b"\0") == PHANTOM.encode()
+
+
+def says_phantom(path: str | os.PathLike[str]) -> bool:
+    """Whether an image says that kitsseg synthesized it. Of a file that is damaged further on, the header is enough."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(4096)
+        header = zlib.decompressobj(31).decompress(start, 348) if start[:2] == b"\x1f\x8b" else start[:348]
+    except (OSError, zlib.error):
+        return False
+    return PHANTOM.encode() in header
 
 
 _WRITE_BYTES = 16 << 20

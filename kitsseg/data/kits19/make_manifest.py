@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kitsseg.data.formats.nifti import PHANTOM, read_labels
+from kitsseg.data.formats.nifti import read_labels, says_phantom
 from kitsseg.data.kits19.manifest import ManifestCase
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.splits import PARTS, load_split, split_names
@@ -21,7 +20,7 @@ from kitsseg.files.checksums import sha256_of
 if TYPE_CHECKING:
     from kitsseg.interfaces import Progress
 
-__all__ = ["KNOWN_PROBLEMS", "label_figures", "make_manifest", "says_phantom"]
+__all__ = ["KNOWN_PROBLEMS", "label_figures", "make_manifest"]
 
 CASES = tuple(f"case_{i:05d}" for i in range(300))
 
@@ -111,17 +110,6 @@ def label_figures(path: str | os.PathLike[str]) -> dict[str, Any]:
         "label_bytes": path.stat().st_size,
         "label_sha256": sha256_of(path),
     }
-
-
-def says_phantom(path: Path) -> bool:
-    """Whether an image says that kitsseg synthesized it. Of a file that is damaged further on, the header is enough."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-        header = zlib.decompressobj(31).decompress(start, 348) if start[:2] == b"\x1f\x8b" else start[:348]
-    except (OSError, zlib.error):
-        return False
-    return PHANTOM.encode() in header
 
 
 def _parts_of_splits() -> dict[str, dict[str, str]]:
