@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 
 from kitsseg.data.formats.doubts import doubts_about
-from kitsseg.data.formats.nifti import read_image, read_labels
+from kitsseg.data.formats.nifti import read_image, read_labels, says_phantom
 from kitsseg.data.kits19.findings import (
     Finding,
     Known,
@@ -25,7 +25,6 @@ from kitsseg.data.kits19.findings import (
     compare_labels,
     compare_pair,
 )
-from kitsseg.data.kits19.make_manifest import says_phantom
 from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, read_hashes, record_hash
 from kitsseg.data.layouts.find import Case, Layout, find_cases
