@@ -42,7 +42,8 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "run",
         type=Path,
-        help="folder of a finished run, or a .tflite or .onnx file or SavedModel of kitsseg export",
+        help="folder of a finished run, a .tflite or .onnx file or SavedModel of kitsseg export, or starter: the "
+        "network in the package, trained on synthetic patients only",
     )
     sub.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="scans, case folders, DICOM series or folders of these"
@@ -124,10 +125,12 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _predict(arguments: argparse.Namespace) -> None:
     from kitsseg.records.exported import format_of
+    from kitsseg.records.starter import network_path
     from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
-    if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in [a.run, *a.also]):
+    runs = [network_path(run) for run in [a.run, *a.also]]
+    if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in runs):
         start_keras()
     from kitsseg.inference.cohort import PredictOptions
 
@@ -154,8 +157,11 @@ def predict(
     from rich.markup import escape
 
     from kitsseg.inference.cohort import NAMED, failures, predict_cohort
+    from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
     from kitsseg.runtime.console import console, done, progress_bar, warning
 
+    if any(network_path(name) == network_path(STARTER) for name in [run, *(options.also if options else ())]):
+        console.print(STARTER_NOTE, markup=False)
     with progress_bar() as progress:
         outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
     for text in outcome.warnings:

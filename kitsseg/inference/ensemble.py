@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of_all
@@ -14,6 +13,7 @@ from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, format_of, read_exported
 from kitsseg.records.predictions import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.run import TrainedNetwork, finished_run, seen_patients
+from kitsseg.records.starter import network_path
 from kitsseg.version import __version__
 
 __all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ensemble"]
@@ -50,7 +50,7 @@ def ensemble_of(
 
     Raises: InputError for an unfinished run, one that is given twice, and options that do not fit.
     """
-    paths = tuple(str(Path(run).resolve()) for run in runs)
+    paths = tuple(str(network_path(run).resolve()) for run in runs)
     twice = {path for path in paths if paths.count(path) > 1}
     if twice:
         raise InputError(f"{min(twice)}: this run is given twice. Every run counts once.")
