@@ -197,7 +197,7 @@ def monitor_of(tmp_path, said, seconds, scored, progressive=None):
         run=tmp_path,
         cases={},
         history=[],
-        record=run_record(whole_case_validation=WholeCases(seconds=scored)),
+        begun=run_record(whole_case_validation=WholeCases(seconds=scored)),
         recipe=SimpleNamespace(phases=(phase,)),
         started=time.monotonic() - seconds,
         total_steps=100,
@@ -208,7 +208,7 @@ def monitor_of(tmp_path, said, seconds, scored, progressive=None):
 
 def finished(monitor):
     monitor.finish()
-    return monitor.training.record.whole_case_validation
+    return monitor.training.begun.whole_case_validation
 
 
 def test_the_share_is_that_of_the_time_spent_training(tmp_path):
