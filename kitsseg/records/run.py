@@ -16,7 +16,7 @@ import contextlib
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -63,7 +63,14 @@ KINDS: dict[str, type[RemoveFar] | type[ReassignSmall]] = {
     "RemoveFar": RemoveFar,
     "ReassignSmall": ReassignSmall,
 }
-SPARSITY = {"weights": str, "shape": str, "pruned": str, "size": int, "zeros": int, "sparsity": float}
+SPARSITY: dict[str, Callable[[str], Any]] = {
+    "weights": str,
+    "shape": str,
+    "pruned": str,
+    "size": int,
+    "zeros": int,
+    "sparsity": float,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,7 +389,12 @@ def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(folder) / "history.csv"
     if not path.is_file():
         return []
-    kinds = {"phase": str, "epoch": int, "learning_rate": _finite, "loss": _finite}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "phase": str,
+        "epoch": int,
+        "learning_rate": _finite,
+        "loss": _finite,
+    }
     rows = read_rows(path, kinds, _finite, "a row for each epoch", "Train again.")
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 

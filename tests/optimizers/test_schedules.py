@@ -142,7 +142,7 @@ def log_of(folder, phase, rows, seen, model):
         run=folder,
         checkpoints=folder / "checkpoint",
         history=list(rows),
-        record=run_record(),
+        begun=run_record(),
         started=time.monotonic(),
         options=TrainOptions(progress=look),
         total_steps=12,

@@ -293,9 +293,9 @@ def patients_digest(cases: Mapping[str, CachedCase], names: Iterable[str]) -> st
     digest = hashlib.sha256()
     for name in sorted(names):
         case = cases[name]
-        counts = case.hu_counts.counts if case.hu_counts is not None else np.zeros(0, np.int64)
-        first = case.hu_counts.first if len(counts) else 0
-        digest.update(f"{name} {case.geometry.scan_shape} {first} {counts.tolist()}".encode())
+        hu = case.hu_counts or HuCounts(0, np.zeros(0, np.int64))
+        first = hu.first if len(hu.counts) else 0
+        digest.update(f"{name} {case.geometry.scan_shape} {first} {hu.counts.tolist()}".encode())
     return digest.hexdigest()[:12]
 
 

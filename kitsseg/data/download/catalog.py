@@ -169,8 +169,9 @@ def wanted_files(
         url = images_url.replace("{case}", row.case)
         size, sha256 = row.image_bytes_2019, row.image_sha256_2019
         path = f"{row.case}/imaging.nii.gz"
-        most = _unpacked(row, 8)
-        images.append(KitsFile(path, url, places, size, sha256, False, row.label_sha256, most, most))
+        unpacked = _unpacked(row, 8)
+        file = KitsFile(path, url, places, size, sha256, False, row.label_sha256, unpacked, unpacked)
+        images.append(file)
     return labels if labels_only else labels + images
 
 
