@@ -58,9 +58,11 @@ except ImportError:
     _gzip_open, _gzip_errors = gzip.open, ()
 
 
-PHANTOM = (
-    "kitsseg phantom, no patient"  # description of every synthetic scan, so that results say what they are
-)
+# the description of every synthetic scan begins so, whichever version of the generator made it
+PHANTOM_MARK = "kitsseg phantom"
+# the number tells phantoms of different generators apart: a seed gives other patients when it changes. The first
+# generator wrote none
+PHANTOM = f"{PHANTOM_MARK} 2, no patient"
 _DAMAGE: tuple[type[Exception], ...] = (
     gzip.BadGzipFile,
     zlib.error,
@@ -364,7 +366,7 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
 
 def is_phantom(header: Any) -> bool:
     """Whether a scan says in its header that kitsseg synthesized it."""
-    return bytes(header["descrip"].tobytes()).rstrip(b"\0") == PHANTOM.encode()
+    return bytes(header["descrip"].tobytes()).startswith(PHANTOM_MARK.encode())
 
 
 def says_phantom(path: str | os.PathLike[str]) -> bool:
@@ -375,7 +377,7 @@ def says_phantom(path: str | os.PathLike[str]) -> bool:
         header = zlib.decompressobj(31).decompress(start, 348) if start[:2] == b"\x1f\x8b" else start[:348]
     except (OSError, zlib.error):
         return False
-    return PHANTOM.encode() in header
+    return PHANTOM_MARK.encode() in header
 
 
 _WRITE_BYTES = 16 << 20

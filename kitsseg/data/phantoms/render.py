@@ -1,9 +1,10 @@
 """CT intensities for a label map: a phantom of the patient around it, tissues, partial volume and noise.
 
 Everything smooth is computed on a thinned grid of about 2 mm and interpolated slice by slice; the labels'
-borders keep the full resolution. HU are those of the late arterial phase (textbook values): cortex 150-220,
-medulla 60-100, tumors bright and mixed (clear cell, with necrosis 15-35) or gray and even (papillary). Noise
-is correlated over about a millimeter, as with a soft kernel, and grows as slices get thinner.
+borders keep the full resolution. HU are those of contrast CT in any phase (``draw_enhancement``); tumors are
+bright and mixed with necrosis, gray and even, or cystic. The tissue ends a millimeter or two inside the label, as it
+does in KiTS19, whose outlines run through the fat around the kidney. Noise is correlated over about a millimeter, as
+with a soft kernel, and grows as slices get thinner. Some scans show streaks or were blurred by a breath.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from kitsseg.data.phantoms.anatomy import FAT, Canvas, Patient, paint_body
+from kitsseg.data.phantoms.anatomy import (
+    FAT,
+    Canvas,
+    Enhancement,
+    Patient,
+    draw_enhancement,
+    ellipsoid_distance,
+    paint_body,
+    random_field,
+)
 from kitsseg.errors import InputError
 
 __all__ = ["render_ct"]
@@ -25,6 +35,7 @@ __all__ = ["render_ct"]
 THIN_MM = 2.2
 SLAB = 16
 MARGIN_MM = 25.0  # around the labels: fat, and room for interpolation
+EDGE_MM = 1.8  # deviation of the blur by which the depth below a label's border is estimated
 
 
 def render_ct(
@@ -46,15 +57,20 @@ def render_ct(
     step_mm = np.array(steps) * spacing_mm
     patient = place_patient(thin, step_mm, rng)
     canvas = Canvas(thin.shape, step_mm, patient.origin_mm, rng)
-    aorta = paint_body(canvas, patient, rng)
-    kidneys = paint_kidneys(canvas, patient, thin, step_mm, aorta, rng)
+    hu = draw_enhancement(rng)
+    paint_body(canvas, patient, hu, rng)
+    kidneys = paint_kidneys(canvas, patient, thin, step_mm, hu, rng)
     noise = noise_maker(labels.shape[1:], spacing_mm, rng)
+    breath = round(rng.uniform(1, 4) / spacing_mm[1]) if rng.random() < 0.08 else 0
     image = np.empty(labels.shape, np.int16)
     for first in range(0, len(labels), SLAB):
         numbers = range(first, min(first + SLAB, len(labels)))
         slab = upsample(canvas.hu, numbers, labels.shape[1:], steps)
         insert_kidneys(slab, numbers, labels, spacing_mm, kidneys, steps)
         for number, plane in zip(numbers, slab):
+            if breath:
+                plane += np.roll(plane, breath, 0)
+                plane *= np.float32(0.5)
             plane += noise()
             np.rint(plane, out=plane)
             image[number] = np.clip(plane, -1024, 3071, out=plane)
@@ -94,11 +110,13 @@ def place_patient(
         row = max(row, np.percentile(points[near, 1], 98) + 22)
     origin = np.array([kidney[:, 0].mean(), row, midline])
     points = points - origin
-    back = max(float(np.percentile(points[:, 1], 98)) + rng.uniform(32, 44), 66.0)
-    front = min(back - rng.uniform(215, 260), float(points[:, 1].min()) - 25)
-    half_width = max(rng.uniform(148, 170), float(np.abs(points[:, 2]).max()) + 28)
+    fat, muscle = float(np.clip(rng.lognormal(np.log(16), 0.55), 3, 60)), rng.uniform(8, 20)
+    back = max(float(np.percentile(points[:, 1], 98)) + rng.uniform(34, 56) + 0.8 * fat, 66.0)
+    front = min(back - rng.uniform(185, 245) - 1.2 * fat, float(points[:, 1].min()) - 25, -115.0)
+    half_width = max(rng.uniform(128, 155) + fat, float(np.abs(points[:, 2]).max()) + 28)
+    spine = rng.uniform(-14, 10)
     kidneys = tuple(tuple((center - origin).tolist()) for center in centers)
-    patient = Patient(tuple(origin.tolist()), half_width, front, back, rng.uniform(8, 20), kidneys)
+    patient = Patient(tuple(origin.tolist()), half_width, front, back, fat, muscle, spine, kidneys)
     # large tumors push the flanks and the belly out
     while patient.skin(points[:, 1], points[:, 2]).max() > -12:
         half_width, front, back = patient.half_width + 3, patient.front - 2, patient.back + 2
@@ -108,12 +126,20 @@ def place_patient(
 
 @dataclass(frozen=True)
 class Tissues:
-    """HU (slices, rows, columns) in the thinned grid's box around kidneys and tumors."""
+    """HU (slices, rows, columns) in the thinned grid's box around kidneys and tumors.
+
+    Attributes:
+        shrink: by how many mm the tissue ends inside the label.
+        edge: width of its border in mm. blur: deviation in mm of the scanner's blur in plane.
+    """
 
     box: tuple[slice, ...]
     around: npt.NDArray[np.float32]
     kidney: npt.NDArray[np.float32]
-    tumor: npt.NDArray[np.floating[Any]]
+    tumor: npt.NDArray[np.float32]
+    shrink: npt.NDArray[np.float32]
+    edge: float
+    blur: float
 
 
 def paint_kidneys(
@@ -121,65 +147,101 @@ def paint_kidneys(
     patient: Patient,
     thin: npt.NDArray[np.uint8],
     step_mm: npt.NDArray[np.float64],
-    aorta: float,
+    hu: Enhancement,
     rng: np.random.Generator,
 ) -> Tissues:
-    """Paint perirenal fat and renal vessels, and make up the textures of kidneys and tumors: ``Tissues``."""
+    """Paint perirenal fat and renal vessels, and make up the textures of kidneys and tumors."""
     box = tuple(
         slice(max(0, int(i.min() - MARGIN_MM / step)), int(i.max() + MARGIN_MM / step) + 2)
         for i, step in zip(np.nonzero(thin), step_mm)
     )
     labels = thin[box]
-    noise = partial(smooth_noise, labels.shape, step_mm, rng=rng)
+    axes = [np.float32(np.arange(n) * step) for n, step in zip(labels.shape, step_mm)]
+    noise = partial(random_field, axes, rng=rng)
     outside = ndimage.distance_transform_edt(labels == 0, step_mm).astype(np.float32)
-    canvas.blend(box, outside - 6 - 2.5 * noise(12), FAT)
+    # from organs that touch the kidney to two centimeters of fat
+    gap = float(np.clip(rng.lognormal(np.log(7), 0.7), 0.5, 22))
+    canvas.blend(box, outside - gap - 0.4 * gap * noise(14), FAT + rng.uniform(-10, 10))
+    strands = np.abs(noise(rng.uniform(10, 20))) - rng.uniform(0.0, 0.06)
+    canvas.blend(box, np.maximum(strands * 8, outside - gap), rng.uniform(-80, 20))
     for center in patient.kidneys:
-        hilum = np.array(center) * (1, 1, 0.8)
-        root = np.array((center[0] * 0.3, -32, 8))
-        canvas.tube(root - (0, 0, 28), hilum + (6, -3, 0), 5, rng.uniform(120, 180))
-        canvas.tube(root, hilum, 3, aorta - 30)
-
-    depth = ndimage.distance_transform_edt(labels > 0, step_mm).astype(np.float32)
-    cortex, medulla = rng.uniform(160, 210), rng.uniform(70, 95)
-    # columns of cortex reach down between the pyramids
-    inner = np.clip((depth - 6.5 - 1.5 * noise(5)) / 3 + 0.5, 0, 1)
-    kidney = cortex + inner * (medulla - cortex) + 5 * noise(4)
-    if rng.random() < 0.3:  # a simple cyst belongs to the kidney in KiTS19
-        at = rng.choice(np.argwhere(labels == 1)) if (labels == 1).any() else np.zeros(3)
-        offset = [(i - a) * s for i, a, s in zip(np.ogrid[tuple(map(slice, labels.shape))], at, step_mm)]
-        distance = np.sqrt(sum(o**2 for o in offset)) - rng.uniform(4, 11)
-        kidney += np.clip(0.5 - distance / 2, 0, 1) * (rng.uniform(3, 15) - kidney)
+        hilum = np.array(center) * (1, 1, 0.78) + (0, -8, 0)
+        canvas.ellipsoid(hilum, rng.uniform((14, 10, 12), (24, 18, 20)), FAT)
+        pelvis = rng.uniform(2, 9)
+        canvas.ellipsoid(hilum + (8, 6, 0), (1.6 * pelvis, pelvis, pelvis), hu.urine)
+        canvas.tube(hilum + (8, 6, 0), hilum + (70, 4, 0), 2, hu.urine)
+        root = np.array((center[0] * 0.3, patient.spine - 30, 8))
+        canvas.tube(root - (0, 0, 28), hilum + (6, -3, 0), rng.uniform(3, 6.5), hu.veins)
+        canvas.tube(root, hilum, rng.uniform(1.5, 3.5), hu.aorta - 30)
+        for _ in range(4):
+            way = rng.normal((0, 5, np.sign(center[2]) * 14), (12, 6, 5))
+            canvas.tube(hilum, hilum + way, rng.uniform(1, 2.5), rng.choice((hu.veins, hu.aorta - 40)))
+    shrink = np.clip(rng.uniform(0.3, 1.3) + 0.35 * noise(10), 0, 1.8)
     return Tissues(
-        box, canvas.hu[box].copy(), kidney.astype(np.float32), tumor_texture(labels, step_mm, noise, rng)
+        box,
+        canvas.hu[box].copy(),
+        kidney_texture(labels, step_mm, hu, noise, rng),
+        tumor_texture(labels, step_mm, hu, noise, rng),
+        np.float32(shrink),
+        rng.uniform(0.8, 1.3),
+        rng.uniform(0.4, 0.9),
     )
+
+
+def kidney_texture(
+    labels: npt.NDArray[np.uint8],
+    step_mm: Sequence[float] | npt.NDArray[np.float64],
+    hu: Enhancement,
+    noise: Callable[[float], npt.NDArray[np.float32]],
+    rng: np.random.Generator,
+) -> npt.NDArray[np.float32]:
+    """HU of kidney tissue in a box: cortex, pyramids, sinus with fat and calyces, cysts; uneven enhancement."""
+    depth = ndimage.distance_transform_edt(labels > 0, step_mm).astype(np.float32)
+    # columns of cortex reach down between the pyramids
+    inner = np.clip((depth - rng.uniform(4.5, 8) - 1.8 * noise(rng.uniform(6, 12))) / 3 + 0.5, 0, 1)
+    kidney = hu.cortex + inner * (hu.medulla - hu.cortex)
+    kidney *= 1 + rng.uniform(0.02, 0.1) * noise(25) + rng.uniform(0.02, 0.07) * noise(5)
+    if rng.random() < 0.7:
+        sinus = np.clip((depth - rng.uniform(9, 15) - 3 * noise(8)) / 2 + 0.5, 0, 1)
+        kinds = np.array((hu.urine, FAT * rng.uniform(0.2, 0.9), hu.veins, hu.medulla))
+        kind = kinds[np.searchsorted((-0.8, 0.1, 0.5), noise(9))].astype(np.float32)
+        kidney += sinus * (kind - kidney)
+    where = np.argwhere(labels == 1)
+    for _ in range(rng.poisson(0.7) if len(where) else 0):  # a simple cyst belongs to the kidney in KiTS19
+        at, radius = rng.choice(where), rng.lognormal(np.log(6), 0.6)
+        offset = [(i - a) * s for i, a, s in zip(np.ogrid[tuple(map(slice, labels.shape))], at, step_mm)]
+        distance = ellipsoid_distance(offset, radius * rng.uniform(0.8, 1.2, 3))
+        kidney += np.clip(0.5 - distance / 2, 0, 1) * (rng.uniform(-5, 25) - kidney)
+    return kidney.astype(np.float32)
 
 
 def tumor_texture(
     labels: npt.NDArray[np.uint8],
-    step_mm: npt.NDArray[np.float64],
+    step_mm: Sequence[float] | npt.NDArray[np.float64],
+    hu: Enhancement,
     noise: Callable[[float], npt.NDArray[np.float32]],
     rng: np.random.Generator,
-) -> npt.NDArray[np.floating[Any]]:
-    """HU of tumor tissue in a box: three in four are mixed and bright (clear cell), the others gray."""
-    if rng.random() > 0.75:
-        return rng.uniform(42, 75) + 6 * noise(6)
-    core = ndimage.distance_transform_edt(labels == 2, step_mm).astype(np.float32)
-    texture = rng.uniform(85, 140) + rng.uniform(12, 28) * noise(9) + 7 * noise(4)
-    largest = core.max()
-    if largest > 8:  # necrosis: the middle of larger tumors, with a ragged border
-        dead = np.clip((core / largest + 0.22 * noise(10) - rng.uniform(0.5, 0.85)) / 0.12 + 0.5, 0, 1)
-        texture += dead * (rng.uniform(15, 35) - texture)
-    return texture
-
-
-def smooth_noise(
-    shape: tuple[int, ...], step_mm: npt.NDArray[np.float64], length_mm: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Normal noise, mean 0 and deviation 1, with structures of about ``length_mm``."""
-    sigma = [length_mm / 2 / s for s in step_mm]
-    values = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), sigma, mode="wrap", truncate=3)
-    normal: npt.NDArray[np.float32] = values / max(values.std(), 1e-6)
-    return normal
+    """HU of tumor tissue in a box: half mixed and bright (clear cell), others gray and even, others cystic."""
+    kind = rng.choice(("mixed", "even", "cystic"), p=(0.55, 0.33, 0.12))
+    core = ndimage.distance_transform_edt(labels == 2, step_mm).astype(np.float32)
+    largest = float(core.max())
+    if kind == "cystic":  # a wall, septa, fluid
+        texture = rng.uniform(5, 30) + 4 * noise(8)
+        solid = np.maximum(rng.uniform(0.5, 3) - core, (rng.uniform(0.02, 0.12) - np.abs(noise(18))) * 8)
+        value = rng.uniform(0.3, 0.9) * hu.cortex
+        return np.float32(texture + np.clip(solid / 2 + 0.5, 0, 1) * (value - texture))
+    if kind == "even":
+        return np.float32(rng.uniform(28, 95) + rng.uniform(2, 10) * noise(rng.uniform(6, 20)))
+    base = float(np.clip(hu.cortex * rng.uniform(0.4, 1.05), 40, 230))
+    texture = base * (1 + rng.uniform(0.05, 0.25) * noise(rng.uniform(7, 16))) + 8 * noise(4)
+    vessels = np.clip((rng.uniform(0.0, 0.08) - np.abs(noise(14))) * 12, 0, 1)
+    texture += vessels * (0.8 * max(hu.aorta, base) - texture)
+    if largest > 8 and rng.random() < 0.8:  # necrosis: the middle of larger tumors, with a ragged border
+        dead = core / largest + rng.uniform(0.2, 0.5) * noise(rng.uniform(8, 20)) - rng.uniform(0.2, 0.85)
+        dead = np.clip(dead / rng.uniform(0.1, 0.4) + 0.5, 0, 1)
+        texture += dead * (rng.uniform(5, 45) - texture)
+    return np.float32(texture)
 
 
 def insert_kidneys(
@@ -204,12 +266,24 @@ def insert_kidneys(
     part = labels[low:high, rows, columns] if low < high else None
     if part is None or not part.any():
         return
-    around, kidney, tumor = (
+    around, kidney, tumor, shrink = [
         upsample(t, range(low - start[0], high - start[0]), part.shape[1:], steps)
-        for t in (tissues.around, tissues.kidney, tissues.tumor)
-    )
-    hu = np.where(part == 1, kidney, np.where(part == 2, tumor, around))
-    sigma = (0.35, 0.7 / spacing_mm[1], 0.7 / spacing_mm[2])
+        for t in (tissues.around, tissues.kidney, tissues.tumor, tissues.shrink)
+    ]
+    hu, tissue = around, np.where(part == 2, tumor, kidney)
+    # the depth below the border, mm, from a blurred mask: Gauss' integral is nearly straight around 0
+    blur = [max(EDGE_MM, 0.5 * s) for s in spacing_mm[1:]]
+    sigma = (0, blur[0] / spacing_mm[1], blur[1] / spacing_mm[2])
+    depth = ndimage.gaussian_filter(np.float32(part > 0), sigma, mode="nearest", truncate=2.5)
+    depth -= np.float32(0.5)
+    depth *= np.float32(max(blur) / 0.37)
+    depth -= shrink
+    depth /= np.float32(max(tissues.edge, 0.6 * max(spacing_mm[1:])))
+    depth += np.float32(0.5)
+    tissue -= hu
+    tissue *= np.clip(depth, 0, 1, out=depth)
+    hu += tissue
+    sigma = (0.35, tissues.blur / spacing_mm[1], tissues.blur / spacing_mm[2])
     hu = ndimage.gaussian_filter(hu, sigma, mode="nearest", truncate=2)
     first, last = max(low, numbers[0]), min(high, numbers[-1] + 1)
     slab[first - numbers[0] : last - numbers[0], rows, columns] = hu[first - low : last - low]
@@ -252,13 +326,15 @@ def noise_maker(
 
     Each is the sum of two random crops of a bank, whose making would cost ten times as much for each slice.
     """
-    deviation = np.clip(13.5 * (3 / spacing_mm[0]) ** 0.35, 9, 26) * rng.uniform(0.85, 1.15)
+    deviation = float(np.clip(20 * (3 / spacing_mm[0]) ** 0.35 * rng.lognormal(0, 0.4), 5, 45))
+    kernel = rng.uniform(0.35, 0.85)
     bank = rng.standard_normal((8, shape[0] + 64, shape[1] + 64), np.float32)
-    bank = ndimage.gaussian_filter(bank, (0, 0.6 / spacing_mm[1], 0.6 / spacing_mm[2]), mode="wrap")
+    bank = ndimage.gaussian_filter(bank, (0, kernel / spacing_mm[1], kernel / spacing_mm[2]), mode="wrap")
     bank /= bank.std()
     # fewer photons arrive from the middle of the body
     y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     amount = (deviation * (0.6 + 0.5 * np.exp(-2 * (y**2 + x**2)))).astype(np.float32)
+    streaks = streak_maker(shape, rng) if rng.random() < 0.12 else None
 
     def crop(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         row, column = rng.integers(0, 65, 2)
@@ -270,6 +346,22 @@ def noise_maker(
         plane = crop(bank[first]) * np.float32(np.cos(angle))
         plane += crop(bank[second]) * np.float32(np.sin(angle))
         plane *= amount
+        if streaks is not None:
+            plane += streaks()
         return plane
 
     return noise
+
+
+def streak_maker(shape: Sequence[int], rng: np.random.Generator) -> Callable[[], npt.NDArray[np.float32]]:
+    """A function that gives the streaks of one slice after another: rays from a dense object near the middle."""
+    center = np.array(shape) * rng.uniform(0.35, 0.65, 2)
+    y, x = np.arange(shape[0]) - center[0], np.arange(shape[1]) - center[1]
+    angle = np.int16((np.arctan2(y[:, None], x) / np.pi + 1) * 359.5)
+    strength = rng.uniform(2, 9)
+
+    def streaks() -> npt.NDArray[np.float32]:
+        rays = ndimage.gaussian_filter1d(rng.standard_normal(720, np.float32), 2.5, mode="wrap")
+        return (rays * np.float32(strength / rays.std())).take(angle)
+
+    return streaks

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_labels", "render_cases", "synthesize_cases"]
 
-TUMOR_ML = (1.0, 450.0)  # KiTS19: 0.8 to 1464, but its largest do not fit a volume around the kidneys
+TUMOR_ML = (1.0, 700.0)  # KiTS19: 0.8 to 1464, but its largest do not fit a volume around the kidneys
 SMALLEST = (8, 32, 32)
 
 
@@ -188,30 +188,35 @@ def draw_labels(
         spacing_mm: voxel size in the same order.
         rng: ``numpy.random.Generator``.
 
-    Returns: uint8 labels (slices, rows, columns): two kidneys of about 90-190 ml (one patient in 20 has only
-        one) and a tumor of 1-450 ml, median 30, that grows out of one of them. All labels occur at any size.
+    Returns: uint8 labels (slices, rows, columns): two kidneys of about 120-260 ml (one patient in 20 has only
+        one) and a tumor of 1-700 ml, median 30, that grows out of one of them. All labels occur at any size.
     """
     labels = np.zeros(shape, np.uint8)
     extent = np.array(shape) * spacing_mm
     middle = extent * (0.5, 0.57, 0.5) + rng.normal(0, (3, 6, 5))
     coordinates = [np.arange(n) * s for n, s in zip(shape, spacing_mm)]
-    size, apart, level = rng.normal(1, 0.06), rng.uniform(62, 76), rng.normal(6, 5)
+    size, apart, level = max(rng.normal(1.1, 0.07), 0.95), rng.uniform(60, 82), rng.normal(6, 6)
     sides = (-1, 1) if rng.random() > 0.05 else (rng.choice((-1, 1)),)
+    size *= 1.12 if len(sides) == 1 else 1  # a single kidney grows
     bodies = []
     for side in sides:  # -1 is the patient's right, whose kidney lies lower
-        center = middle + (-side * level, rng.normal(0, 5), side * apart)
-        radii = size * rng.normal((54, 26, 29), (3, 1.5, 1.5))
+        center = middle + (-side * level, rng.normal(0, 7), side * apart)
+        radii = size * rng.normal((54, 26, 29), (4, 2, 2))
         tilt = side * np.radians(rng.uniform(8, 22))  # upper poles lean to the spine
+        turn = side * np.radians(rng.normal(10, 18))  # the hilum looks to the front, more or less
         z, y, x = np.ix_(*(c - m for c, m in zip(coordinates, center)))
         z, x = z * np.cos(tilt) - x * np.sin(tilt), z * np.sin(tilt) + x * np.cos(tilt)
-        bend = rng.uniform(0, 2 * np.pi, 2)
-        y = y + 2 * np.sin(z / 14 + bend[0])
-        x = side * x + 2 * np.sin(z / 17 + bend[1])  # now lateral is positive
-        sinus = ellipsoid_distance((z, y + 9, x + 24), (22, 15, 20))
+        y, x = y * np.cos(turn) - x * np.sin(turn), y * np.sin(turn) + x * np.cos(turn)
+        bend = rng.uniform(0, 2 * np.pi, 4)
+        y = y + 2 * np.sin(z / 14 + bend[0]) + 1.2 * np.sin(x / 7 + bend[2])
+        x = side * x + 2 * np.sin(z / 17 + bend[1]) + 1.2 * np.sin(z / 9 + bend[3])  # now lateral is positive
+        sinus = ellipsoid_distance(
+            (z, y + rng.uniform(3, 10), x + 24), rng.uniform((14, 8, 14), (25, 15, 21))
+        )
         labels[(ellipsoid_distance((z, y, x + 4 * (z / 40) ** 2), radii) < 0) & (sinus > 0)] = 1
         bodies.append((side, center, radii))
     side, center, radii = bodies[rng.integers(len(bodies))]
-    volume = np.clip(np.exp(rng.normal(np.log(30), 1.2)), *TUMOR_ML)
+    volume = np.clip(np.exp(rng.normal(np.log(30), 1.7)), *TUMOR_ML)
     radius = (volume * 750 / np.pi) ** (1 / 3)
     # toward lateral, front or back; the larger, the farther out, so that a kidney is left
     direction = rng.normal(size=3) * (0.7, 1, 0.7) + (0, 0, 0.6)
