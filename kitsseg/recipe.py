@@ -22,6 +22,7 @@ __all__ = [
     "PreprocessSpec",
     "Progressive",
     "Pruning",
+    "RandomAppearance",
     "ReassignSmall",
     "Recipe",
     "RemoveFar",
@@ -44,6 +45,22 @@ GIVEN = "given: by the user"  # evidence of a setting that a command was given
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomAppearance:
+    """Random contrast, texture, noise and objects in a training crop; the labels stay.
+
+    For training on phantoms: a network that saw everything in every brightness does not take a scanner's contrast for
+    granted (the idea of SynthSeg, Billot et al., Medical Image Analysis 2023). No paper of this package does it.
+
+    Attributes:
+        probability: share of the crops that are changed.
+        strength: 1 for the deviations that ``augment.change_appearance`` states; they are multiplied by it.
+    """
+
+    probability: float
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Random changes of a training crop; image and labels move together.
 
@@ -52,11 +69,13 @@ class Augmentation:
             drawn equally often.
         scale_probability: share of the crops that are scaled.
         flip_probability: for rows and for columns, independently.
+        appearance: of slices in HU; None leaves the intensities alone.
     """
 
     scale_range: tuple[float, float] = (1.0, 1.0)
     scale_probability: float = 0.0
     flip_probability: float = 0.0
+    appearance: RandomAppearance | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

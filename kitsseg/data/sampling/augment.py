@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from kitsseg.data.geometry.resample import blend
 
@@ -26,6 +27,7 @@ __all__ = [
     "apply_batchgenerators",
     "batchgenerators_transform",
     "center_crop",
+    "change_appearance",
     "cut",
     "cut_batchgenerators",
     "draw_crop",
@@ -157,6 +159,61 @@ def _blend_lines(
         below, above = (plane.take(lines[block], 0).astype(np.float32, copy=False) for lines in (low, high))
         out[:, block] = blend(below, above, weight[block]).swapaxes(0, 1)
     return out
+
+
+def change_appearance(
+    hu: npt.NDArray[Any], labels: npt.NDArray[np.integer], strength: float, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Draw contrast, texture, noise and objects at random: a slice that no scanner would make, with the same labels.
+
+    In this order, each with its own chance: up to five ellipses of 2 to 14 pixels and any HU on the background (0.5);
+    a monotone curve over all HU (0.7: slope varied by 30 %, shifted by 14 HU, bent by 12 HU at five points); kidneys
+    and tumors brighter or darker than the rest (0.5: by 20 and 28 HU); a coarse texture (0.5: up to 18 HU); a blur of
+    0.2 to 0.8 pixels (0.3); noise (0.6: up to 24 HU). The figures are deviations or maxima at ``strength`` 1.
+
+    Args:
+        hu: (rows, columns). labels: (rows, columns), 0 background.
+
+    Returns: float32 HU, a new array.
+    """
+    hu = hu.astype(np.float32)
+    objects, curve, tissues, texture, blur, noise = rng.random(6) < (0.5, 0.7, 0.5, 0.5, 0.3, 0.6)
+    if objects:
+        for _ in range(rng.integers(1, 6)):
+            _paint_ellipse(hu, labels, rng)
+    if curve:
+        points = np.array((-1100, 0, 60, 120, 180, 260, 3100), np.float32)
+        values = points * np.exp(0.3 * strength * rng.normal()) + 14 * strength * rng.normal()
+        values[1:6] += 12 * strength * rng.normal(size=5)
+        values[[0, -1]] = points[[0, -1]]  # air stays air, and metal metal
+        hu = np.interp(hu, points, np.maximum.accumulate(values)).astype(np.float32)
+    if tissues:
+        for value, deviation in ((1, 20), (2, 28)):
+            share = ndimage.gaussian_filter(np.float32(labels == value), 0.5)
+            hu += share * np.float32(deviation * strength * rng.normal())
+    if texture:
+        waves = ndimage.gaussian_filter(rng.standard_normal(hu.shape, np.float32), rng.uniform(1, 6))
+        hu += waves * np.float32(strength * rng.uniform(0, 18) / max(float(waves.std()), 1e-6))
+    if blur:
+        hu = ndimage.gaussian_filter(hu, rng.uniform(0.2, 0.8))
+    if noise:
+        hu += rng.standard_normal(hu.shape, np.float32) * np.float32(strength * rng.uniform(0, 24))
+    return hu
+
+
+def _paint_ellipse(
+    hu: npt.NDArray[np.float32], labels: npt.NDArray[np.integer], rng: np.random.Generator
+) -> None:
+    height, width = hu.shape
+    center, radii = rng.uniform(0.05, 0.95, 2) * (height, width), rng.uniform(2, 14, 2)
+    angle, value = rng.uniform(0, np.pi), np.float32(rng.uniform(-60, 260))
+    y, x = np.ogrid[:height, :width]
+    y, x = np.float32(y - center[0]), np.float32(x - center[1])
+    along, across = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
+    radius = np.sqrt((along / radii[0]) ** 2 + (across / radii[1]) ** 2)
+    share = np.clip((1 - radius) * radii.min() + 0.5, 0, 1).astype(np.float32)
+    share *= labels == 0
+    hu += share * (value - hu)
 
 
 def pad_to(

@@ -149,6 +149,11 @@ class PatchBatches:
                 f"PatchBatches: 3D patches are not scaled; scale_probability must be 0, found "
                 f"{augmentation.scale_probability}."
             )
+        if augmentation.appearance is not None:
+            raise ValueError(
+                "PatchBatches: a random appearance is drawn for slices only; appearance must be None, found "
+                f"{augmentation.appearance}."
+            )
         self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
         self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
         self.patch_size = tuple(sampler.patch_size)

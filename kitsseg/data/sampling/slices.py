@@ -27,6 +27,7 @@ from kitsseg.data.sampling.augment import (
     LabelWindow,
     batchgenerators_transform,
     center_crop,
+    change_appearance,
     cut,
     cut_batchgenerators,
     draw_crop,
@@ -43,7 +44,7 @@ from kitsseg.data.sampling.draws import (
 )
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
-from kitsseg.recipe import Augmentation, PreprocessSpec, SliceSampler
+from kitsseg.recipe import Augmentation, PreprocessSpec, RandomAppearance, SliceSampler
 
 if TYPE_CHECKING:
     from typing import SupportsIndex
@@ -91,6 +92,11 @@ class SliceBatches:
             raise ValueError(f'SliceBatches: path is "fast" or "batchgenerators", found "{path}".')
         if path == "batchgenerators":
             batchgenerators_transform(sampler.patch_size, augmentation)  # what it cannot do is said now
+        if augmentation.appearance is not None and spec.hu_window is None:
+            raise ValueError(
+                "SliceBatches: a random appearance needs HU, found a specification with 8-bit windows. "
+                "Set appearance to None."
+            )
         self.cases = cases_of_part(cases, split, part)
         self.sampler, self.augmentation, self.spec, self.seed, self.path = (
             sampler,
@@ -129,8 +135,21 @@ class SliceBatches:
         drawn = [(self.cases[case], k, self._draw_crop(rng, case)) for case, k in self._draw_all(index)]
         for own, place in enumerate(self._places):
             window, labels[own] = self._cut(*drawn[place])
+            if (appearance := self.augmentation.appearance) is not None:
+                window = self._changed(window, labels[own], appearance, self._rng(index, 2 + place))
             normalize(window, self.spec, out=images[own])
         return images, labels
+
+    def _changed(
+        self,
+        window: npt.NDArray[Any],
+        truth: npt.NDArray[np.int32],
+        appearance: RandomAppearance,
+        rng: np.random.Generator,
+    ) -> npt.NDArray[Any]:
+        if rng.random() >= appearance.probability:
+            return window
+        return change_appearance(window, truth, appearance.strength, rng)
 
     def __getitem__(self, index: SupportsIndex) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         return self.batch(checked_index(index))

@@ -10,6 +10,7 @@ from kitsseg.data.sampling.augment import (
     apply_batchgenerators,
     batchgenerators_transform,
     center_crop,
+    change_appearance,
     cut,
     cut_batchgenerators,
     draw_crop,
@@ -352,3 +353,31 @@ def test_what_the_library_cannot_draw_is_an_error():
         ValueError, match=r"3D patches are not scaled; scale_probability must be 0, found 0\.1"
     ):
         batchgenerators_transform((4, 6, 8), PAPER)
+
+
+def test_without_strength_only_objects_and_blur_are_left():
+    """Even background and even kidney: nothing is painted on the kidney, and blur leaves its inside even."""
+    labels = np.zeros((60, 60), np.uint8)
+    labels[20:40, 15:45] = 1
+    hu = np.where(labels == 1, 130, -100).astype(np.int16)
+    painted = 0
+    for seed in range(30):
+        changed = change_appearance(hu, labels, 0.0, np.random.default_rng(seed))
+        assert changed.dtype == np.float32
+        np.testing.assert_allclose(changed[25:35, 20:40], 130, atol=0.01)
+        painted += np.abs(changed[:10] + 100).max() > 1
+    assert 5 < painted < 28
+    assert hu[30, 30] == 130  # the slice itself is left alone
+
+
+def test_kidneys_and_background_change_as_far_as_stated():
+    """With full strength: the kidneys' mean differs from crop to crop by some 20 HU of their own and 30 % of 130."""
+    labels = np.zeros((60, 60), np.uint8)
+    labels[20:40, 15:45] = 1
+    hu = np.where(labels == 1, 130, -100).astype(np.int16)
+    rngs = [np.random.default_rng(seed) for seed in range(200)]
+    means = np.array([change_appearance(hu, labels, 1.0, rng)[25:35, 20:40].mean() for rng in rngs])
+    assert means.mean() == pytest.approx(134, abs=12)  # exp(0.3 n) is 1.046 on average
+    # variances add: 0.7 of curves with slope (0.3 * 130)**2 + 14**2 + about 12**2, 0.5 of tissues with 20**2
+    expected = np.sqrt(0.7 * (39**2 + 14**2 + 12**2) + 0.5 * 20**2)
+    assert means.std() == pytest.approx(expected, rel=0.2)

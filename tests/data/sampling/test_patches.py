@@ -13,7 +13,7 @@ from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches, class
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
-from kitsseg.recipe import Augmentation, PatchSampler
+from kitsseg.recipe import Augmentation, PatchSampler, RandomAppearance
 
 SAMPLER = PatchSampler(cases_per_batch=13, patch_size=(6, 8, 10))
 PLAIN = Augmentation()
@@ -313,9 +313,11 @@ def test_validation_patches_are_fixed_one_of_each_class_of_each_case(patients, s
 # bad arguments
 
 
-def test_scaling_several_channels_and_wrong_splits_are_errors(patients, spec):
+def test_scaling_appearance_several_channels_and_wrong_splits_are_errors(patients, spec):
     with pytest.raises(ValueError, match=r"scale_probability must be 0, found 0\.1"):
         batches_of(patients, spec, augmentation=Augmentation(scale_range=(0.6, 1.25), scale_probability=0.1))
+    with pytest.raises(ValueError, match="appearance must be None, found RandomAppearance"):
+        batches_of(patients, spec, augmentation=Augmentation(appearance=RandomAppearance(probability=1.0)))
     several = replace(
         spec,
         **dict.fromkeys(("hu_window", "hu_mean", "hu_std")),

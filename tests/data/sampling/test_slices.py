@@ -13,7 +13,7 @@ from kitsseg.data.sampling.batches import Draws
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
-from kitsseg.recipe import Augmentation, SliceSampler
+from kitsseg.recipe import Augmentation, PreprocessSpec, RandomAppearance, SliceSampler
 
 SAMPLER = SliceSampler(batch_size=7, positive=5, positive_weights="uniform", patch_size=(32, 24))
 PLAIN = Augmentation()
@@ -323,3 +323,49 @@ def test_unknown_path_and_flips_that_batchgenerators_cannot_draw(cached, spec):
         batches_of(cached, spec, path="cubic")
     with pytest.raises(ValueError, match=r"batchgenerators flips with probability 0\.5"):
         batches_of(cached, spec, augmentation=Augmentation(flip_probability=0.3), path="batchgenerators")
+
+
+def appearing(probability, strength=1.0):
+    return replace(FLIPS, appearance=RandomAppearance(probability=probability, strength=strength))
+
+
+def test_a_random_appearance_changes_images_and_no_label(cached, spec):
+    """The same slices, crops and labels with it and without; of 14 places at probability 0.5 some are changed."""
+    plain, never, always, half = (
+        batches_of(cached, spec, augmentation=augmentation)
+        for augmentation in (FLIPS, appearing(0.0), appearing(1.0), appearing(0.5))
+    )
+    changed = 0
+    for index in range(2):
+        images, labels = (a.copy() for a in plain.batch(index))
+        same, same_labels = (a.copy() for a in never.batch(index))
+        np.testing.assert_array_equal(same, images)
+        np.testing.assert_array_equal(same_labels, labels)
+        other, other_labels = (a.copy() for a in always.batch(index))
+        np.testing.assert_array_equal(other_labels, labels)
+        assert np.isfinite(other).all()
+        assert (other != images).any()
+        changed += sum((a != b).any() for a, b in zip(half.batch(index)[0], images))
+    assert 1 <= changed < 14
+
+
+def test_a_random_appearance_depends_on_seed_index_and_place_alone(cached, spec):
+    """Any order, any process: the shards of a batch are the batch, and another index is another appearance."""
+    sampler = replace(SAMPLER, batch_size=6, positive=4)
+    whole = batches_of(cached, spec, sampler, appearing(1.0), seed=5)
+    later, first = whole.batch(7)[0].copy(), whole.batch(0)[0].copy()
+    again = batches_of(cached, spec, sampler, appearing(1.0), seed=5)
+    np.testing.assert_array_equal(again.batch(0)[0], first)
+    parts = [
+        batches_of(cached, spec, sampler, appearing(1.0), seed=5, shard=(i, 2)).batch(7)[0].copy()
+        for i in range(2)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), later)
+    other = batches_of(cached, spec, sampler, appearing(1.0), seed=6).batch(0)[0]
+    assert (other != first).any()
+
+
+def test_a_random_appearance_needs_hu(cached):
+    windows = PreprocessSpec(windows=((400, 40),), channel_mean=(0.5, 0.5), channel_std=(0.2, 0.2))
+    with pytest.raises(ValueError, match=r"needs HU.*8-bit windows.*appearance to None"):
+        batches_of(cached, windows, augmentation=appearing(1.0))
