@@ -28,7 +28,7 @@ def add(command: AddCommand) -> None:
     sub = command("demo", _demo, "synthetic patients, training, prediction, scores and report in one go")
     sub.add_argument("--recipe", default="unet2d", help="NAME; its tiny variant is used (default: unet2d)")
     sub.add_argument("--out", default="demo", type=Path, help="new folder for everything (default: demo)")
-    sub.add_argument("--cases", default=16, type=at_least(5), help="number of patients (default: 16)")
+    sub.add_argument("--cases", default=32, type=at_least(5), help="number of patients (default: 32)")
     sub.add_argument("--seed", default=0, type=at_least(0))
 
 

@@ -313,7 +313,7 @@ TINY = replace(
         replace(
             PAPER.phases[0],
             sampler=replace(_SAMPLER, patch_size=(96, 96)),
-            epochs=20,
+            epochs=30,
             steps_per_epoch=40,
             steps_from=None,
             learning_rate=2e-3,
