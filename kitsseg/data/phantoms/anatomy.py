@@ -248,7 +248,8 @@ def random_field(
         weight = np.float32(position - low).reshape([-1 if n == number else 1 for n in range(3)])
         below = values.take(low, number)
         values = below + weight * (values.take(low + 1, number) - below)
-    return values
+    field: npt.NDArray[np.float32] = values
+    return field
 
 
 def paint_body(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
@@ -331,7 +332,8 @@ def paint_organs(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.rand
         return distance
 
     def mottled(z: Coordinate, y: Coordinate, x: Coordinate) -> Coordinate:  # early filling of the red pulp
-        return hu.spleen + uneven * np.sin(x / 3.5 + 2 * np.sin(z / 7)) * np.sin(y / 4 + 2 * np.sin(x / 9))
+        waves: Coordinate = np.sin(x / 3.5 + 2 * np.sin(z / 7)) * np.sin(y / 4 + 2 * np.sin(x / 9))
+        return hu.spleen + uneven * waves
 
     def inside(y: Coordinate, x: Coordinate) -> Coordinate:
         return patient.cavity(y, x) + 1.5
@@ -363,7 +365,7 @@ def paint_organs(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.rand
     canvas.ellipsoid(
         stomach,
         outer - rng.uniform(3, 7),
-        lambda z, y, x: fluid - (fluid + 900) * np.float32(y < level),
+        lambda z, y, x: fluid - (fluid + 900) * (y < level).astype(np.float32),
         inside,
     )
     tail = rng.uniform(7, 12)
@@ -420,9 +422,10 @@ def paint_muscles_and_spine(
         )
         quadratus = (45, (spine + inner) / 2 + 4, 62 * side)
         canvas.ellipsoid(quadratus, (85, 10 * size, 19 * size), hu.muscle, patient.wall)
-        for x in (27, 50):
-            middle = inner - erector + (x - 27) * 0.1
-            canvas.tube((top, middle, x * side), (bottom, middle, x * side), erector, hu.muscle, patient.wall)
+        for lateral in (27, 50):
+            middle = inner - erector + (lateral - 27) * 0.1
+            ends = (top, middle, lateral * side), (bottom, middle, lateral * side)
+            canvas.tube(*ends, erector, hu.muscle, patient.wall)
         canvas.ellipsoid((205, 22, 98 * side), (65, 58, 14), 320)
     box = canvas.box((top, spine - 28, -55), (bottom, back, 55))
     z, y, x = canvas.points(box, bend=0.4)

@@ -156,7 +156,7 @@ def paint_kidneys(
         for i, step in zip(np.nonzero(thin), step_mm)
     )
     labels = thin[box]
-    axes = [np.float32(np.arange(n) * step) for n, step in zip(labels.shape, step_mm)]
+    axes = [(np.arange(n) * step).astype(np.float32) for n, step in zip(labels.shape, step_mm)]
     noise = partial(random_field, axes, rng=rng)
     outside = ndimage.distance_transform_edt(labels == 0, step_mm).astype(np.float32)
     # from organs that touch the kidney to two centimeters of fat
@@ -182,7 +182,7 @@ def paint_kidneys(
         canvas.hu[box].copy(),
         kidney_texture(labels, step_mm, hu, noise, rng),
         tumor_texture(labels, step_mm, hu, noise, rng),
-        np.float32(shrink),
+        np.asarray(shrink, np.float32),
         rng.uniform(0.8, 1.3),
         rng.uniform(0.4, 0.9),
     )
@@ -212,7 +212,8 @@ def kidney_texture(
         offset = [(i - a) * s for i, a, s in zip(np.ogrid[tuple(map(slice, labels.shape))], at, step_mm)]
         distance = ellipsoid_distance(offset, radius * rng.uniform(0.8, 1.2, 3))
         kidney += np.clip(0.5 - distance / 2, 0, 1) * (rng.uniform(-5, 25) - kidney)
-    return kidney.astype(np.float32)
+    hounsfield: npt.NDArray[np.float32] = kidney.astype(np.float32)
+    return hounsfield
 
 
 def tumor_texture(
@@ -230,9 +231,9 @@ def tumor_texture(
         texture = rng.uniform(5, 30) + 4 * noise(8)
         solid = np.maximum(rng.uniform(0.5, 3) - core, (rng.uniform(0.02, 0.12) - np.abs(noise(18))) * 8)
         value = rng.uniform(0.3, 0.9) * hu.cortex
-        return np.float32(texture + np.clip(solid / 2 + 0.5, 0, 1) * (value - texture))
+        return np.asarray(texture + np.clip(solid / 2 + 0.5, 0, 1) * (value - texture), np.float32)
     if kind == "even":
-        return np.float32(rng.uniform(28, 95) + rng.uniform(2, 10) * noise(rng.uniform(6, 20)))
+        return np.asarray(rng.uniform(28, 95) + rng.uniform(2, 10) * noise(rng.uniform(6, 20)), np.float32)
     base = float(np.clip(hu.cortex * rng.uniform(0.4, 1.05), 40, 230))
     texture = base * (1 + rng.uniform(0.05, 0.25) * noise(rng.uniform(7, 16))) + 8 * noise(4)
     vessels = np.clip((rng.uniform(0.0, 0.08) - np.abs(noise(14))) * 12, 0, 1)
@@ -241,7 +242,7 @@ def tumor_texture(
         dead = core / largest + rng.uniform(0.2, 0.5) * noise(rng.uniform(8, 20)) - rng.uniform(0.2, 0.85)
         dead = np.clip(dead / rng.uniform(0.1, 0.4) + 0.5, 0, 1)
         texture += dead * (rng.uniform(5, 45) - texture)
-    return np.float32(texture)
+    return np.asarray(texture, np.float32)
 
 
 def insert_kidneys(
@@ -273,7 +274,7 @@ def insert_kidneys(
     hu, tissue = around, np.where(part == 2, tumor, kidney)
     # the depth below the border, mm, from a blurred mask: Gauss' integral is nearly straight around 0
     blur = [max(EDGE_MM, 0.5 * s) for s in spacing_mm[1:]]
-    sigma = (0, blur[0] / spacing_mm[1], blur[1] / spacing_mm[2])
+    sigma = (0.0, blur[0] / spacing_mm[1], blur[1] / spacing_mm[2])
     depth = ndimage.gaussian_filter(np.float32(part > 0), sigma, mode="nearest", truncate=2.5)
     depth -= np.float32(0.5)
     depth *= np.float32(max(blur) / 0.37)
@@ -357,11 +358,12 @@ def streak_maker(shape: Sequence[int], rng: np.random.Generator) -> Callable[[],
     """A function that gives the streaks of one slice after another: rays from a dense object near the middle."""
     center = np.array(shape) * rng.uniform(0.35, 0.65, 2)
     y, x = np.arange(shape[0]) - center[0], np.arange(shape[1]) - center[1]
-    angle = np.int16((np.arctan2(y[:, None], x) / np.pi + 1) * 359.5)
+    angle = ((np.arctan2(y[:, None], x) / np.pi + 1) * 359.5).astype(np.int16)
     strength = rng.uniform(2, 9)
 
     def streaks() -> npt.NDArray[np.float32]:
         rays = ndimage.gaussian_filter1d(rng.standard_normal(720, np.float32), 2.5, mode="wrap")
-        return (rays * np.float32(strength / rays.std())).take(angle)
+        pattern: npt.NDArray[np.float32] = (rays * np.float32(strength / rays.std())).take(angle)
+        return pattern
 
     return streaks

@@ -208,7 +208,7 @@ def _paint_ellipse(
     center, radii = rng.uniform(0.05, 0.95, 2) * (height, width), rng.uniform(2, 14, 2)
     angle, value = rng.uniform(0, np.pi), np.float32(rng.uniform(-60, 260))
     y, x = np.ogrid[:height, :width]
-    y, x = np.float32(y - center[0]), np.float32(x - center[1])
+    y, x = (y - center[0]).astype(np.float32), (x - center[1]).astype(np.float32)
     along, across = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
     radius = np.sqrt((along / radii[0]) ** 2 + (across / radii[1]) ** 2)
     share = np.clip((1 - radius) * radii.min() + 0.5, 0, 1).astype(np.float32)
