@@ -4,7 +4,8 @@ SLICES holds 79 slices of 28 patients, chosen by somebody else, HU clipped to 0.
 slices.csv. Small versions of the 2D networks (about 12 filters, 3 mm or 128 x 128 pixels), each with its paper's loss
 and sampling as far as single slices allow, are trained and tested in four settings:
 
-    a  on rendered CT only (real label maps of other patients, synthesized CT, clipped to 0..255 too), tested on all
+    a  on rendered CT only (real label maps of other patients, synthesized CT with random appearance, clipped to 0..255
+       too), tested on all
     b  on real slices, four folds by patient
     c  on rendered CT first, then on real slices (``kitsseg train --from``), the same folds
     d  as b, but four folds of slices, whoever the patient is: the leak
@@ -34,6 +35,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from comparison_page import put_tables
+from phantom_statistics import ASIDE, OVERLAP
 
 from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
@@ -48,7 +50,7 @@ from kitsseg.export.writers import ExportOptions
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.ensemble import ensemble_of, open_ensemble
 from kitsseg.inference.slices import label_slices
-from kitsseg.recipe import Phase, Plateau, Recipe
+from kitsseg.recipe import Phase, Plateau, RandomAppearance, Recipe
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval, count_labels, score_counts
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.state import steps_of
@@ -59,8 +61,7 @@ from kitsseg.workflows.shrink import shrink_run
 
 WHAT = "79 slices of 28 patients, chosen by somebody else, HU clipped to 0..255"
 HU = (0.0, 255.0)
-# label maps of these are not rendered: the slices show the same patients, or an independent check does
-OVERLAP = ("case_00030", "case_00113")
+APPEARANCE = RandomAppearance(probability=0.8)  # of rendered slices in HU
 FOLDS = 4
 SETTINGS = {
     "a": "rendered CT only",
@@ -200,12 +201,20 @@ class Bench:
         train = tuple(name for name in rest if name not in chosen_by)
         return CaseSplit(f"{kind}, fold {fold}", train, chosen_by, test, source="benchmarks/real_slices.py")
 
-    def recipe(self, name: str) -> Recipe:
-        """The tiny variant, with HU clipped as in the images, for ``steps`` steps, without looking at whole cases."""
+    def recipe(self, name: str, setting: str = "b") -> Recipe:
+        """The tiny variant, with HU clipped as in the images, for ``steps`` steps, without looking at whole cases.
+
+        Rendered CT is given a random appearance, as long as the network sees HU.
+        """
         row = ROWS[name]
         tiny = recipes.get(f"{row.recipe}:tiny")
         phases = [phase for phase in tiny.phases if not phase.pruning]
         factor = self.steps / sum(map(steps_of, phases))
+        if setting == "a" and tiny.preprocess.windows is None:
+            phases = [
+                replace(phase, augmentation=replace(phase.augmentation, appearance=APPEARANCE))
+                for phase in phases
+            ]
         return replace(
             tiny,
             preprocess=replace(tiny.preprocess, clip_hu=HU),
@@ -215,7 +224,7 @@ class Bench:
 
     def made(self, job: Job) -> Path:
         """The network of a job: its run folder, or for int8 its file. It is trained if it is not there."""
-        folder, row, recipe = self.out / "jobs" / job.folder, ROWS[job.row], self.recipe(job.row)
+        folder, row, recipe = self.out / "jobs" / job.folder, ROWS[job.row], self.recipe(job.row, job.setting)
         run, kind = folder / "run", {"a": "rendered", "d": "slices"}.get(job.setting, "patients")
         if (run / "model.keras").is_file() or (folder / "int8.tflite").is_file():
             return run if run.is_dir() else folder / "int8.tflite"
@@ -426,6 +435,13 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
             )
     lines.append("")
     for name, row in ROWS.items():
+        if one := found.get((name, "a")):
+            aside = [i for i, patient in enumerate(one["patients"]) if patient in ASIDE]
+            tk, tu = one["of_patients"][aside].mean(axis=0)
+            lines.append(
+                f"{row.label}: (a) on the {len(aside)} patients kept aside from the rendering: TK {tk:.3f}, "
+                f"TU {tu:.3f}."
+            )
         for first, second in (("b", "c"), ("b", "d")):
             one, two = found.get((name, first)), found.get((name, second))
             if one and two:
