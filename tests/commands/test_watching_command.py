@@ -12,10 +12,10 @@ def asked(trained, monkeypatch):
     """What the command gives to ``train_recipe``, in place of training."""
     found = {}
 
-    def train_recipe(*arguments, **options):
-        found.update(options)
-        options["say"]("train, epoch 1 of 1: [all] well")
-        options["say"]("warning: not so [bold]well")
+    def train_recipe(recipe, cache, split, run, options):
+        found.update(vars(options))
+        options.say("train, epoch 1 of 1: [all] well")
+        options.say("warning: not so [bold]well")
 
     monkeypatch.setattr(recipes, "get", lambda name: trained.recipe)
     monkeypatch.setattr(train, "train_recipe", train_recipe)
