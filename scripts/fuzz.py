@@ -15,8 +15,10 @@ A kind of input is a ``Kind``: it says how whole inputs are made, damaged, used 
 import argparse
 import contextlib
 import csv
+import functools
 import gzip
 import io
+import json
 import os
 import resource
 import shutil
@@ -30,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -395,12 +398,219 @@ def preprocess_series(folder: Path, rng: np.random.Generator) -> list[str]:
             "labels/*.nii.gz"]  # fmt: skip
 
 
+# ---- records, networks, exported files ------------------------------------------------------------------------------
+
+STRANGE = (None, True, 0, -1, 1.5, 1e999, float("nan"), "", "a", "../x", [], [1], {}, 10**400, "9" * 5000)
+
+
+def damage_text(path: Path, rng: np.random.Generator) -> str:
+    """Damage a JSON or CSV file: a value of it, a cell of it, its nesting, or its bytes."""
+    content = path.read_bytes()
+    how = str(rng.choice(["value", "bytes", "deep", "empty", "gone"], p=[0.55, 0.35, 0.04, 0.03, 0.03]))
+    if how == "bytes":
+        content, how = damaged_bytes(content, rng)
+    elif how == "deep":
+        content = rng.choice([b"[", b'{"a":']) * 60_000
+    elif how == "empty":
+        content = b""
+    elif how == "gone":
+        path.unlink()
+        return "gone"
+    elif path.suffix == ".json":
+        record = json.loads(content)
+        holder, key = record, None
+        while isinstance(holder, dict | list) and holder:
+            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+            before, key = holder, keys[int(rng.integers(len(keys)))]
+            holder = holder[key]
+            if rng.random() < 0.25:
+                break
+        value = STRANGE[int(rng.integers(len(STRANGE)))]
+        if rng.random() < 0.2:
+            before.pop(key)
+        else:
+            before[key] = value
+        how, content = f"{key} = {str(value)[:20]}", json.dumps(record).encode()
+    else:
+        rows = list(csv.reader(content.decode().splitlines()))
+        row = rows[int(rng.integers(len(rows)))]
+        k = int(rng.integers(len(row)))
+        row[k] = str(rng.choice(["", "nan", "inf", "-1", "a", "1e999", "9" * 50, "=1+1", "\x00"]))
+        how = f"cell {k} = {row[k][:20]}"
+        content = ("\n".join(",".join(row) for row in rows) + "\n").encode()
+    path.write_bytes(content)
+    return how
+
+
+def damage_one_of(*patterns: str) -> Callable[[Path, np.random.Generator], str]:
+    def damage(folder: Path, rng: np.random.Generator) -> str:
+        files = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+        path = files[int(rng.integers(len(files)))]
+        if path.suffix in (".json", ".csv"):
+            return f"{path.name}: {damage_text(path, rng)}"
+        content, how = damaged_bytes(path.read_bytes(), rng)
+        path.write_bytes(content)
+        return f"{path.name}: {how}"
+
+    return damage
+
+
+def small_recipe() -> Any:
+    from dataclasses import replace
+
+    from kitsseg import recipes
+
+    tiny = recipes.get("unet2d:tiny")
+    return replace(tiny, model={**tiny.model, "start_filters": 4, "n_pools": 2})
+
+
+def make_run(folder: Path) -> None:
+    """Copy what ``_run_made`` has made; several kinds damage parts of it."""
+    shutil.copytree(_run_made().name, folder, dirs_exist_ok=True)
+
+
+@functools.cache
+def _run_made() -> "tempfile.TemporaryDirectory[str]":
+    made = tempfile.TemporaryDirectory(prefix="kitsseg-fuzz-run-")
+    _make_run(Path(made.name))
+    return made
+
+
+def _make_run(folder: Path) -> None:
+    """Scans and their labels, their cache, a run of a small network of random weights, and what it predicts."""
+    import keras
+
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.records.run import create_run, read_run, update_run, write_history
+
+    hu, labels = body()
+    for k in range(3):
+        save(
+            folder / "data" / f"case_9000{k}" / "imaging.nii.gz",
+            np.roll(hu, k, axis=1) + 9 * k,
+            nib.Nifti1Image,
+        )
+        save(
+            folder / "data" / f"case_9000{k}" / "segmentation.nii.gz",
+            np.roll(labels, k, axis=1),
+            nib.Nifti1Image,
+        )
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert kitsseg(["preprocess", "unet2d:tiny", str(folder / "data"), str(folder / "cache")]) == 0
+        assert kitsseg(["verify", str(folder / "data"), "--not-kits19"]) == 0
+    recipe = small_recipe()
+    split = CaseSplit("three", ("case_90000",), ("case_90001",), ("case_90002",))
+    run = create_run(folder / "run", recipe, split, 0, {"seconds": 1.0, "cache": str(folder / "cache")})
+    keras.utils.set_random_seed(0)
+    recipe.build_model(**recipe.model).save(run / "model.keras")
+    write_history(run, [{"phase": "train", "epoch": 1, "learning_rate": 1e-3, "loss": 0.5, "val_loss": 0.6}])
+    record = read_run(run)
+    record.status = "finished"
+    update_run(run, record)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for name in ("net.tflite", "net.onnx"):
+            command = ["export", str(run), "--out", str(folder / name), "--size", "32,32"]
+            code = kitsseg([*command, "--cache", str(folder / "cache")])
+            assert code == 0, name
+        out, table = str(folder / "maps"), str(folder / "scores.csv")
+        assert kitsseg(["predict", str(folder / "net.tflite"), str(folder / "data"), "--out", out]) == 0
+        scan, by_run = str(folder / "data" / "case_90000"), str(folder / "by_run")
+        assert kitsseg(["predict", str(folder / "run"), scan, "--out", by_run]) == 0
+        assert kitsseg(["evaluate", out, str(folder / "data"), "--out", table]) == 0
+
+
+def use_run(folder: Path, rng: np.random.Generator) -> list[str]:
+    page = ["report", str(folder / "run"), "--out", str(folder / "page.html")]
+    model = [
+        "predict",
+        str(folder / "run"),
+        str(folder / "data" / "case_90000"),
+        "--out",
+        str(folder / "new"),
+    ]
+    return page if rng.random() < 0.7 else model
+
+
+def use_cache(folder: Path, rng: np.random.Generator) -> list[str]:
+    split = ["--split", str(folder / "run" / "split.json")]
+    return ["statistics", "unet2d:tiny", str(folder / "cache"), *split]
+
+
+def use_scores(folder: Path, rng: np.random.Generator) -> list[str]:
+    if rng.random() < 0.5:
+        return ["report", str(folder / "scores.csv"), "--out", str(folder / "page.html")]
+    return ["evaluate", str(folder / "maps"), str(folder / "data"), "--out", str(folder / "new.csv")]
+
+
+def predict_with(name: str) -> Callable[[Path, np.random.Generator], list[str]]:
+    def command(folder: Path, rng: np.random.Generator) -> list[str]:
+        return [
+            "predict",
+            str(folder / name),
+            str(folder / "data" / "case_90000"),
+            "--out",
+            str(folder / "new"),
+        ]
+
+    return command
+
+
+def same_label_map(by: str) -> Callable[[Path], None]:
+    """A network that is read although it was damaged labels as the whole one does."""
+
+    def confirm(folder: Path) -> None:
+        path = folder / "new" / "prediction_90000.nii.gz"
+        expected = folder / by / "prediction_90000.nii.gz"
+        found, wanted = (np.asarray(nib.load(file).dataobj) for file in (path, expected))
+        assert np.mean(found != wanted) < 1e-3, "other labels than the whole network gives"
+
+    return confirm
+
+
+def written(folder: Path) -> None:
+    """What the command was asked for is there: the page, the table or the label map."""
+    made = [folder / name for name in ("page.html", "new.csv", "new/prediction_90000.nii.gz")]
+    assert any(path.is_file() and path.stat().st_size for path in made), "nothing was written"
+
+
+def nothing_to_see(folder: Path) -> None:
+    """Of a command that only shows numbers."""
+
+
 KINDS = {
     "nifti1": image_kind(nib.Nifti1Image),
     "nifti2": image_kind(nib.Nifti2Image),
     "labels1": labels_kind(nib.Nifti1Image),
     "labels2": labels_kind(nib.Nifti2Image),
     "dicom": Kind(make_labelled_series, damage_series, preprocess_series, confirm_series, ("data", "labels")),
+    "run": Kind(make_run, damage_one_of("run/run.json", "run/history.csv"), use_run, written, ("run",)),
+    "cache": Kind(
+        make_run,
+        damage_one_of("run/split.json", "cache/*/spec.json", "cache/*/case_90000/case.json"),
+        use_cache,
+        nothing_to_see,
+        ("run", "cache"),
+    ),
+    "scores": Kind(
+        make_run,
+        damage_one_of("scores.csv", "scores.json", "maps/predictions.json"),
+        use_scores,
+        written,
+        ("scores", "maps"),
+    ),
+    "keras": Kind(
+        make_run, damage_one_of("run/model.keras"), predict_with("run"), same_label_map("by_run"), ("run",)
+    ),
+    "tflite": Kind(
+        make_run,
+        damage_one_of("*.tflite"),
+        predict_with("net.tflite"),
+        same_label_map("maps"),
+        ("net",),
+    ),
+    "onnx": Kind(
+        make_run, damage_one_of("*.onnx"), predict_with("net.onnx"), same_label_map("maps"), ("net",)
+    ),
 }
 
 
@@ -441,6 +651,7 @@ def _ending(kind: Kind, folder: Path, arguments: list[str], seconds: float) -> t
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # Keras' own
             code = kitsseg(arguments)
     except SystemExit as error:
         return "other", f"exit {error.code}: {err.getvalue()[-300:]}"

@@ -256,7 +256,11 @@ def choose_split(
     cases, missing = open_cache(cache, recipe.preprocess), 0
     papers = load_split(recipe.split) if recipe.split and fractions is None else None
     if name:
-        split, missing = load_split(name).among(cases)
+        split = load_split(name)
+        try:
+            split, missing = split.among(cases)
+        except InputError as error:
+            raise InputError(f"--split {name}: {error}") from error
     elif papers and set(cases) == {*papers.train, *papers.validation, *papers.test}:
         split = papers
         console.print(f"all of KiTS19 is at hand: the split of {recipe.name} ({split.source})")

@@ -157,7 +157,10 @@ def _split_of(data: bytes, origin: str | os.PathLike[str]) -> CaseSplit:
     expected = "JSON with the lists train, validation and test"
     found = record_of(data, SplitFile, origin, expected, "Give another file, or the name of a split.")
     parts = {part: getattr(found, part) for part in PARTS}
-    return CaseSplit(found.name or Path(origin).stem, **parts, source=found.source or "")
+    try:
+        return CaseSplit(found.name or Path(origin).stem, **parts, source=found.source or "")
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from error
 
 
 def _shipped() -> Traversable:

@@ -4,6 +4,7 @@ Their writers store arrays as they are, so that the contents of a file hardly ex
 a multiple of its own size was not written by them, and is refused before anything of it is unpacked.
 """
 
+import errno
 import os
 import zipfile
 import zlib
@@ -27,6 +28,10 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     with Path(path).open("rb") as file:
         try:
             _check(file)
+        except OSError as error:  # of a place in the file that a changed number names
+            if error.errno != errno.EINVAL:
+                raise
+            raise ValueError("its directory is damaged") from error
         except _DAMAGE as error:
             raise ValueError(str(error) or type(error).__name__) from error
 

@@ -15,7 +15,7 @@ import msgspec
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 
-__all__ = ["as_builtins", "as_json", "converted", "read_record", "record_of", "write_record"]
+__all__ = ["as_builtins", "as_json", "converted", "read_object", "read_record", "record_of", "write_record"]
 
 Record = TypeVar("Record")
 
@@ -52,6 +52,18 @@ def record_of(
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected {expected}, found something else ({error}). {advice}") from error
+
+
+def read_object(path: Path | str) -> dict[str, Any]:
+    """The object in a JSON file that has no definition of its own.
+
+    Raises: ValueError for anything else: other text, nesting without end, NaN, numbers out of range, a list. OSError.
+    """
+    try:
+        found: dict[str, Any] = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    return found
 
 
 def converted(value: object, kind: type[Record]) -> Record:

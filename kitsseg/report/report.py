@@ -97,7 +97,7 @@ def _read(source: Path) -> Contents:
         notes.append(
             "No training curves: the predictions were not made by kitsseg predict, so no run is known."
         )
-    elif not source.is_dir() and not (folder / "run.json").is_file():
+    elif not source.is_dir() and not _holds_a_run(folder):
         notes.append(f"No training curves: the run folder {folder} is no longer there.")
     else:
         run, history, sparsity = run_of_report(folder), read_history(folder), read_sparsity(folder)
@@ -139,3 +139,11 @@ def write_preview(
         picture.save(temporary, "PNG", optimize=True)
     shown: str = row["case"]
     return shown
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether there is a run in a folder that a record names; the name may be one that no system takes."""
+    try:
+        return (folder / "run.json").is_file()
+    except (OSError, ValueError):
+        return False

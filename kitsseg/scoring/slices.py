@@ -19,7 +19,7 @@ from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import find_slices
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.json_records import converted
+from kitsseg.files.json_records import converted, read_object
 from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
 from kitsseg.files.tables import write_rows
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
@@ -106,7 +106,7 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        summary = json.loads(beside.read_text(encoding="utf-8"))
+        summary = read_object(beside)
         for row in rows:
             row |= {name: float(row[name]) for name in COLUMNS[2:-2]}
         patients = _of_patients(rows)

@@ -33,6 +33,7 @@ from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of_planes
+from kitsseg.files.json_records import read_object
 
 if TYPE_CHECKING:
     from kitsseg.recipe import PreprocessSpec
@@ -172,7 +173,7 @@ def check_specification(folder: Path, spec: PreprocessSpec) -> None:
     """
     path = folder / "spec.json"
     try:
-        made_by = json.loads(path.read_text(encoding="utf-8"))
+        made_by = read_object(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: damaged ({error}). Remove the folder and run kitsseg preprocess again."
@@ -203,7 +204,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "case.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path)
         if record.pop("sha256") != _digest(record):
             raise ValueError("its checksum is wrong")
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

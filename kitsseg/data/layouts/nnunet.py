@@ -1,6 +1,5 @@
 """nnU-Net raw datasets: their cases, and what the labels that ``dataset.json`` names become."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from kitsseg.data.layouts.kits import CYST, Case, Layout
 from kitsseg.data.layouts.names import folder_name, nnunet_part
 from kitsseg.errors import InputError
+from kitsseg.files.json_records import read_object
 from kitsseg.files.paths import as_given
 
 __all__ = ["nnunet_cases", "nnunet_root", "values_of_labels"]
@@ -82,7 +82,7 @@ def _names(folder: Path, ending: str) -> list[str]:
 
 def _read_json(path: Path, options: tuple[str, ...]) -> dict[str, object]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError as error:
         where = f", or say where the files are with {' and '.join(options)}" if options else ""
         raise InputError(
@@ -90,11 +90,6 @@ def _read_json(path: Path, options: tuple[str, ...]) -> dict[str, object]:
         ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: expected the JSON record of an nnU-Net dataset ({error}).") from error
-    if not isinstance(record, dict):
-        raise InputError(
-            f"{path}: expected the JSON record of an nnU-Net dataset, found a {type(record).__name__}."
-        )
-    return record
 
 
 def values_of_labels(labels: Any, cyst: str | None, path: str | os.PathLike[str]) -> tuple[int | None, ...]:

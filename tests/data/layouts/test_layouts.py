@@ -180,7 +180,7 @@ def test_other_label_names_are_listed(kits19, tmp_path, labels):
         (V2 | {"channel_names": {"0": "T2"}}, "expected one channel, CT, found {'0': 'T2'}"),
         ({"labels": V2["labels"]}, "expected one channel, CT, found None"),
         (V2 | {"file_ending": ".nrrd"}, "expected file_ending .nii.gz or .nii, found .nrrd"),
-        ([1], "expected the JSON record of an nnU-Net dataset, found a list"),
+        ([1], "expected the JSON record of an nnU-Net dataset (Expected `object`, got `array`)"),
     ],
 )
 def test_nnunet_datasets_that_are_no_ct(kits19, tmp_path, record, words):
