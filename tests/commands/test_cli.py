@@ -490,12 +490,12 @@ def test_a_split_that_does_not_fit(complaint, trained, micro, tmp_path):
 
     write(train=["case_00000", "case_00001"], validation=["case_00002"], test=["case_00001"])
     assert_matches(
-        r"^split split: case_00001 is in train and in test\. One patient must be in one part only",
+        rf"^{path}: split split: case_00001 is in train and in test\. One patient must be in one part only",
         message(path),
     )
     write(train=["case_00300"], validation=["case_00002"])
     assert_matches(
-        r"^split split: none of its 1 train cases is among the 9 cases at hand\. Preprocess them",
+        rf"^--split {path}: split split: none of its 1 train cases is among the 9 cases at hand\. Preprocess them",
         message(path),
     )
     path.write_text('{"train": ["case_00000"]}')
