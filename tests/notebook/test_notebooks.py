@@ -37,7 +37,7 @@ def test_they_are_what_their_script_makes():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "make_notebooks.py", "--check"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr  # TensorFlow may speak of GPUs there
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
