@@ -164,7 +164,7 @@ def _without_times(value: Any, folder: Path) -> Any:
         return {key: _without_times(item, folder) for key, item in value.items() if key not in TIMES}
     if isinstance(value, list):
         return [_without_times(item, folder) for item in value]
-    return value.replace(str(folder), "OUT").replace(folder.name, "OUT") if isinstance(value, str) else value
+    return value.replace(str(folder), "OUT") if isinstance(value, str) else value
 
 
 def _weights(data: bytes) -> dict[str, Any]:
