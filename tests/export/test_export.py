@@ -148,7 +148,7 @@ def run_alone(engine, paths):
 @needs_onnx
 @pytest.mark.slow
 def test_every_network_runs_without_keras_and_kitsseg(tmp_path):
-    """Issue 4, line 7: every 2D model as LiteRT, also in int8, and ONNX, and a 3D one as ONNX, where there is neither.
+    """Every 2D model as LiteRT, also in int8, and ONNX, and a 3D one as ONNX, where there is neither.
 
     A SavedModel needs TensorFlow, which imports Keras; it is read where there is no kitsseg.
     """

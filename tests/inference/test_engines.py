@@ -67,7 +67,7 @@ def images(trained):
     ],
 )
 def test_labels_equal_on_9999_of_10000_voxels(request, trained, images, suffix, engine):
-    """Issue 4, line 6, for float32, against the network as Keras loads it."""
+    """For float32, against the network as Keras loads it."""
     reference = read_network(trained.run / "model.keras")
     source = trained.run / "model.keras"
     if suffix != "run":

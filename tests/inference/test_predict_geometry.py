@@ -204,9 +204,6 @@ def expected_probabilities(hu, spacing_mm, spec, inference):
     return np.stack([zoomed(grid[..., c], hu.shape) for c in range(3)], axis=-1)
 
 
-# must show 1
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("mode", MODES)
 def test_the_written_file_equals_brute_force(mode, seed, tmp_path, monkeypatch):

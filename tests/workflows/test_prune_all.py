@@ -50,7 +50,7 @@ def source(tmp_path_factory):
 def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
     name, source, tmp_path, monkeypatch, capsys
 ):
-    """Issue 4, line 2: an epoch of four steps, the target at half of them, masks drawn at each step up to there.
+    """An epoch of four steps, the target at half of them, masks drawn at each step up to there.
 
     PolynomialDecay from 0 to 0.5 in 2 steps: 0.5 - 0.5 * (1 - 1/2)^3 = 0.4375 at the first, 0.5 at the second.
     """
@@ -70,7 +70,7 @@ def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
         drawn.append((pruning.step, float(sparsity)))
 
     monkeypatch.setattr(PruneLowMagnitude, "_draw", watched)
-    monkeypatch.setattr(recipes, "get", lambda name: recipe)
+    monkeypatch.setattr(recipes, "of_record", lambda record: recipe)  # with more steps than the run
     out = tmp_path / "pruned"
     arguments = ["prune", dense, source / "cache", out, "--sparsity", "0.5", "--epochs", "1"]
     assert main([str(argument) for argument in arguments]) == 0

@@ -145,7 +145,7 @@ def test_a_whole_data_set(server, tmp_path):
     assert len(said) == 1
 
 
-# Line 3 of "what it must show": every fault ends in the right file, or in a clear error and a second call finishes.
+# Every fault ends in the right file, or in a clear error and a second call finishes.
 TRANSIENT = [
     "drop",
     "length too long",

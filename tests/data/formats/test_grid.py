@@ -1,4 +1,4 @@
-"""Any scan comes back in its own grid: sheet "must show" 1, over random affines, sizes, spacings and number types.
+"""Any scan comes back in its own grid, over random affines, sizes, spacings and number types.
 
 The network is a known function of HU, so that every voxel of the written file has one right label; nibabel, which
 reads the files its own way, says which.
