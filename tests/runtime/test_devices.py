@@ -24,7 +24,8 @@ import sys
 from pathlib import Path
 import keras
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
-from test_devices import ten_steps, split_of_cases
+from support.recipes import split_of_cases
+from test_devices import ten_steps
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
     halves = [tf.config.LogicalDeviceConfiguration()] * 2

@@ -34,6 +34,7 @@ def write_scan(path, shape, dtype, plane_of):
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
+    header.set_zooms((0.5, 0.78, 0.78))
     header.set_sform([[0, 0, -0.78, 0], [0, -0.78, 0, 0], [-0.5, 0, 0, 0], [0, 0, 0, 1]], 1)
     header["magic"], header["vox_offset"] = b"n+1", 352
     members = {}
