@@ -18,7 +18,7 @@ make_venv = $(1) -m venv $(2)
 install_into = $(1)/bin/python -m pip install --quiet
 endif
 
-.PHONY: demo test check test-slow test-jax notebooks-colab colab matrix docs lint types release clean
+.PHONY: demo test check test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
@@ -42,9 +42,12 @@ test-jax: $(VENV)/installed-test
 colab: $(COLAB_VENV)/installed
 	$(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/models/test_all_builders.py tests/test_losses.py \
 	    tests/test_metrics.py tests/pruning/test_pruning.py tests/export/test_export.py tests/scoring/test_scores.py
+	$(MAKE) notebooks-colab
+
+# the same on Colab's JAX; not part of make check
+colab-jax: $(COLAB_VENV)/installed
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) \
 	    -m "not slow" tests/models/test_all_builders.py tests/test_losses.py
-	$(MAKE) notebooks-colab
 
 # ... and every cell of every notebook
 notebooks-colab: $(COLAB_VENV)/installed
