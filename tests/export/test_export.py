@@ -99,7 +99,7 @@ def layers_of_deeplab3d():
     image = keras.Input((None, None, None, 1), name="image")
     x = deeplab3d._block(image, 4, 1, "down", strides=2)
     x = UpsampleTrilinear()(deeplab3d._aspp(x, 4))
-    return keras.Model(image, layers.Conv3D(3, 1)(deeplab3d.join(x, image, 4, 1, "join")))
+    return keras.Model(image, layers.Conv3D(3, 1)(deeplab3d._join(x, image, 4, 1, "join")))
 
 
 NETWORKS = {
