@@ -18,7 +18,7 @@ make_venv = $(1) -m venv $(2)
 install_into = $(1)/bin/python -m pip install --quiet
 endif
 
-.PHONY: demo test check test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
+.PHONY: kills demo test check test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
@@ -32,7 +32,11 @@ test: $(VENV)/installed-test
 check: test test-slow test-jax colab
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow --ignore tests/project/test_kills.py
+
+# commands killed at random moments, then called again; not part of make check
+kills: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/project/test_kills.py
 
 test-jax: $(VENV)/installed-test
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n $(WORKERS) --dist load \
