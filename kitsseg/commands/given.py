@@ -90,7 +90,7 @@ def _said(value: object) -> str:
 
 
 def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
-    """The type of a setting: that of its field, or for options of a builder or a loss that of their value."""
+    """The type of a setting: the type of its field. An option of a builder or a loss has the type of its value."""
     known = [key for key, _ in settings(recipe) if not key.startswith("fixed.")]
     groups = [key.rpartition(".")[0] for key in known if key.count(".") > 2] + ["postprocess"]
     if only and not name.startswith(f"{only}."):

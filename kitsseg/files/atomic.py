@@ -109,7 +109,7 @@ def _removed(folder: Path, descriptor: int | None) -> list[Path]:
 
 
 def _hidden(path: Path) -> str:
-    """How the name of what is not finished begins; what begins with a dot is never taken for a case."""
+    """The beginning of the name of an unfinished file or folder. No case has a name that begins with a dot."""
     return f".{path.name.split('.')[0][:60]}-kitsseg-"  # a name may be as long as file systems allow
 
 
