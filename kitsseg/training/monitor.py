@@ -209,13 +209,12 @@ class Monitor:
         if not spent:
             return
         training = max(time.monotonic() - self.training.started - spent.seconds, 1e-9)
-        share = spent.seconds / training
+        spent.share = share = round(spent.seconds / training, 4)  # one number, here and in the record
         text = f"whole validation cases took {spent.seconds:.1f} s, {share:.1%} of the {training:.1f} s of training"
         if share > LARGEST_SHARE and not any(phase.progressive for phase in self.training.recipe.phases):
             text = f"warning: {text}; that is more than a tenth. Give a larger --validate-cases-every."
         if self.say:
             self.say(text)
-        spent.share = round(share, 4)
 
     def _left(self, done: int) -> str:
         """The time left by the pace of this process; it cannot know of a phase that stops early."""

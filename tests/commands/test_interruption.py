@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from support.cases import make_case, read_json
-from support.processes import contents, hidden, start, stop_when
+from support.processes import contents, hidden, start_held, stop_when
 
 from kitsseg import recipes
 from kitsseg.cli import main
@@ -32,7 +32,9 @@ def whole_cases(folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_synthesize_stopped_in_the_middle_of_a_scan(number, tmp_path):
     data, size = tmp_path / "data", ",".join(map(str, SHAPE))
-    process = start(["-m", "kitsseg", "synthesize", "data", "--cases", "8", "--size", size], tmp_path)
+    process = start_held(
+        rf"\.{CASES[1]}-.*imaging", ["synthesize", "data", "--cases", "8", "--size", size], tmp_path
+    )
 
     def in_the_second_scan():
         return (data / CASES[0]).exists() and any(data.glob(f".{CASES[1]}-*/.imaging-*"))
@@ -66,7 +68,7 @@ def test_preprocess_stopped_in_the_middle_of_a_case(number, larger, capsys):
     cache = larger / f"cache-{number}"
     (whole,) = (larger / "whole").iterdir()
     folder = cache / whole.name
-    process = start(["-m", "kitsseg", "preprocess", "unet2d:tiny", "data", cache.name], larger)
+    process = start_held(rf"{CASES[1]}$", ["preprocess", "unet2d:tiny", "data", cache.name], larger)
 
     def in_the_second_case():
         return (folder / CASES[0]).exists() and any(folder.glob(f".{CASES[1]}-*"))

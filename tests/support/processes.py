@@ -5,7 +5,27 @@ import subprocess
 import sys
 import time
 
-__all__ = ["contents", "hidden", "start", "stop_when"]
+__all__ = ["contents", "hidden", "start", "start_held", "stop_when"]
+
+# the command itself, but that it waits a minute before the named file or folder gets its final name
+_HELD = """
+import re, sys, time
+from contextlib import contextmanager
+from kitsseg.files import atomic
+
+def held(writing):
+    @contextmanager
+    def waiting(path):
+        with writing(path) as temporary:
+            yield temporary
+            if re.search(sys.argv[1], str(path)):
+                time.sleep(60)
+    return waiting
+
+atomic.atomic_path, atomic.atomic_folder = held(atomic.atomic_path), held(atomic.atomic_folder)
+from kitsseg.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 def stop_when(process, reached, number):
@@ -32,6 +52,11 @@ def start(arguments, folder):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start_held(where, arguments, folder):
+    """Start a command that does not finish a path matching ``where``: no race with who stops it."""
+    return start(["-c", _HELD, where, *arguments], folder)
 
 
 def hidden(folder):
