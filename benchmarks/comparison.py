@@ -46,8 +46,8 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.models import count_macs, read_network
 from kitsseg.recipe import Plateau
 from kitsseg.records.run import read_run
+from kitsseg.training.epochs import steps_of
 from kitsseg.training.options import TrainOptions
-from kitsseg.training.state import steps_of
 from kitsseg.workflows.fine_tune import FromRun
 
 # how many times the epochs of the demo, which differ in number

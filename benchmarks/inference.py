@@ -28,8 +28,7 @@ from kitsseg.data.cache.windows import cached_images
 from kitsseg.export.writers import ExportOptions, write_network
 from kitsseg.inference.engines import open_network
 from kitsseg.models import build_wp_unet, count_macs, read_network
-from kitsseg.records.exported import read_exported
-from kitsseg.records.run import finished_run
+from kitsseg.records.networks import finished_run, read_exported
 from kitsseg.scoring import read_scores
 
 TABLE_2 = {"unet": 5_680_353, "dw_unet": 2_601_921, "wp_unet": 1_297_441}  # the paper's parameters

@@ -52,8 +52,8 @@ from kitsseg.inference.ensemble import ensemble_of, open_ensemble
 from kitsseg.inference.slices import label_slices
 from kitsseg.recipe import Phase, Plateau, RandomAppearance, Recipe
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval, count_labels, score_counts
+from kitsseg.training.epochs import steps_of
 from kitsseg.training.options import TrainOptions
-from kitsseg.training.state import steps_of
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run

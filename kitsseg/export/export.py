@@ -27,15 +27,8 @@ from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import class_probabilities
 from kitsseg.models.loading import read_network
-from kitsseg.records.exported import (
-    SUFFIXES,
-    ExportedInput,
-    ExportedOutput,
-    ExportedSplit,
-    ExportMetadata,
-    read_exported,
-)
-from kitsseg.records.run import finished_run
+from kitsseg.records.exported import SUFFIXES, ExportedInput, ExportedOutput, ExportedSplit, ExportMetadata
+from kitsseg.records.networks import finished_run, read_exported
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:

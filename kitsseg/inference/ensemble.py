@@ -10,9 +10,10 @@ from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
-from kitsseg.records.exported import Exported, ExportMetadata, format_of, read_exported
+from kitsseg.records.exported import Exported, ExportMetadata, format_of
+from kitsseg.records.networks import TrainedNetwork, finished_run, read_exported
 from kitsseg.records.predictions import MadeBy, NetworkUsed, PartOfSplit
-from kitsseg.records.run import TrainedNetwork, finished_run, seen_patients
+from kitsseg.records.run import seen_patients
 from kitsseg.records.starter import network_path
 from kitsseg.version import __version__
 

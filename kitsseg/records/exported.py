@@ -25,7 +25,6 @@ from typing import Any
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
 from kitsseg.files.json_records import as_builtins, record_of
-from kitsseg.records.run import TrainedNetwork, specs_of
 
 __all__ = [
     "METADATA",
@@ -37,7 +36,7 @@ __all__ = [
     "ExportedSplit",
     "format_of",
     "onnx_field",
-    "read_exported",
+    "read_metadata",
     "sealed",
     "sha256_of_folder",
 ]
@@ -135,8 +134,8 @@ def format_of(path: str | os.PathLike[str]) -> str | None:
     return "saved_model" if (path / "saved_model.pb").is_file() else None
 
 
-def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
-    """Read what ``kitsseg export`` wrote about a network; its ``source`` is an Exported.
+def read_metadata(path: str | os.PathLike[str]) -> tuple[ExportMetadata, Exported]:
+    """What ``kitsseg export`` wrote about a network, and its file.
 
     Raises: InputError if the file is missing, damaged, or was not written by ``kitsseg export``.
     """
@@ -157,14 +156,7 @@ def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
         raise InputError(
             f"{path}: expected {expected}, found none or damaged ones ({error}). {advice}"
         ) from error
-    preprocess, inference, postprocess = specs_of(metadata, path)
-    return TrainedNetwork(
-        record=metadata,
-        source=Exported(path, kind, shape, metadata.output.softmax),
-        preprocess=preprocess,
-        inference=inference,
-        postprocess=postprocess,
-    )
+    return metadata, Exported(path, kind, shape, metadata.output.softmax)
 
 
 def sealed(metadata: ExportMetadata | dict[str, Any], content_sha256: str) -> str:

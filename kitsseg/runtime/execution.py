@@ -21,7 +21,6 @@ from kitsseg.recipe import OneCycle
 if TYPE_CHECKING:
     from kitsseg.recipe import Phase, Recipe
     from kitsseg.runtime.devices import Devices
-    from kitsseg.training.options import TrainOptions
 
 __all__ = ["PRECISIONS", "XLA", "check_execution", "computing_in", "set_execution", "step_by_step"]
 
@@ -88,12 +87,24 @@ def check_execution(recipe: Recipe, devices: Devices, xla: str, steps_per_execut
     return f"{', '.join(single)}: one step at a time, since masks or rates are set before each"
 
 
-def set_execution(model: keras.Model, options: TrainOptions, phase: Phase) -> None:
-    """Set a compiled model to what ``check_execution`` let pass; ``options`` are TrainOptions."""
+def set_execution(
+    model: keras.Model,
+    phase: Phase,
+    devices: Devices,
+    *,
+    xla: str = "auto",
+    steps_per_execution: int = 1,
+    accumulate: int = 1,
+) -> None:
+    """Set a compiled model to what ``check_execution`` let pass.
+
+    Args:
+        accumulate: parts of a batch, each a call of its own.
+    """
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_tensorflow = keras.config.backend() == "tensorflow"
-    without = options.devices.mirrored or (on_tensorflow and not keras.distribution.list_devices("gpu"))
+    without = devices.mirrored or (on_tensorflow and not keras.distribution.list_devices("gpu"))
     # None: Keras finds out at the first step what this network and these devices allow
-    model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[options.xla]
-    n = 1 if step_by_step(phase) else options.steps_per_execution
-    model.steps_per_execution = n * options.accumulate if n > 1 else 1
+    model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[xla]
+    n = 1 if step_by_step(phase) else steps_per_execution
+    model.steps_per_execution = n * accumulate if n > 1 else 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -13,10 +12,11 @@ import numpy as np
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.optimizers.schedules import one_cycle, plateau_learning_rate, plateau_stops
+from kitsseg.optimizers.schedules import one_cycle, plateau_learning_rate
 from kitsseg.recipe import OneCycle, Plateau
 from kitsseg.records.checkpoints import check_there
 from kitsseg.records.run import update_run, write_history
+from kitsseg.training.epochs import checkpoint, losses_of, needed_checkpoints, phase_finished, pruning_state
 
 if TYPE_CHECKING:
     from kitsseg.pruning.callback import PruneLowMagnitude
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kitsseg.training.monitor import Monitor
     from kitsseg.training.state import Training
 
-__all__ = ["EpochLog", "best_epoch", "checkpoint", "needed_checkpoints", "phase_finished", "pruning_state"]
+__all__ = ["EpochLog"]
 
 
 class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
@@ -58,7 +58,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.epoch, self.rate, schedule = epoch, self.phase.learning_rate, self.phase.schedule
         if isinstance(schedule, Plateau):
-            self.rate = plateau_learning_rate(self.rate, _losses(self.rows), schedule)
+            self.rate = plateau_learning_rate(self.rate, losses_of(self.rows), schedule)
         self.model.optimizer.learning_rate.assign(self.rate)
         _seed_dropout(self.model, (self.training.seed, *self.phase.name.encode(), epoch))
 
@@ -100,7 +100,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
             if not math.isfinite(logs[key]):
                 self._stop(key, logs[key], ", at its end")
         check_there(training.run)
-        path = checkpoint(training, self.phase, epoch + 1)
+        path = checkpoint(training.checkpoints, self.phase, epoch + 1)
         with atomic_path(path) as temporary:
             self.model.save(temporary)
         row = {"phase": self.phase.name, "epoch": epoch + 1, "learning_rate": self.rate} | logs
@@ -118,7 +118,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
         keep = {
             file
             for rows in (self.rows, self.rows[:-1])
-            for file in needed_checkpoints(training, self.phase, rows)
+            for file in needed_checkpoints(training.checkpoints, self.phase, rows)
         }
         for old in path.parent.glob(f"{self.phase.name}-?????.keras"):
             if old not in keep:
@@ -133,7 +133,8 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
     def _stop(self, name: str, value: float, where: str) -> None:
         kept = "No epoch was finished before."
         if self.rows:
-            kept = f"The last epoch before it is kept: {checkpoint(self.training, self.phase, self.rows[-1]['epoch'])}."
+            last = checkpoint(self.training.checkpoints, self.phase, self.rows[-1]["epoch"])
+            kept = f"The last epoch before it is kept: {last}."
         raise InputError(
             f"{self.training.run}: {name} is {value} in epoch {self.epoch + 1} of phase {self.phase.name}{where}. "
             f"{kept} Start again with a lower learning rate or another seed."
@@ -147,45 +148,3 @@ def _seed_dropout(model: keras.Model, key: Sequence[int]) -> None:
             # 31 bits: JAX takes uint32, TensorFlow int64
             seed = np.random.SeedSequence((*key, i)).generate_state(1)[0] >> 1
             generator.state.assign(np.array([seed, 0], generator.state.dtype))
-
-
-def needed_checkpoints(training: Training, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Checkpoints of the last and of the best epoch of a phase with these rows in its history."""
-    numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
-    return [checkpoint(training, phase, number) for number in numbers]
-
-
-def checkpoint(training: Training, phase: Phase, epoch: int) -> Path:
-    """Where the weights and the optimizer after an epoch of a phase are kept."""
-    return training.checkpoints / f"{phase.name}-{epoch:05d}.keras"
-
-
-def pruning_state(path: Path) -> Path:
-    """Where the masks that belong to a checkpoint are kept."""
-    return path.with_suffix(".npz")
-
-
-def best_epoch(rows: Sequence[Mapping[str, Any]], first: int = 1) -> int:
-    """Number of the epoch with the lowest validation loss, the first of equals.
-
-    Args:
-        rows: of a phase, at least one.
-        first: earlier epochs are out of the question; as long as there is none but those, the last one is taken.
-    """
-    choice = [row for row in rows if row["epoch"] >= first] or rows[-1:]
-    return int(min(choice, key=lambda row: row["val_loss"])["epoch"])
-
-
-def phase_finished(phase: Phase, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a phase with these rows in its history has done all its epochs, or has stopped by its schedule."""
-    if len(rows) >= phase.epochs:
-        return True
-    return (
-        isinstance(phase.schedule, Plateau)
-        and len(rows) >= phase.first_choice
-        and plateau_stops(phase.learning_rate, _losses(rows), phase.schedule)
-    )
-
-
-def _losses(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [row["val_loss"] for row in rows]

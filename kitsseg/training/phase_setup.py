@@ -20,7 +20,7 @@ from kitsseg.pruning.callback import PruneLowMagnitude
 from kitsseg.pruning.schedules import schedule_of
 from kitsseg.recipe import PatchSampler
 from kitsseg.runtime.execution import set_execution
-from kitsseg.training.epoch_log import checkpoint, pruning_state
+from kitsseg.training.epochs import checkpoint, pruning_state
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,8 +66,8 @@ def compiled_network(
     """The network: as the last checkpoint left it, or with the weights of the phase before."""
     recipe, devices = training.recipe, training.options.devices
     if rows:
-        model = load_checkpoint(checkpoint(training, phase, rows[-1]["epoch"]), compile=True)
-        set_execution(model, training.options, phase)
+        model = load_checkpoint(checkpoint(training.checkpoints, phase, rows[-1]["epoch"]), compile=True)
+        _set_execution(model, training, phase)
         return model
     model = recipe.build_model(**recipe.model)
     if weights is not None:
@@ -89,7 +89,7 @@ def compiled_network(
         _check_mirrored(optimizer, training)
     metrics = [METRICS[name](n_classes=model.outputs[-1].shape[-1]) for name in recipe.metrics]
     model.compile(optimizer, loss, loss_weights=loss_weights, metrics=metrics or None)
-    set_execution(model, training.options, phase)
+    _set_execution(model, training, phase)
     model.optimizer.build(model.trainable_variables)  # now: a schedule sets beta_1 before the first step
     return model
 
@@ -109,7 +109,7 @@ def pruning_of(training: Training, phase: Phase, rows: Sequence[Mapping[str, Any
     )
     pruning.parts = training.options.accumulate
     if rows:
-        pruning.load(pruning_state(checkpoint(training, phase, rows[-1]["epoch"])))
+        pruning.load(pruning_state(checkpoint(training.checkpoints, phase, rows[-1]["epoch"])))
     return pruning
 
 
@@ -126,6 +126,18 @@ def load_checkpoint(path: Path, compile: bool = False) -> keras.Model:
     Raises: InputError if it is missing or damaged.
     """
     return read_network(path, compile, "Start the run again.")
+
+
+def _set_execution(model: keras.Model, training: Training, phase: Phase) -> None:
+    options = training.options
+    set_execution(
+        model,
+        phase,
+        options.devices,
+        xla=options.xla,
+        steps_per_execution=options.steps_per_execution,
+        accumulate=options.accumulate,
+    )
 
 
 def _check_mirrored(optimizer: keras.optimizers.Optimizer, training: Training) -> None:

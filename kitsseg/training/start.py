@@ -13,7 +13,8 @@ from kitsseg.files.checksums import sha256_of
 from kitsseg.files.paths import relative_path
 from kitsseg.models.loading import read_network
 from kitsseg.recipe import Recipe
-from kitsseg.records.run import Parent, RunRecord, finished_run, seen_patients
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import Parent, RunRecord, seen_patients
 
 __all__ = ["Start", "start_from_run"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.splits import CaseSplit
@@ -15,16 +15,10 @@ from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins
 from kitsseg.recipe import Recipe
 from kitsseg.records.run import RunRecord, read_history, read_run, versions
-from kitsseg.training.epoch_log import needed_checkpoints, phase_finished, pruning_state
+from kitsseg.training.epochs import checkpoints_of, steps_of
 from kitsseg.training.options import TrainOptions
-from kitsseg.training.progressive import read_rounds
 
-if TYPE_CHECKING:
-    from kitsseg.data.splits import CaseSplit
-    from kitsseg.recipe import Phase
-    from kitsseg.training.monitor import Monitor
-
-__all__ = ["Training", "differences", "needed_files", "steps_of", "unfinished"]
+__all__ = ["Training", "differences", "unfinished"]
 
 
 @dataclass(kw_only=True)
@@ -40,7 +34,6 @@ class Training:
         record: content of ``run.json``.
         history: rows of ``history.csv``.
         started: when training would have started, by ``time.monotonic``, had it never been interrupted.
-        monitor: Monitor of the run.
         start: file of the weights that the first phase starts from; None: random ones.
     """
 
@@ -52,7 +45,6 @@ class Training:
     record: RunRecord | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     started: float = 0.0
-    monitor: Monitor | None = None
     start: Path | None = None
 
     @property
@@ -66,47 +58,12 @@ class Training:
         return self.record
 
     @property
-    def watched(self) -> Monitor:
-        """``monitor`` of a training that has begun.
-
-        Raises: ValueError before.
-        """
-        if self.monitor is None:
-            raise ValueError(f"{self.run}: nothing watches this training yet.")
-        return self.monitor
-
-    @property
     def checkpoints(self) -> Path:
-        return self.run / "checkpoint"
+        return checkpoints_of(self.run)
 
     @property
     def total_steps(self) -> int:
         return sum(steps_of(phase) for phase in self.recipe.phases)
-
-
-def steps_of(phase: Phase) -> int:
-    """Training steps of a phase, of all its rounds together."""
-    rounds = phase.progressive.rounds if phase.progressive else 1
-    return rounds * phase.epochs * phase.steps_per_epoch
-
-
-def needed_files(training: Training, history: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Files without which training cannot go on after these rows of the history.
-
-    Of the last phase in it: its best epoch, and its last one unless it is over. Of a round: its last epoch, unless the
-    round is over: the loop of the rounds sees to what those have left.
-    """
-    name = history[-1]["phase"]
-    for phase in training.recipe.phases:
-        number = name.removeprefix(f"{phase.name}-")
-        if phase.progressive and number != name and number.isdecimal():
-            over = int(number) < len(read_rounds(training.run))
-            return [] if over else needed_checkpoints(training, replace(phase, name=name), history[-1:])[:1]
-        if name == phase.name:
-            rows = [row for row in history if row["phase"] == name]
-            files = needed_checkpoints(training, phase, rows)[phase_finished(phase, rows) :]
-            return [*files, *map(pruning_state, files)] if phase.pruning else files
-    return []
 
 
 def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
@@ -128,7 +85,7 @@ def unfinished(
     if record.status == "finished":
         if (Path(run) / "model.keras").is_file():
             shutil.rmtree(
-                Path(run) / "checkpoint", ignore_errors=True
+                checkpoints_of(Path(run)), ignore_errors=True
             )  # the process was killed at its very end
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     if differing := differences(record, recipe, split, seed, details):

@@ -32,13 +32,21 @@ from kitsseg.records.checkpoints import go_back
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
 from kitsseg.runtime.execution import check_execution, computing_in
-from kitsseg.training.epoch_log import EpochLog, best_epoch, checkpoint, phase_finished, pruning_state
+from kitsseg.training.epoch_log import EpochLog
+from kitsseg.training.epochs import (
+    best_epoch,
+    checkpoint,
+    needed_files,
+    phase_finished,
+    pruning_state,
+    steps_of,
+)
 from kitsseg.training.monitor import Monitor, check_training_labels
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import batches_of, compiled_network, pruning_of, weights_of
 from kitsseg.training.progressive import best_round, read_rounds, run_rounds
 from kitsseg.training.start import start_from_run
-from kitsseg.training.state import Training, differences, needed_files, steps_of, unfinished
+from kitsseg.training.state import Training, differences, unfinished
 from kitsseg.training.tensorboard import check_folder
 
 if TYPE_CHECKING:
@@ -115,9 +123,9 @@ def train_recipe(
             start=None if start is None else start.weights,
         )
         training.checkpoints.mkdir(exist_ok=True)
-        if damage := go_back(own, history, lambda rows: needed_files(training, rows)):
+        if damage := go_back(own, history, lambda rows: needed_files(recipe, own, rows)):
             warned = [*warned, damage]
-        training.monitor = monitor = Monitor(training, split.validation)
+        monitor = Monitor(training, split.validation)
         for text in warned:
             monitor.warn(text)
         if options.say and one_by_one:
@@ -126,11 +134,11 @@ def train_recipe(
         steps_before = 0
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
-            weights = train(training, phase, split, seed + 1000 * number, weights, steps_before)
+            weights = train(monitor, phase, split, seed + 1000 * number, weights, steps_before)
             steps_before += steps_of(phase)
         if weights is None:
             raise ValueError(f"{recipe.name}: expected a recipe with phases, found none.")
-        _finish(training, weights)
+        _finish(monitor, weights)
     return Path(run)
 
 
@@ -252,8 +260,9 @@ def _check_built(recipe: Recipe) -> None:
         raise InputError(f"{recipe.name}: {error}") from error
 
 
-def _finish(training: Training, weights: Path) -> None:
+def _finish(monitor: Monitor, weights: Path) -> None:
     """Write what a finished run holds; the network computes in float32, whatever it was trained in."""
+    training = monitor.training
     recipe, run, record = training.recipe, training.run, training.begun
     with computing_in("float32"):
         model = recipe.build_model(**recipe.model)
@@ -266,7 +275,7 @@ def _finish(training: Training, weights: Path) -> None:
         write_sparsity(rows, run / "sparsity.csv")
         record.sparsity = sparsity_totals(model, rows)
         shutil.copyfile(pruning_state(weights), run / "pruning.npz")
-    training.watched.finish()
+    monitor.finish()
     record.seconds = round(time.monotonic() - training.started, 1)
     update_run(run, record)
     write_model_card(run)
@@ -276,32 +285,27 @@ def _finish(training: Training, weights: Path) -> None:
 
 
 def _train_phase(
-    training: Training, phase: Phase, split: CaseSplit, seed: int, weights: Path | None, steps_before: int
+    monitor: Monitor, phase: Phase, split: CaseSplit, seed: int, weights: Path | None, steps_before: int
 ) -> Path:
     """Train one phase, or the rest of it; returns the path of its best weights.
 
     Args:
+        monitor: of the training.
         weights: path of the weights to start from; None: new ones.
         steps_before: steps of the run before this phase.
     """
+    training = monitor.training
     rows = [row for row in training.history if row["phase"] == phase.name]
     if not phase_finished(phase, rows):
         steps = phase.steps_per_epoch * training.options.accumulate
         keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
         batches, validation = batches_of(training, phase, split, seed)
-        batches = training.watched.watch(batches)
+        batches = monitor.watch(batches)
         with training.options.devices.scope():
             model = compiled_network(training, phase, rows, weights)
             targets = training.recipe.build_targets if len(model.outputs) > 1 else None
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
-            log = EpochLog(
-                training,
-                phase,
-                rows,
-                steps_before=steps_before,
-                pruning=pruning,
-                monitor=training.monitor,
-            )
+            log = EpochLog(training, phase, rows, steps_before=steps_before, pruning=pruning, monitor=monitor)
             model.fit(
                 batch_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
                 validation_data=batch_dataset(validation, 0, len(validation), targets),
@@ -314,21 +318,21 @@ def _train_phase(
                     each for each in (pruning, training.options.ema and ValidateAverages(), log) if each
                 ],
             )
-    return checkpoint(training, phase, best_epoch(rows, phase.first_choice))
+    return checkpoint(training.checkpoints, phase, best_epoch(rows, phase.first_choice))
 
 
 def _train_progressively(
-    training: Training, phase: Phase, split: CaseSplit, seed: int, weights: Path | None, steps_before: int
+    monitor: Monitor, phase: Phase, split: CaseSplit, seed: int, weights: Path | None, steps_before: int
 ) -> Path:
     """Train in rounds (see Progressive); returns the path of the best weights. Args: as ``_train_phase``."""
-    rounds = _Rounds(training, phase, split, seed, weights, steps_before)
-    scores = [row["composite"] for row in read_rounds(training.run)]
+    rounds = _Rounds(monitor, phase, split, seed, weights, steps_before)
+    scores = [row["composite"] for row in read_rounds(monitor.training.run)]
     best = best_round(scores, rounds.words.min_delta)
     if best is not None and not is_whole(
         rounds.best
     ):  # the last epoch of the round that it was copied from is still there
         rounds.keep(best)
-    run_rounds(rounds.words, training.run, split.train, seed, rounds.train, rounds.score, rounds.keep)
+    run_rounds(rounds.words, monitor.training.run, split.train, seed, rounds.train, rounds.score, rounds.keep)
     return rounds.best
 
 
@@ -344,7 +348,7 @@ class _Rounds:
 
     def __init__(
         self,
-        training: Training,
+        monitor: Monitor,
         phase: Phase,
         split: CaseSplit,
         seed: int,
@@ -354,23 +358,24 @@ class _Rounds:
         if phase.progressive is None:
             raise ValueError(f"Phase {phase.name}: expected a progressive one.")
         self.words = phase.progressive
-        self.training, self.phase, self.split, self.seed = training, phase, split, seed
+        self.monitor, self.training = monitor, monitor.training
+        self.phase, self.split, self.seed = phase, split, seed
         self.weights, self.steps_before = weights, steps_before
-        self.best = training.checkpoints / f"best-of-{phase.name}.keras"
+        self.best = self.training.checkpoints / f"best-of-{phase.name}.keras"
 
     def train(self, number: int, subset: tuple[str, ...]) -> dict[str, Any]:
         part = self._of_round(number)
         steps = self.steps_before + number * self.phase.epochs * self.phase.steps_per_epoch
         start = self.best if self.best.exists() else self.weights
         split = replace(self.split, train=subset)
-        _train_phase(self.training, part, split, self.seed + number, start, steps)
+        _train_phase(self.monitor, part, split, self.seed + number, start, steps)
         row = next(row for row in reversed(self.training.history) if row["phase"] == part.name)
         return {"learning_rate": part.learning_rate, "loss": row["loss"]}
 
     def score(self, number: int) -> Mapping[str, float]:
         weights = weights_of(self.training, self._last_epoch(number))
         name = self._of_round(number).name
-        scores = self.training.watched.round_scores(name, self.phase.epochs, weights)
+        scores = self.monitor.round_scores(name, self.phase.epochs, weights)
         return self.training.options.devices.agreed(scores)
 
     def keep(self, number: int) -> None:
@@ -382,7 +387,7 @@ class _Rounds:
         return replace(self.phase, name=f"{self.phase.name}-{number}", learning_rate=rate, progressive=None)
 
     def _last_epoch(self, number: int) -> Path:
-        return checkpoint(self.training, self._of_round(number), self.phase.epochs)
+        return checkpoint(self.training.checkpoints, self._of_round(number), self.phase.epochs)
 
 
 def _validated_every(recipe: Recipe, epochs: int) -> Recipe:

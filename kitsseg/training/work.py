@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kitsseg.models.macs import count_macs
 from kitsseg.recipe import SliceSampler
-from kitsseg.training.state import steps_of
+from kitsseg.training.epochs import steps_of
 
 if TYPE_CHECKING:
     from kitsseg.recipe import Recipe

@@ -13,7 +13,8 @@ from kitsseg.files.checksums import sha256_of
 from kitsseg.files.json_records import as_builtins
 from kitsseg.files.paths import relative_path
 from kitsseg.recipe import Phase, Recipe, settings
-from kitsseg.records.run import Parent, RunRecord, finished_run, seen_patients
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import Parent, RunRecord, seen_patients
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 

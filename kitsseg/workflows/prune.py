@@ -11,7 +11,7 @@ from kitsseg.errors import InputError
 from kitsseg.models.loading import read_network
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import Pruning
-from kitsseg.records.run import finished_run
+from kitsseg.records.networks import finished_run
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun, check_recipe, fine_tune, last_phase
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from kitsseg.errors import InputError
 from kitsseg.models.loading import read_network
 from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
-from kitsseg.records.run import Shrunk, finished_run
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import Shrunk
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun, fine_tune, last_phase
 

@@ -23,7 +23,7 @@ from kitsseg.models.loading import read_network
 from kitsseg.models.macs import count_macs
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals
 from kitsseg.pruning.weights import prunable_weights
-from kitsseg.records.run import finished_run
+from kitsseg.records.networks import finished_run
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run

@@ -35,7 +35,7 @@ from kitsseg.models import (
 from kitsseg.models.layers.layers3d import UpsampleTrilinear
 from kitsseg.models.layers.torch_compat import NearestResize, PixelShuffle
 from kitsseg.models.loading import read_network
-from kitsseg.records.exported import read_exported
+from kitsseg.records.networks import read_exported
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "tensorflow", reason="networks are exported on the TensorFlow backend"

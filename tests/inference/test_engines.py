@@ -19,7 +19,7 @@ from kitsseg.inference.cohort import PredictOptions, predict_cases
 from kitsseg.inference.engines import open_network, softmax
 from kitsseg.models import build_enhanced_unet
 from kitsseg.models.loading import read_network
-from kitsseg.records.exported import read_exported
+from kitsseg.records.networks import read_exported
 
 ON_TENSORFLOW = keras.config.backend() == "tensorflow"
 PACKAGES = {"litert": "ai_edge_litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}

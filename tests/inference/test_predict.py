@@ -24,8 +24,8 @@ from kitsseg.inference.engines import Network, open_network, softmax
 from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.inference.windows2d import slice_probabilities
 from kitsseg.recipe import InferenceSpec
+from kitsseg.records.networks import finished_run
 from kitsseg.records.predictions import read_predictions
-from kitsseg.records.run import finished_run
 from kitsseg.scoring.dice import score_case
 
 WHOLE = InferenceSpec(tile=None, multiple=4)

@@ -13,7 +13,7 @@ from kitsseg.errors import InputError
 from kitsseg.optimizers.ema import ValidateAverages, averaged_weights, averages, keep_averages
 from kitsseg.records.run import read_history
 from kitsseg.training import train
-from kitsseg.training.epoch_log import best_epoch
+from kitsseg.training.epochs import best_epoch
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.phase_setup import load_checkpoint
 

@@ -16,7 +16,8 @@ from kitsseg.optimizers.group_adamw import GroupAdamW
 from kitsseg.optimizers.schedules import one_cycle, plateau_learning_rate, plateau_stops
 from kitsseg.recipe import OneCycle, Plateau
 from kitsseg.records.run import read_history
-from kitsseg.training.epoch_log import EpochLog, phase_finished
+from kitsseg.training.epoch_log import EpochLog
+from kitsseg.training.epochs import phase_finished
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 

@@ -62,6 +62,24 @@ def test_folders_import_lower_ranks_only():
     assert done.returncode == 0, done.stdout
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports for type checkers count; a package's own module only hands names on."""
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    waiting = {
+        name: {
+            each
+            for module, imported in imports_of(path)
+            for each in (module, f"{module}.{imported}")
+            if each in paths
+        }
+        for name, path in paths.items()
+    }
+    while ready := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in ready:
+            del waiting[name]
+    assert waiting == {}
+
+
 def test_nothing_is_imported_that_is_not_in_the_other_modules_all():
     paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
     public = {}

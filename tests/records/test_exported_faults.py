@@ -12,7 +12,8 @@ from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins
 from kitsseg.inference.engines import open_network
 from kitsseg.records import exported as records
-from kitsseg.records.exported import METADATA, onnx_field, read_exported, sealed
+from kitsseg.records.exported import METADATA, onnx_field, sealed
+from kitsseg.records.networks import read_exported
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("onnx")

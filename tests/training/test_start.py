@@ -14,7 +14,8 @@ from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import converted
 from kitsseg.recipe import changed
-from kitsseg.records.run import RunRecord, finished_run, seen_patients
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import RunRecord, seen_patients
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.start import start_from_run
 from kitsseg.training.train import train_recipe

@@ -18,7 +18,7 @@ from kitsseg.models import build_unet2d
 from kitsseg.optimizers.schedules import plateau_learning_rate
 from kitsseg.recipe import Plateau
 from kitsseg.records.run import read_history
-from kitsseg.training.epoch_log import best_epoch
+from kitsseg.training.epochs import best_epoch
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 

@@ -16,7 +16,8 @@ from kitsseg.commands.cross_validation import _command
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.splits import load_split, make_split
 from kitsseg.errors import InputError
-from kitsseg.records.run import finished_run, read_history
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import read_history
 from kitsseg.runtime.console import console
 from kitsseg.runtime.devices import Devices
 from kitsseg.scoring.compare import compare_scores

@@ -21,8 +21,9 @@ from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_cases
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import Phase, Plateau, Progressive, Pruning
-from kitsseg.records.run import finished_run, read_history
-from kitsseg.training.epoch_log import best_epoch
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import read_history
+from kitsseg.training.epochs import best_epoch
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.fine_tune import FromRun

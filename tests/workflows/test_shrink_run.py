@@ -10,7 +10,8 @@ from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_cases
 from kitsseg.models.loading import read_network
 from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
-from kitsseg.records.run import Shrunk, finished_run, read_history, read_run
+from kitsseg.records.networks import finished_run
+from kitsseg.records.run import Shrunk, read_history, read_run
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.shrink import shrink_run

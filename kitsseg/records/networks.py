@@ -1,0 +1,125 @@
+"""The network of a finished run or of an exported file, and how its recipe uses it: the start of a prediction."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kitsseg.errors import InputError
+from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
+from kitsseg.records.exported import Exported, ExportMetadata, read_metadata
+from kitsseg.records.run import RunRecord, read_run
+from kitsseg.version import __version__
+
+__all__ = ["FinishedRun", "TrainedNetwork", "finished_run", "read_exported"]
+
+KINDS: dict[str, type[RemoveFar] | type[ReassignSmall]] = {
+    "RemoveFar": RemoveFar,
+    "ReassignSmall": ReassignSmall,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """What prediction, export and pruning need of a finished run or of an exported network, read from disk once.
+
+    Two of them are equal if the same file is used in the same way.
+
+    Attributes:
+        record: content of ``run.json``, or the metadata of an exported network.
+        source: path of the weights ``model.keras``, or the exported network.
+        preprocess, inference, postprocess: of its recipe.
+    """
+
+    record: RunRecord | ExportMetadata = field(compare=False, repr=False)
+    source: Path | Exported
+    preprocess: PreprocessSpec
+    inference: InferenceSpec
+    postprocess: RemoveFar | ReassignSmall | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun(TrainedNetwork):
+    """The network of a finished run; ``source`` is the path of its weights."""
+
+    record: RunRecord = field(compare=False, repr=False)
+    source: Path
+
+
+def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
+    """The network of a finished run; its ``source`` is the path of the weights.
+
+    Raises: InputError if training has not finished, or the weights are gone.
+    """
+    record = read_run(folder)
+    weights = Path(folder) / "model.keras"
+    if not weights.is_file():
+        if record.cross_validation:
+            raise InputError(
+                f"{folder}: expected one run, found a cross-validation. Give one of its folds, such as "
+                f"{folder}/fold-0, or average them: kitsseg predict FOLD0 SCAN --out OUT --also FOLD1 ..."
+            )
+        parent = record.parent
+        how = "shrink" if record.shrink else "prune"
+        source = parent and os.path.normpath(Path(folder) / parent.run)
+        command, options = f"train {record.recipe}", ""
+        if parent and parent.how == "train":
+            options = f" --from {source}"
+        elif parent:
+            command = f"{how} {source}"
+        raise InputError(
+            f"{weights}: missing; the run's status is {record.status!r}. "
+            f"Finish it with: kitsseg {command} CACHE {folder}{options} --resume"
+        )
+    preprocess, inference, postprocess = _specs_of(record, f"{folder}/run.json")
+    return FinishedRun(
+        record=record, source=weights, preprocess=preprocess, inference=inference, postprocess=postprocess
+    )
+
+
+def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
+    """The network in a file that ``kitsseg export`` wrote; its ``source`` is an Exported.
+
+    Raises: InputError as ``read_metadata``.
+    """
+    metadata, source = read_metadata(path)
+    preprocess, inference, postprocess = _specs_of(metadata, path)
+    return TrainedNetwork(
+        record=metadata, source=source, preprocess=preprocess, inference=inference, postprocess=postprocess
+    )
+
+
+def _specs_of(
+    record: RunRecord | ExportMetadata, path: str | os.PathLike[str]
+) -> tuple[PreprocessSpec, InferenceSpec, RemoveFar | ReassignSmall | None]:
+    """PreprocessSpec, InferenceSpec and RemoveFar, ReassignSmall or None from the record of a run.
+
+    Raises: InputError, naming ``path``, where another version wrote it.
+    """
+    try:
+        values = record.settings
+        return (
+            PreprocessSpec(**_tuples(values["preprocess"])),
+            InferenceSpec(**_tuples(values["inference"])),
+            _postprocess(values["postprocess"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected the settings of kitsseg {__version__}, found others ({error}). "
+            f"It was written by kitsseg {record.kitsseg}; use that version."
+        ) from error
+
+
+def _postprocess(values: dict[str, Any] | None) -> RemoveFar | ReassignSmall | None:
+    if values is None:
+        return None
+    # files that were written before they named the class: only one of the two has distances
+    kind = values.get("kind", "RemoveFar" if "max_distance_mm" in values else "ReassignSmall")
+    return KINDS[kind](**{name: value for name, value in values.items() if name != "kind"})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

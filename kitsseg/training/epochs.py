@@ -1,0 +1,105 @@
+"""The epochs of a phase, by its rows of the history: how many steps, which is the best, whether all are done, and where
+the files that each leaves behind are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kitsseg.optimizers.schedules import plateau_stops
+from kitsseg.recipe import Plateau
+from kitsseg.training.progressive import read_rounds
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import Phase, Recipe
+
+__all__ = [
+    "best_epoch",
+    "checkpoint",
+    "checkpoints_of",
+    "losses_of",
+    "needed_checkpoints",
+    "needed_files",
+    "phase_finished",
+    "pruning_state",
+    "steps_of",
+]
+
+
+def checkpoints_of(run: Path) -> Path:
+    """The folder in a run where the files of its epochs are kept while it trains."""
+    return run / "checkpoint"
+
+
+def steps_of(phase: Phase) -> int:
+    """Training steps of a phase, of all its rounds together."""
+    rounds = phase.progressive.rounds if phase.progressive else 1
+    return rounds * phase.epochs * phase.steps_per_epoch
+
+
+def needed_checkpoints(folder: Path, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Checkpoints of the last and of the best epoch of a phase with these rows in its history."""
+    numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
+    return [checkpoint(folder, phase, number) for number in numbers]
+
+
+def checkpoint(folder: Path, phase: Phase, epoch: int) -> Path:
+    """Where the weights and the optimizer after an epoch of a phase are kept; ``folder`` is of ``checkpoints_of``."""
+    return folder / f"{phase.name}-{epoch:05d}.keras"
+
+
+def pruning_state(path: Path) -> Path:
+    """Where the masks that belong to a checkpoint are kept."""
+    return path.with_suffix(".npz")
+
+
+def best_epoch(rows: Sequence[Mapping[str, Any]], first: int = 1) -> int:
+    """Number of the epoch with the lowest validation loss, the first of equals.
+
+    Args:
+        rows: of a phase, at least one.
+        first: earlier epochs are out of the question; as long as there is none but those, the last one is taken.
+    """
+    choice = [row for row in rows if row["epoch"] >= first] or rows[-1:]
+    return int(min(choice, key=lambda row: row["val_loss"])["epoch"])
+
+
+def phase_finished(phase: Phase, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a phase with these rows in its history has done all its epochs, or has stopped by its schedule."""
+    if len(rows) >= phase.epochs:
+        return True
+    return (
+        isinstance(phase.schedule, Plateau)
+        and len(rows) >= phase.first_choice
+        and plateau_stops(phase.learning_rate, losses_of(rows), phase.schedule)
+    )
+
+
+def losses_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Validation loss of each epoch."""
+    return [row["val_loss"] for row in rows]
+
+
+def needed_files(recipe: Recipe, run: Path, history: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Files without which training cannot go on after these rows of the history.
+
+    Of the last phase in it: its best epoch, and its last one unless it is over. Of a round: its last epoch, unless the
+    round is over: the loop of the rounds sees to what those have left.
+
+    Args:
+        recipe: as it is trained. run: folder of the run. history: its rows, at least one.
+    """
+    name, folder = history[-1]["phase"], checkpoints_of(run)
+    for phase in recipe.phases:
+        number = name.removeprefix(f"{phase.name}-")
+        if phase.progressive and number != name and number.isdecimal():
+            over = int(number) < len(read_rounds(run))
+            return [] if over else needed_checkpoints(folder, replace(phase, name=name), history[-1:])[:1]
+        if name == phase.name:
+            rows = [row for row in history if row["phase"] == name]
+            files = needed_checkpoints(folder, phase, rows)[phase_finished(phase, rows) :]
+            return [*files, *map(pruning_state, files)] if phase.pruning else files
+    return []
