@@ -3,8 +3,7 @@
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """
 
-from importlib import import_module
-
+from kitsseg.lazy_names import on_first_use
 from kitsseg.version import __version__
 
 TYPE_CHECKING = False
@@ -48,35 +47,26 @@ __all__ = [
     "write_report",
 ]
 
-_MODULES = {
-    "ExportOptions": "kitsseg.export.writers",
-    "FromRun": "kitsseg.workflows.fine_tune",
-    "PredictOptions": "kitsseg.inference.cohort",
-    "TrainOptions": "kitsseg.training.options",
-    "compare_scores": "kitsseg.scoring.compare",
-    "evaluate_folders": "kitsseg.scoring.evaluate",
-    "export_run": "kitsseg.export.export",
-    "load_split": "kitsseg.data.splits",
-    "make_split": "kitsseg.data.splits",
-    "open_cache": "kitsseg.data.cache.cases",
-    "predict_cases": "kitsseg.inference.cohort",
-    "preprocess_cases": "kitsseg.data.cache.build",
-    "prune_run": "kitsseg.workflows.prune",
-    "read_manifest": "kitsseg.data.kits19.manifest",
-    "shrink_run": "kitsseg.workflows.shrink",
-    "train_recipe": "kitsseg.training.train",
-    "write_report": "kitsseg.report.report",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use."""
-    if name == "recipes":
-        return import_module("kitsseg.recipes")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "ExportOptions": "kitsseg.export.writers",
+        "FromRun": "kitsseg.workflows.fine_tune",
+        "PredictOptions": "kitsseg.inference.cohort",
+        "TrainOptions": "kitsseg.training.options",
+        "compare_scores": "kitsseg.scoring.compare",
+        "evaluate_folders": "kitsseg.scoring.evaluate",
+        "export_run": "kitsseg.export.export",
+        "load_split": "kitsseg.data.splits",
+        "make_split": "kitsseg.data.splits",
+        "open_cache": "kitsseg.data.cache.cases",
+        "predict_cases": "kitsseg.inference.cohort",
+        "preprocess_cases": "kitsseg.data.cache.build",
+        "prune_run": "kitsseg.workflows.prune",
+        "read_manifest": "kitsseg.data.kits19.manifest",
+        "recipes": "kitsseg.recipes",
+        "shrink_run": "kitsseg.workflows.shrink",
+        "train_recipe": "kitsseg.training.train",
+        "write_report": "kitsseg.report.report",
+    },
+)

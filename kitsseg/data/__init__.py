@@ -3,7 +3,7 @@
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """
 
-from importlib import import_module
+from kitsseg.lazy_names import on_first_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,29 +31,21 @@ __all__ = [
     "write_labels",
 ]
 
-_MODULES = {
-    "Batches": "kitsseg.data.sampling.batches",
-    "CaseSplit": "kitsseg.data.splits",
-    "Draws": "kitsseg.data.sampling.batches",
-    "PatchBatches": "kitsseg.data.sampling.patches",
-    "SliceBatches": "kitsseg.data.sampling.slices",
-    "batch_dataset": "kitsseg.data.sampling.slices",
-    "find_cases": "kitsseg.data.layouts.find",
-    "read_image": "kitsseg.data.formats.nifti",
-    "read_labels": "kitsseg.data.formats.nifti",
-    "render_cases": "kitsseg.data.phantoms.synthesize",
-    "synthesize_cases": "kitsseg.data.phantoms.synthesize",
-    "write_image": "kitsseg.data.formats.nifti",
-    "write_labels": "kitsseg.data.formats.nifti",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "Batches": "kitsseg.data.sampling.batches",
+        "CaseSplit": "kitsseg.data.splits",
+        "Draws": "kitsseg.data.sampling.batches",
+        "PatchBatches": "kitsseg.data.sampling.patches",
+        "SliceBatches": "kitsseg.data.sampling.slices",
+        "batch_dataset": "kitsseg.data.sampling.slices",
+        "find_cases": "kitsseg.data.layouts.find",
+        "read_image": "kitsseg.data.formats.nifti",
+        "read_labels": "kitsseg.data.formats.nifti",
+        "render_cases": "kitsseg.data.phantoms.synthesize",
+        "synthesize_cases": "kitsseg.data.phantoms.synthesize",
+        "write_image": "kitsseg.data.formats.nifti",
+        "write_labels": "kitsseg.data.formats.nifti",
+    },
+)

@@ -81,7 +81,7 @@ class CaseSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitFile:
+class _SplitFile:
     """Content of a split file; a name and a source may be missing."""
 
     name: str | None = None
@@ -150,12 +150,12 @@ def load_split(name_or_path: str | os.PathLike[str]) -> CaseSplit:
 def save_split(split: CaseSplit, path: str | os.PathLike[str]) -> None:
     """Write a split as JSON, whole or not at all."""
     parts = {part: getattr(split, part) for part in PARTS}
-    write_record(path, SplitFile(name=split.name, source=split.source, **parts))
+    write_record(path, _SplitFile(name=split.name, source=split.source, **parts))
 
 
 def _split_of(data: bytes, origin: str | os.PathLike[str]) -> CaseSplit:
     expected = "JSON with the lists train, validation and test"
-    found = record_of(data, SplitFile, origin, expected, "Give another file, or the name of a split.")
+    found = record_of(data, _SplitFile, origin, expected, "Give another file, or the name of a split.")
     parts = {part: getattr(found, part) for part in PARTS}
     try:
         return CaseSplit(found.name or Path(origin).stem, **parts, source=found.source or "")

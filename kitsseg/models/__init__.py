@@ -3,7 +3,7 @@
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """
 
-from importlib import import_module
+from kitsseg.lazy_names import on_first_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,24 +27,16 @@ __all__ = [
     "read_network",
 ]
 
-_MODULES = {
-    "build_deeplab3d": "kitsseg.models.deeplab3d",
-    "build_enhanced_unet": "kitsseg.models.enhanced_unet",
-    "build_squeeze_unet": "kitsseg.models.squeeze_unet",
-    "build_unet2d": "kitsseg.models.unet2d",
-    "build_unet3d": "kitsseg.models.unet3d",
-    "build_wp_unet": "kitsseg.models.wp_unet",
-    "count_macs": "kitsseg.models.macs",
-    "read_network": "kitsseg.models.loading",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "build_deeplab3d": "kitsseg.models.deeplab3d",
+        "build_enhanced_unet": "kitsseg.models.enhanced_unet",
+        "build_squeeze_unet": "kitsseg.models.squeeze_unet",
+        "build_unet2d": "kitsseg.models.unet2d",
+        "build_unet3d": "kitsseg.models.unet3d",
+        "build_wp_unet": "kitsseg.models.wp_unet",
+        "count_macs": "kitsseg.models.macs",
+        "read_network": "kitsseg.models.loading",
+    },
+)

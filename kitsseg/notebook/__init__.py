@@ -3,7 +3,7 @@
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """
 
-from importlib import import_module
+from kitsseg.lazy_names import on_first_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,28 +39,20 @@ __all__ = [
     "train_or_resume",
 ]
 
-_MODULES = {
-    "comparison_table": "kitsseg.notebook.views",
-    "demo_scores": "kitsseg.notebook.steps",
-    "describe_device": "kitsseg.notebook.steps",
-    "describe_training": "kitsseg.notebook.steps",
-    "folders": "kitsseg.notebook.steps",
-    "get_patients": "kitsseg.notebook.steps",
-    "receptive_field_chart": "kitsseg.notebook.views",
-    "results_table": "kitsseg.notebook.views",
-    "show_page": "kitsseg.notebook.views",
-    "show_recipe": "kitsseg.report.recipe_table",
-    "sparsity_chart": "kitsseg.notebook.views",
-    "train_or_resume": "kitsseg.notebook.steps",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "comparison_table": "kitsseg.notebook.views",
+        "demo_scores": "kitsseg.notebook.steps",
+        "describe_device": "kitsseg.notebook.steps",
+        "describe_training": "kitsseg.notebook.steps",
+        "folders": "kitsseg.notebook.steps",
+        "get_patients": "kitsseg.notebook.steps",
+        "receptive_field_chart": "kitsseg.notebook.views",
+        "results_table": "kitsseg.notebook.views",
+        "show_page": "kitsseg.notebook.views",
+        "show_recipe": "kitsseg.report.recipe_table",
+        "sparsity_chart": "kitsseg.notebook.views",
+        "train_or_resume": "kitsseg.notebook.steps",
+    },
+)

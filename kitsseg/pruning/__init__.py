@@ -3,7 +3,7 @@
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """
 
-from importlib import import_module
+from kitsseg.lazy_names import on_first_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,15 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PruneLowMagnitude"]
 
-_MODULES = {"PruneLowMagnitude": "kitsseg.pruning.callback"}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {"PruneLowMagnitude": "kitsseg.pruning.callback"},
+)

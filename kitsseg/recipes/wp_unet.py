@@ -379,31 +379,35 @@ TINY = replace(
 )
 
 _ROW = "paper [12, 13]: a row of its tables 1 and 2"
+
+
+def _not_pruned(
+    variant: str, row: str, *, loss: float, accuracy: float, mean_iou: float, parameters: int
+) -> Variant:
+    """A row of the tables whose network is trained and not pruned."""
+    return Variant(
+        name=variant,
+        row=row,
+        changes={"model.variant": variant, "phases.prune": None},
+        evidence={"model.variant": _ROW, "phases.prune": "paper [7, 12]: only WP-UNet is pruned"},
+        reported={
+            "training loss": loss,
+            "training accuracy": accuracy,
+            "training mean IoU": mean_iou,
+            "parameters": parameters,
+        },
+        parameters=parameters,
+    )
+
+
 VARIANTS = (
-    Variant(
-        name="unet",
-        row="U-Net",
-        changes={"model.variant": "unet", "phases.prune": None},
-        evidence={"model.variant": _ROW, "phases.prune": "paper [7, 12]: only WP-UNet is pruned"},
-        reported={
-            "training loss": 0.5601,
-            "training accuracy": 0.9787,
-            "training mean IoU": 0.435,
-            "parameters": 5_680_353,
-        },
-        parameters=5_680_353,
-    ),
-    Variant(
-        name="dw_unet",
-        row="U-Net (depth-wise + BN)",
-        changes={"model.variant": "dw_unet", "phases.prune": None},
-        evidence={"model.variant": _ROW, "phases.prune": "paper [7, 12]: only WP-UNet is pruned"},
-        reported={
-            "training loss": 0.4439,
-            "training accuracy": 0.9362,
-            "training mean IoU": 0.362,
-            "parameters": 2_601_921,
-        },
+    _not_pruned("unet", "U-Net", loss=0.5601, accuracy=0.9787, mean_iou=0.435, parameters=5_680_353),
+    _not_pruned(
+        "dw_unet",
+        "U-Net (depth-wise + BN)",
+        loss=0.4439,
+        accuracy=0.9362,
+        mean_iou=0.362,
         parameters=2_601_921,
     ),
     Variant(

@@ -3,7 +3,7 @@
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """
 
-from importlib import import_module
+from kitsseg.lazy_names import on_first_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,19 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["read_scores", "score_case", "surface_distances"]
 
-_MODULES = {
-    "read_scores": "kitsseg.scoring.scores_file",
-    "score_case": "kitsseg.scoring.dice",
-    "surface_distances": "kitsseg.scoring.surface",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "read_scores": "kitsseg.scoring.scores_file",
+        "score_case": "kitsseg.scoring.dice",
+        "surface_distances": "kitsseg.scoring.surface",
+    },
+)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import inv_ornt_aff
 
-from kitsseg.data.formats import nifti
 from kitsseg.data.formats.grid import grid_of
+from kitsseg.data.formats.nifti import KITS_LABELS, LabelValues, read_labels
+from kitsseg.data.formats.nifti_stream import DAMAGE, open_stream, read_exactly, read_header, read_to_end
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.errors import InputError
 from kitsseg.scoring.dice import count_slices
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["count_files", "read_boxes"]
 
 PIECE_BYTES = 1 << 20
-_UNREADABLE: tuple[type[Exception], ...] = (*nifti._DAMAGE, IsADirectoryError)
+_UNREADABLE: tuple[type[Exception], ...] = (*DAMAGE, IsADirectoryError)
 
 
 def count_files(
     prediction: str | os.PathLike[str],
     truth: str | os.PathLike[str],
-    label_values: nifti.LabelValues = nifti.KITS_LABELS,
-    predicted_values: nifti.LabelValues = nifti.KITS_LABELS,
+    label_values: LabelValues = KITS_LABELS,
+    predicted_values: LabelValues = KITS_LABELS,
 ) -> tuple[npt.NDArray[np.int64], tuple[float, float, float]]:
     """Count the labels of two files: (the tables of ``count_slices``, spacing in mm).
 
@@ -45,9 +46,9 @@ def count_files(
     n_labels = 1 + max(value for value in (*label_values, *predicted_values) if value is not None)
     counts = None
     try:
-        with nifti._open(prediction) as first, nifti._open(truth) as second:
+        with open_stream(prediction) as first, open_stream(truth) as second:
             grids = [
-                grid_of(nifti._read_header(stream, path), path)
+                grid_of(read_header(stream, path), path)
                 for stream, path in ((first, prediction), (second, truth))
             ]
             _check_grids(grids[0], grids[1], prediction, truth)
@@ -58,8 +59,8 @@ def count_files(
     except _UNREADABLE:
         pass  # the reader below says which file is damaged, and how
     if counts is None:
-        predicted = nifti.read_labels(prediction, predicted_values)
-        true = nifti.read_labels(truth, label_values)
+        predicted = read_labels(prediction, predicted_values)
+        true = read_labels(truth, label_values)
         grids = [predicted.grid, true.grid]
         counts = count_slices(predicted.array, true.array, n_labels)
     return counts, grids[1].spacing_mm
@@ -68,8 +69,8 @@ def count_files(
 def read_boxes(
     prediction: str | os.PathLike[str],
     truth: str | os.PathLike[str],
-    label_values: nifti.LabelValues = nifti.KITS_LABELS,
-    predicted_values: nifti.LabelValues = nifti.KITS_LABELS,
+    label_values: LabelValues = KITS_LABELS,
+    predicted_values: LabelValues = KITS_LABELS,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """The smallest box that holds the foreground of both files: two uint8 arrays of one shape, perhaps empty.
 
@@ -79,7 +80,7 @@ def read_boxes(
     """
     found = []
     for path, values in ((prediction, predicted_values), (truth, label_values)):
-        start, box = foreground_box(nifti.read_labels(path, values).array)
+        start, box = foreground_box(read_labels(path, values).array)
         found.append((np.array(start), box))
     filled = [(begin, box) for begin, box in found if box.size]
     if not filled:
@@ -148,7 +149,7 @@ def _count_streams(
     for done in range(0, voxels, PIECE_BYTES):
         size = min(voxels - done, PIECE_BYTES)
         predicted, true = (
-            np.frombuffer(nifti._read_exactly(stream, size) + bytes(-size % 8), np.uint8)
+            np.frombuffer(read_exactly(stream, size) + bytes(-size % 8), np.uint8)
             for stream in (first, second)
         )
         words = np.flatnonzero(predicted.view(np.uint64) | true.view(np.uint64))
@@ -161,8 +162,7 @@ def _count_streams(
             place = done + 8 * words[found >> 3] + (found & 7)
             counts += np.bincount(place // stride % slices * n_labels**2 + code[found], minlength=len(counts))
     for stream in (first, second):
-        while stream.read(PIECE_BYTES):  # to the end: the checksum is checked there
-            pass
+        read_to_end(stream)
     by_slice = counts.reshape(slices, n_labels, n_labels)
     by_slice[:, 0, 0] = voxels // slices - by_slice.sum(axis=(1, 2))
     return by_slice[::-1] if grid.flipped[0] else by_slice

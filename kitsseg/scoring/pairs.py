@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from kitsseg.data.formats import nifti
+from kitsseg.data.formats.nifti import KITS_LABELS
 from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.names import (
     IMAGE_NAMES,
@@ -33,7 +33,7 @@ class Pair:
     case: str
     prediction: Path
     truth: Path
-    label_values: tuple[int | None, ...] = nifti.KITS_LABELS
+    label_values: tuple[int | None, ...] = KITS_LABELS
     image: Path | None = None
 
 

@@ -8,24 +8,26 @@ blocks of 4 MiB or of eight planes, in every axis order and direction and for ev
 Label maps are written on the grid of their scan, synthetic scans in KiTS19 layout.
 """
 
-import gzip
-import io
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from kitsseg.data.formats.grid import KITS_AXES, Grid, Volume
 from kitsseg.data.formats.grid import grid_of as _grid
+from kitsseg.data.formats.nifti_stream import (
+    damage_named,
+    open_stream,
+    read_exactly,
+    read_header,
+    read_to_end,
+)
 from kitsseg.data.formats.plane_order import fill_planes
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
@@ -46,31 +48,11 @@ __all__ = [
     "write_labels",
 ]
 
-try:
-    from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
-
-    _gzip_open: Callable[..., Any] = igzip.open
-    _gzip_errors: tuple[type[Exception], ...] = (
-        igzip.BadGzipFile,
-        isal_zlib.IsalError,  # type: ignore[assignment]  # a class, whatever its stubs say
-    )
-except ImportError:
-    _gzip_open, _gzip_errors = gzip.open, ()
-
-
 # the description of every synthetic scan begins so, whichever version of the generator made it
 PHANTOM_MARK = "kitsseg phantom"
 # the number tells phantoms of different generators apart: a seed gives other patients when it changes. The first
 # generator wrote none
 PHANTOM = f"{PHANTOM_MARK} 2, no patient"
-_DAMAGE: tuple[type[Exception], ...] = (
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    ImageFileError,
-    HeaderDataError,
-    *_gzip_errors,
-)
 # what the labels 0, 1, 2, ... of a file become; None for one that is not allowed
 LabelValues = tuple[int | None, ...]
 # from stored numbers to HU or labels: called with them, the header and the path, for messages
@@ -79,13 +61,7 @@ KITS_LABELS: LabelValues = (0, 1, 2)
 _WORDS = ("background", "kidney", "tumor", "cyst")
 FLOAT_LABEL_TOLERANCE = 1e-4
 SCALED_LABEL_TOLERANCE = 0.01
-MAGIC = {348: b"n+1\0", 540: b"n+2\0"}  # of a file that holds header and data, by size of its header
-_FORM_CODES = 6  # 0 for a form that says nothing, 1 scanner ... 5 template
-_LINE_ENDS = (b"\r\n\x1a\n", bytes(4))  # of NIfTI-2: changed by a transfer as text; some leave them empty
-MOST_EXTENSION_BYTES = 64 << 20  # between header and data; extensions take some kB, or some MB of XML
-MOST_INFLATED = 1032  # bytes that one byte of a deflated stream can stand for
 _BLOCK_BYTES = 4 << 20  # stays in the cache of the processor between the steps
-_OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
 
 
 def read_image(path: str | os.PathLike[str]) -> Volume:
@@ -221,42 +197,18 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     Raises: InputError for a header that ``read_image`` refuses; FileNotFoundError.
     """
     path = Path(path)
-    with _damage_named(path), _open(path) as stream:
-        return _grid(_read_header(stream, path), path)
+    with damage_named(path), open_stream(path) as stream:
+        return _grid(read_header(stream, path), path)
 
 
 def _read(path: Path, dtype: npt.DTypeLike, convert: Convert) -> Volume:
-    with _damage_named(path), _open(path) as stream:
-        header = _read_header(stream, path)
+    with damage_named(path), open_stream(path) as stream:
+        header = read_header(stream, path)
         grid = _grid(header, path)
         array = _empty(grid.shape, dtype)
         _fill(grid.file_view(array), stream, header, path, convert)
-        while stream.read(1 << 20):  # to the end: the checksum is checked there
-            pass
+        read_to_end(stream)
     return Volume(path, array, grid)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Makes one error that names the file of what the layers below raise."""
-    if path.is_dir():
-        raise InputError(f"{path}: expected a NIfTI file (.nii or .nii.gz), found a folder.")
-    if path.name.lower().endswith(_OTHER_FORMATS) and path.exists():
-        raise InputError(
-            f"{path}: expected a NIfTI file (.nii or .nii.gz), found another format. Convert it to .nii.gz first."
-        )
-    try:
-        yield
-    except _DAMAGE as error:
-        raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
-    except MemoryError as error:
-        raise InputError(
-            f"{path}: too large for the memory ({error}). Check its header, or use a larger machine."
-        ) from error
-    except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or error.errno:
-            raise
-        raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
 
 
 def _empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -264,80 +216,6 @@ def _empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.empty(shape, dtype)
     except ValueError as error:  # of more bytes than there are addresses
         raise MemoryError(error) from error
-
-
-def _open(path: Path) -> BinaryIO:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return _gzip_open(path, "rb") if zipped else path.open("rb")
-
-
-def _read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
-    start = stream.read(4)
-    if not start:
-        raise EOFError("the file is empty")
-    if len(start) < 4:
-        raise EOFError("the file ends inside the header")
-    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
-    if 348 in sizes:
-        kind, size = nib.Nifti1Header, 348
-    elif 540 in sizes:
-        kind, size = nib.Nifti2Header, 540
-    elif (start + stream.read(128))[128:] == b"DICM":
-        raise InputError(
-            f"{path}: expected a NIfTI file, found one DICOM file. Give the folder of the whole series."
-        )
-    else:
-        raise HeaderDataError("no NIfTI header")
-    block = start + stream.read(size - 4)
-    if len(block) < size:
-        raise EOFError("the file ends inside the header")
-    header: nib.Nifti1Header = kind.from_fileobj(io.BytesIO(block), check=False)
-    magic = header["magic"].tobytes()
-    if magic != MAGIC[size]:
-        raise HeaderDataError(
-            f"its type is {magic!r} instead of {MAGIC[size]!r}: no single-file NIfTI header"
-        )
-    if size == 540 and header["eol_check"].tobytes() not in _LINE_ENDS:
-        raise HeaderDataError("its line ends were changed, as by a transfer as text")
-    try:
-        header.get_data_dtype()
-    except KeyError as error:
-        raise HeaderDataError(f"there is no data type {error}") from error
-    offset = float(header["vox_offset"])
-    if not abs(offset) < size + MOST_EXTENSION_BYTES:  # written so that NaN fails too
-        raise HeaderDataError(f"data start {offset:g} lies outside the file")
-    offset = int(offset)
-    if offset < size + 4:
-        raise HeaderDataError(f"data start {offset} lies inside the header")
-    for name in ("sform_code", "qform_code"):
-        if int(header[name]) not in range(_FORM_CODES):  # says nothing, as 0: nibabel takes it so too
-            header[name] = 0
-    _check_length(path, header, offset)
-    _skip(stream, offset - size)
-    return header
-
-
-def _check_length(path: Path, header: nib.Nifti1Header, offset: int) -> None:
-    """Before memory is asked for: can the file hold as many numbers as its header says?"""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    there = path.stat().st_size * (MOST_INFLATED if zipped else 1)
-    sizes: list[int] = [int(n) for n in header.get_data_shape()]
-    needed = offset + math.prod(max(0, n) for n in sizes) * int(header.get_data_dtype().itemsize)
-    if needed > there:
-        raise EOFError(
-            f"its header tells of {needed:,} bytes, it holds {'at most ' if zipped else ''}{there:,}: "
-            f"the file ends {needed - there} bytes or more too early"
-        )
-
-
-def _skip(stream: BinaryIO, size: int) -> None:
-    while size > 0:
-        piece = stream.read(min(size, 1 << 20))
-        if not piece:
-            raise EOFError(f"the file ends {size} bytes or more before its data")
-        size -= len(piece)
 
 
 def _fill(
@@ -351,17 +229,10 @@ def _fill(
     widest = n0 * n1 * (8 if _is_scaled(header) else dtype.itemsize)
 
     def read(count: int) -> npt.NDArray[Any]:
-        raw = _read_exactly(stream, count * n1 * n0 * dtype.itemsize)
+        raw = read_exactly(stream, count * n1 * n0 * dtype.itemsize)
         return convert(np.frombuffer(raw, dtype).reshape(count, n1, n0), header, path)
 
     fill_planes(target, read, max(1, _BLOCK_BYTES // widest))
-
-
-def _read_exactly(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)  # readinto of a gzip file reads like this and then copies
-    if len(data) < size:
-        raise EOFError(f"the file ends {size - len(data)} bytes or more too early")
-    return data
 
 
 def is_phantom(header: Any) -> bool:

@@ -141,7 +141,7 @@ class Patient:
         return self.wall(y, x) + self.muscle
 
 
-def anywhere(y: Coordinate, x: Coordinate) -> float:
+def _anywhere(y: Coordinate, x: Coordinate) -> float:
     return -np.inf
 
 
@@ -190,7 +190,7 @@ class Canvas:
             [Coordinate, Coordinate, Coordinate],
             Coordinate,
         ],
-        within: Within = anywhere,
+        within: Within = _anywhere,
     ) -> None:
         """Paint an ellipsoid; ``within(y, x)`` is a signed distance that bounds it."""
         # Python's floats, not NumPy's: those would make float64 volumes of float32 coordinates
@@ -206,7 +206,7 @@ class Canvas:
         end: Point,
         radius: float,
         value: float,
-        within: Within = anywhere,
+        within: Within = _anywhere,
     ) -> None:
         """Paint a tube with round ends; ``within`` as for ``ellipsoid``."""
         start, way = [float(p) for p in start], [float(q - p) for p, q in zip(start, end)]
@@ -256,7 +256,7 @@ def paint_body(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random
     """Paint everything but kidneys and tumors."""
     whole = tuple(slice(None) for _ in canvas.axes)
     z, y, x = canvas.points(whole, bend=0.6)
-    paint_table(canvas, patient, whole, y, x, rng)
+    _paint_table(canvas, patient, whole, y, x, rng)
     skin, wall = patient.skin(y, x), patient.wall(y, x)
     canvas.blend(whole, skin, 10)
     canvas.blend(whole, skin + 2, FAT + rng.uniform(-12, 8))
@@ -270,15 +270,15 @@ def paint_body(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random
     canvas.blend(whole, rib, rng.uniform(280, 500))
     canvas.blend(whole, rib + 2.5, rng.uniform(80, 250))
     del z, skin, wall, rib, across  # each as large as the volume
-    paint_belly(canvas, patient, hu, whole, y, x, rng)
+    _paint_belly(canvas, patient, hu, whole, y, x, rng)
     del y, x
-    paint_bowel(canvas, patient, hu, rng)
-    paint_organs(canvas, patient, hu, rng)
-    paint_muscles_and_spine(canvas, patient, hu, rng)
-    paint_vessels(canvas, patient, hu, rng)
+    _paint_bowel(canvas, patient, hu, rng)
+    _paint_organs(canvas, patient, hu, rng)
+    _paint_muscles_and_spine(canvas, patient, hu, rng)
+    _paint_vessels(canvas, patient, hu, rng)
 
 
-def paint_table(
+def _paint_table(
     canvas: Canvas, patient: Patient, whole: Box, y: Coordinate, x: Coordinate, rng: np.random.Generator
 ) -> None:
     """Paint the table's curved surfaces below the patient, a blanket, and in some scans the arms."""
@@ -296,7 +296,7 @@ def paint_table(
                 canvas.tube((top, at, middle), (bottom, at + 20, middle), radius, value)
 
 
-def paint_belly(
+def _paint_belly(
     canvas: Canvas,
     patient: Patient,
     hu: Enhancement,
@@ -322,7 +322,7 @@ def paint_belly(
     canvas.blend(whole, blobs + wall, chosen)
 
 
-def paint_organs(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
+def _paint_organs(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
     """Paint liver, spleen, pancreas, stomach, gallbladder and adrenals, and the heart and lungs of a long scan."""
     half, front = patient.half_width, patient.front
     uneven = rng.uniform(0, 25) if hu.aorta > 160 else 0.0
@@ -381,7 +381,7 @@ def paint_organs(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.rand
             canvas.tube(tip, limb, rng.uniform(2, 4), hu.pancreas)
 
 
-def paint_bowel(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
+def _paint_bowel(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
     """Paint loops of small bowel and the colon, with fluid, feces, contrast medium or gas in them."""
     half, front = patient.half_width, patient.front
     bottom = min(canvas.axes[0][-1], 260)
@@ -407,7 +407,7 @@ def paint_bowel(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.rando
         canvas.tube(*ends, radius - shell, lumen, replace(patient, muscle=patient.muscle + shell).cavity)
 
 
-def paint_muscles_and_spine(
+def _paint_muscles_and_spine(
     canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator
 ) -> None:
     """Paint psoas, quadratus and back muscles, vertebrae with discs, and the wings of the ilium far below."""
@@ -449,7 +449,7 @@ def paint_muscles_and_spine(
     canvas.blend(box, arch - 9.5, 30)  # canal
 
 
-def paint_vessels(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
+def _paint_vessels(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
     """Paint aorta and vena cava, the mesenteric vessels in front of them and their branches."""
     (top, bottom), spine = canvas.axes[0][[0, -1]], patient.spine
     cava, aorta = rng.uniform(7, 13), rng.uniform(8, 13)

@@ -30,7 +30,7 @@ from kitsseg.data.phantoms.anatomy import (
 )
 from kitsseg.errors import InputError
 
-__all__ = ["render_ct"]
+__all__ = ["kidney_texture", "noise_maker", "place_patient", "render_ct", "upsample"]
 
 THIN_MM = 2.2
 SLAB = 16
@@ -59,14 +59,14 @@ def render_ct(
     canvas = Canvas(thin.shape, step_mm, patient.origin_mm, rng)
     hu = draw_enhancement(rng)
     paint_body(canvas, patient, hu, rng)
-    kidneys = paint_kidneys(canvas, patient, thin, step_mm, hu, rng)
+    kidneys = _paint_kidneys(canvas, patient, thin, step_mm, hu, rng)
     noise = noise_maker(labels.shape[1:], spacing_mm, rng)
     breath = round(rng.uniform(1, 4) / spacing_mm[1]) if rng.random() < 0.08 else 0
     image = np.empty(labels.shape, np.int16)
     for first in range(0, len(labels), SLAB):
         numbers = range(first, min(first + SLAB, len(labels)))
         slab = upsample(canvas.hu, numbers, labels.shape[1:], steps)
-        insert_kidneys(slab, numbers, labels, spacing_mm, kidneys, steps)
+        _insert_kidneys(slab, numbers, labels, spacing_mm, kidneys, steps)
         for number, plane in zip(numbers, slab):
             if breath:
                 plane += np.roll(plane, breath, 0)
@@ -125,7 +125,7 @@ def place_patient(
 
 
 @dataclass(frozen=True)
-class Tissues:
+class _Tissues:
     """HU (slices, rows, columns) in the thinned grid's box around kidneys and tumors.
 
     Attributes:
@@ -142,14 +142,14 @@ class Tissues:
     blur: float
 
 
-def paint_kidneys(
+def _paint_kidneys(
     canvas: Canvas,
     patient: Patient,
     thin: npt.NDArray[np.uint8],
     step_mm: npt.NDArray[np.float64],
     hu: Enhancement,
     rng: np.random.Generator,
-) -> Tissues:
+) -> _Tissues:
     """Paint perirenal fat and renal vessels, and make up the textures of kidneys and tumors."""
     box = tuple(
         slice(max(0, int(i.min() - MARGIN_MM / step)), int(i.max() + MARGIN_MM / step) + 2)
@@ -177,11 +177,11 @@ def paint_kidneys(
             way = rng.normal((0, 5, np.sign(center[2]) * 14), (12, 6, 5))
             canvas.tube(hilum, hilum + way, rng.uniform(1, 2.5), rng.choice((hu.veins, hu.aorta - 40)))
     shrink = np.clip(rng.uniform(0.3, 1.3) + 0.35 * noise(10), 0, 1.8)
-    return Tissues(
+    return _Tissues(
         box,
         canvas.hu[box].copy(),
         kidney_texture(labels, step_mm, hu, noise, rng),
-        tumor_texture(labels, step_mm, hu, noise, rng),
+        _tumor_texture(labels, step_mm, hu, noise, rng),
         np.asarray(shrink, np.float32),
         rng.uniform(0.8, 1.3),
         rng.uniform(0.4, 0.9),
@@ -216,7 +216,7 @@ def kidney_texture(
     return hounsfield
 
 
-def tumor_texture(
+def _tumor_texture(
     labels: npt.NDArray[np.uint8],
     step_mm: Sequence[float] | npt.NDArray[np.float64],
     hu: Enhancement,
@@ -245,12 +245,12 @@ def tumor_texture(
     return np.asarray(texture, np.float32)
 
 
-def insert_kidneys(
+def _insert_kidneys(
     slab: npt.NDArray[np.float32],
     numbers: range,
     labels: npt.NDArray[np.uint8],
     spacing_mm: Sequence[float],
-    tissues: Tissues,
+    tissues: _Tissues,
     steps: Sequence[int],
 ) -> None:
     """Set kidneys and tumors in some slices, with partial volume at their borders.
@@ -296,9 +296,9 @@ def upsample(
     """Interpolate slices ``numbers`` of (rows, columns) ``shape`` from a field thinned by ``steps``."""
     result = np.empty((len(numbers), *shape), np.float32)
     rows, columns = (
-        neighbors(np.arange(n), step, m) for n, step, m in zip(shape, steps[1:], field.shape[1:])
+        _neighbors(np.arange(n), step, m) for n, step, m in zip(shape, steps[1:], field.shape[1:])
     )
-    for plane, low, high, weight in zip(result, *neighbors(np.array(numbers), steps[0], len(field))):
+    for plane, low, high, weight in zip(result, *_neighbors(np.array(numbers), steps[0], len(field))):
         thin = field[low] + weight * (field[high] - field[low])
         low, high, weight = columns
         thin = thin[:, low] + weight * (thin[:, high] - thin[:, low])
@@ -311,7 +311,7 @@ def upsample(
     return result
 
 
-def neighbors(
+def _neighbors(
     index: npt.NDArray[np.int64], step: int, count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Neighbors of fine indices in the thinned grid: low, high and weight of high; its last value goes on."""
@@ -335,7 +335,7 @@ def noise_maker(
     # fewer photons arrive from the middle of the body
     y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     amount = (deviation * (0.6 + 0.5 * np.exp(-2 * (y**2 + x**2)))).astype(np.float32)
-    streaks = streak_maker(shape, rng) if rng.random() < 0.12 else None
+    streaks = _streak_maker(shape, rng) if rng.random() < 0.12 else None
 
     def crop(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         row, column = rng.integers(0, 65, 2)
@@ -354,7 +354,7 @@ def noise_maker(
     return noise
 
 
-def streak_maker(shape: Sequence[int], rng: np.random.Generator) -> Callable[[], npt.NDArray[np.float32]]:
+def _streak_maker(shape: Sequence[int], rng: np.random.Generator) -> Callable[[], npt.NDArray[np.float32]]:
     """A function that gives the streaks of one slice after another: rays from a dense object near the middle."""
     center = np.array(shape) * rng.uniform(0.35, 0.65, 2)
     y, x = np.arange(shape[0]) - center[0], np.arange(shape[1]) - center[1]

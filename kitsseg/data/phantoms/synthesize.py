@@ -59,7 +59,7 @@ def synthesize_cases(
     Raises: InputError if an argument is out of range, or if a case's folder is there already and holds
         anything else: nothing is written then.
     """
-    check_seed(seed)
+    _check_seed(seed)
     if n_cases < 1:
         raise InputError(f"expected at least one case, got {n_cases}.")
     if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST)):
@@ -68,7 +68,7 @@ def synthesize_cases(
         )
     folders = [Path(out) / f"case_{number:05d}" for number in range(n_cases)]
     made_from = [_digest(seed, number, *size) for number in range(n_cases)]
-    missing = check_empty(folders, made_from)
+    missing = _check_empty(folders, made_from)
     for number, folder in enumerate(folders):
         if folder not in missing:
             continue
@@ -107,7 +107,7 @@ def render_cases(
         unknown case names, and if a case's folder is there already and holds anything else: nothing is written
         then.
     """
-    check_seed(seed)
+    _check_seed(seed)
     found = {case.name: case for case in find_cases(labels_dir, need_image=False, options=())}
     names = sorted(found) if cases is None else list(cases)
     unknown = [name for name in names if name not in found]
@@ -115,7 +115,7 @@ def render_cases(
         raise InputError(f"{labels_dir}: expected {', '.join(unknown)}, found only {', '.join(found)}.")
     folders = [Path(out) / name for name in names]
     made_from = [_digest(seed, name, sha256_of(found[name].truth)) for name in names]
-    missing = check_empty(folders, made_from)
+    missing = _check_empty(folders, made_from)
     for number, (name, folder) in enumerate(zip(names, folders)):
         if folder not in missing:
             continue
@@ -140,12 +140,12 @@ def render_cases(
     return folders
 
 
-def check_seed(seed: int) -> None:
+def _check_seed(seed: int) -> None:
     if seed < 0:
         raise InputError(f"expected a seed of 0 or more, got {seed}.")
 
 
-def check_empty(folders: Sequence[Path], made_from: Sequence[str]) -> set[Path]:
+def _check_empty(folders: Sequence[Path], made_from: Sequence[str]) -> set[Path]:
     """The folders that are still to be made. Nothing is ever overwritten: it might be the only copy of a real case.
 
     Raises: InputError for a folder that holds anything but the case that would be made there.
@@ -225,11 +225,11 @@ def draw_labels(
     surface = direction / np.sqrt(((direction / radii) ** 2).sum())
     at = center + surface + direction * radius * rng.uniform(-0.7, 0.15)
     at = np.clip(at, 1.1 * radius, np.maximum(extent - 1.1 * radius, 1.1 * radius))
-    draw_tumor(labels, [c - m for c, m in zip(coordinates, at)], volume, spacing_mm, rng)
+    _draw_tumor(labels, [c - m for c, m in zip(coordinates, at)], volume, spacing_mm, rng)
     return labels
 
 
-def draw_tumor(
+def _draw_tumor(
     labels: npt.NDArray[np.uint8],
     coordinates: Sequence[npt.NDArray[np.float64]],
     volume: float,

@@ -44,6 +44,10 @@ class Draws:
     path: str = "fast"
     shard: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.path not in ("fast", "batchgenerators"):
+            raise ValueError(f'Draws: path is "fast" or "batchgenerators", found "{self.path}".')
+
 
 class Batches(Protocol):
     """A source of batches: batch ``index`` is a function of its number alone."""

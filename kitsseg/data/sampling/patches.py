@@ -141,9 +141,6 @@ class PatchBatches:
         draws: Draws | None = None,
     ) -> None:
         draws = draws or Draws()
-        seed, path, shard = draws.seed, draws.path, draws.shard
-        if path not in ("fast", "batchgenerators"):
-            raise ValueError(f'PatchBatches: path is "fast" or "batchgenerators", found "{path}".')
         if augmentation.scale_probability > 0:
             raise ValueError(
                 f"PatchBatches: 3D patches are not scaled; scale_probability must be 0, found "
@@ -155,12 +152,14 @@ class PatchBatches:
                 f"{augmentation.appearance}."
             )
         self.cases, self.spec = cases_of_part(cases, split, part), _one_channel(spec)
-        self.sampler, self.augmentation, self.seed = sampler, augmentation, seed
+        self.sampler, self.augmentation, self.seed = sampler, augmentation, draws.seed
         self.patch_size = tuple(sampler.patch_size)
-        self._places = own_places(len(LABELS) * sampler.cases_per_batch, shard)
-        self.form, self.buffers = _form(self.patch_size, self._places, shard), Buffers()
+        self._places = own_places(len(LABELS) * sampler.cases_per_batch, draws.shard)
+        self.form, self.buffers = _form(self.patch_size, self._places, draws.shard), Buffers()
         self._transform = (
-            batchgenerators_transform(self.patch_size, augmentation) if path == "batchgenerators" else None
+            batchgenerators_transform(self.patch_size, augmentation)
+            if draws.path == "batchgenerators"
+            else None
         )
         self._runs: dict[int, ClassRuns] = {}
 

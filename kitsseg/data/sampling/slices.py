@@ -87,10 +87,7 @@ class SliceBatches:
         draws: Draws | None = None,
     ) -> None:
         draws = draws or Draws()
-        seed, path, shard = draws.seed, draws.path, draws.shard
-        if path not in ("fast", "batchgenerators"):
-            raise ValueError(f'SliceBatches: path is "fast" or "batchgenerators", found "{path}".')
-        if path == "batchgenerators":
+        if draws.path == "batchgenerators":
             batchgenerators_transform(sampler.patch_size, augmentation)  # what it cannot do is said now
         if augmentation.appearance is not None and spec.hu_window is None:
             raise ValueError(
@@ -98,15 +95,10 @@ class SliceBatches:
                 "Set appearance to None."
             )
         self.cases = cases_of_part(cases, split, part)
-        self.sampler, self.augmentation, self.spec, self.seed, self.path = (
-            sampler,
-            augmentation,
-            spec,
-            seed,
-            path,
-        )
-        self._places = own_places(sampler.batch_size, shard)
-        self.form, self.buffers = _form(sampler, spec, self._places, shard), Buffers()
+        self.sampler, self.augmentation, self.spec = sampler, augmentation, spec
+        self.seed, self.path = draws.seed, draws.path
+        self._places = own_places(sampler.batch_size, draws.shard)
+        self.form, self.buffers = _form(sampler, spec, self._places, draws.shard), Buffers()
         self._shapes = [case.geometry.shape for case in self.cases]
         self._ends = np.cumsum([shape[0] for shape in self._shapes])
         self._last_order: tuple[int, npt.NDArray[np.int64]] = -1, np.empty(0, np.int64)  # of no round yet

@@ -74,12 +74,12 @@ class DepthwiseConv3D(layers.Layer):  # type: ignore[misc]  # Keras ships no typ
             # every second slice without a strided slice: slices 2i and 2i + 1 as one slice of twice the rows,
             # whose upper half holds the even slices and whose lower half the odd ones
             pairs = out_slices + 1
-            padded = cut(padded, {1: (first, 2 * pairs)})
+            padded = _cut(padded, {1: (first, 2 * pairs)})
             padded = ops.reshape(padded, (-1, pairs, 2 * rows, columns, channels))
         total = 0.0
         for k, kernel in enumerate(ops.unstack(ops.expand_dims(self.kernel, -1), 3)):
             where = {1: (k // 2, out_slices), 2: (k % 2 * rows, rows)} if s == 2 else {1: (k * d, slices)}
-            shifted = cut(padded, where)
+            shifted = _cut(padded, where)
             images = ops.reshape(shifted, (-1, rows, columns, channels))
             part = ops.depthwise_conv(
                 images,
@@ -136,15 +136,15 @@ def double(x: Tensor, axis: int) -> Tensor:
     """Interpolate to twice the size along one axis."""
     sizes = list(ops.shape(x))
     size = sizes[axis]
-    before = [cut(x, {axis: (0, 1)}), cut(x, {axis: (0, size - 1)})]
-    after = [cut(x, {axis: (1, size - 1)}), cut(x, {axis: (size - 1, 1)})]
+    before = [_cut(x, {axis: (0, 1)}), _cut(x, {axis: (0, size - 1)})]
+    after = [_cut(x, {axis: (1, size - 1)}), _cut(x, {axis: (size - 1, 1)})]
     before, after = ops.concatenate(before, axis=axis), ops.concatenate(after, axis=axis)
     both = ops.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis=axis + 1)
     sizes[0], sizes[axis] = -1, 2 * size
     return ops.reshape(both, sizes)
 
 
-def cut(x: keras.KerasTensor, where: Mapping[int, tuple[int, int]]) -> keras.KerasTensor:
+def _cut(x: keras.KerasTensor, where: Mapping[int, tuple[int, int]]) -> keras.KerasTensor:
     """What lies within these bounds, as ``x[:, begin : begin + size]`` would give.
 
     On TensorFlow an index is a strided slice. On a CPU strided slices and their gradients took half of a training step

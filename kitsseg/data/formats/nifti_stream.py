@@ -1,0 +1,166 @@
+"""The bytes of a NIfTI file: decompressed as a stream, its header checked before memory is asked for, damage named.
+
+What the numbers mean is ``kitsseg.data.formats.nifti``.
+"""
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from kitsseg.errors import InputError
+
+__all__ = ["DAMAGE", "damage_named", "open_stream", "read_exactly", "read_header", "read_to_end"]
+
+try:
+    from isal import igzip, isal_zlib  # 2-3 times faster inflation; optional
+
+    _gzip_open: Callable[..., Any] = igzip.open
+    _gzip_errors: tuple[type[Exception], ...] = (
+        igzip.BadGzipFile,
+        isal_zlib.IsalError,  # type: ignore[assignment]  # a class, whatever its stubs say
+    )
+except ImportError:
+    _gzip_open, _gzip_errors = gzip.open, ()
+
+DAMAGE: tuple[type[Exception], ...] = (
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ImageFileError,
+    HeaderDataError,
+    *_gzip_errors,
+)
+MAGIC = {348: b"n+1\0", 540: b"n+2\0"}  # of a file that holds header and data, by size of its header
+_FORM_CODES = 6  # 0 for a form that says nothing, 1 scanner ... 5 template
+_LINE_ENDS = (b"\r\n\x1a\n", bytes(4))  # of NIfTI-2: changed by a transfer as text; some leave them empty
+MOST_EXTENSION_BYTES = 64 << 20  # between header and data; extensions take some kB, or some MB of XML
+MOST_INFLATED = 1032  # bytes that one byte of a deflated stream can stand for
+_OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Makes one error that names the file of what the layers below raise."""
+    if path.is_dir():
+        raise InputError(f"{path}: expected a NIfTI file (.nii or .nii.gz), found a folder.")
+    if path.name.lower().endswith(_OTHER_FORMATS) and path.exists():
+        raise InputError(
+            f"{path}: expected a NIfTI file (.nii or .nii.gz), found another format. Convert it to .nii.gz first."
+        )
+    try:
+        yield
+    except DAMAGE as error:
+        raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: too large for the memory ({error}). Check its header, or use a larger machine."
+        ) from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) or error.errno:
+            raise
+        raise InputError(f"{path}: damaged or not NIfTI ({error}). Download or copy it again.") from error
+
+
+def open_stream(path: Path) -> BinaryIO:
+    """The content of a file, decompressed if it is gzip, whatever its name says."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return _gzip_open(path, "rb") if zipped else path.open("rb")
+
+
+def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
+    """The header at the beginning of a stream, which then stands at the first number of the data.
+
+    Args:
+        path: of the file, whose length is compared with what the header says.
+
+    Raises: InputError or one of ``DAMAGE`` for what is no whole single-file NIfTI header.
+    """
+    start = stream.read(4)
+    if not start:
+        raise EOFError("the file is empty")
+    if len(start) < 4:
+        raise EOFError("the file ends inside the header")
+    sizes = {int.from_bytes(start, order) for order in ("little", "big")}
+    if 348 in sizes:
+        kind, size = nib.Nifti1Header, 348
+    elif 540 in sizes:
+        kind, size = nib.Nifti2Header, 540
+    elif (start + stream.read(128))[128:] == b"DICM":
+        raise InputError(
+            f"{path}: expected a NIfTI file, found one DICOM file. Give the folder of the whole series."
+        )
+    else:
+        raise HeaderDataError("no NIfTI header")
+    block = start + stream.read(size - 4)
+    if len(block) < size:
+        raise EOFError("the file ends inside the header")
+    header: nib.Nifti1Header = kind.from_fileobj(io.BytesIO(block), check=False)
+    magic = header["magic"].tobytes()
+    if magic != MAGIC[size]:
+        raise HeaderDataError(
+            f"its type is {magic!r} instead of {MAGIC[size]!r}: no single-file NIfTI header"
+        )
+    if size == 540 and header["eol_check"].tobytes() not in _LINE_ENDS:
+        raise HeaderDataError("its line ends were changed, as by a transfer as text")
+    try:
+        header.get_data_dtype()
+    except KeyError as error:
+        raise HeaderDataError(f"there is no data type {error}") from error
+    offset = float(header["vox_offset"])
+    if not abs(offset) < size + MOST_EXTENSION_BYTES:  # written so that NaN fails too
+        raise HeaderDataError(f"data start {offset:g} lies outside the file")
+    offset = int(offset)
+    if offset < size + 4:
+        raise HeaderDataError(f"data start {offset} lies inside the header")
+    for name in ("sform_code", "qform_code"):
+        if int(header[name]) not in range(_FORM_CODES):  # says nothing, as 0: nibabel takes it so too
+            header[name] = 0
+    _check_length(path, header, offset)
+    _skip(stream, offset - size)
+    return header
+
+
+def _check_length(path: Path, header: nib.Nifti1Header, offset: int) -> None:
+    """Before memory is asked for: can the file hold as many numbers as its header says?"""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    there = path.stat().st_size * (MOST_INFLATED if zipped else 1)
+    sizes: list[int] = [int(n) for n in header.get_data_shape()]
+    needed = offset + math.prod(max(0, n) for n in sizes) * int(header.get_data_dtype().itemsize)
+    if needed > there:
+        raise EOFError(
+            f"its header tells of {needed:,} bytes, it holds {'at most ' if zipped else ''}{there:,}: "
+            f"the file ends {needed - there} bytes or more too early"
+        )
+
+
+def _skip(stream: BinaryIO, size: int) -> None:
+    while size > 0:
+        piece = stream.read(min(size, 1 << 20))
+        if not piece:
+            raise EOFError(f"the file ends {size} bytes or more before its data")
+        size -= len(piece)
+
+
+def read_exactly(stream: BinaryIO, size: int) -> bytes:
+    """The next ``size`` bytes. Raises: EOFError if there are fewer."""
+    data = stream.read(size)  # readinto of a gzip file reads like this and then copies
+    if len(data) < size:
+        raise EOFError(f"the file ends {size - len(data)} bytes or more too early")
+    return data
+
+
+def read_to_end(stream: BinaryIO) -> None:
+    """Read what is left: the checksum of a gzip file is compared at its end."""
+    while stream.read(1 << 20):
+        pass
