@@ -33,7 +33,7 @@ from kitsseg.inference.scan import (
 )
 from kitsseg.inference.slices import check_2d, names_of_patients, narrow_windows, slice_file
 from kitsseg.interfaces import Progress
-from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, Source
+from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, PredictionsRecord, Source
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
@@ -45,6 +45,7 @@ __all__ = [
     "NAMED",
     "Outcome",
     "PredictOptions",
+    "check_all_done",
     "failures",
     "predict_cases",
     "predict_cohort",
@@ -66,12 +67,14 @@ class Outcome:
         failed: case name -> reason, in order.
         engine: what computed the networks; None where no label map was ever made.
         renewed: names of scans that have changed since their label maps were made, which were made anew.
+        record: what ``predictions.json`` says of the folder now, with absolute paths.
         warnings: sentences for the user; one names the file of a scan that is doubtful.
     """
 
     written: list[Path]
     kept: int
     failed: dict[str, str]
+    record: PredictionsRecord
     engine: str | None = None
     renewed: list[str] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
@@ -118,10 +121,7 @@ def predict_cases(
     Raises: InputError if any scan failed, after all others are done.
     """
     outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
-    for text in outcome.warnings:
-        warnings.warn(text, stacklevel=2)
-    if outcome.failed:
-        raise InputError(failures(outcome, out))
+    check_all_done(outcome, out)
     return outcome.written
 
 
@@ -215,7 +215,7 @@ def predict_cohort(
                 out.rmdir()  # empty: nothing came of it
     failed |= lost
     failed = {name: failed[name] for name in scans if name in failed}
-    written = [out / prediction_name(name) for name in scans if name not in failed]
+    written = [record.label_map(name) for name in scans if name not in failed]
     warned = narrow_windows(ensemble, [item for name, item in slices.items() if name in scans])
     warned = (
         *warned,
@@ -226,7 +226,16 @@ def predict_cohort(
             for doubt in done.doubts
         ),
     )
-    return Outcome(written, len(written) - made + len(lost), failed, record.header.engine, renewed, warned)
+    kept = len(written) - made + len(lost)
+    return Outcome(written, kept, failed, record.content(), record.header.engine, renewed, warned)
+
+
+def check_all_done(outcome: Outcome, out: str | os.PathLike[str]) -> None:
+    """Warn of scans that are doubtful, and raise InputError if any failed."""
+    for text in outcome.warnings:
+        warnings.warn(text, stacklevel=3)
+    if outcome.failed:
+        raise InputError(failures(outcome, out))
 
 
 def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
@@ -259,8 +268,8 @@ def _todo(
         except InputError as error:
             failed[name] = str(error)
         except OSError as error:
-            failed[name] = _odd_name(error, record.out / prediction_name(name), name)
-            record.add(name, FailedScan(image=str(as_given(image)), reason=failed[name]))
+            failed[name] = _odd_name(error, record.label_map(name), name)
+            record.fail(name, image, failed[name])
     return todo, failed
 
 

@@ -238,7 +238,7 @@ class Predictions:
         Raises: InputError if a file is there that may not be replaced in silence: of another scan, edited, or in no
             record.
         """
-        entry, file = self.entries.get(name), self.out / prediction_name(name)
+        entry, file = self.entries.get(name), self.label_map(name)
         self.seen[name] = _modified(file)
         if self.seen[name] is None:
             return False
@@ -279,7 +279,7 @@ class Predictions:
 
         Raises: InputError as ``is_whole``.
         """
-        if name in self.seen and _modified(self.out / prediction_name(name)) != self.seen[name]:
+        if name in self.seen and _modified(self.label_map(name)) != self.seen[name]:
             self.entries, self.begun = self._everything()
             if self.is_whole(name, image):
                 return False
@@ -290,7 +290,7 @@ class Predictions:
     def forget_file(self, name: str) -> None:
         """Remove the label map that an earlier call made of a scan which can no longer be segmented."""
         if isinstance(self.entries.get(name), PredictedScan):
-            (self.out / prediction_name(name)).unlink(missing_ok=True)
+            self.label_map(name).unlink(missing_ok=True)
 
     def add(self, name: str, entry: Entry) -> None:
         """Put down what became of a scan."""
@@ -310,7 +310,7 @@ class Predictions:
         if self.journal is None and not any(self.out.glob(JOURNALS)):
             self.entries, self.begun = self._everything()
             # a record of nothing would only stand in the way of other predictions
-            if not (self.entries or self.begun) or self._on_disk() == self._record():
+            if not (self.entries or self.begun) or self._on_disk() == self.content():
                 return {}
         if self.journal is None:
             self._open()  # who writes the record says so, see _gathered
@@ -324,16 +324,28 @@ class Predictions:
                 and getattr(now, "source", None) != mine.source
             ):
                 lost[name] = (
-                    f"{self.out / prediction_name(name)}: another command has made the label map of another scan of "
+                    f"{self.label_map(name)}: another command has made the label map of another scan of "
                     f"this name, {now.image}, at the same time. Choose another folder for the label maps."
                 )
         return lost
+
+    def content(self) -> PredictionsRecord:
+        """What ``predictions.json`` says, or would say by now."""
+        return _record_of(self.header, self.entries, self.begun or None)
+
+    def label_map(self, name: str) -> Path:
+        """Where the label map of a scan is kept."""
+        return self.out / prediction_name(name)
+
+    def fail(self, name: str, image: Path, reason: str) -> None:
+        """Put down that a scan has no label map, and why."""
+        self.add(name, FailedScan(image=str(as_given(image)), reason=reason))
 
     def give_up(self) -> None:
         """As ``finish``, after an error; nothing stays if nothing was done."""
         if self.journal is None:
             return
-        if self.own or any((self.out / prediction_name(name)).exists() for name in self.at_work):
+        if self.own or any(self.label_map(name).exists() for name in self.at_work):
             with suppress(InputError, OSError):  # what stopped the work is the error to tell
                 self.finish()
         else:
@@ -360,7 +372,7 @@ class Predictions:
             written = None
             while True:
                 self.entries, self.begun = self._everything()
-                if (found := self._record()) == written:
+                if (found := self.content()) == written:
                     break
                 write_predictions(self.out, found)
                 written = found
@@ -390,9 +402,6 @@ class Predictions:
         entries = _newest(records.values())
         done = [name for name in begun if name in entries and entries[name].finished >= begun[name]]
         return entries, {name: time for name, time in sorted(begun.items()) if name not in done}
-
-    def _record(self) -> PredictionsRecord:
-        return _record_of(self.header, self.entries, self.begun or None)
 
     def _on_disk(self) -> PredictionsRecord | None:
         with suppress(FileNotFoundError):

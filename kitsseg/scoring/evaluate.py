@@ -1,6 +1,7 @@
 """``kitsseg evaluate``: predictions and truth -> scores.csv, a row per case, and scores.json, the summary."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from kitsseg.files.paths import absolute_paths
 from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
 from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
-from kitsseg.scoring.pairs import Pair, find_pairs
+from kitsseg.scoring.pairs import Pair, Pairs, find_pairs
 from kitsseg.scoring.scores_file import Evaluation, SliceEvaluation, write_scores
 from kitsseg.scoring.slices import evaluate_slices
-from kitsseg.scoring.summary import LeftOut, Provenance, summarize
+from kitsseg.scoring.summary import LeftOut, Provenance, provenance_of, summarize
 
 __all__ = ["COLUMNS", "Evaluation", "evaluate_folders", "evaluate_pairs"]
 
@@ -68,50 +69,58 @@ def evaluate_folders(
         record = as_builtins(_recorded_by_predict(folder)) | {"mask_values": _mask_values(folder)}
         rows, of_slices = evaluate_slices(prediction, truth, out, layout or Layout(), record, progress)
         return SliceEvaluation(rows, of_slices)
-    pairs, missing, alone = find_pairs(prediction, truth, layout)
+    found = find_pairs(prediction, truth, layout)
     folder = prediction if prediction.is_dir() else prediction.parent
-    left_out = LeftOut(missing, alone, _of_other_scans(pairs, folder))
-    provenance = _recorded_by_predict(folder)
-    evaluation = evaluate_pairs(
-        pairs, left_out, provenance, classes=classes, surface=surface, progress=progress
+    return evaluate_pairs(
+        found,
+        _recorded_by_predict(folder),
+        out,
+        of_other_scans=_of_other_scans(found.pairs, folder),
+        classes=classes,
+        surface=surface,
+        progress=progress,
     )
-    write_scores(evaluation, out)
-    return evaluation
 
 
 def evaluate_pairs(
-    pairs: list[Pair],
-    left_out: LeftOut,
+    found: Pairs,
     provenance: Provenance,
+    out: Path,
     *,
+    of_other_scans: Sequence[str] = (),
     classes: str = "kits19",
     surface: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score label maps, and write nothing.
+    """Score label maps whose truth is known, and write ``out`` and the JSON file beside it.
 
     Args:
-        pairs: of ``find_pairs``. left_out: what is to be named beside the scores.
+        found: the label maps and their truth.
         provenance: what made the label maps.
+        out: the .csv file to write.
+        of_other_scans: names of cases whose label map was predicted from another scan than the truth is of.
         classes, surface, progress: as in ``evaluate_folders``.
     """
-    scored = []
-    for done, pair in enumerate(pairs):
+    scored, total = [], len(found.pairs)
+    for done, pair in enumerate(found.pairs):
         if progress:
-            progress("score", done, len(pairs))
+            progress("score", done, total)
         scored.append(score_pair(pair, classes, surface))
     if progress:
-        progress("score", len(pairs), len(pairs))
+        progress("score", total, total)
     split_hash = provenance.split.hash if provenance.split else None
+    left_out = LeftOut(found.truth_without_prediction, found.prediction_without_truth, [*of_other_scans])
     summary = summarize(scored, provenance, left_out, classes, surface)
-    return Evaluation([case.row | {"split_hash": split_hash} for case in scored], summary)
+    evaluation = Evaluation([case.row | {"split_hash": split_hash} for case in scored], summary)
+    write_scores(evaluation, out)
+    return evaluation
 
 
 def _recorded_by_predict(folder: Path) -> Provenance:
     """What predictions.json says, and the files of processes that are still at work or were killed."""
     file = folder / PREDICTIONS
     if has_journals(folder) and (record := read_predictions(folder)):
-        return converted(as_builtins(record), Provenance)
+        return provenance_of(record)
     if not file.is_file():
         return Provenance()
     found = read_record(file, Provenance, "the record of kitsseg predict", "Predict again or remove it.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kitsseg.data.formats.nifti import KITS_LABELS
@@ -21,7 +22,7 @@ from kitsseg.data.layouts.names import (
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 
-__all__ = ["Pair", "find_pairs"]
+__all__ = ["Pair", "Pairs", "find_pairs", "pairs_of"]
 
 _LABELS = {name.lower() for name in LABEL_NAMES}
 
@@ -37,16 +38,23 @@ class Pair:
     image: Path | None = None
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs, sorted by case, and the names of what has no other side."""
+
+    pairs: list[Pair]
+    truth_without_prediction: list[str] = field(default_factory=list)
+    prediction_without_truth: list[str] = field(default_factory=list)
+
+
 def find_pairs(
     prediction: str | os.PathLike[str], truth: str | os.PathLike[str], layout: Layout | None = None
-) -> tuple[list[Pair], list[str], list[str]]:
+) -> Pairs:
     """Match predictions and truth by name.
 
     Args:
         layout: Layout of the truth.
 
-    Returns: (pairs sorted by case, names of the truth cases without a prediction, names of the predictions without a
-        truth).
     Raises: InputError as ``evaluate_folders``.
     """
     prediction, truth = Path(prediction), Path(truth)
@@ -61,13 +69,24 @@ def find_pairs(
         case = (
             folder_name(as_given(truth).parent) if in_case_folder(truth) else case_of_prediction(prediction)
         )
-        return [Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))], [], []
+        return Pairs([Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))])
+    files = _prediction_files(prediction)
+    return pairs_of([(case_of_prediction(file), file) for file in files], truth, layout)
+
+
+def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layout | None = None) -> Pairs:
+    """Match label maps whose cases are known, as (case, file), with their truth.
+
+    Args:
+        truth: a folder of cases. layout: Layout of it.
+
+    Raises: InputError as ``evaluate_folders``.
+    """
     cases = find_cases(truth, need_labels=False, need_image=False, layout=layout)
     labels = {case.name: case for case in cases if case.labels is not None}
     found: dict[str, Pair] = {}
     alone: dict[str, Path] = {}
-    for file in _prediction_files(prediction):
-        case = case_of_prediction(file)
+    for case, file in predictions:
         check_name(case, file)
         if case not in labels:
             alone[case] = file
@@ -92,7 +111,7 @@ def find_pairs(
             "folder that holds the truth, or the label maps as their cases."
         )
     missing = [case for case in labels if case not in found]
-    return [found[case] for case in sorted(found)], missing, sorted(alone)
+    return Pairs([found[case] for case in sorted(found)], missing, sorted(alone))
 
 
 def _beside(truth: Path) -> Path | None:

@@ -17,7 +17,16 @@ from kitsseg.scoring.ladder import RUNGS, all_background, ladder
 from kitsseg.scoring.lesions import LESION_RULE
 from kitsseg.version import __version__
 
-__all__ = ["Failure", "Ladders", "LeftOut", "Provenance", "ScoredSplit", "Summary", "summarize"]
+__all__ = [
+    "Failure",
+    "Ladders",
+    "LeftOut",
+    "Provenance",
+    "ScoredSplit",
+    "Summary",
+    "provenance_of",
+    "summarize",
+]
 
 EMPTY_RULE = "both masks empty: 1; exactly one empty: 0"
 SURFACE_RULE = (
@@ -203,6 +212,15 @@ class Summary(Provenance):
     beside_all_background: Ladders
     label_release: dict[str, int] | None = None
     cases: dict[str, CaseFiles]
+
+
+def provenance_of(record: object) -> Provenance:
+    """What a record of ``kitsseg predict`` says about what made the label maps.
+
+    Args:
+        record: PredictionsRecord, with absolute paths.
+    """
+    return converted(as_builtins(record), Provenance)
 
 
 def summarize(

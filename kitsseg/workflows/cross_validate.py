@@ -29,19 +29,18 @@ from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.files.tables import write_rows
-from kitsseg.inference.cohort import predict_cases
+from kitsseg.inference.cohort import check_all_done, predict_cohort
 from kitsseg.recipe import Recipe
-from kitsseg.records.predictions import PartOfSplit, PredictionsRecord, read_predictions, write_predictions
-from kitsseg.records.run import RunFacts, RunRecord, read_history, read_run, update_run, write_history
+from kitsseg.records.predictions import PartOfSplit, PredictionsRecord, write_predictions
+from kitsseg.records.run import RunFacts, RunRecord, read_history, update_run, write_history
 from kitsseg.report.page import Contents
 from kitsseg.report.report import draw_report
 from kitsseg.scoring.evaluate import evaluate_pairs
-from kitsseg.scoring.pairs import find_pairs
-from kitsseg.scoring.scores_file import write_scores
-from kitsseg.scoring.summary import LeftOut, Provenance, Summary
+from kitsseg.scoring.pairs import pairs_of
+from kitsseg.scoring.summary import Summary, provenance_of
 from kitsseg.training.options import Progress, TrainOptions
 from kitsseg.training.train import train_recipe
-from kitsseg.workflows.folds import check_unseen, fold_splits, is_trained, read_folds, start_folds
+from kitsseg.workflows.folds import FoldRun, Folds, check_unseen, fold_splits, is_trained, start_folds
 
 __all__ = ["COLUMNS", "CrossValidation", "Scans", "score_folds", "train_folds"]
 
@@ -116,7 +115,7 @@ def train_folds(
             resume = (run / "run.json").is_file()
             train_recipe(recipe, cache, splits[number], run, replace(options, resume=resume, progress=report))
         if scans is not None:
-            _predict(run, splits[number], scans, report)
+            _predict(run, splits[number].test, scans, report)
     return [number for number in range(folds) if not is_trained(out / f"fold-{number}", splits[number])]
 
 
@@ -147,21 +146,22 @@ def score_folds(
     """
     out = Path(out)
     _only_scans(scans.data)
-    plan = read_folds(out)
-    runs = check_unseen(out)
+    folds = check_unseen(out)
     predicted = [
-        _predict(run, split, scans, _of_fold(number, len(runs), progress))
-        for number, (run, split) in enumerate(runs)
+        _predict(run.folder, run.split.test, scans, _of_fold(number, len(folds.runs), progress))
+        for number, run in enumerate(folds.runs)
     ]
-    _gather(out / "predictions", runs, predicted)
-    record, history = _finish(out, plan, runs)
-    made_by = _made_by(out, plan, predicted)
+    files = _gather(out / "predictions", folds.runs, predicted)
+    record, history = _finish(out, folds)
+    made_by = _made_by(out, folds.plan, predicted)
     write_predictions(out / "predictions", made_by)
-    pairs, missing, alone = find_pairs(out / "predictions", scans.data, scans.layout)
-    provenance = converted(as_builtins(made_by), Provenance)
-    evaluation = evaluate_pairs(pairs, LeftOut(missing, alone, []), provenance, progress=progress)
-    write_scores(evaluation, out / "scores.csv")
-    rows = _table(evaluation.rows, [split for _, split in runs], history)
+    evaluation = evaluate_pairs(
+        pairs_of(files, Path(scans.data), scans.layout),
+        provenance_of(made_by),
+        out / "scores.csv",
+        progress=progress,
+    )
+    rows = _table(evaluation.rows, [run.split for run in folds.runs], history)
     write_rows(out / "folds.csv", rows, COLUMNS)
     contents = Contents(
         rows=evaluation.rows,
@@ -180,30 +180,32 @@ def _of_fold(number: int, folds: int, progress: Progress | None) -> Progress | N
     return lambda description, done, total: progress(f"fold {number} of {folds}: {description}", done, total)
 
 
-def _predict(run: Path, split: CaseSplit, scans: Scans, progress: Progress | None) -> PredictionsRecord:
-    """Label maps of the cases of a fold, and what its predictions.json says."""
+def _predict(run: Path, cases: Sequence[str], scans: Scans, progress: Progress | None) -> PredictionsRecord:
+    """Label maps of the cases that a fold leaves out, and what its predictions.json says."""
     folder = run / "predictions"
-    written = predict_cases(run, [scans.data], folder, "test", layout=scans.layout, progress=progress)
-    absent = {prediction_name(case): case for case in split.test}
-    for path in written:
-        absent.pop(path.name)
-    if absent:
+    outcome = predict_cohort(run, [scans.data], folder, "test", layout=scans.layout, progress=progress)
+    check_all_done(outcome, folder)
+    written = {path.name for path in outcome.written}
+    if absent := sorted(case for case in cases if prediction_name(case) not in written):
         raise InputError(
-            f"{scans.data}: {len(absent)} of the {len(split.test)} cases of {run.name} are not there, such as "
-            f"{min(absent.values())}. Give the folder that the cache was made from."
+            f"{scans.data}: {len(absent)} of the {len(cases)} cases of {run.name} are not there, such as "
+            f"{absent[0]}. Give the folder that the cache was made from."
         )
-    if (record := read_predictions(folder)) is None:
-        raise InputError(f"{folder}: expected predictions.json, found none. Predict the fold again.")
-    return record
+    return outcome.record
 
 
-def _gather(folder: Path, runs: list[tuple[Path, CaseSplit]], predicted: list[PredictionsRecord]) -> None:
-    """Copy the label map of every case to one folder, from the fold that left the case out."""
-    for (run, split), record in zip(runs, predicted, strict=True):
-        for case in split.test:
+def _gather(
+    folder: Path, runs: Sequence[FoldRun], predicted: Sequence[PredictionsRecord]
+) -> list[tuple[str, Path]]:
+    """Copy the label map of every case to one folder, from the fold that left the case out; returns (case, file)."""
+    files = []
+    for run, record in zip(runs, predicted, strict=True):
+        for case in run.split.test:
             file = record.cases[case].file
             with atomic_path(folder / file) as temporary:
-                shutil.copyfile(run / "predictions" / file, temporary)
+                shutil.copyfile(run.folder / "predictions" / file, temporary)
+            files.append((case, folder / file))
+    return files
 
 
 def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> PredictionsRecord:
@@ -221,22 +223,20 @@ def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> 
     )
 
 
-def _finish(
-    out: Path, plan: RunRecord, runs: list[tuple[Path, CaseSplit]]
-) -> tuple[RunRecord, list[list[dict[str, Any]]]]:
+def _finish(out: Path, folds: Folds) -> tuple[RunRecord, list[list[dict[str, Any]]]]:
     """Write what all folds add up to: run.json and history.csv.
 
     Returns: (content of run.json, rows of the history of each fold, whose phases say which fold it is).
     """
-    records = [read_run(run) for run, _ in runs]
+    records = [run.record for run in folds.runs]
     history = [
-        [row | {"phase": f"fold-{number} {row['phase']}"} for row in read_history(run)]
-        for number, (run, _) in enumerate(runs)
+        [row | {"phase": f"fold-{number} {row['phase']}"} for row in read_history(run.folder)]
+        for number, run in enumerate(folds.runs)
     ]
     write_history(out, [row for of_fold in history for row in of_fold])
     seconds = round(sum(record.seconds for record in records), 1)
     phantom = any(record.phantom for record in records)
-    record = replace(plan, status="finished", seconds=seconds, phantom=phantom)
+    record = replace(folds.plan, status="finished", seconds=seconds, phantom=phantom)
     update_run(out, record)
     return record, history
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,26 @@ from kitsseg.version import __version__
 if TYPE_CHECKING:
     from kitsseg.recipe import Recipe
 
-__all__ = ["check_unseen", "fold_splits", "is_trained", "read_folds", "start_folds"]
+__all__ = ["FoldRun", "Folds", "check_unseen", "fold_splits", "is_trained", "start_folds"]
 
 VALIDATION = 0.1  # ours: of the cases that are not in the fold
+
+
+@dataclass(frozen=True)
+class FoldRun:
+    """A trained fold: its folder, the split that it was trained with, and what it recorded."""
+
+    folder: Path
+    split: CaseSplit
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A cross-validation all of whose folds are trained: what they share, and the run of each."""
+
+    plan: RunRecord
+    runs: tuple[FoldRun, ...]
 
 
 def fold_splits(cases: Iterable[str], folds: int = 5) -> tuple[CaseSplit, ...]:
@@ -101,7 +119,7 @@ def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: 
             )
         if not others:
             update_run(out, plan)  # several jobs at once write the same
-    there = read_folds(out)
+    there = _read_plan(out)
     for key, what in (("settings", "recipe"), ("split", "cases or --folds"), ("cross_validation", "options")):
         if getattr(there, key) != getattr(plan, key):
             raise InputError(
@@ -126,7 +144,7 @@ def _folds_of(record: RunRecord) -> FoldsPlan:
     return record.cross_validation
 
 
-def read_folds(out: Path) -> RunRecord:
+def _read_plan(out: Path) -> RunRecord:
     """What ``start_folds`` wrote.
 
     Raises: InputError if ``out`` is no folder of a cross-validation.
@@ -152,15 +170,16 @@ def is_trained(run: Path, split: CaseSplit) -> bool:
     return record.status == "finished"
 
 
-def check_unseen(out: str | os.PathLike[str]) -> list[tuple[Path, CaseSplit]]:
+def check_unseen(out: str | os.PathLike[str]) -> Folds:
     """Check, by what the runs themselves recorded, that each case is left to one run that has not seen it.
 
-    Returns: (run folder, CaseSplit) of each fold.
+    Returns: Folds, each run read once.
     Raises: InputError, naming the case or the fold, if a run is missing, unfinished or trained with another split, or
         if a case is trained on, chosen by, left out twice or not at all.
     """
     out = Path(out)
-    plan, runs = read_folds(out), []
+    plan = _read_plan(out)
+    runs: list[FoldRun] = []
     tested: dict[str, Path] = {}
     for number, expected in enumerate(_folds_of(plan).folds):
         run = out / f"fold-{number}"
@@ -184,7 +203,7 @@ def check_unseen(out: str | os.PathLike[str]) -> list[tuple[Path, CaseSplit]]:
                 f"{run}: expected the split of fold {number}, hash {expected.hash}, found another: {what}. "
                 "Remove the run, and train the fold again."
             )
-        runs.append((run, split))
+        runs.append(FoldRun(run, split, record))
     if missing := sorted(set(plan.split.cases.test) - set(tested)):
         raise InputError(f"{out}: no run leaves {missing[0]} out. Start in a new folder.")
-    return runs
+    return Folds(plan, tuple(runs))

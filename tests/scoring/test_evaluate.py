@@ -152,13 +152,13 @@ def test_three_ways_to_name_predictions(folders):
     (files / "case_00002").mkdir()
     (files / "prediction_00002.nii.gz").rename(files / "case_00002" / "segmentation.nii.gz")
     (files / "notes.txt").write_text("not a prediction")
-    pairs, *missing = find_pairs(files, tmp / "truth")
-    assert [(pair.case, pair.prediction.name, pair.truth.parent.name) for pair in pairs] == [
+    found = find_pairs(files, tmp / "truth")
+    assert [(pair.case, pair.prediction.name, pair.truth.parent.name) for pair in found.pairs] == [
         ("case_00000", "prediction_00000.nii.gz", "case_00000"),
         ("case_00001", "case_00001.nii.gz", "case_00001"),
         ("case_00002", "segmentation.nii.gz", "case_00002"),
     ]
-    assert missing == [[], []]
+    assert (found.truth_without_prediction, found.prediction_without_truth) == ([], [])
 
 
 def test_one_prediction_file(folders):

@@ -164,7 +164,7 @@ def test_every_fold_is_an_ordinary_run_that_never_saw_its_cases(crossed):
         assert [row["epoch"] for row in read_history(folder / f"fold-{number}")] == [1, 2]
         maps = {path.name for path in (folder / f"fold-{number}" / "predictions").glob("*.nii.gz")}
         assert maps == {f"prediction_{case[-5:]}.nii.gz" for case in split.test}
-    assert [split for _, split in check_unseen(folder)] == [replace(s, source="") for s in splits]
+    assert [run.split for run in check_unseen(folder).runs] == [replace(s, source="") for s in splits]
 
 
 def test_all_cases_are_scored_by_the_label_maps_of_their_own_fold(crossed, trained):

@@ -71,7 +71,12 @@ def in_case_folder(file: Path) -> bool:
 
 def nnunet_part(folder: Path) -> tuple[str, str] | None:
     """("images" or "labels", "Tr" or "Ts") of a folder ``imagesTr`` or the like, or of a link to one; else None."""
-    for name in (folder_name(folder), folder.resolve().name):
+    return _part_of(as_given(folder))
+
+
+def _part_of(folder: Path) -> tuple[str, str] | None:
+    """As ``nnunet_part``, of a folder that is absolute."""
+    for name in (folder.name, folder.resolve().name):
         if match := re.fullmatch("(images|labels)(Tr|Ts)", name):
             return match[1], match[2]
     return None
@@ -79,9 +84,10 @@ def nnunet_part(folder: Path) -> tuple[str, str] | None:
 
 def scan_name(file: Path) -> str:
     """The case that the file of a scan belongs to, as ``find_cases`` calls it when its folder is given."""
+    folder = as_given(file).parent
     if in_case_folder(file):
-        return folder_name(as_given(file).parent)
-    stem, part = stem_of(file.name), nnunet_part(as_given(file).parent)
+        return folder.name
+    stem, part = stem_of(file.name), _part_of(folder)
     return stem.removesuffix("_0000") if part and part[0] == "images" else stem
 
 
@@ -100,7 +106,7 @@ def prediction_name(case_name: str) -> str:
 def case_of_prediction(file: Path) -> str:
     """The case that a label map belongs to: the inverse of ``prediction_name``, and two other common ways."""
     if in_case_folder(file):
-        return folder_name(as_given(file).parent)
+        return as_given(file).parent.name
     stem = stem_of(file.name)
     return f"case_{stem.removeprefix('prediction_')}" if stem.startswith("prediction_") else stem
 
