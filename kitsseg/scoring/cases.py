@@ -3,24 +3,23 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kitsseg.data.formats.nifti import KITS_LABELS
-from kitsseg.data.kits19.manifest import ManifestCase, read_manifest
+from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
 from kitsseg.files.paths import as_given
 from kitsseg.scoring.dice import SCORES, VOLUMES, score_counts
-from kitsseg.scoring.kits23 import HEC_LABELS, hec_dice, surface_scores
+from kitsseg.scoring.kits23 import HEC_LABELS, cysts_as_kidney, hec_dice, surface_scores
 from kitsseg.scoring.label_files import count_files, read_boxes
 from kitsseg.scoring.lesions import find_lesions, lesion_counts
 from kitsseg.scoring.pairs import Pair
 
-__all__ = ["CLASSES", "LESIONS", "CaseFiles", "ScoredCase", "columns_of", "label_release", "score_pair"]
+__all__ = ["CLASSES", "LESIONS", "CaseFiles", "ScoredCase", "columns_of", "score_pair"]
 
 CLASSES = {"kits19": ("kidney_and_mass", "tumor"), "kits23": tuple(HEC_LABELS)}
 LESIONS = ("lesions", "lesions_found", "predicted_lesions", "false_lesions")
@@ -83,19 +82,21 @@ def score_pair(pair: Pair, classes: str, surface: bool) -> ScoredCase:
     if classes == "kits23":
         values = predicted_values = _values_with_cysts(pair)
     tables, spacing_mm = count_files(pair.prediction, pair.truth, values, predicted_values)
-    details: dict[str, Any] = {}
-    lesions = None
+    hec: dict[str, float] = {}
     if classes == "kits23":
-        details = {f"{name}_dice": value for name, value in hec_dice(tables.sum(axis=0)).items()}
-        tables = _cysts_as_kidney(tables)
+        counts, tables = tables.sum(axis=0), cysts_as_kidney(tables)
+        hec = {f"{name}_dice": value for name, value in hec_dice(counts).items()}
+    row = {"case": pair.case} | score_counts(tables.sum(axis=0), math.prod(spacing_mm) / 1000) | hec
+    row["empty"] = " ".join(row["empty"])
+    lesions = None
     if surface:
         boxes = read_boxes(pair.prediction, pair.truth, values, predicted_values)
+        row |= surface_scores(*boxes, spacing_mm, CLASSES[classes])
         found = find_lesions(*boxes, spacing_mm)
-        details |= surface_scores(*boxes, spacing_mm, CLASSES[classes]) | lesion_counts(found)
+        row |= lesion_counts(found)
         lesions = found["truth"]
-    row = {"case": pair.case} | score_counts(tables.sum(axis=0), math.prod(spacing_mm) / 1000) | details
-    row["empty"] = " ".join(row["empty"])
-    row["label_release"], sha256 = label_release(pair.case, pair.truth)
+    sha256 = sha256_of(pair.truth)
+    row["label_release"] = "kits19" if sha256 == _official_labels().get(pair.case) else "other"
     files = CaseFiles(
         prediction=str(as_given(pair.prediction)),
         truth=str(as_given(pair.truth)),
@@ -121,26 +122,10 @@ def _values_with_cysts(pair: Pair) -> tuple[int, ...]:
     return (0, 1, 2, 3)
 
 
-def _cysts_as_kidney(tables: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Tables of four labels (slices, truth, predicted) as KiTS19 labels the same voxels: cysts are kidney."""
-    folded = tables[:, :3, :3].copy()
-    folded[:, 1] += tables[:, 3, :3]
-    folded[:, :, 1] += tables[:, :3, 3]
-    folded[:, 1, 1] += tables[:, 3, 3]
-    return folded
-
-
-def label_release(case: str, path: Path) -> tuple[str, str]:
-    """Which labels a case was scored against: ("kits19" or "other", SHA-256 of the file).
-
-    "kits19" are those the official repository holds today, by the hash in the package's manifest. Labels were
-    corrected after most papers: scores against others are not comparable.
-    """
-    found = sha256_of(path)
-    known = _manifest().get(case)
-    return "kits19" if known is not None and known.label_sha256 == found else "other", found
-
-
 @lru_cache(maxsize=1)
-def _manifest() -> dict[str, ManifestCase]:
-    return read_manifest()
+def _official_labels() -> dict[str, str | None]:
+    """SHA-256 of the label maps that the official repository of KiTS19 holds today, by case.
+
+    Labels were corrected after most papers: scores against others are not comparable.
+    """
+    return {case: entry.label_sha256 for case, entry in read_manifest().items()}

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kitsseg.data.cache.sources import source_record
 from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins, converted, read_record
 from kitsseg.files.paths import absolute_paths
 from kitsseg.interfaces import Progress
-from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
+from kitsseg.records.predictions import PREDICTIONS, PredictionsRecord, has_journals, read_predictions
 from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
-from kitsseg.scoring.pairs import Pair, Pairs, find_pairs
+from kitsseg.scoring.pairs import Pairs, find_pairs, of_other_scans
 from kitsseg.scoring.scores_file import Evaluation, SliceEvaluation, write_scores
 from kitsseg.scoring.slices import evaluate_slices
 from kitsseg.scoring.summary import LeftOut, Provenance, provenance_of, summarize
@@ -69,13 +68,14 @@ def evaluate_folders(
         record = as_builtins(_recorded_by_predict(folder)) | {"mask_values": _mask_values(folder)}
         rows, of_slices = evaluate_slices(prediction, truth, out, layout or Layout(), record, progress)
         return SliceEvaluation(rows, of_slices)
-    found = find_pairs(prediction, truth, layout)
     folder = prediction if prediction.is_dir() else prediction.parent
+    found = find_pairs(prediction, truth, layout)
+    other_scans = of_other_scans(found.pairs, _record_of_scans(folder))
     return evaluate_pairs(
         found,
         _recorded_by_predict(folder),
         out,
-        of_other_scans=_of_other_scans(found.pairs, folder),
+        of_other_scans=other_scans,
         classes=classes,
         surface=surface,
         progress=progress,
@@ -127,27 +127,12 @@ def _recorded_by_predict(folder: Path) -> Provenance:
     return converted(absolute_paths(as_builtins(found), folder), Provenance)
 
 
-def _of_other_scans(pairs: list[Pair], folder: Path) -> list[str]:
-    """Cases whose label map was made of another scan than the one beside the truth, as far as is known.
-
-    Of a file its size, its first and its last bytes count, of a DICOM series its size: copies have other times.
-    """
-    record = None
+def _record_of_scans(folder: Path) -> PredictionsRecord | None:
+    """What ``kitsseg predict`` says of the folder; None for label maps of another tool, with its own kind of record."""
     if (folder / PREDICTIONS).is_file() or has_journals(folder):
-        with suppress(InputError):  # label maps of another tool, with a record of its own kind
-            record = read_predictions(folder)
-    if record is None:
-        return []
-    found = []
-    for pair in pairs:
-        entry = record.cases.get(pair.case)
-        if entry is None or pair.image is None or entry.file != pair.prediction.name:
-            continue
-        now, then = source_record(pair.image), entry.source
-        same = now["bytes"] == then.bytes and (pair.image.is_dir() or now["ends_sha256"] == then.ends_sha256)
-        if not same:
-            found.append(pair.case)
-    return found
+        with suppress(InputError):
+            return read_predictions(folder)
+    return None
 
 
 def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kitsseg.scoring.dice import dice_of_overlap, overlap
 from kitsseg.scoring.surface import hausdorff_mm, surface_dice, surface_distances
 
-__all__ = ["HEC_LABELS", "TOLERANCES_MM", "hec_dice", "rank_runs", "surface_scores"]
+__all__ = ["HEC_LABELS", "TOLERANCES_MM", "cysts_as_kidney", "hec_dice", "rank_runs", "surface_scores"]
 
 HEC_LABELS = {"kidney_and_mass": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
 TOLERANCES_MM = {
@@ -35,6 +35,15 @@ def hec_dice(counts: npt.NDArray[np.int64], empty: str = "one") -> dict[str, flo
     Returns: dict of class -> Dice.
     """
     return {name: dice_of_overlap(*overlap(counts, labels), empty) for name, labels in HEC_LABELS.items()}
+
+
+def cysts_as_kidney(tables: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Tables of four labels (slices, truth, predicted) as KiTS19 labels the same voxels: cysts are kidney."""
+    folded = tables[:, :3, :3].copy()
+    folded[:, 1] += tables[:, 3, :3]
+    folded[:, :, 1] += tables[:, :3, 3]
+    folded[:, 1, 1] += tables[:, 3, 3]
+    return folded
 
 
 def surface_scores(

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kitsseg.data.cache.sources import source_record
 from kitsseg.data.formats.nifti import KITS_LABELS
 from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.names import (
     IMAGE_NAMES,
     LABEL_NAMES,
     case_of_prediction,
-    check_name,
     folder_name,
     in_case_folder,
     is_nifti,
@@ -21,8 +21,9 @@ from kitsseg.data.layouts.names import (
 )
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
+from kitsseg.records.predictions import PredictionsRecord
 
-__all__ = ["Pair", "Pairs", "find_pairs", "pairs_of"]
+__all__ = ["Pair", "Pairs", "find_pairs", "of_other_scans", "pairs_of"]
 
 _LABELS = {name.lower() for name in LABEL_NAMES}
 
@@ -61,17 +62,15 @@ def find_pairs(
     for path in (prediction, truth):
         if not path.exists():
             raise InputError(f"{path}: expected a label map or a folder of them, found nothing.")
-    if truth.is_file():
-        if prediction.is_dir():
-            raise InputError(
-                f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."
-            )
-        case = (
-            folder_name(as_given(truth).parent) if in_case_folder(truth) else case_of_prediction(prediction)
+    if truth.is_file() and prediction.is_dir():
+        raise InputError(
+            f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."
         )
+    named = [(case_of_prediction(file), file) for file in _prediction_files(prediction)]
+    if truth.is_file():
+        case = folder_name(as_given(truth).parent) if in_case_folder(truth) else named[0][0]
         return Pairs([Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))])
-    files = _prediction_files(prediction)
-    return pairs_of([(case_of_prediction(file), file) for file in files], truth, layout)
+    return pairs_of(named, truth, layout)
 
 
 def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layout | None = None) -> Pairs:
@@ -87,7 +86,6 @@ def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layou
     found: dict[str, Pair] = {}
     alone: dict[str, Path] = {}
     for case, file in predictions:
-        check_name(case, file)
         if case not in labels:
             alone[case] = file
             continue
@@ -112,6 +110,25 @@ def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layou
         )
     missing = [case for case in labels if case not in found]
     return Pairs([found[case] for case in sorted(found)], missing, sorted(alone))
+
+
+def of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> list[str]:
+    """Cases whose label map was made of another scan than the one beside the truth, as far as ``record`` knows.
+
+    Of a file its size, its first and its last bytes count, of a DICOM series its size: copies have other times.
+    """
+    if record is None:
+        return []
+    found = []
+    for pair in pairs:
+        entry = record.cases.get(pair.case)
+        if entry is None or pair.image is None or entry.file != pair.prediction.name:
+            continue
+        now, then = source_record(pair.image), entry.source
+        same = now["bytes"] == then.bytes and (pair.image.is_dir() or now["ends_sha256"] == then.ends_sha256)
+        if not same:
+            found.append(pair.case)
+    return found
 
 
 def _beside(truth: Path) -> Path | None:

@@ -104,11 +104,16 @@ def prediction_name(case_name: str) -> str:
 
 
 def case_of_prediction(file: Path) -> str:
-    """The case that a label map belongs to: the inverse of ``prediction_name``, and two other common ways."""
-    if in_case_folder(file):
-        return as_given(file).parent.name
+    """The case that a label map belongs to: the inverse of ``prediction_name``, and two other common ways.
+
+    Raises: InputError as ``check_name``.
+    """
     stem = stem_of(file.name)
-    return f"case_{stem.removeprefix('prediction_')}" if stem.startswith("prediction_") else stem
+    case = f"case_{stem.removeprefix('prediction_')}" if stem.startswith("prediction_") else stem
+    if in_case_folder(file):
+        case = as_given(file).parent.name
+    check_name(case, file)
+    return case
 
 
 def pattern_of(paths: list[Path], fixed: bool = True) -> str | None:
