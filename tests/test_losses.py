@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kitsseg import losses
 from kitsseg.losses import (
     HEAD_STRIDES,
     HEAD_WEIGHTS,
@@ -197,6 +198,15 @@ def test_sigmoid_regions_count_tumor_as_kidney_too():
     close(exclusive(labels, logits), -np.log([0.2, 0.6]).mean() + ((1 - 1 / 1.8) + tumor) / 2)
 
 
+def test_a_single_channel_for_the_tumor_takes_label_2_alone():
+    # three pixels, p = .2, .7, .6, labels background, kidney, tumor: targets 0, 0, 1
+    # BCE = -(log .8 + log .3 + log .6) / 3; D = (2 * .6 + 1) / (1.5 + 1 + 1)
+    p = np.array([[[0.2], [0.7], [0.6]]])
+    loss = CrossEntropySoftDice(smooth=1.0, activation="sigmoid", tumor_only=True)
+    expected = -np.log([0.8, 0.3, 0.6]).mean() + 1 - 2.2 / 3.5
+    close(loss(np.array([[0, 1, 2]]), np.log(p / (1 - p)).astype("float32")), expected)
+
+
 # --- SqueezeNet U-Net: the loss that Keras has ---------------------------------------------------
 
 
@@ -334,6 +344,27 @@ def test_deeplab3d_terms_by_hand():
     close(gamma(LABELS, LOGITS), 0.503522 + ((1 - p) * -np.log(p)).mean(), 2e-6)
 
 
+@pytest.mark.parametrize("make", [CrossEntropySoftDice, Tversky, FocalTversky, TverskyFocal])
+@pytest.mark.parametrize("class_reduction", ["mean", "sum"])
+def test_per_sample_gives_one_number_an_image(make, class_reduction):
+    loss = make(class_reduction=class_reduction, per_sample=True)
+    whole = make(class_reduction=class_reduction)
+    singles = [float(whole(LABELS2[i : i + 1], LOGITS2[i : i + 1])) for i in (0, 1)]
+    close(loss.call(ops.convert_to_tensor(LABELS2), ops.convert_to_tensor(LOGITS2)), singles)
+    assert abs(singles[0] - singles[1]) > 0.05
+
+
+def test_on_replicas_a_batch_gives_its_share_and_sums_run_over_all(monkeypatch):
+    """As on two replicas with equal parts of a batch: sums double, and each loss is half of the batch's."""
+    monkeypatch.setattr(losses, "replica_count", lambda: 2)
+    monkeypatch.setattr(losses, "sum_over_replicas", lambda value: 2 * value)
+    # TP 1.2, FN 0.8, FP 0.4 on each: TI = (2.4 + 1) / (2.4 + 0.7 * 1.6 + 0.3 * 0.8 + 1), half of 1 - TI
+    binary = {"activation": "sigmoid"}
+    close(Tversky(**binary)(BINARY_LABELS, BINARY_LOGITS), (1 - 3.4 / 4.76) / 2)
+    # Keras takes the share of a mean over images by itself
+    close(Tversky(per_sample=True, **binary)(BINARY_LABELS, BINARY_LOGITS), 1 - 2.2 / 2.88)
+
+
 def test_deeplab3d_per_sample():
     loss = TverskyFocal(per_sample=True)
     singles = [float(TverskyFocal()(LABELS2[i : i + 1], LOGITS2[i : i + 1])) for i in (0, 1)]
@@ -399,6 +430,13 @@ def test_config_round_trip(make):
     close(again(LABELS2, logits), float(loss(LABELS2, logits)), 0)
 
 
+def test_weights_of_zero_are_allowed():
+    # TP 1.2, FP 0.4, FN 0.8
+    binary = {"activation": "sigmoid", "smooth": 1.0}
+    close(Tversky(fn_weight=0, fp_weight=0.5, **binary)(BINARY_LABELS, BINARY_LOGITS), 0.2 / 2.4)
+    close(Tversky(fn_weight=0.5, fp_weight=0, **binary)(BINARY_LABELS, BINARY_LOGITS), 0.4 / 2.6)
+
+
 def test_config_keeps_every_argument():
     for loss in (
         CrossEntropySoftDice(0.3, False, True, activation="sigmoid", class_reduction="sum"),
@@ -449,12 +487,12 @@ def test_four_heads_train_on_the_targets():
         x = keras.layers.AveragePooling2D(stride, name=f"pool{stride}")(image)
         heads.append(keras.layers.Conv2D(3, 1, name=f"head{stride}")(x))
     model = keras.Model(image, heads)
-    losses = [FocalTversky(), FocalTversky(), FocalTversky(), Tversky()]
-    model.compile(keras.optimizers.SGD(0.1), loss=losses, loss_weights=list(HEAD_WEIGHTS))
+    head_losses = [FocalTversky(), FocalTversky(), FocalTversky(), Tversky()]
+    model.compile(keras.optimizers.SGD(0.1), loss=head_losses, loss_weights=list(HEAD_WEIGHTS))
     rng = np.random.default_rng(7)
     images = rng.normal(0, 1, (2, 16, 16, 1)).astype("float32")
     targets = deep_supervision_targets(rng.integers(0, 3, (2, 16, 16)).astype("int32"))
-    parts = [float(loss(t, z)) for loss, t, z in zip(losses, targets, model(images))]
+    parts = [float(loss(t, z)) for loss, t, z in zip(head_losses, targets, model(images))]
     history = model.fit(images, targets, epochs=1, batch_size=2, verbose=0).history
     close(history["loss"][0], np.dot(HEAD_WEIGHTS, parts), 1e-5)
 

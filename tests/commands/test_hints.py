@@ -167,7 +167,7 @@ def test_the_nearest_split(capsys, trained):
 
     for name in split_names():
         wrong = name[:-1] + ("x" if name[-1] != "x" else "y")
-        with pytest.raises(InputError, match="expected a split file or one of") as caught:
+        with pytest.raises(InputError, match=f"{wrong}: expected a split file") as caught:
             load_split(wrong)
         assert "Did you mean" in str(caught.value)
     with pytest.raises(InputError, match="expected a split file") as caught:
@@ -193,7 +193,7 @@ def test_a_training_that_was_interrupted_names_resume(trained, tmp_path):
         with pytest.raises(InputError, match=r"run: expected a new .* unfinished run of .*--resume"):
             create_run(run, micro, split, 0, {})
     update_run(run, replace(read_run(run), status="finished"))
-    with pytest.raises(InputError, match="found a finished run of .* Choose another") as caught:
+    with pytest.raises(InputError, match="found a finished run .* Choose") as caught:
         create_run(run, micro, split, 0, {})
     assert "--resume" not in str(caught.value)
     (run / "run.json").write_text("{")
@@ -231,17 +231,17 @@ def test_what_has_a_truth_is_scored_and_the_rest_is_named(tmp_path, capsys):
     scores = tmp_path / "scores.csv"
     assert main(["evaluate", str(tmp_path / "pred"), str(tmp_path / "truth"), "--out", str(scores)]) == 0
     text = capsys.readouterr().out
-    assert "warning: 3 predictions without a truth, not scored: anna, case_1, case_3." in text
+    assert re.search("warning: 3 predictions .*: anna, case_1, case_3", text)
     summary = read_json(scores.with_suffix(".json"))
     assert summary["prediction_without_truth"] == ["anna", "case_1", "case_3"]
     assert list(summary["cases"]) == ["case_0", "case_2"]
     assert main(["report", str(scores), "--out", str(tmp_path / "r.html")]) == 0
-    assert "No truth, so not scored: 3 predictions" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "not scored: 3 predictions" in (tmp_path / "r.html").read_text(encoding="utf-8")
     # none at all is an error
     for number in (0, 2):
         (tmp_path / "pred" / f"prediction_{number}.nii.gz").unlink()
     line = said(capsys, "evaluate", tmp_path / "pred", tmp_path / "truth", "--out", scores)
-    assert "no truth for this prediction or any other" in line
+    assert "anna.nii.gz: no truth" in line and "case_0, case_2" in line
 
 
 def test_label_maps_of_other_scans_than_the_truth_are_named(trained, tmp_path, capsys):
@@ -254,7 +254,7 @@ def test_label_maps_of_other_scans_than_the_truth_are_named(trained, tmp_path, c
     predict_cases(trained.run, [tmp_path / "first"], tmp_path / "out")
     call = ["evaluate", tmp_path / "out", tmp_path / "second", "--out", tmp_path / "s.csv"]
     assert main([str(word) for word in call]) == 0
-    assert "warning: 2 label maps predicted from another scan" in capsys.readouterr().out
+    assert "warning: 2 label maps" in capsys.readouterr().out
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     call[2] = tmp_path / "copy"
     assert main([str(word) for word in call]) == 0

@@ -12,9 +12,9 @@ KITS = [f"case_{i:05d}" for i in range(210)]
 
 
 def test_an_overlap_is_an_error():
-    with pytest.raises(InputError, match="case_b is in train and in test"):
+    with pytest.raises(InputError, match="mine: case_b .*train.* test"):
         CaseSplit("mine", ("case_a", "case_b"), ("case_c",), ("case_b",))
-    with pytest.raises(InputError, match="case_a is in train and in train"):
+    with pytest.raises(InputError, match="case_a .*train.* train"):
         CaseSplit("mine", ("case_a", "case_a"), ("case_c",), ())
 
 
@@ -24,7 +24,7 @@ def test_any_overlap_is_found():
         parts = [list(rng.choice(KITS, rng.integers(1, 20), replace=False)) for _ in range(3)]
         everything = [case for part in parts for case in part]
         if len(set(everything)) < len(everything):
-            with pytest.raises(InputError, match="One patient must be in one part only"):
+            with pytest.raises(InputError, match="split drawn: case_"):
                 CaseSplit("drawn", *map(tuple, parts))
         else:
             CaseSplit("drawn", *map(tuple, parts))
@@ -41,7 +41,7 @@ def test_made_splits_cover_every_case_once_and_repeat():
 
 
 def test_too_few_cases():
-    with pytest.raises(InputError, match="needs as many cases, found 2"):
+    with pytest.raises(InputError, match="3 parts .*found 2"):
         make_split(KITS[:2])
 
 
@@ -96,12 +96,12 @@ def test_files(tmp_path):
     values = json.loads((tmp_path / "split.json").read_text())
     values["test"].append(values["train"][0])
     (tmp_path / "split.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match="is in train and in test"):
+    with pytest.raises(InputError, match=r"split.json: .*train.* test"):
         load_split(tmp_path / "split.json")
     (tmp_path / "split.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match="expected JSON with the lists train, validation and test"):
+    with pytest.raises(InputError, match="split.json: expected JSON .*train, validation and test"):
         load_split(tmp_path / "split.json")
-    with pytest.raises(InputError, match="expected a split file or one of 5-fold-0"):
+    with pytest.raises(InputError, match="split file or .*5-fold-0"):
         load_split("60-40")
 
 

@@ -174,7 +174,7 @@ def test_a_3d_network_is_no_litert_file(trained, tmp_path):
     record = read_json(run / "run.json")
     record["settings"]["inference"] |= {"tile": [8, 16, 16], "margin": 2}
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"is a 3D network, and LiteRT has no .* Export it as onnx"):
+    with pytest.raises(InputError, match=r"3D network, and LiteRT .* onnx"):
         export_run(run, tmp_path / "network.tflite")
 
 
@@ -251,9 +251,7 @@ def test_an_int8_file_that_would_end_the_process_is_not_kept(trained, tmp_path, 
     monkeypatch.setattr(export, "CALIBRATED", 8)
     monkeypatch.setattr(export, "write_network", lambda _, temporary, *others: shutil.copy(path, temporary))
     out = tmp_path / "out" / "network.tflite"
-    with pytest.raises(
-        InputError, match="not kept: LiteRT cannot prepare the int8 file .* Export it as float16"
-    ):
+    with pytest.raises(InputError, match="network.tflite: not kept: .* int8 .* float16"):
         export_micro(trained, out, precision="int8")
     assert not list(out.parent.iterdir())
 
@@ -272,8 +270,7 @@ def test_a_bad_quantization_is_not_kept(trained, tmp_path, monkeypatch):
     out.write_text("the one before")
     with pytest.raises(
         InputError,
-        match=r"network.tflite: not kept: its labels are not the network's, on \d+ cached images: Dice 0.\d{3} "
-        r"between both's kidney with tumor, expected 0.983.* Choose a higher --precision",
+        match=r"network.tflite: not kept: .* \d+ cached images: Dice 0.\d{3} .*expected 0.983.* --precision",
     ):
         export_micro(trained, out, precision="int8")
     assert out.read_text() == "the one before"
@@ -382,7 +379,7 @@ def test_what_cannot_be_exported(trained, tmp_path, name, options, message):
 
 def test_a_folder_in_use_is_not_overwritten(trained, tmp_path):
     (tmp_path / "mine").write_text("")
-    with pytest.raises(InputError, match=r"expected a new or empty folder, found one in use"):
+    with pytest.raises(InputError, match=f"{tmp_path}: .*found one in use"):
         export_micro(trained, tmp_path)
     assert (tmp_path / "mine").exists()
 
@@ -395,7 +392,7 @@ def test_a_missing_package_is_named(trained, tmp_path, monkeypatch):
         export_micro(trained, tmp_path / "network.tflite")
     monkeypatch.undo()
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
-    with pytest.raises(InputError, match=r"needs the TensorFlow backend, found jax"):
+    with pytest.raises(InputError, match=r"TensorFlow backend, found jax"):
         export_micro(trained, tmp_path / "network")
 
 

@@ -116,14 +116,14 @@ def test_label_maps_have_the_values_of_the_masks(sliced, tmp_path):
 def test_what_cannot_be_predicted_is_one_line(sliced, trained, tmp_path):
     folder, run = sliced
     make_case(tmp_path / "scans" / "case_00000")
-    with pytest.raises(InputError, match="case_00000.*expected slices, as the other inputs are"):
+    with pytest.raises(InputError, match="case_00000.*expected slices"):
         predict_cases(run, [folder, tmp_path / "scans" / "case_00000"], tmp_path / "out")
     shutil.copytree(folder, tmp_path / "slices")
     lonely = tmp_path / "lonely.png"
     shutil.copy(folder / "images" / "p0_0.png", lonely)
     with pytest.raises(InputError, match="slices.csv: missing"):
         predict_cases(run, [lonely], tmp_path / "out")
-    with pytest.raises(InputError, match=r"a second slice called p0_0 beside"):
+    with pytest.raises(InputError, match=r"second slice called p0_0"):
         predict_cases(run, [folder, tmp_path / "slices"], tmp_path / "out")
     (tmp_path / "slices" / "images" / "p1_0.png").write_bytes(b"\x89PNG\r\n")
     outcome = predict_cohort(run, [tmp_path / "slices"], tmp_path / "damaged")
@@ -138,9 +138,7 @@ def test_3d_networks_refuse_slices(sliced, tmp_path):
     record["settings"]["inference"] |= {"tile": [16, 16, 16], "margin": 4}
     record["recipe"] = "deeplab3d:tiny"
     (tmp_path / "run3d" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(
-        InputError, match="run3d: expected a 2D network for single slices .*3D network deeplab3d:tiny"
-    ):
+    with pytest.raises(InputError, match="run3d: expected a 2D network .*3D .*deeplab3d:tiny"):
         predict_cases(tmp_path / "run3d", [folder], tmp_path / "out")
 
 
@@ -194,7 +192,7 @@ def test_slice_scores_are_compared_with_slice_scores_only(sliced, truth_as_predi
     )
     with pytest.raises(InputError, match=r"slice scores \(.*one.csv\) and case scores \(.*case.csv\)"):
         compare_scores({"one": files["one"], "case": tmp_path / "case.csv"})
-    with pytest.raises(InputError, match="one.csv: expected scores of whole cases, found slice scores"):
+    with pytest.raises(InputError, match="one.csv: .*found slice scores"):
         write_report(files["one"], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -206,7 +204,7 @@ def test_patients_that_a_run_has_seen_are_left_out_of_a_comparison_of_slices(sli
     evaluate_folders(tmp_path / "out", folder, files["run"])
     evaluate_folders(folder / "labels", folder, files["truth"])
     split = read_json(run / "split.json")
-    with pytest.raises(InputError, match="at least two patients scored by every run, found 1"):
+    with pytest.raises(InputError, match="two patients .*found 1"):
         compare_scores(files)
     assert len(split["test"]) == 1
 
@@ -221,14 +219,14 @@ def test_a_wrong_label_map_names_what_is_wrong(sliced, truth_as_prediction, tmp_
     with pytest.raises(InputError, match="predicted.p1_0.png: expected the mask values .*found 255"):
         evaluate_folders(truth_as_prediction, folder, out)
     (truth_as_prediction / "p1_0.png").rename(truth_as_prediction / "p9_0.png")
-    with pytest.raises(InputError, match=r"p9_0.png: no image of this name"):
+    with pytest.raises(InputError, match=r"p9_0.png: no image"):
         evaluate_folders(truth_as_prediction, folder, out)
-    with pytest.raises(InputError, match="--surface, found single slices"):
+    with pytest.raises(InputError, match="slices: expected scans, found"):
         evaluate_folders(truth_as_prediction, folder, out, surface=True)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match=r"none: expected label maps of single slices"):
+    with pytest.raises(InputError, match=r"none: expected label maps"):
         evaluate_folders(tmp_path / "none", folder, out)
-    with pytest.raises(InputError, match="expected scans, found single slices"):
+    with pytest.raises(InputError, match="slices: expected scans, found"):
         score_folds(tmp_path, Scans(folder))
     assert not out.exists()
 
@@ -239,9 +237,7 @@ def test_the_command_line_goes_from_images_to_slice_scores(sliced, tmp_path, cap
     assert main(["predict", str(run), str(folder), "--out", str(out), "--part", "test"]) == 0
     assert main(["evaluate", str(out), str(folder), "--out", str(scores)]) == 0
     shown = capsys.readouterr().out
-    assert (
-        "slice TK" in shown and "no case scores" in shown and "16 slices with a mask are not scored" in shown
-    )
+    assert "slice TK" in shown and "no case scores" in shown and "16 slices with a mask" in shown
     assert main(["report", str(scores), "--out", str(tmp_path / "report.html")]) != 0
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "slice scores" in lines[0]

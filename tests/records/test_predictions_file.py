@@ -250,9 +250,7 @@ def test_a_label_map_of_another_scan_of_this_name_is_not_replaced(out, written, 
     others = [tmp_path / name / "case_00000" / "imaging.nii.gz" for name in ("second", "third")]
     for other in [*others, plain, series]:
         record = Predictions(out, header())
-        with pytest.raises(
-            InputError, match=r"prediction_00000.nii.gz: is the label map of another"
-        ) as caught:
+        with pytest.raises(InputError, match=r"prediction_00000.nii.gz: .* another") as caught:
             record.is_whole("case_00000", other)
         assert str(other) in str(caught.value)
         assert str(image) in str(caught.value)
@@ -303,9 +301,7 @@ def test_predictions_made_in_another_way_are_an_error(out, written, changes):
     record.add("case_00001", DAMAGED)
     # at once, and when all is gathered
     for name in (r"predictions-\w+\.jsonl|predictions\.json", r"predictions\.json"):
-        with pytest.raises(
-            InputError, match=rf"({name}): expected predictions of this run .*\({next(iter(changes))} "
-        ):
+        with pytest.raises(InputError, match=rf"({name}): expected predictions .*\({next(iter(changes))} "):
             Predictions(out, header(**changes))
         record.finish()
     # where the run lies, and what it was asked for, is no setting
@@ -316,7 +312,7 @@ def test_two_processes_with_other_settings_do_not_both_begin(out):
     """Each found an empty folder. The second to write finds the first, and leaves nothing."""
     first, second = Predictions(out, header()), Predictions(out, header(postprocess={"n_main": 2}))
     first.begin("a", "/y")
-    with pytest.raises(InputError, match=r"predictions-\w+\.jsonl: expected predictions of this run"):
+    with pytest.raises(InputError, match=r"predictions-\w+\.jsonl: expected predictions"):
         second.begin("b", "/y")
     assert len(journals(out)) == 1
 
@@ -357,9 +353,7 @@ def test_parts(out, written):
 )
 def test_a_damaged_record_is_an_error(out, text):
     (out / "predictions.json").write_text(text)
-    with pytest.raises(
-        InputError, match=r"predictions.json: expected the record of kitsseg predict, found something"
-    ):
+    with pytest.raises(InputError, match=r"predictions.json: expected .*, found something"):
         Predictions(out, header())
 
 
@@ -393,7 +387,7 @@ def test_an_entry_that_names_something_else_is_refused(out, written, change):
     record = read_json(path)
     record["cases"]["case_00000"] |= change
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"predictions.json: expected the record of kitsseg predict"):
+    with pytest.raises(InputError, match=r"predictions.json: expected the record"):
         Predictions(out, header())
     assert (out.parent / "notes.txt").read_text() == "of the user"
 
@@ -411,7 +405,7 @@ def test_a_case_whose_name_leads_elsewhere_is_refused(out, written, name, part):
     }
     record[part] = record.get(part, {}) | {name: entries[part]}
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"predictions.json: expected the record of kitsseg predict"):
+    with pytest.raises(InputError, match=r"predictions.json: expected the record"):
         Predictions(out, header())
 
 
@@ -525,7 +519,7 @@ def test_two_cohorts_of_equal_names_at_once(out, written, tmp_path):
     first.begin("case_00000", image)
     file.write_bytes(kept)
     first.add("case_00000", entry_of(out, image))
-    with pytest.raises(InputError, match="is the label map of another scan of this name"):
+    with pytest.raises(InputError, match="prediction_00000.nii.gz: .*another scan"):
         second.begin("case_00000", other)
     # in the very same moment: the one whose label map was replaced says so in the end
     file.unlink()

@@ -20,18 +20,12 @@ def test_which_phases_may_take_several_steps(name):
     recipe = micro(name)
     assert check_execution(recipe, ONE_DEVICE, "auto", 1) is None
     if name == "squeeze_unet":
-        with pytest.raises(
-            InputError, match="in every phase of squeeze_unet:micro something is set before each"
-        ):
+        with pytest.raises(InputError, match="squeeze_unet:micro"):
             check_execution(recipe, ONE_DEVICE, "auto", STEPS)
         return
     said = check_execution(recipe, ONE_DEVICE, "auto", STEPS)
-    assert said == (
-        "prune: one step at a time, since masks or rates are set before each" if name == "wp_unet" else None
-    )
-    with pytest.raises(
-        InputError, match="--steps-per-execution 2: expected a number that divides the 3 steps"
-    ):
+    assert said.startswith("prune: one step") if name == "wp_unet" else said is None
+    with pytest.raises(InputError, match="--steps-per-execution 2: .* divides the 3 steps"):
         check_execution(recipe, ONE_DEVICE, "auto", 2)
 
 
@@ -39,9 +33,9 @@ def test_what_cannot_be_is_refused():
     recipe = micro("unet2d")
     with pytest.raises(InputError, match="--steps-per-execution: expected at least 1, found 0"):
         check_execution(recipe, ONE_DEVICE, "auto", 0)
-    with pytest.raises(InputError, match="--xla: expected one of auto, on, off; found 'yes'"):
+    with pytest.raises(InputError, match="--xla: .*auto, on, off; found 'yes'"):
         check_execution(recipe, ONE_DEVICE, "yes", 1)
-    with pytest.raises(InputError, match="compiles no step for several devices. Set KERAS_BACKEND=jax"):
+    with pytest.raises(InputError, match="several devices.* KERAS_BACKEND=jax"):
         check_execution(recipe, Devices(2), "on", 1)
     assert check_execution(recipe, Devices(2), "auto", STEPS) is None
 
@@ -79,7 +73,7 @@ def test_several_steps_in_one_call_are_as_many_single_ones(accumulate, source, t
         *three, TrainOptions(seed=3, steps_per_execution=STEPS, progress=progress, say=said.append, **options)
     )
     assert progress.seen == [3, 6, *range(7, 13)]
-    assert said[0].startswith("prune: one step at a time")
+    assert said[0].startswith("prune: one step")
     with pytest.raises(KeyboardInterrupt):
         train.train_recipe(*both, TrainOptions(seed=3, progress=StopAt(4), **options))
     train.train_recipe(*both, TrainOptions(seed=3, resume=True, steps_per_execution=STEPS, **options))

@@ -44,6 +44,13 @@ def test_a_tenth_is_enough():
         assert lesion_counts(found)["false_lesions"] == 0
 
 
+def test_a_predicted_lesion_is_false_below_a_tenth():
+    truth = volume(np.s_[0, 2, 2])
+    for columns, is_false in ((10, False), (11, True)):  # one of so many voxels is tumor
+        found = find_lesions(volume(np.s_[0, 2, :columns]), truth, MM)
+        assert lesion_counts(found)["false_lesions"] == is_false
+
+
 def test_a_prediction_over_everything_is_false():
     truth = volume(LARGE, SMALL)
     found = find_lesions(np.full_like(truth, 2), truth, MM)

@@ -136,6 +136,13 @@ def test_labels_that_count_as_inside():
         surface_distances(prediction.astype(float), truth, (2, 1, 1))
 
 
+def test_a_mask_of_bool_and_one_of_uint8_go_together():
+    mask = np.zeros((3, 4, 4), bool)
+    mask[1, 1:3, 1:3] = True
+    found = surface_distances(mask, mask.astype(np.uint8), (1, 1, 1))
+    assert len(found.truth_mm) and hausdorff_mm(found) == 0
+
+
 @pytest.fixture(scope="module")
 def peer():
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -235,9 +236,7 @@ def test_faults_of_label_maps(fault, server, tmp_path):
 
 def test_another_label_map_than_the_released_one_is_refused(server, tmp_path):
     server.files["/data/case_00000/segmentation.nii.gz"] = gz(7, 20_000)
-    with pytest.raises(
-        InputError, match=f"{LABELS}: arrived damaged twice .* expected the released label map"
-    ):
+    with pytest.raises(InputError, match=f"{LABELS}: .*twice.* released label map"):
         get(server, tmp_path, labels_only=True)
     assert names(tmp_path) == []
 
@@ -314,7 +313,7 @@ def test_the_hash_that_the_host_announces_is_checked_and_resumed_by(server, tmp_
     assert storage == [(None, None), (f"bytes={(len(IMAGES['case_00002']) + 1) // 2}-", None)]
 
     server.linked[path] = "0" * 64
-    with pytest.raises(InputError, match="SHA-256 is not the one its host announces"):
+    with pytest.raises(InputError, match="SHA-256 .*announces, 000000000000"):
         get(server, tmp_path / "other", "2")
 
 
@@ -324,12 +323,12 @@ def test_imaging_that_differs_from_2019_is_trusted_on_first_use_and_must_then_st
     said = []
     result = get(server, tmp_path, say=said.append)
     assert result.remarks == [said[1]]
-    assert f"{IMAGE}: whole, but not the file of 2019" in said[1]
+    assert said[1].startswith(IMAGE) and "2019" in said[1]
     assert read_hashes(tmp_path)[IMAGE] == RecordedHash(sha256(other), len(other))
 
     (tmp_path / IMAGE).unlink()
     server.files[image_path()] = IMAGES["case_00000"]
-    with pytest.raises(InputError, match=f"{IMAGE}: this file is not the one that was recorded here first"):
+    with pytest.raises(InputError, match=f"{IMAGE}: .*recorded.* hashes.json"):
         get(server, tmp_path)
     assert not (tmp_path / IMAGE).exists()
     server.files[image_path()] = other
@@ -398,9 +397,7 @@ def test_an_unreachable_host_stops_all_files_at_once(tmp_path, monkeypatch):
         raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
 
     monkeypatch.setattr(Connections, "open", refuse)
-    with pytest.raises(
-        HostError, match="raw.githubusercontent.com: cannot be reached .Name or service not known"
-    ):
+    with pytest.raises(HostError, match="raw.githubusercontent.com: .*Name or service not known"):
         download_files(tmp_path, choose_files(), jobs=2, patience=SOON)
     assert len(tries) <= 8  # of 420 files
 
@@ -443,9 +440,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_arrived(server, tmp_path, mon
 def test_the_space_is_checked_before_the_start(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=(64 << 20) + 150_000))
-    with pytest.raises(
-        InputError, match=r"2 files of about 0.0 GB are to come, found 0.1 GB free. Free some space"
-    ):
+    with pytest.raises(InputError, match=r"2 files of about 0.0 GB .* 0.1 GB free"):
         get(server, tmp_path)
     assert server.requests == []
     # 150,000 bytes are spare: the 150,068 or so of the image no longer fit, unless some of them are there
@@ -479,7 +474,7 @@ def test_a_label_map_of_the_user_is_never_overwritten(server, tmp_path):
     mine = gz(8, 1000)
     (tmp_path / "case_00000").mkdir()
     (tmp_path / LABELS).write_bytes(mine)
-    with pytest.raises(InputError, match=f"{LABELS}: expected the released label map.* Move it away"):
+    with pytest.raises(InputError, match=f"{LABELS}: .*released label map.* 1,0.. bytes.*Move"):
         get(server, tmp_path)
     assert (tmp_path / LABELS).read_bytes() == mine
 
@@ -538,9 +533,7 @@ def test_from_a_folder(layout, linked, server, tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     if LAYOUTS[layout][1] is None:
-        with pytest.raises(
-            InputError, match="2 files are not there, the first is case_00000/segm.*--labels-only"
-        ):
+        with pytest.raises(InputError, match="2 files .*case_00000/segm.*--labels-only"):
             download_files(dest, choose_files("0-2", source=source, manifest=MANIFEST), source)
         get(server, dest, "0-1", labels_only=True)
     files = choose_files(source=source, manifest=MANIFEST)
@@ -556,7 +549,7 @@ def test_a_damaged_file_of_a_folder_is_refused_and_named(tmp_path):
     source = tmp_path / "have"
     source.mkdir()
     (source / "case_00002.nii.gz").write_bytes(IMAGES["case_00002"][:-1])
-    with pytest.raises(InputError, match=r"have/case_00002.nii.gz: not a whole gzip file .* Replace it"):
+    with pytest.raises(InputError, match=r"have/case_00002.nii.gz: .*gzip.* Replace"):
         download_files(tmp_path / "d", choose_files("2", source=source, manifest=MANIFEST), source)
     assert names(tmp_path / "d") == []
     assert (source / "case_00002.nii.gz").exists()
@@ -578,16 +571,16 @@ def test_a_folder_of_label_maps_is_not_taken_for_imaging(tmp_path):
     (source / "labelsTr").mkdir(parents=True)
     for where in ("", "labelsTr/"):
         (source / f"{where}case_00000.nii.gz").write_bytes(MAPS["case_00000"])
-    with pytest.raises(InputError, match="it is the label map of this case, not its imaging"):
+    with pytest.raises(InputError, match="case_00000.nii.gz: .*label map.*not its imaging"):
         download_files(tmp_path / "d", choose_files(source=source, manifest=MANIFEST), source)
 
 
 def test_a_folder_without_cases(tmp_path):
-    with pytest.raises(InputError, match="expected imaging of KiTS19 cases in a usual layout"):
+    with pytest.raises(InputError, match=f"{tmp_path}: expected imaging of KiTS19"):
         choose_files(source=tmp_path, manifest=MANIFEST)
-    with pytest.raises(InputError, match="expected label maps of KiTS19"):
+    with pytest.raises(InputError, match=f"{tmp_path}: expected label maps"):
         choose_files(labels_only=True, source=tmp_path, manifest=MANIFEST)
-    with pytest.raises(InputError, match="expected a folder of KiTS19 files, found none"):
+    with pytest.raises(InputError, match=f"{tmp_path}/no: .*found none"):
         download_files(tmp_path / "d", choose_files("0", manifest=MANIFEST), tmp_path / "no")
 
 
@@ -640,10 +633,10 @@ def test_what_is_fetched_from_where_today():
     assert second.url == f"https://{image}/resolve/main/images/case_00007.nii.gz"
     assert len(choose_files()) == 420  # 210 cases, two files each
     assert [f.path for f in choose_files("210")] == ["case_00210/imaging.nii.gz"]
-    with pytest.raises(InputError, match="labels of the 90 test cases are not public"):
+    with pytest.raises(InputError, match="90 test cases"):
         choose_files("209-210", labels_only=True)
     for url in ("ftp://host/{case}", "https://host/case", "file:///{case}"):
-        with pytest.raises(InputError, match="--images-url: expected an address such as"):
+        with pytest.raises(InputError, match=f"--images-url: .*{re.escape(url)}"):
             wanted_files([], images_url=url)
 
 
@@ -684,7 +677,7 @@ def test_a_file_without_its_last_gzip_member_is_not_whole(tmp_path):
     with pytest.raises(DamagedFile, match="not whole: it holds 600 bytes, its header states 1,352"):
         check_file(path, file)
     path.write_bytes(gzip.compress(bytes(1000)))
-    with pytest.raises(DamagedFile, match="not of a NIfTI image"):
+    with pytest.raises(DamagedFile, match="NIfTI"):
         check_file(path, file)
 
 
@@ -740,7 +733,7 @@ def test_hashes_recorded_by_threads_and_processes_at_once_are_all_there(tmp_path
 )
 def test_a_damaged_record_is_an_error(text, tmp_path):
     (tmp_path / "hashes.json").write_text(text)
-    with pytest.raises(InputError, match="hashes.json: expected the hashes that kitsseg recorded"):
+    with pytest.raises(InputError, match="hashes.json: expected"):
         read_hashes(tmp_path)
 
 
@@ -791,7 +784,7 @@ def test_a_download_stopped_in_the_middle_goes_on(number, slow, tmp_path):
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130
-        assert "the same command goes on from there" in " ".join(out.split())
+        assert "same command" in " ".join(out.split())
         assert err.count("\n") == 1
     assert not list(dest.glob("case_*/imaging.nii.gz"))  # nothing is taken for whole
     have = fetch.part_size(dest / "case_00210" / "imaging.nii.gz.part")
@@ -813,7 +806,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_harms_nothing(slow, 
     dest = tmp_path / "d"
     process = start_and_wait(slow, dest)
     try:
-        with pytest.raises(InputError, match="another process is downloading here .*Wait until it has ended"):
+        with pytest.raises(InputError, match=f"{dest}: another process .*Wait"):
             get(slow, dest)
     finally:
         slow.always.clear()
@@ -853,7 +846,7 @@ def test_a_lock_ends_with_its_block(tmp_path):
 
 def test_a_file_in_place_of_the_folder(server, tmp_path):
     (tmp_path / "d").write_text("")
-    with pytest.raises(InputError, match="expected a folder for the data, found a file"):
+    with pytest.raises(InputError, match=f"{tmp_path}/d: .*found a file"):
         get(server, tmp_path / "d")
 
 

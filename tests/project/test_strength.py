@@ -1,0 +1,91 @@
+"""The scripts that measure these tests: each of their changes fits the code, and is what it says."""
+
+import ast
+import importlib.util
+import random
+import sys
+
+import pytest
+from support import ROOT
+
+pytestmark = pytest.mark.skipif(not (ROOT / "scripts" / "mutate.py").is_file(), reason="not a source tree")
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"kitsseg_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_promise_can_be_broken_in_one_place_and_names_tests_that_exist():
+    module = script("broken_promises")
+    assert len({promise.name for promise in module.PROMISES}) == len(module.PROMISES) >= 10
+    for promise in module.PROMISES:
+        text = (ROOT / promise.file).read_text(encoding="utf-8")
+        changed = module.broken(text, promise)
+        ast.parse(changed)
+        assert changed != text
+        assert all((ROOT / tests).exists() for tests in promise.tests), promise.name
+
+
+def test_a_change_that_fits_nowhere_or_twice_is_an_error():
+    module = script("broken_promises")
+    promise = module.Promise("sign", "a.py", "x + 1", "x - 1", ())
+    assert module.broken("y = x + 1", promise) == "y = x - 1"
+    for text, times in (("y = x", 0), ("x + 1, x + 1", 2)):
+        with pytest.raises(ValueError, match=f"a.py: .*{times} times"):
+            module.broken(text, promise)
+
+
+SOURCE = """
+if TYPE_CHECKING:
+    import there
+
+def f(a: int = 2, flag=True):
+    if a < 3 and not flag:
+        raise ValueError(f"{a + 1}")
+    return max(a, 0.5) - 1
+"""
+
+
+def test_mutants_are_single_changes_and_can_be_taken_back():
+    module = script("mutate")
+    tree = ast.parse(SOURCE)
+    before, found = ast.unparse(tree), set()
+    for mutant in module.find_mutants(tree, random.Random(0)):
+        mutant.swap()
+        changed = [
+            (a, b) for a, b in zip(before.splitlines(), ast.unparse(tree).splitlines(), strict=True) if a != b
+        ]
+        mutant.swap()
+        assert len(changed) == 1 and ast.unparse(tree) == before
+        found.add(changed[0][1].strip())
+    for integer in ("a: int=1", "a: int=3"):  # up or down, as the seed says
+        found.discard(f"def f({integer}, flag=True):")
+    for integer in (2, 4):
+        found.discard(f"if a < {integer} and (not flag):")
+    for integer in (0, 2):
+        found.discard(f"return max(a, 0.5) - {integer}")
+    assert found == {
+        "def f(a: int=2, flag=False):",
+        "if a <= 3 and (not flag):",
+        "if a < 3 or not flag:",
+        "if a < 3 and flag:",
+        "if not (a < 3 and (not flag)):",
+        "return min(a, 0.5) - 1",
+        "return max(a, 0.75) - 1",
+        "return max(a, 0.5) + 1",
+    }
+
+
+def test_a_mutant_runs_the_tests_that_reach_its_line():
+    module = script("mutate")
+    lines = {"7": ["t.py::b"], "8": ["t.py::a", "t.py::c"], "1": [""]}
+    mutant = module.Mutant(ast.Pass(), "", None, None, [8, 7, 8])
+    assert module.reaching(mutant, lines) == {"t.py::a", "t.py::c"}
+    mutant.lines = [9, 7, 8]  # the second line of a statement, say
+    assert module.reaching(mutant, lines) == {"t.py::a", "t.py::b", "t.py::c"}
+    mutant.lines = [5, 5]
+    assert module.reaching(mutant, lines) == set()
