@@ -221,7 +221,7 @@ def test_a_wrong_label_map_names_what_is_wrong(sliced, truth_as_prediction, tmp_
     (truth_as_prediction / "p1_0.png").rename(truth_as_prediction / "p9_0.png")
     with pytest.raises(InputError, match=r"p9_0.png: no image"):
         evaluate_folders(truth_as_prediction, folder, out)
-    with pytest.raises(InputError, match="slices: expected scans, found"):
+    with pytest.raises(InputError, match="--surface, found single slices"):
         evaluate_folders(truth_as_prediction, folder, out, surface=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"none: expected label maps"):
