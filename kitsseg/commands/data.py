@@ -21,7 +21,11 @@ __all__ = ["add", "download", "preprocess", "statistics", "synthesize", "verify"
 def add(command: AddCommand) -> None:
     sub = command("synthesize", _synthesize, "make synthetic patients in KiTS19 layout")
     sub.add_argument("out", type=Path, help="folder for the cases")
-    sub.add_argument("--cases", default=12, type=at_least(1), help="number of patients (default: 12)")
+    sub.add_argument(
+        "--cases",
+        type=at_least(1),
+        help="number of patients (default: 12); with --labels the first so many label maps by name (default: all)",
+    )
     sub.add_argument(
         "--size", default=(40, 128, 128), type=volume_size, help="slices,rows,columns (default: 40,128,128)"
     )
@@ -87,15 +91,17 @@ def _synthesize(arguments: argparse.Namespace) -> None:
     synthesize(arguments.out, arguments.cases, arguments.size, arguments.seed, arguments.labels)
 
 
-def synthesize(out: Path, n_cases: int, size: tuple[int, int, int], seed: int, labels: Path | None) -> None:
+def synthesize(
+    out: Path, n_cases: int | None, size: tuple[int, int, int], seed: int, labels: Path | None
+) -> None:
     from kitsseg.data.phantoms.synthesize import render_cases, synthesize_cases
     from kitsseg.runtime.console import done, progress_bar
 
     with progress_bar() as progress:
         if labels is None:
-            written = synthesize_cases(out, n_cases, size, seed, progress)
+            written = synthesize_cases(out, n_cases or 12, size, seed, progress)
         else:
-            written = render_cases(labels, out, seed, progress=progress)
+            written = render_cases(labels, out, seed, n_cases, progress)
     done(f"wrote {len(written)} synthetic patients to {out}", f"kitsseg preprocess unet2d:tiny {out} CACHE")
 
 

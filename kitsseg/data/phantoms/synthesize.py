@@ -89,7 +89,7 @@ def render_cases(
     labels_dir: str | os.PathLike[str],
     out: str | os.PathLike[str],
     seed: int = 0,
-    cases: Iterable[str] | None = None,
+    cases: Iterable[str] | int | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write CT volumes for real label maps, in the same layout; the label maps are copied byte for byte.
@@ -98,18 +98,22 @@ def render_cases(
         labels_dir: cases in KiTS19 layout, with or without images; images are not looked at.
         out: folder of the new cases.
         seed: an integer from 0; a case depends on it, its name and its label map only.
-        cases: names of the cases to render; all by default.
+        cases: names of the cases to render, or a number: the first so many by name; all by default.
         progress: called as ``progress(description, done, total)`` after each case.
 
     Returns: folders of the cases. Those that an earlier call with the same seed has made of the same label maps are
         left alone.
-    Raises: InputError for a label map that cannot be read, has other axes than KiTS19's or is empty; for
-        unknown case names, and if a case's folder is there already and holds anything else: nothing is written
-        then.
+    Raises: InputError for a label map that cannot be read, has other axes than KiTS19's or is empty; for unknown case
+        names or more cases than there are, and if a case's folder is there already and holds anything else: nothing is
+        written then.
     """
     _check_seed(seed)
     found = {case.name: case for case in find_cases(labels_dir, need_image=False, options=())}
-    names = sorted(found) if cases is None else list(cases)
+    if isinstance(cases, int) and cases > len(found):
+        raise InputError(
+            f"{labels_dir}: expected {cases} label maps, found {len(found)}. Ask for at most so many cases."
+        )
+    names = sorted(found)[:cases] if cases is None or isinstance(cases, int) else list(cases)
     unknown = [name for name in names if name not in found]
     if unknown:
         raise InputError(f"{labels_dir}: expected {', '.join(unknown)}, found only {', '.join(found)}.")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from kitsseg.cli import main
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.phantoms.synthesize import draw_labels, render_cases, synthesize_cases
@@ -194,6 +195,16 @@ def test_render_copies_labels_and_depends_on_the_name(tmp_path):
         assert every[name] == data
     with pytest.raises(InputError, match="expected case_7, found only case_00000, case_00001"):
         render_cases(tmp_path / "labels", tmp_path / "none", cases=["case_7"])
+
+
+def test_render_takes_the_first_cases_by_name(tmp_path):
+    synthesize_cases(tmp_path / "labels", n_cases=3, size=SMALL)
+    out = tmp_path / "out"
+    assert main(["synthesize", str(out), "--labels", str(tmp_path / "labels"), "--cases", "2"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["case_00000", "case_00001"]
+    with pytest.raises(InputError, match="labels: expected 4 label maps, found 3"):
+        render_cases(tmp_path / "labels", tmp_path / "more", cases=4)
+    assert not (tmp_path / "more").exists()
 
 
 def test_render_refuses_other_axes_and_empty_maps(tmp_path):
