@@ -29,6 +29,7 @@ HINTS = {
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose another disk.",
+    errno.EMFILE: "Raise the limit on the number of open files, as with ulimit -n 1024.",
     errno.EACCES: PERMISSION,
     errno.EPERM: PERMISSION,
     errno.EROFS: PERMISSION,

@@ -234,7 +234,7 @@ def _with_steps_of(recipe: Recipe, split: CaseSplit, cases: Mapping[str, CachedC
 
     Raises: InputError if a phase would then be too short for the schedule of its pruning.
     """
-    slices = [len(cases[name].image) for name in split.train if name in cases]
+    slices = [cases[name].geometry.shape[0] for name in split.train if name in cases]
     changes = {}
     for phase in recipe.phases:
         name = f"phases.{phase.name}.steps_per_epoch"

@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
+from kitsseg.data.cache.mapped import TOO_MANY, MappedFile, check_open_files
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
@@ -83,29 +84,35 @@ class CachedCase:
     chunks: tuple[Chunks, Chunks] | None = None
     slices: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def image(self) -> npt.NDArray[Any] | CompressedArray:
         """int16 HU (slices, rows, columns), or uint8 with a last axis of channels.
 
         A memory-mapped ``numpy.ndarray``, or a CompressedArray. Index it (``image[k, 10:40]``) rather than convert it
-        with ``numpy.asarray``, which reads all of a compressed one.
+        with ``numpy.asarray``, which reads all of a compressed one. Ask the case for it again rather than keep it: a
+        file that is in nobody's use is unmapped when many others are needed.
         """
+        return self._image if isinstance(self._image, CompressedArray) else self._image()
+
+    @property
+    def boxed_labels(self) -> npt.NDArray[np.uint8] | CompressedArray:
+        """uint8 labels of the box that starts at ``label_start``, as ``image``; all else is background."""
+        return self._labels if isinstance(self._labels, CompressedArray) else self._labels()
+
+    @cached_property
+    def _image(self) -> MappedFile | CompressedArray:
         shape = self.geometry.shape
         dtype, shape = (np.int16, shape) if self.channels == 1 else (np.uint8, (*shape, self.channels))
         if self.chunks:
             return CompressedArray(self.folder / "image.blosc2", dtype, shape, self.chunks[0])
-        return _load(self.folder / "image.npy", dtype, shape)
+        return MappedFile(partial(_load, self.folder / "image.npy", dtype, shape))
 
     @cached_property
-    def boxed_labels(self) -> npt.NDArray[np.uint8] | CompressedArray:
-        """uint8 labels of the box that starts at ``label_start``, as ``image``; all else is background."""
+    def _labels(self) -> MappedFile | CompressedArray:
         if self.chunks and self.label_shape is not None:
             return CompressedArray(self.folder / "labels.blosc2", np.uint8, self.label_shape, self.chunks[1])
         path = self.folder / "labels.npy"
-        box = _load(path, np.uint8, self.label_shape)
-        if self.labels_crc32 is not None and crc32_of_planes(box) != self.labels_crc32:
-            raise _damaged(path, "a checksum is wrong")
-        return box
+        return MappedFile(partial(_load, path, np.uint8, self.label_shape, self.labels_crc32))
 
     def labels(
         self, k: int, rows: slice = slice(None), columns: slice = slice(None)
@@ -175,6 +182,7 @@ def check_specification(folder: Path, spec: PreprocessSpec) -> None:
     try:
         made_by = read_object(path)
     except (OSError, ValueError) as error:
+        check_open_files(error)
         raise InputError(
             f"{path}: damaged ({error}). Remove the folder and run kitsseg preprocess again."
         ) from error
@@ -208,6 +216,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         if record.pop("sha256") != _digest(record):
             raise ValueError("its checksum is wrong")
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        check_open_files(error)
         raise InputError(
             f"{path}: damaged ({error!r}). Remove the folder and run kitsseg preprocess again."
         ) from error
@@ -239,19 +248,24 @@ def _open_case(folder: Path) -> CachedCase:
     )
 
 
-def _load(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...] | None) -> npt.NDArray[Any]:
+def _load(
+    path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...] | None, crc32: list[int] | None = None
+) -> np.memmap[Any, Any]:
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r").view(
-            np.ndarray
-        )  # still mapped; np.memmap is slow to index
+        array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in TOO_MANY:
+            raise
         raise _damaged(path, error) from error
     if array.dtype != dtype or (shape is not None and array.shape != shape) or not array.flags.c_contiguous:
         raise InputError(
             f"{path}: expected {np.dtype(dtype)} of shape {shape}, found {array.dtype} {array.shape}. "
             "Remove its folder and run kitsseg preprocess again."
         )
-    return array
+    if crc32 is not None and crc32_of_planes(array.view(np.ndarray)) != crc32:
+        raise _damaged(path, "a checksum is wrong")
+    mapped: np.memmap[Any, Any] = array
+    return mapped
 
 
 def _damaged(path: Path, reason: object) -> InputError:

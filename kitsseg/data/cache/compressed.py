@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kitsseg.data.cache.mapped import TOO_MANY, MappedFile
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32
 
@@ -55,7 +57,6 @@ class CompressedArray:
         self.path, self.dtype, self.shape, self.ndim = path, np.dtype(dtype), tuple(shape), len(shape)
         try:
             size = path.stat().st_size
-            self._bytes = np.memmap(path, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)
         except OSError as error:
             raise _damaged(path, error) from error
         if size != chunks.offsets[-1] or len(chunks.offsets) != self.shape[0] + 1:
@@ -63,6 +64,7 @@ class CompressedArray:
                 path, f"expected {chunks.offsets[-1]} bytes of {self.shape[0]} slices, found {size}"
             )
         self._chunks, self._checked = chunks, np.zeros(self.shape[0], bool)
+        self._bytes = MappedFile(partial(_mapped, path))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -89,7 +91,7 @@ class CompressedArray:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def _plane(self, k: int) -> npt.NDArray[Any]:
-        chunk = self._bytes[self._chunks.offsets[k] : self._chunks.offsets[k + 1]]
+        chunk = self._bytes()[self._chunks.offsets[k] : self._chunks.offsets[k + 1]]
         if not self._checked[k]:
             if crc32(chunk.data) != self._chunks.crc32[k]:
                 raise _damaged(self.path, f"the checksum of slice {k} is wrong")
@@ -97,6 +99,15 @@ class CompressedArray:
         plane = np.empty(self.shape[1:], self.dtype)
         self._blosc2.decompress2(chunk, dst=plane, nthreads=1)
         return plane
+
+
+def _mapped(path: Path) -> np.memmap[Any, Any]:
+    try:
+        return np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:  # ValueError: emptied since
+        if isinstance(error, OSError) and error.errno in TOO_MANY:
+            raise
+        raise _damaged(path, error) from error
 
 
 def write_compressed(path: Path, dtype: npt.DTypeLike, planes: Iterable[npt.NDArray[Any]]) -> Chunks:
