@@ -1,28 +1,34 @@
-"""The rows of the papers' tables under one protocol: python benchmarks/ablations.py OUT [--seeds 3] [--share 1]
+"""The rows of the papers' tables under one protocol: python benchmarks/ablations.py OUT [--pages docs/results.md]
 
-For deeplab3d and unet2d: the tiny recipe with the changes of each variant, trained on the same procedural phantoms with
-the same split and the same number of steps, once per seed; tested on the patients that are left out. The table sets the
-means beside the paper's own figures and says whether the two orders agree. What is in OUT is kept, so that a stopped
-call goes on.
+For deeplab3d and unet2d: the tiny recipe on a coarser grid, with the changes of each variant, trained on the same
+procedural phantoms with the same split and the same number of steps, once for each seed, on one thread; tested on
+patients that no training saw. Rows that differ in post-processing alone share their trainings, as they do in the paper.
+
+Each table (OUT/tables/ablations-PAPER.md, with --pages also between the marks of these pages) sets the means beside the
+paper's own figures and says where the order agrees. A row is said to be above another only where every seed says so.
+What is in OUT is kept, so that a stopped call goes on; --only and --seeds choose what is trained, the tables hold all
+that is there.
 
 Phantom results: they compare what small networks learn from phantoms in little time, not the papers' methods on CT of
 patients.
 """
 
 import argparse
-import csv
+import itertools
 import os
 import statistics
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from scipy.stats import spearmanr
+import keras
+from comparison_page import put_tables
 
 from kitsseg import (
+    PredictOptions,
+    TrainOptions,
     evaluate_folders,
     make_split,
     open_cache,
@@ -33,121 +39,287 @@ from kitsseg import (
 )
 from kitsseg.data import synthesize_cases
 from kitsseg.files.atomic import atomic_path
-from kitsseg.recipe import Plateau, Recipe, changed
-from kitsseg.training.options import TrainOptions
+from kitsseg.recipe import Recipe, changed
+from kitsseg.scoring import read_scores
 
-CASES, SIZE = 24, (40, 128, 128)
+CASES, SIZE = 30, (32, 96, 96)
+PARTS = (0.5, 0.1, 0.4)  # to train, to choose epochs by, to test
+LABELS = {"kidney_label": "kidney", "tu": "tumor", "tk": "kidney with tumor"}
+# what differs from the tiny recipe in every row: about half of its resolution, so that a row takes a minute
+COARSE = {
+    "deeplab3d": {
+        "preprocess.spacing_mm": (6.0, 4.0, 4.0),
+        "phases.scratch.sampler.patch_size": (16, 24, 24),
+        "phases.finetune.sampler.patch_size": (16, 20, 20),
+        "phases.scratch.validate_cases_every": None,
+        "phases.finetune.validate_cases_every": None,
+    },
+    "unet2d": {
+        "preprocess.spacing_mm": (None, 4.0, 4.0),
+        "phases.train.sampler.patch_size": (80, 80),
+        "phases.train.validate_cases_every": None,
+    },
+}
 # where a variant's value is that of the full network, the tiny one changes by the same factor
-SCALED: dict[str, Mapping[str, object]] = {"unet2d:filters-30": {"model.start_filters": 12}}
-# figures of the paper that rank its rows: kidney and tumor label
-PAPER = (
-    "own validation (63 cases), kidney label Dice",
-    "own validation (63 cases), tumor label Dice",
-)
-COLUMNS = ("network", "seed", "tk", "tu", "kidney_label")
+SCALED = {"unet2d:filters-30": {"model.start_filters": 12}}
+# which rows a paper compares with each other: name of the table -> its rows
+TABLES = {
+    "deeplab3d": {
+        "Table of architectures": (
+            "deeplab3d:proposed",
+            "deeplab3d:bigger-encoder",
+            "deeplab3d:bigger-aspp",
+            "deeplab3d:decoder-every-stage-1-conv",
+            "deeplab3d:decoder-every-stage-2-convs",
+        ),
+        "Table of focal weights": (
+            "deeplab3d:focal-5",
+            "deeplab3d:focal-2",
+            "deeplab3d:focal-0.5",
+            "deeplab3d:focal-0.2",
+        ),
+        "Post-processing": ("deeplab3d", "deeplab3d:without-refinement"),
+    },
+    "unet2d": {},
+}
+# what a paper says without figures: (name, the better row, the worse one)
+CLAIMS = {
+    "deeplab3d": (),
+    "unet2d": (
+        ('"A sigmoid version scored better"', "unet2d:sigmoid", "unet2d"),
+        ('"30 or more filters are recommended"', "unet2d:filters-30", "unet2d"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: of the recipe or variant.
+        label: what the paper calls it.
+        recipe: what is trained and how it predicts.
+        trained_as: the row whose trainings it shares, or its own name.
+        paper: column of ours -> the paper's Dice.
+    """
+
+    name: str
+    label: str
+    recipe: Recipe
+    trained_as: str
+    paper: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a paper says of two rows in one score."""
+
+    where: str
+    column: str
+    better: str
+    worse: str
+
+
+Scores = dict[str, dict[int, dict[str, float]]]
+"""Row -> seed -> column -> mean Dice of the test patients."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default: 3)")
-    parser.add_argument("--share", type=float, default=1.0, help="of the tiny recipe's epochs (default: 1)")
-    parser.add_argument("--papers", nargs="+", default=["deeplab3d", "unet2d"], choices=recipes.names())
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="such as unet2d deeplab3d:focal-5")
+    parser.add_argument("--pages", type=Path, nargs="*", default=[])
     a = parser.parse_args()
-    data = a.out / "data"
-    if not data.is_dir():
-        synthesize_cases(data, CASES, SIZE, 0)
-    for paper in a.papers:
-        rows = []
-        for name, recipe in rows_of(paper, a.share).items():
-            rows += [measured(name, recipe, data, a.out, seed) for seed in range(a.seeds)]
-        with atomic_path(a.out / f"{paper}.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        text = table(paper, rows)
-        with atomic_path(a.out / f"{paper}.md") as temporary:
-            temporary.write_text(text)
-        print(text)
+    one_thread()
+    rows = {paper: rows_of(paper) for paper in TABLES}
+    known = [row.name for each in rows.values() for row in each]
+    if unknown := sorted(set(a.only or ()) - set(known)):
+        parser.error(f"--only: expected some of {', '.join(known)}; found {', '.join(unknown)}.")
+    synthesize_cases(a.out / "data", CASES, SIZE, 0)
+    for row in itertools.chain(*rows.values()):
+        for seed in range(a.seeds):
+            if a.only is None or row.name in a.only:
+                run_row(row, a.out, seed)
+    tables = {}
+    for paper, each in rows.items():
+        scores = read_rows(each, a.out)
+        if any(scores.values()):
+            tables[f"ablations-{paper}"] = table(paper, each, scores)
+    for name, text in tables.items():
+        print(f"{name}\n\n{text}\n")
+        with atomic_path(a.out / "tables" / f"{name}.md") as temporary:
+            temporary.write_text(text + "\n")
+    for page in a.pages:
+        put_tables(page, tables)
 
 
-def rows_of(paper: str, share: float) -> dict[str, Recipe]:
-    """The tiny recipe and each variant of it, none of them with whole cases scored meanwhile."""
-    tiny = recipes.get(f"{paper}:tiny")
-    phases = []
-    for phase in tiny.phases:
-        if isinstance(phase.schedule, Plateau):
-            patience = max(1, round(share * phase.schedule.patience))
-            phase = replace(phase, schedule=replace(phase.schedule, patience=patience))
-        epochs = max(1, round(share * phase.epochs))
-        phases.append(replace(phase, epochs=epochs, validate_cases_every=None))
-    tiny = replace(tiny, phases=tuple(phases))
-    rows = {paper: tiny}
+def one_thread() -> None:
+    """Sums are then drawn in one order, and a row costs the same whatever else runs."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def rows_of(paper: str) -> list[Row]:
+    """The coarse tiny recipe, then each variant of it."""
+    coarse = changed(recipes.get(f"{paper}:tiny"), COARSE[paper], dict.fromkeys(COARSE[paper], "ours"))
+    rows = [Row(paper, "the recipe", replace(coarse, name=paper), paper, figures(coarse.reported))]
     for variant in recipes.variants(paper):
         name = f"{paper}:{variant.name}"
         changes = {**variant.changes, **SCALED.get(name, {})}
-        rows[name] = replace(changed(tiny, changes, variant.evidence), name=name)
+        recipe = replace(changed(coarse, changes, variant.evidence), name=name)
+        shared = next((row.name for row in rows if trains_alike(row.recipe, recipe)), name)
+        rows.append(Row(name, variant.row, recipe, shared, figures(variant.reported)))
     return rows
 
 
-def measured(name: str, recipe: Recipe, data: Path, out: Path, seed: int) -> dict[str, Any]:
-    """Train, predict and score one row with one seed."""
-    folder = out / name.replace(":", "-") / str(seed)
-    cache, run, scores = out / "cache", folder / "run", folder / "scores.csv"
-    preprocess_cases(data, cache, recipe.preprocess)
-    split = make_split(open_cache(cache, recipe.preprocess), (0.6, 0.15, 0.25))
-    if not (run / "model.keras").is_file():
-        train_recipe(recipe, cache, split, run, TrainOptions(seed=seed, resume=(run / "run.json").is_file()))
-    predict_cases(run, [data], folder / "predictions", part="test")
-    rows = evaluate_folders(folder / "predictions", data, scores).rows
-    means = {
-        key: statistics.mean(row[f"{column}_dice"] for row in rows)
-        for key, column in (("tk", "tk"), ("tu", "tu"), ("kidney_label", "kidney_label"))
-    }
-    return {"network": name, "seed": seed, **means}
-
-
-def table(paper: str, rows: list[dict[str, Any]]) -> str:
-    """The means and deviations over seeds, beside the paper's figures; and whether the orders agree."""
-    reported = {f"{paper}:{variant.name}": variant for variant in recipes.variants(paper)}
-    names = list(dict.fromkeys(row["network"] for row in rows))
-    lines = [
-        "Phantom results.",
-        "",
-        "| network | row of the paper | TK | TU | kidney label | paper: kidney label | paper: tumor label |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    ours: dict[str, float] = {}
-    theirs: dict[str, float] = {}
-    for name in names:
-        of_name = [row for row in rows if row["network"] == name]
-        cells = []
-        for key in ("tk", "tu", "kidney_label"):
-            values = [row[key] for row in of_name]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}")
-        variant = reported.get(name)
-        figures = [variant.reported.get(key) if variant else None for key in PAPER]
-        row = variant.row if variant else "the recipe"
-        cells += ["" if figure is None else f"{figure:.3f}" for figure in figures]
-        lines.append(f"| `{name}` | {row} | {' | '.join(cells)} |")
-        if variant and None not in figures:
-            ours[name] = statistics.mean((row["kidney_label"] + row["tu"]) / 2 for row in of_name)
-            theirs[name] = sum(figures) / 2
-    return "\n".join([*lines, "", _agreement(ours, theirs), ""])
-
-
-def _agreement(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    if len(ours) < 3:
-        return "The paper reports too few of these rows to have an order of its own."
-    names = list(ours)
-    rank = spearmanr([ours[name] for name in names], [theirs[name] for name in names]).statistic
-    same = sorted(names, key=ours.get, reverse=True) == sorted(names, key=theirs.get, reverse=True)
-    return (
-        f"By the mean of kidney and tumor label the order of the rows {'is' if same else 'is not'} the paper's; "
-        f"Spearman's rank correlation with it is {rank:.2f} over {len(names)} rows. The paper's rows are of two "
-        "tables that cannot be one protocol."
+def trains_alike(one: Recipe, other: Recipe) -> bool:
+    return all(
+        getattr(one, group) == getattr(other, group) for group in ("preprocess", "model", "loss", "phases")
     )
+
+
+def figures(reported: object) -> dict[str, float]:
+    """The paper's Dice of kidney and tumor label, by the columns of ours."""
+    named = dict(reported)
+    found = {}
+    for column, label in (("kidney_label", "kidney"), ("tu", "tumor")):
+        of_label = [value for key, value in named.items() if key.endswith(f"{label} label Dice")]
+        if of_label:
+            (found[column],) = of_label
+    return found
+
+
+def run_row(row: Row, out: Path, seed: int) -> None:
+    """Train, predict and score one row with one seed."""
+    folder, run = folder_of(row.name, out, seed), folder_of(row.trained_as, out, seed) / "run"
+    if (folder / "scores.csv").is_file():
+        return
+    data, recipe = out / "data", row.recipe
+    preprocess_cases(data, out / "cache", recipe.preprocess)
+    split = make_split(open_cache(out / "cache", recipe.preprocess), PARTS)
+    if not (run / "model.keras").is_file():
+        resume = (run / "run.json").is_file()
+        train_recipe(recipe, out / "cache", split, run, TrainOptions(seed=seed, resume=resume))
+    options = PredictOptions(refine_labels=recipe.postprocess is not None)
+    predict_cases(run, [data], folder / "predictions", "test", options)
+    evaluate_folders(folder / "predictions", data, folder / "scores.csv")
+
+
+def folder_of(name: str, out: Path, seed: int) -> Path:
+    return out / name.replace(":", "-") / str(seed)
+
+
+def read_rows(rows: list[Row], out: Path) -> Scores:
+    """Means over the test patients, of the seeds that are there."""
+    found: Scores = {}
+    for row in rows:
+        files = {
+            int(file.parent.name): file for file in folder_of(row.name, out, 0).parent.glob("*/scores.csv")
+        }
+        cases = {seed: read_scores(files[seed])[0] for seed in sorted(files)}
+        found[row.name] = {
+            seed: {
+                column: statistics.mean(float(case[f"{column}_dice"]) for case in each) for column in LABELS
+            }
+            for seed, each in cases.items()
+        }
+    return found
+
+
+def table(paper: str, rows: list[Row], scores: Scores) -> str:
+    """Means and range over seeds beside the paper's figures; then where the orders agree."""
+    test = round(CASES * PARTS[2])
+    lines = [
+        f"Phantom results: {CASES} phantoms of {' x '.join(map(str, SIZE))} voxels, {test} of them to test; mean over "
+        f"the seeds of the mean Dice (lowest and highest seed); {steps_of(rows[0].recipe)} steps a training.",
+        "",
+        "| row | in the paper | seeds | kidney label | tumor label (TU) | TK | paper: kidney | paper: tumor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        of_row = scores[row.name]
+        cells = [cell([of_row[seed][column] for seed in of_row]) for column in LABELS]
+        cells += [
+            f"{row.paper[column]:.3f}" if column in row.paper else "" for column in ("kidney_label", "tu")
+        ]
+        lines.append(f"| `{row.name}` | {row.label} | {len(of_row)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *agreement(pairs_of(paper, rows), scores)])
+
+
+def steps_of(recipe: Recipe) -> int:
+    return sum(phase.epochs * phase.steps_per_epoch for phase in recipe.phases)
+
+
+def cell(values: list[float]) -> str:
+    if not values:
+        return "not run"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def pairs_of(paper: str, rows: list[Row]) -> Iterator[Pair]:
+    """Each two rows of a table of the paper whose figures differ, in either score; and what it says without figures."""
+    by_name = {row.name: row.paper for row in rows}
+    for where, names in TABLES[paper].items():
+        for column in ("kidney_label", "tu"):
+            for one, other in itertools.combinations(names, 2):
+                if by_name[one][column] != by_name[other][column]:
+                    better, worse = sorted((one, other), key=lambda name: -by_name[name][column])
+                    yield Pair(where, column, better, worse)
+    for where, better, worse in CLAIMS[paper]:
+        for column in ("tk", "tu"):
+            yield Pair(where, column, better, worse)
+
+
+def agreement(pairs: Iterator[Pair], scores: Scores) -> Iterator[str]:
+    """A sentence or two for each table of the paper."""
+    for where, group in itertools.groupby(pairs, key=lambda pair: pair.where):
+        each = list(group)
+        missing = sorted({name for pair in each for name in (pair.better, pair.worse) if not scores[name]})
+        if missing:
+            yield f"- {where}: {', '.join(f'`{name}`' for name in missing)} not run."
+            continue
+        same, opposite, undecided = [], [], 0
+        for pair in each:
+            better, worse = scores[pair.better], scores[pair.worse]
+            signs = {
+                (better[seed][pair.column] > worse[seed][pair.column])
+                - (better[seed][pair.column] < worse[seed][pair.column])
+                for seed in better.keys() & worse.keys()
+            }
+            if signs == {1}:
+                same.append(pair)
+            elif signs == {-1}:
+                opposite.append(pair)
+            else:
+                undecided += 1
+        seeds = min(len(scores[name]) for pair in each for name in (pair.better, pair.worse))
+        verdict = "is the paper's" if len(same) == len(each) else "is not the paper's"
+        if len(same) < len(each) and not opposite:
+            verdict = "cannot be told, the differences lie within the spread of the seeds"
+        yield (
+            f"- {where}: the order {verdict}. Of {len(each)} comparisons of two rows in one Dice all {seeds} seeds "
+            f"agree with the paper in {len(same)}{listed(same)}, say the opposite in {len(opposite)}"
+            f"{listed(opposite)}, and differ among themselves in {undecided}. Seeds that know nothing would agree "
+            f"with the paper in {len(each) / 2**seeds:.2g} and oppose it in as many."
+        )
+
+
+def listed(pairs: list[Pair]) -> str:
+    if not pairs:
+        return ""
+    texts = [f"`{short(p.better)}` over `{short(p.worse)}` ({LABELS[p.column]})" for p in pairs]
+    return f" ({'; '.join(texts)})"
+
+
+def short(name: str) -> str:
+    return name.partition(":")[2] or name
 
 
 if __name__ == "__main__":

@@ -564,6 +564,7 @@ class Variant:
         evidence: for each change, where its value comes from.
         reported: the paper's figures of this row, as in ``Recipe.reported``.
         parameters: trainable parameters of its network; None where neither paper nor code says.
+        counted: what ``parameters`` counts, where it is not the network that the recipe trains.
     """
 
     name: str
@@ -572,6 +573,7 @@ class Variant:
     evidence: Mapping[str, str]
     reported: Mapping[str, float] = field(default_factory=dict)
     parameters: int | None = None
+    counted: str = ""
 
     def __post_init__(self) -> None:
         if set(self.changes) != set(self.evidence):

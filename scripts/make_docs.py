@@ -159,13 +159,17 @@ def variant_section(paper, variant):
     figures = [f"{_cell(key)} {value:,}" for key, value in variant.reported.items()]
     lines += ["", f"Reported: {'; '.join(figures) or 'nothing'}."]
     if variant.parameters:
-        lines.append(f"Trainable parameters: {variant.parameters:,}.")
+        counted = f" ({variant.counted})" if variant.counted else ""
+        lines.append(f"Trainable parameters: {variant.parameters:,}{counted}.")
     return [*lines, ""]
 
 
 def papers_index():
-    lines = ["# Papers", "", "| recipe | paper |", "|---|---|"]
-    lines += [f"| [`{name}`]({name}.md) | {_cell(recipes.get(name).paper)} |" for name in recipes.names()]
+    lines = ["# Papers", "", "| recipe | paper | where |", "|---|---|---|"]
+    for recipe in map(recipes.get, recipes.names()):
+        lines.append(
+            f"| [`{recipe.name}`]({recipe.name}.md) | {_cell(recipe.paper)} | {_cell(recipe.link)} |"
+        )
     return "\n".join([*lines, ""])
 
 

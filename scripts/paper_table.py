@@ -4,6 +4,7 @@ Parameters and multiply-adds are counted on the networks as they are built; the 
 """
 
 import math
+import re
 
 from kitsseg import recipes
 from kitsseg.models import (
@@ -16,6 +17,7 @@ from kitsseg.models import (
 )
 from kitsseg.models.macs import count_macs
 
+PAGES = "https://github.com/kitsseg/kitsseg/blob/main/docs/papers"
 # network, parameters in the paper, what is scored and open
 ROWS = [
     (
@@ -28,11 +30,11 @@ ROWS = [
     ),
     (
         "wp_unet",
-        build_wp_unet((256, 256, 1), n_classes=1),
+        build_wp_unet((256, 256, 1)),
         "1,297,441",
         "Dice 0.96, mean IoU 0.428",
         "class unclear, pooled slices",
-        "the two figures exclude each other",
+        "the paper counts one output channel, 1,297,441 here too; the two figures exclude each other",
     ),
     (
         "squeeze_unet",
@@ -75,7 +77,11 @@ def main():
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, model, parameters, reported, metric, still_open in ROWS:
-        paper = recipes.get(name).paper.split(', "')[0].split(" (")[0]
+        recipe = recipes.get(name)
+        authors = recipe.paper.split(', "')[0].split(" (")[0]
+        paper = f"[{authors}]({PAGES}/{name}.md)"
+        if doi := re.search(r"https://doi\.org/[^\s,]+", recipe.link):
+            paper += f" ([DOI]({doi[0]}))"
         shape = "x".join(str(n) for n in model.inputs[0].shape[1:-1])
         trainable = sum(math.prod(variable.shape) for variable in model.trainable_weights)
         macs = f"{count_macs(model) / 1e9:.2f} G at {shape}"

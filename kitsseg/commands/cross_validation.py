@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kitsseg.commands.arguments import AddCommand, add_layout, at_least, layout_of, part
+from kitsseg.commands.given import add_given, with_given
 from kitsseg.commands.training_options import add_hardware, options_of, say
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add(command: AddCommand) -> None:
     sub = command(
         "cross-validate", _cross_validate, "train the folds of a recipe, and score every case unseen"
     )
-    sub.add_argument("recipe", help="NAME, NAME:practical or NAME:tiny")
+    sub.add_argument("recipe", help="NAME, NAME:practical, NAME:tiny or NAME:VARIANT")
     sub.add_argument("cache", type=Path, help="folder given to kitsseg preprocess; its cases are divided")
     sub.add_argument("out", type=Path, help="folder for everything; the same command goes on where it was")
     sub.add_argument("--folds", type=at_least(2), default=5, help="number of folds (default: 5)")
@@ -40,6 +41,10 @@ def add(command: AddCommand) -> None:
         "are trained (default: train only)",
     )
     sub.add_argument("--epochs", type=at_least(1), help="epochs of every phase, instead of the recipe's")
+    sub.add_argument(
+        "--steps", type=at_least(1), help="steps of every epoch, instead of the recipe's: for a trial"
+    )
+    add_given(sub, "another value of any setting, in all folds, such as phases.train.learning_rate=3e-4")
     sub.add_argument(
         "--seed", default=0, type=at_least(0), help="of the training; the folds do not depend on it"
     )
@@ -56,7 +61,7 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
     from kitsseg.workflows.cross_validate import Scans, score_folds, train_folds
 
     a = arguments
-    recipe, options = recipes.get(a.recipe), options_of(a)
+    recipe, options = with_given(recipes.get(a.recipe), a.given, steps=a.steps), options_of(a)
     scans = None if a.data is None else Scans(a.data, layout_of(a))
     only = list(range(a.folds))
     if a.shard:
@@ -78,13 +83,14 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
 def _command(a: argparse.Namespace) -> str:
     """The command that does the rest."""
     words = ["kitsseg cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
-    defaults: dict[str, object] = {"folds": 5, "epochs": None, "seed": 0}
+    defaults: dict[str, object] = {"folds": 5, "epochs": None, "steps": None, "seed": 0}
     defaults |= {"precision": "float32", "accumulate": 1, "ema": None}
     defaults |= {"xla": "auto", "steps_per_execution": 1}
     defaults |= {"images": None, "labels": None, "cyst": None}
     for name, default in defaults.items():
         if (value := getattr(a, name)) != default:
             words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
+    words += [f"--set {shlex.quote(text)}" for text in a.given]
     return " ".join(map(str, words))
 
 

@@ -85,6 +85,9 @@ def add(command: AddCommand) -> None:
         "--split",
         help="a split file or a named split (default: as kitsseg train)",
     )
+    add_given(
+        sub, "a preprocessing setting that the cache was made with, such as preprocess.spacing_mm=3,1,1"
+    )
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
@@ -254,7 +257,8 @@ def preprocess(
 def _statistics(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
 
-    statistics(recipes.get(arguments.recipe), arguments.cache, arguments.split)
+    a = arguments
+    statistics(with_given(recipes.get(a.recipe), a.given, "preprocess"), a.cache, a.split)
 
 
 def statistics(recipe: Recipe, cache: Path, split: str | None) -> None:

@@ -50,6 +50,8 @@ def _show_recipes(papers: list[Recipe]) -> None:
     for recipe in papers:
         for variant in recipes.variants(recipe.name):
             parameters = f"{variant.parameters:,}" if variant.parameters else ""
+            if variant.counted:
+                parameters += f" {variant.counted}"
             table.add_row(f"{recipe.name}:{variant.name}", escape(variant.row), parameters)
     console.print(table)
     done("each recipe also as NAME:practical and NAME:tiny", f"kitsseg recipes show {papers[0].name}")

@@ -66,7 +66,8 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--preset",
         choices=sorted(PRESETS),
-        help="paper: half of the weights at once, as the WP-UNet paper says; fast: 80 %%, step by step",
+        help="paper: all at once, as the WP-UNet paper says, and half of the weights, which is our reading: the paper "
+        "states no share; fast: 80 %%, step by step",
     )
     sub.add_argument(
         "--schedule",

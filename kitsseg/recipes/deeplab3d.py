@@ -62,7 +62,7 @@ _SCRATCH = Phase(
 _SHARE = "ours: whole cases then take less than a tenth of the time spent training"
 _PHASE_EVIDENCE = {
     "sampler.cases_per_batch": "paper [12]: 39 patches from 13 patients",
-    "sampler.patch_size": "paper [11, 15]: 48 x 48 x 48 from scratch, 44 x 44 x 44 to fine-tune",
+    "sampler.patch_size": "paper [11]: 48 x 48 x 48",
     "sampler.mode": "paper [11, 12]: the central voxel is equally likely of each class; one of each is "
     "ours, as 39 = 13 x 3",
     "augmentation.scale_range": "ours: no augmentation; the paper states none",
@@ -71,7 +71,7 @@ _PHASE_EVIDENCE = {
     "epochs": "paper [13]: at most 300",
     "steps_per_epoch": "ours: 147 training patients in batches of 13",
     "steps_from": "ours: each patient once an epoch",
-    "learning_rate": "paper [14]: Adam, 1e-3; to fine-tune a tenth of it is ours",
+    "learning_rate": "paper [14]: Adam, 1e-3",
     "schedule.factor": "paper [14]: 0.1",
     "schedule.patience": "paper [14]: 20 epochs without a lower loss",
     "schedule.min_delta": "ours: any lower loss counts; the paper does not say",
@@ -79,6 +79,17 @@ _PHASE_EVIDENCE = {
     "schedule.stop_below": "paper [13]: 1e-8",
     "validate_cases_every": _SHARE,
     "validate_cases": _SHARE,
+}
+_SECOND = "inferred: as in the first stage"
+_FINETUNE_EVIDENCE = _PHASE_EVIDENCE | {
+    "sampler.cases_per_batch": f"{_SECOND} (12); the paper states the patches alone",
+    "sampler.patch_size": "paper [15]: 44 x 44 x 44",
+    "sampler.mode": f"{_SECOND} (11, 12)",
+    "epochs": f"{_SECOND} (13)",
+    "learning_rate": "ours: a tenth of the first stage's (14), as is usual for fine-tuning; the paper states none",
+    "schedule.factor": f"{_SECOND} (14)",
+    "schedule.patience": f"{_SECOND} (14)",
+    "schedule.stop_below": f"{_SECOND} (13)",
 }
 
 
@@ -300,7 +311,8 @@ PAPER = Recipe(
     split="deeplab3d",
     fixed={name: value for name, (value, _) in FIXED.items()},
     statements=STATEMENTS,
-    link="No DOI was found; a manuscript of the KiTS19 challenge, 2019 (https://kits19.grand-challenge.org).",
+    link="No DOI was found; a manuscript of the KiTS19 challenge, 2019 (https://kits19.grand-challenge.org). A copy: "
+    "https://attachments.academia-assets.com/97761546/1.html.",
     evidence={
         **{f"fixed.{name}": text for name, (_, text) in FIXED.items()},
         "metrics": "ours: Dice, recall and precision (paper) are those of whole cases, by kitsseg evaluate",
@@ -336,14 +348,14 @@ PAPER = Recipe(
         "loss.activation": "ours: softmax; the paper does not say",
         **{
             f"phases.{name}.{key}": text
-            for name in ("scratch", "finetune")
-            for key, text in _PHASE_EVIDENCE.items()
+            for name, evidence in (("scratch", _PHASE_EVIDENCE), ("finetune", _FINETUNE_EVIDENCE))
+            for key, text in evidence.items()
         },
         "inference.tile": "paper [16]: patches of the training size, extracted uniformly",
         "inference.overlap": "ours: unused, the cores lie side by side",
         "inference.gaussian": "ours: unused, the cores lie side by side",
         "inference.margin": "paper [16]: outer voxels are discarded; their number is ours, a core of 32",
-        "inference.multiple": "architecture: four; the tile is a multiple of it",
+        "inference.multiple": "architecture: unused, since the tile is a multiple of the network's stride, four",
         "inference.output": "ours: softmax of background, kidney and tumor, as the loss",
         "split": "paper [18]: 147 to train, 63 to validate; it names no cases, these are drawn with seed 0",
         "postprocess.background_mm3": "paper [17]: a threshold; the value is ours, safe on the 210 true "

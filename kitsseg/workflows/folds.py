@@ -14,6 +14,7 @@ import numpy as np
 from kitsseg.data.splits import CaseSplit, make_split
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins
+from kitsseg.recipe import given_settings
 from kitsseg.records.run import (
     FoldPlan,
     FoldsPlan,
@@ -99,6 +100,7 @@ def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: 
         paper=recipe.paper,
         reported=dict(recipe.reported),
         settings=as_builtins(recipe.as_dict()),
+        given=given_settings(recipe),
         seed=shared["seed"],
         versions=versions(),
         split=SplitOfRun(
@@ -120,7 +122,11 @@ def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: 
         if not others:
             update_run(out, plan)  # several jobs at once write the same
     there = _read_plan(out)
-    for key, what in (("settings", "recipe"), ("split", "cases or --folds"), ("cross_validation", "options")):
+    for key, what in (
+        ("settings", "recipe or settings"),
+        ("split", "cases or --folds"),
+        ("cross_validation", "options"),
+    ):
         if getattr(there, key) != getattr(plan, key):
             raise InputError(
                 f"{out}: this cross-validation was started with other {what}: {_then(there, plan, key)}. Give the same "
@@ -131,7 +137,10 @@ def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: 
 def _then(there: RunRecord, plan: RunRecord, key: str) -> str:
     """What the folds were started with, and is another now."""
     if key == "settings":
-        return there.recipe if there.recipe != plan.recipe else f"kitsseg {there.kitsseg}"
+        if there.recipe != plan.recipe:
+            return there.recipe
+        given = ", ".join(f"{name} = {value}" for name, value in (there.given or {}).items())
+        return given or (f"those of {plan.recipe}" if plan.given else f"kitsseg {there.kitsseg}")
     if key == "split":
         return f"{there.split.name}, now {plan.split.name}"
     before, now = _folds_of(there).options, _folds_of(plan).options

@@ -165,6 +165,8 @@ def test_a_row_has_as_many_trainable_parameters_as_its_network(name, variant):
         options["weights"] = None
     model = recipe.build_model(**options)
     assert sum(math.prod(v.shape) for v in model.trainable_variables) == variant.parameters
+    # a number that is not that of the network which is trained says so
+    assert bool(variant.counted) == (options["n_classes"] != recipe.model["n_classes"])
 
 
 def test_a_change_of_a_setting_that_is_none_is_an_error():

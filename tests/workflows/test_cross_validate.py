@@ -141,12 +141,15 @@ def test_what_is_left_is_told_with_every_option():
         "data": None,
         "folds": 4,
         "epochs": None,
+        "steps": 3,
         "seed": 0,
+        "given": ["phases.train.sampler.patch_size=64,96", "postprocess=none"],
     }
     names = {"images": None, "labels": "a b/{case}.nii", "cyst": None}
     assert _command(SimpleNamespace(**given, **options, **names)) == (
-        "kitsseg cross-validate unet2d C O --data DATA --folds 4 --precision mixed_bfloat16 --accumulate 2 --ema 0.99 "
-        "--xla on --steps-per-execution 10 --labels 'a b/{case}.nii'"
+        "kitsseg cross-validate unet2d C O --data DATA --folds 4 --steps 3 --precision mixed_bfloat16 --accumulate 2 "
+        "--ema 0.99 --xla on --steps-per-execution 10 --labels 'a b/{case}.nii' "
+        "--set phases.train.sampler.patch_size=64,96 --set postprocess=none"
     )
 
 
