@@ -160,3 +160,16 @@ def test_statistics_of_the_training_cases(data, tmp_path, capsys):
     assert main(["statistics", "squeeze_unet:tiny", cache, "--split", "80-10-10"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split()[-1] == "none"  # it has no single channel of HU
+
+
+def test_statistics_of_a_cache_with_given_settings(data, tmp_path, capsys):
+    cache, given = str(tmp_path / "cache"), ["--set", "preprocess.hu_window=-100,200"]
+    assert main(["preprocess", "unet2d:tiny", str(data), cache, *given]) == 0
+    capsys.readouterr()
+    assert main(["statistics", "unet2d:tiny", cache]) == 1  # the recipe's own cache was never made
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["statistics", "unet2d:tiny", cache, *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[3:5]] == ["-100.00", "200.00"]
+    assert main(["statistics", "unet2d:tiny", cache, "--set", "model.n_pools=3"]) == 1
+    assert "--set model.n_pools: this command takes settings of preprocess only" in capsys.readouterr().err

@@ -354,3 +354,20 @@ def test_jobs_that_start_at_once_write_the_same(trained, micro, tmp_path, monkey
     assert read_json(tmp_path / "out" / "run.json")["split"]["name"] == "3 folds of 9 cases"
     assert make_split(NAMES).hash not in {s.hash for s in fold_splits(NAMES, 3)}
     assert np.ptp([len(s.test) for s in fold_splits(NAMES, 3)]) == 0
+
+
+def test_settings_that_are_given_reach_every_fold(trained, micro, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(recipes, "get", lambda name: micro)
+    rate = "phases.train.learning_rate=0.25"
+    short = ("--folds", 3, "--fold", 0, "--epochs", 1, "--steps", 1)
+    code, text = command(capsys, "unet2d:micro", trained.cache, tmp_path / "out", *short, "--set", rate)
+    assert (code, f"--steps 1 --set {rate}" in text.replace("\n", " ")) == (0, True)
+    for folder in (tmp_path / "out", tmp_path / "out" / "fold-0"):
+        given = read_json(folder / "run.json")["given"]
+        assert given["phases.train.learning_rate"] == 0.25
+        assert given["phases.train.steps_per_epoch"] == 1
+    code, text = command(capsys, "unet2d:micro", trained.cache, tmp_path / "out", *short)
+    assert code == 1
+    assert "phases.train.learning_rate = 0.25" in text
+    code, text = command(capsys, "unet2d:micro", trained.cache, tmp_path / "no", *short, "--set", "rate=3")
+    assert (code, "--set rate" in text, (tmp_path / "no").exists()) == (1, True, False)
