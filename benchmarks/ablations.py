@@ -7,7 +7,7 @@ patients that no training saw. Rows that differ in post-processing alone share t
 Each table (OUT/tables/ablations-PAPER.md, with --pages also between the marks of these pages) sets the means beside the
 paper's own figures and says where the order agrees. A row is said to be above another only where every seed says so.
 What is in OUT is kept, so that a stopped call goes on; --only and --seeds choose what is trained, the tables hold all
-that is there.
+that is there (--seeds 0 trains nothing).
 
 Phantom results: they compare what small networks learn from phantoms in little time, not the papers' methods on CT of
 patients.
@@ -137,16 +137,15 @@ def main() -> None:
     known = [row.name for each in rows.values() for row in each]
     if unknown := sorted(set(a.only or ()) - set(known)):
         parser.error(f"--only: expected some of {', '.join(known)}; found {', '.join(unknown)}.")
-    synthesize_cases(a.out / "data", CASES, SIZE, 0)
+    if a.seeds:
+        synthesize_cases(a.out / "data", CASES, SIZE, 0)
     for row in itertools.chain(*rows.values()):
         for seed in range(a.seeds):
             if a.only is None or row.name in a.only:
                 run_row(row, a.out, seed)
-    tables = {}
-    for paper, each in rows.items():
-        scores = read_rows(each, a.out)
-        if any(scores.values()):
-            tables[f"ablations-{paper}"] = table(paper, each, scores)
+    tables = {
+        f"ablations-{paper}": table(paper, each, read_rows(each, a.out)) for paper, each in rows.items()
+    }
     for name, text in tables.items():
         print(f"{name}\n\n{text}\n")
         with atomic_path(a.out / "tables" / f"{name}.md") as temporary:
@@ -305,7 +304,7 @@ def agreement(pairs: Iterator[Pair], scores: Scores) -> Iterator[str]:
             verdict = "cannot be told, the differences lie within the spread of the seeds"
         yield (
             f"- {where}: the order {verdict}. Of {len(each)} comparisons of two rows in one Dice all {seeds} seeds "
-            f"agree with the paper in {len(same)}{listed(same)}, say the opposite in {len(opposite)}"
+            f"agree with the paper in {len(same)}{listed(same)}, oppose it in {len(opposite)}"
             f"{listed(opposite)}, and differ among themselves in {undecided}. Seeds that know nothing would agree "
             f"with the paper in {len(each) / 2**seeds:.2g} and oppose it in as many."
         )

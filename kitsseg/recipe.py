@@ -539,7 +539,7 @@ def _check_output(recipe: Recipe) -> None:
         if found != expected:
             raise ValueError(
                 f"inference.output {output!r} goes with {name} {expected!r}; found {found!r}. The loss would train "
-                "other channels than those that are predicted from."
+                "other channels than those that are predicted from. Set what belongs together."
             )
     if recipe.metrics and output != "softmax":
         raise ValueError(
