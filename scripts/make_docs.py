@@ -71,7 +71,7 @@ def _meaning(action):
     text = action.help or "of everything random" if action.dest == "seed" else action.help or ""
     text = text.replace("%%", "%")  # as argparse prints it
     if (
-        action.default not in (None, False, argparse.SUPPRESS)
+        action.default not in (None, False, [], argparse.SUPPRESS)
         and "default" not in text
         and action.option_strings
     ):

@@ -44,7 +44,11 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--steps", type=at_least(1), help="steps of every epoch, instead of the recipe's: for a trial"
     )
-    add_given(sub, "another value of any setting, in all folds, such as phases.train.learning_rate=3e-4")
+    add_given(
+        sub,
+        "another value of any setting, in all folds, recorded as given by the user, such as "
+        "phases.train.learning_rate=3e-4",
+    )
     sub.add_argument(
         "--seed", default=0, type=at_least(0), help="of the training; the folds do not depend on it"
     )

@@ -34,8 +34,7 @@ def add_given(sub: argparse.ArgumentParser, what: str) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help=f"{what}; may be given several times, and is recorded as given by the user. kitsseg recipes show RECIPE "
-        "lists the names",
+        help=f"{what}; may be given several times. kitsseg recipes show RECIPE lists the names",
     )
 
 

@@ -36,7 +36,11 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--steps", type=at_least(1), help="steps of every epoch, instead of the recipe's: for a trial"
     )
-    add_given(sub, "another value of any setting, such as phases.train.learning_rate=3e-4 or model.n_pools=4")
+    add_given(
+        sub,
+        "another value of any setting, recorded as given by the user, such as phases.train.learning_rate=3e-4 or "
+        "model.n_pools=4",
+    )
     sub.add_argument(
         "--split",
         help="a split file or a named split (default: the one of the paper where all 210 cases of KiTS19 are at hand, "
