@@ -97,8 +97,10 @@ COMMANDS = {
         "kitsseg compare unet2d=A/scores.csv wp_unet=B/scores.csv --out compare.csv",
     ),
     "report": (
-        "One HTML page without external resources: scores beside the paper's claim, training curves, every case with its "
-        "outlines in three planes, worst first.",
+        "One HTML file, without external resources and below 5 MB. Pictures come first: slices through both kidneys and the "
+        "largest tumor, to be gone through with wheel and arrow keys, with the outlines of truth and prediction; the worst "
+        "case first. Then scores, which tumors were found and by what rule, the paper's figures beside the run that follows "
+        "its recipe, and training curves. Of a folder of predictions without truth it shows the pictures and volumes.",
         "kitsseg report scores.csv --out report.html",
     ),
 }

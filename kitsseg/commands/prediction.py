@@ -181,6 +181,7 @@ def predict(
     done(
         f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {outcome.engine}",
         f"kitsseg evaluate {out} TRUTH --out scores.csv",
+        f"kitsseg report {out} --out report.html",
     )
 
 

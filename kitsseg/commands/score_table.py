@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Column, Table
 
 from kitsseg.scoring.ladder import RUNGS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kitsseg.scoring.summary import Ladders, Summary
 
-__all__ = ["format_slices", "format_table"]
+__all__ = ["print_scores", "print_slices"]
 
 COLUMNS = {
     "tk_dice": "TK",
@@ -22,28 +28,101 @@ COLUMNS = {
 }
 
 
-def format_table(rows: Sequence[Mapping[str, Any]], summary: Summary) -> str:
-    """Plain text.
+def print_scores(rows: Sequence[Mapping[str, Any]], summary: Summary, console: Console) -> None:
+    """Print the ladder, the scores of each case, their means, and what is to be known beside them.
 
     Args:
         rows, summary: of ``Evaluation``.
+        console: where there is no terminal, the tables have no lines and no line is folded.
     """
-    widths = {name: max(len(head), 6) + 2 for name, head in COLUMNS.items()}
-    first = max(len("empty prediction"), *(len(row["case"]) for row in rows))
+    beside = summary.beside_all_background
+    _print(_ladder(beside, console), console)  # long: what matters most is to stand last
+    console.print()
+    table = _table(console, "case", COLUMNS.values())
+    for row in rows:
+        _add(table, row["case"], [row[name] for name in COLUMNS])
+    table.add_section()
+    _add(table, "mean", [getattr(summary.scores, name).mean for name in COLUMNS], style="bold")
+    _add(table, "empty prediction", [beside.all_background.get(name) for name in COLUMNS])
+    _print(table, console)
+    for line in _sentences(summary):
+        console.print(escape(line))
 
-    def line(title: str, values: Mapping[str, Any]) -> str:
-        return title.ljust(first) + "".join(
-            f"{values[name]:{widths[name]}.4f}" for name in COLUMNS if name in values
+
+def print_slices(rows: list[dict[str, Any]], summary: dict[str, Any], console: Console) -> None:
+    """Print slice scores: a line for each patient, their means, and those of an empty prediction.
+
+    Args:
+        rows, summary: of ``evaluate_slices``. console: as in ``print_scores``.
+    """
+    names = [f"slice_{name}" for name in ("tk_dice", "tu_dice", "composite")]
+    patients: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        patients.setdefault(row["patient"], []).append(row)
+    table = _table(console, "patient", ("slices", "slice TK", "slice TU", "composite"))
+    for patient, some in sorted(patients.items()):
+        means = [sum(row[name] for row in some) / len(some) for name in names]
+        table.add_row(escape(patient), str(len(some)), *map(_number, means))
+    table.add_section()
+    for title, key in (("mean of patients", "patient_means"), ("empty prediction", "beside_all_background")):
+        table.add_row(
+            title, str(summary["n_slices"]), *(_number(summary[key][name]["mean"]) for name in names)
+        )
+    _print(table, console)
+    low, high = summary["patient_means"]["slice_composite"]["interval_95"]
+    console.print(
+        f"Slice scores of {summary['n_slices']} slices of {summary['n_patients']} patients, no case scores; 95 % "
+        f"interval of the mean composite over patients {low:.4f} to {high:.4f}."
+    )
+    if missing := summary["truth_without_prediction"]:
+        console.print(
+            escape(f"{len(missing)} slices with a mask are not scored (not predicted), such as {missing[0]}.")
         )
 
-    means = {name: getattr(summary.scores, name).mean for name in COLUMNS}
-    lines = _ladder(summary.beside_all_background)  # long: what matters most is to stand last
-    lines += [" " * first + "".join(head.rjust(widths[name]) for name, head in COLUMNS.items())]
-    lines += [line(row["case"], row) for row in rows] + [line("mean", means)]
-    lines += [line("empty prediction", summary.beside_all_background.all_background)]
+
+def _table(console: Console, first: str, heads: Iterable[str]) -> Table:
+    """A table of numbers; lines around it only on a terminal."""
+    columns = [Column(head, justify="right", no_wrap=True) for head in heads]
+    if console.is_terminal:
+        return Table(Column(first, overflow="fold"), *columns)
+    return Table(Column(first, no_wrap=True), *columns, box=None, pad_edge=False)
+
+
+def _add(
+    table: Table,
+    title: str,
+    values: Iterable[float | None],
+    style: str | None = None,
+) -> None:
+    table.add_row(escape(title), *map(_number, values), style=style)
+
+
+def _print(table: Table, console: Console) -> None:
+    """On a terminal within its width; elsewhere as wide as the table is, for who reads it later."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    endless = console.options.update(width=100_000)
+    console.print(table, width=Measurement.get(console, endless, table).maximum)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _ladder(beside: Ladders, console: Console) -> Table:
+    """The same label maps under every definition."""
+    table = _table(console, "the same label maps under other definitions", ("these", "empty prediction"))
+    for key, rung in RUNGS.items():
+        _add(table, rung.name, [beside.prediction[key], beside.all_background[key]])
+    return table
+
+
+def _sentences(summary: Summary) -> list[str]:
+    """What is to be known beside the table."""
     low, high = summary.composite_interval_95
     n = summary.n_cases
-    lines += [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]
+    lines = [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]
     lines += _details(summary)
     if summary.empty_cases:
         count = summary.empty_cases
@@ -68,40 +147,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], summary: Summary) -> str:
         ]
     if summary.phantom:
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
-    return "\n".join(lines)
-
-
-def format_slices(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
-    """What is printed of slice scores: a line for each patient, their means, and those of an empty prediction.
-
-    Args:
-        rows, summary: of ``evaluate_slices``.
-    """
-    names = [f"slice_{name}" for name in ("tk_dice", "tu_dice", "composite")]
-    patients: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        patients.setdefault(row["patient"], []).append(row)
-    first = max(len("empty prediction"), *map(len, patients)) + 2
-    lines = [
-        " " * first + "".join(head.rjust(12) for head in ("slices", "slice TK", "slice TU", "composite"))
-    ]
-    for patient, some in sorted(patients.items()):
-        means = [sum(row[name] for row in some) / len(some) for name in names]
-        lines.append(f"{patient:{first}}{len(some):12}" + "".join(f"{mean:12.4f}" for mean in means))
-    for title, key in (("mean of patients", "patient_means"), ("empty prediction", "beside_all_background")):
-        values = "".join(f"{summary[key][name]['mean']:12.4f}" for name in names)
-        lines.append(f"{title:{first}}{summary['n_slices']:12}{values}")
-    low, high = summary["patient_means"]["slice_composite"]["interval_95"]
-    lines.append(
-        f"Slice scores of {summary['n_slices']} slices of {summary['n_patients']} patients, no case scores; 95 % "
-        f"interval of the mean composite over patients {low:.4f} to {high:.4f}."
-    )
-    if summary["truth_without_prediction"]:
-        missing = summary["truth_without_prediction"]
-        lines.append(
-            f"{len(missing)} slices with a mask are not scored (not predicted), such as {missing[0]}."
-        )
-    return "\n".join(lines)
+    return lines
 
 
 def _details(summary: Summary) -> list[str]:
@@ -123,17 +169,3 @@ def _details(summary: Summary) -> list[str]:
             f"{found.predicted_lesions} predicted ones false ({found.rule})."
         )
     return lines
-
-
-def _ladder(beside: Ladders) -> list[str]:
-    """The same label maps under every definition."""
-    width = max(len(rung.name) for rung in RUNGS.values()) + 2
-    lines = ["the same label maps under other definitions".ljust(width) + "  these  empty prediction"]
-    for key, rung in RUNGS.items():
-        ours, nothing = beside.prediction[key], beside.all_background[key]
-        lines.append(f"{rung.name:{width}}{_number(ours)}{_number(nothing):>18}")
-    return [*lines, ""]
-
-
-def _number(value: float | None) -> str:
-    return "      -" if value is None else f"{value:7.4f}"

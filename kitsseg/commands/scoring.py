@@ -43,8 +43,12 @@ def add(command: AddCommand) -> None:
     )
     sub.add_argument("--out", type=Path, help="a .csv file for the differences")
 
-    sub = command("report", _report, "one self-contained HTML page about a run or about scores")
-    sub.add_argument("source", type=Path, help="a run folder, or the scores.csv of kitsseg evaluate")
+    sub = command("report", _report, "one self-contained HTML page about a run, scores or predictions")
+    sub.add_argument(
+        "source",
+        type=Path,
+        help="a run folder, the scores.csv of kitsseg evaluate, or a folder of kitsseg predict without truth",
+    )
     sub.add_argument(
         "--out", type=Path, help="the HTML file (default: report.html, or none where --preview is given)"
     )
@@ -69,9 +73,7 @@ def evaluate(
     classes: str = "kits19",
     surface: bool = False,
 ) -> None:
-    from rich.markup import escape
-
-    from kitsseg.commands.score_table import format_slices, format_table
+    from kitsseg.commands.score_table import print_scores, print_slices
     from kitsseg.runtime.console import console, done, progress_bar
     from kitsseg.scoring.evaluate import evaluate_folders
     from kitsseg.scoring.scores_file import SliceEvaluation
@@ -79,10 +81,10 @@ def evaluate(
     with progress_bar() as progress:
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
     if isinstance(result, SliceEvaluation):
-        console.print(escape(format_slices(result.rows, result.summary)))
+        print_slices(result.rows, result.summary, console)
         done(f"wrote slice scores to {out} and {out.with_suffix('.json')}")
         return
-    console.print(escape(format_table(result.rows, result.summary)))
+    print_scores(result.rows, result.summary, console)
     done(f"wrote {out} and {out.with_suffix('.json')}", f"kitsseg report {out} --out report.html")
 
 
@@ -193,4 +195,14 @@ def report(source: Path, out: Path) -> None:
 
     with progress_bar() as progress:
         write_report(source, out, progress)
-    done(f"wrote {out}: open it in a browser")
+    done(f"wrote {out}: open it in a browser", _after_report(source))
+
+
+def _after_report(source: Path) -> str:
+    """The command that usually follows on a page about ``source``."""
+    scores = source / "scores.csv" if source.is_dir() else source
+    if scores.exists():
+        return f"kitsseg compare {scores} OTHER_SCORES"
+    if (source / "run.json").exists():
+        return f"kitsseg predict {source} DATA --out PREDICTIONS"
+    return f"kitsseg evaluate {source} TRUTH --out scores.csv"

@@ -14,9 +14,10 @@ MASKS: tuple[tuple[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
     ("kidney", lambda labels: labels > 0),
     ("tumor", lambda labels: labels == 2),
 )
-# as on the page: truth blue, prediction orange, kidney the deeper and tumor the lighter tone
-COLORS = {"truth kidney": "#3f8cff", "truth tumor": "#a5dcff"}
-COLORS |= {"prediction kidney": "#ff7d1a", "prediction tumor": "#ffd97a"}
+# Of the colors of Okabe and Ito, with white where they have black, because a CT is dark: truth is cold, prediction
+# warm. For readers with protanopia, deuteranopia and tritanopia any two differ by 21 and more in CIE L*a*b*.
+COLORS = {"truth kidney": "#56B4E9", "truth tumor": "#FFFFFF"}
+COLORS |= {"prediction kidney": "#D55E00", "prediction tumor": "#F0E442"}
 
 
 def contours(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.int64]]:

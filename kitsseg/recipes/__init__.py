@@ -13,7 +13,7 @@ from kitsseg.recipe import GIVEN, Phase, Recipe, Variant, changed, vary
 if TYPE_CHECKING:
     from kitsseg.records.run import RunRecord
 
-__all__ = ["get", "given", "names", "of_record", "variants"]
+__all__ = ["EDITIONS", "get", "given", "names", "of_record", "variants"]
 
 EDITIONS = {"": "PAPER", "practical": "PRACTICAL", "tiny": "TINY"}
 

@@ -1,13 +1,20 @@
 """Inline SVG drawings: training curves, and how the scores of the cases are spread."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kitsseg.files.templates import render_html
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["dice_plot", "training_chart"]
 
@@ -15,10 +22,11 @@ WIDTH, HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 92, 42, 44
 LOG_RATIO = 20  # from here on a linear axis would show a flat line
 MAX_MARKS = 12
-SERIES = (("loss", "training loss", "a"), ("val_loss", "validation loss", "b"))
+LABEL_HEIGHT = 42
+SERIES = (("loss", "training", "a"), ("val_loss", "validation", "b"))
 
 
-def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
+def training_chart(history: Sequence[Mapping[str, Any]]) -> Markup:
     """Loss and validation loss of each epoch, with marks where phases begin and the learning rate drops.
 
     Args:
@@ -32,7 +40,7 @@ def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
         if points:
             series.append((name, style, points))
     if not series:
-        return "<p>No epoch with a finite loss has been recorded.</p>"
+        return render_html("kitsseg.report", "no_loss.html")
     values = [value for *_, points in series for _, value in points]
     scale, ticks, log = _value_axis(min(values), max(values))
     span = max(len(history) - 1, 1)
@@ -43,36 +51,52 @@ def training_chart(history: Sequence[Mapping[str, Any]]) -> str:
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - scale(value) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="Loss over {len(history)} epochs">'
+    lines = [
+        _Line(name, style, [(x(epoch), y(value)) for epoch, value in points], points[-1][1], y(points[-1][1]))
+        for name, style, points in series
     ]
-    for tick in ticks:
-        parts.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for epoch in _epoch_ticks(len(history)):
-        parts.append(
-            f'<text x="{x(epoch):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{epoch}</text>'
-        )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">epoch</text>')
-    parts.append(f'<text x="0" y="{TOP - 26}">loss{" (log)" if log else ""}</text>')
-    parts += _marks(history, x)
-    ends = []
-    for name, style, points in series:
-        line = "L".join(f"{x(epoch):.1f} {y(value):.1f}" for epoch, value in points)
-        parts.append(f'<path class="line {style}" d="M{line}"/>')
-        if len(points) <= 40:
-            parts += [f'<circle class="{style}" cx="{x(e):.1f}" cy="{y(v):.1f}" r="2.5"/>' for e, v in points]
-        ends.append([y(points[-1][1]), name.split()[0], points[-1][1], style])
-    ends.sort()
-    for before, after in pairwise(ends):
-        after[0] = max(after[0], before[0] + 30)
-    for top, name, value, style in ends:
-        left = WIDTH - RIGHT + 10
-        parts.append(f'<text class="{style}" x="{left}" y="{top:.1f}">{name}</text>')
-        parts.append(f'<text class="{style}" x="{left}" y="{top + 14:.1f}">{value:.4g}</text>')
-    return "".join(parts) + "</svg>"
+    lines.sort(key=lambda line: line.label_y)
+    for before, after in pairwise(lines):
+        after.label_y = max(after.label_y, before.label_y + LABEL_HEIGHT)
+    return render_html(
+        "kitsseg.report",
+        "training_chart.svg",
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        top=TOP,
+        bottom=HEIGHT - BOTTOM,
+        epochs=len(history),
+        ticks=[(y(tick), tick) for tick in ticks],
+        epoch_ticks=[(x(epoch), epoch) for epoch in _epoch_ticks(len(history))],
+        log=log,
+        marks=_marks(history, x),
+        lines=lines,
+    )
+
+
+@dataclass
+class _Line:
+    """A curve: its points in the drawing, its last value, and where its label stands."""
+
+    name: str
+    style: str
+    points: list[tuple[float, float]]
+    last: float
+    label_y: float
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A vertical line (from ``from_y`` down; None: no line) and a text beside it."""
+
+    kind: str
+    line_x: float
+    from_y: float | None
+    text: str
+    text_x: float
+    text_y: float
 
 
 def _value_axis(low: float, high: float) -> tuple[Callable[[float], float], list[float], bool]:
@@ -104,28 +128,24 @@ def _epoch_ticks(n: int) -> list[int]:
     return [1, *(epoch for epoch in range(step, n + 1, step) if epoch > max(1, step // 2))] if n > 1 else [1]
 
 
-def _marks(history: Sequence[Mapping[str, Any]], x: Callable[[float], float]) -> list[str]:
+def _marks(history: Sequence[Mapping[str, Any]], x: Callable[[float], float]) -> list[_Mark]:
     """Vertical lines where a phase begins and where the learning rate drops."""
-    parts, drops = [], []
+    marks, drops = [], []
     for i, (before, row) in enumerate(zip([None, *history], history), 1):
         if before is None or row["phase"] != before["phase"]:
-            if before is not None:
-                parts.append(f'<path class="phase" d="M{x(i - 0.5):.1f} {TOP - 12}V{HEIGHT - BOTTOM}"/>')
-            name = escape(f"{row['phase']}, lr {row['learning_rate']:.2g}")
-            parts.append(
-                f'<text x="{x(i - 0.5 * (before is not None)) + 4:.1f}" y="{TOP - 26}">{name}</text>'
-            )
+            at = x(i if before is None else i - 0.5)
+            text = f"{row['phase']}, lr {row['learning_rate']:.2g}"
+            marks.append(_Mark("phase", at, None if before is None else TOP - 12, text, at + 4, TOP - 26))
         elif row["learning_rate"] < before["learning_rate"]:
             drops.append((i, row["learning_rate"]))
     if len(drops) > MAX_MARKS:  # a schedule that falls in every epoch
         first, last = history[0]["learning_rate"], history[-1]["learning_rate"]
         text = f"learning rate {first:.2g} to {last:.2g}, {len(drops)} drops"
-        parts.append(f'<text class="drop" x="{x(1) + 4:.1f}" y="{TOP - 8}">{text}</text>')
-        return parts
+        return [*marks, _Mark("drop", x(1), None, text, x(1) + 4, TOP - 8)]
     for i, rate in drops:
-        parts.append(f'<path class="drop" d="M{x(i - 0.5):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="drop" x="{x(i - 0.5) + 3:.1f}" y="{TOP - 8}">lr {rate:.2g}</text>')
-    return parts
+        at = x(i - 0.5)
+        marks.append(_Mark("drop", at, TOP, f"lr {rate:.2g}", at + 3, TOP - 8))
+    return marks
 
 
 SPREAD_WIDTH, SPREAD_LEFT, SPREAD_RIGHT, SPREAD_TOP, BAND, SPREAD_AXIS = 760, 110, 20, 10, 64, 34
@@ -133,7 +153,7 @@ DOT, DOT_STEP = 3.2, 6  # radius, and how far dots of nearly the same value are 
 SPREAD_SCORES = (("tk_dice", "TK Dice"), ("tu_dice", "TU Dice"), ("composite", "composite"))
 
 
-def dice_plot(rows: Sequence[Mapping[str, Any]]) -> str:
+def dice_plot(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw the per-case scores.
 
     Args:
@@ -141,35 +161,31 @@ def dice_plot(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Returns: an ``<svg>`` whose classes the page styles. Each dot is titled with its case.
     """
-    height = SPREAD_TOP + BAND * len(SPREAD_SCORES) + SPREAD_AXIS
     bottom = SPREAD_TOP + BAND * len(SPREAD_SCORES)
-    parts = [
-        f'<svg class="chart spread" viewBox="0 0 {SPREAD_WIDTH} {height}" role="img" '
-        f'aria-label="Scores of {len(rows)} cases">'
-    ]
-    for tick in np.linspace(0, 1, 6):
-        parts.append(f'<path class="grid" d="M{_spread_x(tick):.1f} {SPREAD_TOP}V{bottom}"/>')
-        parts.append(
-            f'<text x="{_spread_x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:.1f}</text>'
-        )
-    for band, (key, name) in enumerate(SPREAD_SCORES):
-        middle = SPREAD_TOP + BAND * (band + 0.5)
+    bands = []
+    for number, (key, name) in enumerate(SPREAD_SCORES):
+        middle = SPREAD_TOP + BAND * (number + 0.5)
         values = np.array([row[key] for row in rows])
         low, median, high = (_spread_x(value) for value in np.percentile(values, [25, 50, 75]))
-        parts.append(f'<text x="{SPREAD_LEFT - 12}" y="{middle + 4:.1f}" text-anchor="end">{name}</text>')
-        parts.append(
-            f'<rect class="box" x="{low:.1f}" y="{middle - BAND * 0.36:.1f}" '
-            f'width="{max(high - low, 1):.1f}" height="{BAND * 0.72:.1f}"/>'
-        )
-        parts.append(
-            f'<path class="median" d="M{median:.1f} {middle - BAND * 0.36:.1f}V{middle + BAND * 0.36:.1f}"/>'
-        )
-        for (x, shift), row in zip(_apart(values), rows, strict=True):
-            title = f"{escape(str(row['case']))}: {row[key]:.3f}"
-            parts.append(
-                f'<circle class="a" cx="{x:.1f}" cy="{middle + shift:.1f}" r="{DOT}"><title>{title}</title></circle>'
-            )
-    return "".join(parts) + "</svg>"
+        dots = [
+            {"x": x, "y": middle + shift, "title": f"{row['case']}: {row[key]:.3f}"}
+            for (x, shift), row in zip(_apart(values), rows, strict=True)
+        ]
+        band: dict[str, Any] = {"name": name, "middle": middle, "half": BAND * 0.36, "dots": dots}
+        bands.append(band | {"low": low, "median": median, "width": max(high - low, 1)})
+    return render_html(
+        "kitsseg.report",
+        "dice_plot.svg",
+        width=SPREAD_WIDTH,
+        height=bottom + SPREAD_AXIS,
+        left=SPREAD_LEFT,
+        top=SPREAD_TOP,
+        bottom=bottom,
+        n_cases=len(rows),
+        ticks=[(_spread_x(tick), tick) for tick in np.linspace(0, 1, 6).tolist()],
+        bands=bands,
+        dot_radius=DOT,
+    )
 
 
 def _spread_x(value: float) -> float:

@@ -1,4 +1,4 @@
-"""``kitsseg report``: a run, its scores and pictures of its cases -> one HTML page, complete in itself.
+"""``kitsseg report``: a run, scores or label maps, and pictures of their cases -> one HTML page, complete in itself.
 
 The files of a run folder may have been edited, so the report checks what it takes from them.
 """
@@ -12,9 +12,14 @@ from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import read_record
 from kitsseg.interfaces import Progress
+from kitsseg.records.exported import format_of, read_exported
+from kitsseg.records.predictions import PredictionsRecord, read_predictions
 from kitsseg.records.run import RunFacts, read_history, read_run, read_sparsity
+from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
 from kitsseg.report.page import Contents, build_page
 from kitsseg.report.pictures import case_picture, case_preview
+from kitsseg.report.views import ShownCase
+from kitsseg.scoring.cases import CaseFiles
 from kitsseg.scoring.scores_file import read_scores
 from kitsseg.scoring.summary import Summary
 
@@ -32,7 +37,10 @@ def run_of_report(folder: Path) -> RunFacts:
     return read_record(path, RunFacts, "the record of a run", "Restore the file as kitsseg train wrote it.")
 
 
-WORST, BEST = 6, 3  # cases with pictures: the page stays below 5 MB
+WORST, BEST = 6, 3  # cases with pictures
+PICTURES_BYTES = 4_300_000  # of all of them together: the page stays below 5 MB
+LARGEST_PICTURE = 1_000_000  # of one case
+PHANTOM_NETWORK = "The network was trained on synthetic patients only."
 
 
 def write_report(
@@ -41,43 +49,64 @@ def write_report(
     """Write the page.
 
     Args:
-        source: a run folder (its scores are RUN/scores.csv, if they exist) or a scores.csv with its
-            scores.json, which names the run.
+        source: a run folder (its scores are RUN/scores.csv, if they exist); a scores.csv with its
+            scores.json, which names the run; or a folder of label maps with its predictions.json, which have no truth.
         out: the .html file to write.
         progress: called as ``progress(description, done, total)``.
 
     Returns: path of the page.
-    Raises: InputError if ``source`` is neither, or damaged. A file that only a picture needs may be missing:
+    Raises: InputError if ``source`` is none of these, or damaged. A file that only a picture needs may be missing:
         the page then says so in its place.
     """
     source, out = Path(source), Path(out)
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise InputError(f"{out}: expected the name of an .html file to write.")
     if not source.exists():
-        raise InputError(f"{source}: expected a run folder or a scores.csv, found nothing.")
+        raise InputError(
+            f"{source}: expected a run folder, a scores.csv or a folder of predictions, found nothing."
+        )
     return draw_report(_read(source), out, progress)
 
 
 def draw_report(contents: Contents, out: Path, progress: Progress | None = None) -> Path:
-    """Write the page of these contents, with pictures of the worst and the best cases. Args: as ``write_report``."""
+    """Write the page of these contents, with pictures of some cases. Args: as ``write_report``."""
     rows = sorted(contents.rows, key=lambda row: (row["composite"], row["case"]))
-    drawn = rows if len(rows) <= WORST + BEST else rows[:WORST] + rows[-BEST:]
+    shown = _shown_scans(contents) if contents.predictions else _shown_cases(rows, contents.summary)
     pictures = {}
-    files = contents.summary.cases if contents.summary else {}
-    for done, row in enumerate(drawn):
+    for done, (name, case) in enumerate(shown.items()):
         if progress:
-            progress("draw", done, len(drawn))
-        pictures[row["case"]] = case_picture(files[row["case"]])
-    if progress and drawn:
-        progress("draw", len(drawn), len(drawn))
+            progress("draw", done, len(shown))
+        pictures[name] = case_picture(case, name, min(PICTURES_BYTES // len(shown), LARGEST_PICTURE))
+    if progress and shown:
+        progress("draw", len(shown), len(shown))
     page = build_page(replace(contents, rows=rows), pictures)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
 
 
+def _shown_cases(rows: list[dict[str, Any]], summary: Summary | None) -> dict[str, ShownCase]:
+    """The worst and the best of these rows, which are sorted."""
+    drawn = rows if len(rows) <= WORST + BEST else rows[:WORST] + rows[-BEST:]
+    files = summary.cases if summary else {}
+    return {row["case"]: _shown(files[row["case"]]) for row in drawn}
+
+
+def _shown(files: CaseFiles) -> ShownCase:
+    return ShownCase(files.image, files.prediction, files.truth, files.label_values)
+
+
+def _shown_scans(contents: Contents) -> dict[str, ShownCase]:
+    """Scans that are doubtful first, then by name."""
+    scans = contents.predictions.cases if contents.predictions else {}
+    names = sorted(scans, key=lambda name: (not scans[name].doubts, name))[: WORST + BEST]
+    return {name: ShownCase(scans[name].image, str(contents.folder / scans[name].file)) for name in names}
+
+
 def _read(source: Path) -> Contents:
-    """The contents of the page of a run folder or of a scores.csv."""
+    """The contents of the page of a run folder, of a scores.csv or of a folder of predictions."""
+    if source.is_dir() and not (source / "run.json").exists() and (predictions := read_predictions(source)):
+        return _of_predictions(source, predictions)
     scores = source / "scores.csv" if source.is_dir() else source
     rows: list[dict[str, Any]] = []
     summary: Summary | None = None
@@ -98,11 +127,44 @@ def _read(source: Path) -> Contents:
             "No training curves: the predictions were not made by kitsseg predict, so no run is known."
         )
     elif not source.is_dir() and not _holds_a_run(folder):
-        notes.append(f"No training curves: the run folder {folder} is no longer there.")
+        notes += _no_curves(folder)
     else:
         run, history, sparsity = run_of_report(folder), read_history(folder), read_sparsity(folder)
         return Contents(rows=rows, summary=summary, run=run, history=history, sparsity=sparsity, notes=notes)
-    return Contents(rows=rows, summary=summary, notes=notes)
+    return Contents(
+        rows=rows, summary=summary, notes=notes, cautions=_cautions(folder, bool(summary and summary.phantom))
+    )
+
+
+def _of_predictions(source: Path, predictions: PredictionsRecord) -> Contents:
+    """The contents of the page of label maps that are not scored."""
+    if predictions.cases and all(scan.patient is not None for scan in predictions.cases.values()):
+        raise InputError(f"{source}: expected label maps of whole scans, found those of single slices.")
+    folder = Path(predictions.run)
+    run = run_of_report(folder) if _holds_a_run(folder) else None
+    return Contents(
+        predictions=predictions, folder=source, cautions=_cautions(folder, predictions.phantom, run)
+    )
+
+
+def _no_curves(folder: Path) -> list[str]:
+    """Why there are no training curves; of an exported network nobody expects any."""
+    if _is_there(folder) and format_of(folder):
+        return []
+    return [f"No training curves: the run folder {folder} is no longer there."]
+
+
+def _cautions(network: Path | None, phantom: bool, run: RunFacts | None = None) -> list[str]:
+    """What is to be known of a network that learned from synthetic patients, unless the page says it of all."""
+    if network is None or phantom:
+        return []
+    if network == network_path(STARTER):
+        return [STARTER_NOTE]
+    if run is not None:
+        return [PHANTOM_NETWORK] if run.phantom else []
+    if _is_there(network) and format_of(network) and read_exported(network).record.phantom:
+        return [PHANTOM_NETWORK]
+    return []
 
 
 def write_preview(
@@ -133,8 +195,8 @@ def write_preview(
             raise InputError(f"{scores}: expected {case} among its {len(rows)} cases, found {names} ...")
         row = named[0]
     title = f"{row['case']}   TK {row['tk_dice']:.3f}   TU {row['tu_dice']:.3f}   "
-    title += "blue: truth, orange: prediction; dark: kidney, light: tumor"
-    picture = case_preview(summary.cases[row["case"]], title)
+    title += "truth: blue, tumor white; prediction: red, tumor yellow"
+    picture = case_preview(_shown(summary.cases[row["case"]]), title)
     with atomic_path(out) as temporary:
         picture.save(temporary, "PNG", optimize=True)
     shown: str = row["case"]
@@ -142,8 +204,13 @@ def write_preview(
 
 
 def _holds_a_run(folder: Path) -> bool:
-    """Whether there is a run in a folder that a record names; the name may be one that no system takes."""
+    """Whether there is a run in a folder that a record names."""
+    return _is_there(folder / "run.json")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path that a record names exists; the name may be one that no system takes."""
     try:
-        return (folder / "run.json").is_file()
+        return path.exists()
     except (OSError, ValueError):
         return False

@@ -1,13 +1,29 @@
-"""Sections of the report: the ladder, the paper's claims, surfaces and lesions, what failed, pruning."""
+"""Sections of the report as values: the ladder, the paper's figures, tumors found and missed, what failed, pruning."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
+from kitsseg.recipes import EDITIONS
 from kitsseg.scoring.ladder import RUNGS
+from kitsseg.scoring.lesions import CASE_RULE, is_found
 from kitsseg.scoring.summary import Ladders, Summary
 
-__all__ = ["CLAIMS", "claims", "details", "failure_rows", "ladder_table", "pruning", "without_counterpart"]
+__all__ = [
+    "CLAIMS",
+    "Claims",
+    "ClassRow",
+    "Failures",
+    "Tumor",
+    "Tumors",
+    "claims",
+    "class_rows",
+    "failures",
+    "ladder_rows",
+    "listed",
+    "tumors",
+    "without_counterpart",
+]
 
 # The papers' figures (``Recipe.reported``) whose definition is one of ours; what is not named here has none.
 CLAIMS = {
@@ -28,7 +44,7 @@ CLAIMS = {
     "training accuracy": "pixel_accuracy",
     "training mean IoU": "mean_iou",
 }
-MISSED_SHOWN = 30
+NAMED = 30  # cases in a list
 
 
 def without_counterpart(name: str) -> str:
@@ -42,172 +58,221 @@ def without_counterpart(name: str) -> str:
     return "no score of label maps"
 
 
-def ladder_table(beside: Ladders) -> list[str]:
+@dataclass(frozen=True)
+class Rung:
+    """A line of the ladder: one definition, of these predictions and of empty label maps."""
+
+    name: str
+    definition: str
+    met_in: str
+    ours: float | None
+    nothing: float | None
+    official: bool
+
+
+def ladder_rows(beside: Ladders) -> list[Rung]:
     """The same label maps under every definition, beside an empty label map."""
-    lines = []
-    for key, rung in RUNGS.items():
-        ours, nothing = beside.prediction[key], beside.all_background[key]
-        official = " class='official'" if rung.name.endswith("official") else ""
-        lines.append(
-            f"<tr{official}><th scope='row'>{escape(rung.name)}<small>{escape(rung.definition)}</small></th>"
-            f"<td class='words'>{escape(rung.met_in)}</td>{_bar(ours)}{_bar(nothing)}</tr>"
-        )
-    accuracy = beside.all_background["pixel_accuracy"]
-    slices = beside.all_background["slice_tu_dice_empty_is_1"]
-    accurate = "-" if accuracy is None else f"{100 * accuracy:.2f} %"
-    perfect = "-" if slices is None else f"{slices:.3f}"
     return [
-        "<section><h2>One prediction, many scores</h2><p class='aside'>The same label maps under every definition "
-        "that papers and common code call accuracy or Dice, and beside them an empty label map on the same cases. "
-        f"Predicting nothing at all is {accurate} accurate here, and has a tumor Dice of {perfect} if "
-        "slices without tumor count 1. Only the last rows are KiTS19 scores.</p>"
-        "<div class='scroll'><table class='ladder'><thead><tr><th scope='col'>definition</th>"
-        "<th scope='col' class='words'>met in</th><th scope='col'>these predictions</th>"
-        f"<th scope='col'>predicting nothing at all</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        "</section>"
+        Rung(
+            rung.name,
+            rung.definition,
+            rung.met_in,
+            beside.prediction[key],
+            beside.all_background[key],
+            rung.name.endswith("official"),
+        )
+        for key, rung in RUNGS.items()
     ]
 
 
-def _bar(value: float | None) -> str:
-    if value is None:
-        return "<td>-</td>"
-    return f"<td class='bar' style='--v:{value:.4f}'>{value:.4f}</td>"
+@dataclass(frozen=True)
+class Claim:
+    """A figure of the paper; beside it ours and that of predicting nothing, where ``why`` is their definition."""
+
+    name: str
+    value: str
+    ours: float | None = None
+    nothing: float | None = None
+    why: str = ""
 
 
-def claims(reported: dict[str, Any] | None, beside: Ladders | None, phantom: bool = False) -> list[str]:
-    """What the paper reports, beside ours where the definition is the same; ``beside`` is None without scores."""
-    if not reported:
-        return []
-    lines = []
-    for name, value in reported.items():
-        key = CLAIMS.get(name)
-        cells = f"<th scope='row'>{escape(str(name))}</th><td>{escape(str(value))}</td>"
-        if beside is not None and key:
-            ours, nothing = beside.prediction[key], beside.all_background[key]
-            cells += f"{_cell(ours)}{_cell(nothing)}<td class='words'>{escape(RUNGS[key].definition)}</td>"
-        elif beside is not None:
-            cells += f"<td>-</td><td>-</td><td class='words'>{without_counterpart(str(name))}</td>"
-        lines.append(f"<tr>{cells}</tr>")
-    heads = ["the paper's figure", "value"]
-    if beside is not None:
-        here = "here, on phantoms: not comparable" if phantom else "here, same definition"
-        heads += [here, "predicting nothing", "definition"]
-    head = "".join(
-        f"<th scope='col'{' class=words' if name == 'definition' else ''}>{name}</th>" for name in heads
-    )
-    compare = " Here are other cases: compare only where cases and definition agree." if beside else ""
-    return [
-        "<section><h2>What the paper reports</h2><div class='scroll'><table class='narrow'>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f"<p class='aside'>Printed as given, in the paper's own terms and on its own cases.{compare}</p></section>"
-    ]
+@dataclass(frozen=True)
+class Claims:
+    """The figures of the paper that a run follows; or, in ``why_not``, why its figures do not stand beside this run."""
+
+    rows: list[Claim]
+    why_not: str = ""
 
 
-def _cell(value: float | None, digits: int = 3) -> str:
-    return "<td>-</td>" if value is None else f"<td>{value:.{digits}f}</td>"
-
-
-def details(summary: Summary) -> list[str]:
-    """Surface Dice and HD95, the Dice of the KiTS23 classes, lesions; nothing where they were not asked for."""
-    hec, surface, lesions = summary.hec, summary.surface, summary.lesions
-    if not (hec or surface or lesions):
-        return []
-    names = dict.fromkeys([*(vars(hec.dice) if hec else ()), *(surface.classes if surface else ())])
-    heads = ["class"]
-    lines: dict[str, list[str]] = {name: [] for name in names}
-    if hec:
-        heads.append("Dice")
-        for name in names:
-            dice = getattr(hec.dice, name, None)
-            lines[name].append(_cell(dice and dice.mean))
-    if surface:
-        heads += ["surface Dice", "at mm", "HD95 mm", "HD95 defined in"]
-        for name, values in surface.classes.items():
-            distance = values.hd95_mm
-            lines[name].append(_cell(values.surface_dice.mean) + _cell(values.tolerance_mm))
-            lines[name].append(_cell(distance.mean, 2))
-            lines[name].append(f"<td>{distance.defined} of {summary.n_cases}</td>")
-    head = "".join(f"<th scope='col'>{name}</th>" for name in heads)
-    body = "".join(f"<tr><th scope='row'>{escape(n)}</th>{''.join(cells)}</tr>" for n, cells in lines.items())
-    parts = ["<section><h2>Surfaces and lesions</h2>"]
-    parts.append(f"<div class='scroll'><table class='narrow'><thead><tr>{head}</tr></thead>")
-    parts.append(f"<tbody>{body}</tbody></table></div>")
-    if surface:
-        rules = f"Surface Dice: {surface.surface_dice_rule}. HD95: {surface.hd95_rule}."
-        parts.append(f"<p class='aside'>{escape(rules)}</p>")
-    if lesions:
-        parts.append(
-            f"<p>{lesions.lesions_found} of {lesions.lesions} tumors were found; {lesions.false_lesions} of "
-            f"{lesions.predicted_lesions} predicted ones are false.</p><p class='aside'>{escape(lesions.rule)}."
-            "</p>"
-        )
-    return [*parts, "</section>"]
-
-
-def failure_rows(rows: list[dict[str, Any]], summary: Summary) -> list[str]:
-    """Cases that say nothing good: not predicted, empty, or with a tumor that was missed altogether."""
-    failed = summary.failed or {}
-    groups = [
-        ("Prediction failed", [f"{case}: {entry.reason}" for case, entry in failed.items()]),
-        (
-            f"Masks without a voxel ({summary.empty_rule})",
-            [f"{row['case']}: {row['empty'].replace('_', ' ')}" for row in rows if row["empty"]],
-        ),
-        (
-            "Tumor missed altogether",
-            [row["case"] for row in rows if not row["tu_dice"] and "truth_tumor" not in row["empty"]],
-        ),
-    ]
-    parts = []
-    for name, cases in groups:
-        if cases:
-            parts.append(f"<dt>{escape(name)}: {len(cases)}</dt><dd>{_listed(cases, '; ')}</dd>")
-    if not parts:
-        parts = ["<dt>None</dt><dd>No prediction failed, no mask is empty, no tumor was missed.</dd>"]
-    lines = [f"<section><h2>Failures</h2><dl>{''.join(parts)}</dl>"]
-    # of a run: the patients it was trained on, and those forgotten
-    if left := summary.truth_without_prediction:
-        lines.append(
-            f"<p class='aside'>Not predicted, so not scored: {len(left)} of the cases with a truth: "
-            f"{_listed(left, ', ')}.</p>"
-        )
-    if alone := summary.prediction_without_truth:
-        lines.append(
-            f"<p class='aside'>No truth, so not scored: {len(alone)} predictions: {_listed(alone, ', ')}.</p>"
-        )
-    if others := summary.of_other_scans:
-        lines.append(
-            f"<p class='aside'>Predicted from another scan than the one beside the truth: {_listed(others, ', ')}.</p>"
-        )
-    return [*lines, "</section>"]
-
-
-def _listed(cases: Sequence[str], separator: str) -> str:
-    more = f" and {len(cases) - MISSED_SHOWN} more" if len(cases) > MISSED_SHOWN else ""
-    return separator.join(escape(str(case)) for case in cases[:MISSED_SHOWN]) + more
-
-
-def pruning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Zeros of each weight matrix.
+def claims(
+    reported: Mapping[str, Any] | None, beside: Ladders | None, recipe: str | None, networks: Sequence[str]
+) -> Claims | None:
+    """What the paper reports of the recipe of a run, beside ours where the definition is the same.
 
     Args:
-        rows: of RUN/sparsity.csv as ``read_sparsity`` gives them; empty for a run that was not pruned.
+        reported: the figures. beside: None without scores.
+        recipe: of the run: figures of the paper stand beside its own recipe or a row of its tables, and nothing else.
+        networks: the recipes of all networks whose mean was scored.
+
+    Returns: None where the paper reports nothing.
     """
-    if not rows:
-        return []
-    pruned = [row for row in rows if row["pruned"] == "yes"]
-    size, zeros = (sum(row[key] for row in pruned) for key in ("size", "zeros"))
-    lines = "".join(
-        f"<tr><th scope='row'>{escape(row['weights'])}</th><td>{escape(row['shape'])}</td>"
-        f"<td>{row['size']:,}</td><td>{row['zeros']:,}</td>{_bar(row['sparsity'])}<td>{row['pruned']}</td></tr>"
-        for row in rows
-    )
-    share = f"{100 * zeros / size:.1f} %" if size else "none"
-    return [
-        f"<section><h2>Pruning</h2><p>{len(pruned)} of {len(rows)} weight matrices are pruned: {zeros:,} of their "
-        f"{size:,} weights are zero ({share}).</p><p class='aside'>Zeros do not make a network faster, nor its file "
-        "smaller until it is compressed.</p><details><summary>each weight matrix</summary><div class='scroll'>"
-        "<table class='narrow'><thead><tr><th scope='col'>weights</th><th scope='col'>shape</th>"
-        "<th scope='col'>size</th><th scope='col'>zeros</th><th scope='col'>share of zeros</th>"
-        f"<th scope='col'>pruned</th></tr></thead><tbody>{lines}</tbody></table></div></details></section>"
-    ]
+    if not reported:
+        return None
+    stem, _, edition = (recipe or "").partition(":")
+    if edition and edition in EDITIONS:
+        return Claims([], f"The figures of the paper belong to its own recipe, {stem}; this run is {recipe}.")
+    if len(others := sorted({*networks, *([recipe] if recipe else [])})) > 1:
+        return Claims(
+            [],
+            f"The figures of a paper belong to one recipe; here several were averaged: {', '.join(others)}.",
+        )
+    rows = []
+    for name, value in reported.items():
+        key = CLAIMS.get(name)
+        if beside is None:
+            rows.append(Claim(name, str(value)))
+        elif key:
+            ours, nothing = beside.prediction[key], beside.all_background[key]
+            rows.append(Claim(name, str(value), ours, nothing, RUNGS[key].definition))
+        else:
+            rows.append(Claim(name, str(value), why=without_counterpart(name)))
+    return Claims(rows)
+
+
+@dataclass(frozen=True)
+class Tumor:
+    """A tumor of the truth: its volume, and the share of it, 0 to 1, that is predicted as tumor."""
+
+    case: str
+    ml: float
+    share: float
+    found: bool
+
+
+@dataclass(frozen=True)
+class Tumors:
+    """Which tumors were found, by one rule for the whole page.
+
+    Attributes:
+        rule: what a tumor is, and when it counts as found.
+        rows: missed ones first, then the large before the small.
+        false, predicted: how many predicted tumors are none; None where a tumor is all tumor of a case.
+    """
+
+    rule: str
+    rows: list[Tumor]
+    false: int | None = None
+    predicted: int | None = None
+
+    @property
+    def found(self) -> int:
+        """How many of ``rows`` were found."""
+        return sum(row.found for row in self.rows)
+
+    @property
+    def missed_cases(self) -> list[str]:
+        """Names of the cases with a tumor that was missed."""
+        return list(dict.fromkeys(row.case for row in self.rows if not row.found))
+
+    @property
+    def ml(self) -> float:
+        """Volume of all tumors."""
+        return sum(row.ml for row in self.rows)
+
+    @property
+    def labeled_ml(self) -> float:
+        """How much of it is predicted as tumor."""
+        return sum(row.ml * row.share for row in self.rows)
+
+
+def tumors(rows: Sequence[Mapping[str, Any]], summary: Summary) -> Tumors:
+    """Each tumor of the truth: by lesion where the lesions were scored, else all tumor of a case together.
+
+    Args:
+        rows: of scores.csv. summary: of its scores.json.
+    """
+    files = [(row["case"], summary.cases[row["case"]].lesions) for row in rows]
+    lesions = [(case, each) for case, of_case in files for each in of_case or ()]
+    if summary.lesions and all(of_case is not None for _, of_case in files):
+        rule, false, predicted = (
+            summary.lesions.rule,
+            summary.lesions.false_lesions,
+            summary.lesions.predicted_lesions,
+        )
+        found = [Tumor(case, each.ml, each.share, is_found(each.share)) for case, each in lesions]
+    else:
+        rule, false, predicted = CASE_RULE, None, None
+        found = [
+            Tumor(row["case"], row["truth_tumor_ml"], row["tumor_recall"], is_found(row["tumor_recall"]))
+            for row in rows
+            if row["truth_tumor_ml"] > 0
+        ]
+    found.sort(key=lambda tumor: (tumor.found, -tumor.ml, tumor.case))
+    return Tumors(rule, found, false, predicted)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Scores of one class: Dice of KiTS23, surface Dice and HD95, each None where it was not asked for."""
+
+    name: str
+    dice: float | None = None
+    surface_dice: float | None = None
+    tolerance_mm: float | None = None
+    hd95_mm: float | None = None
+    defined: int | None = None
+
+
+def class_rows(summary: Summary) -> list[ClassRow]:
+    """Surface Dice and HD95, and the Dice of the KiTS23 classes; nothing where they were not asked for."""
+    dice = vars(summary.hec.dice) if summary.hec else {}
+    surfaces = summary.surface.classes if summary.surface else {}
+    rows = []
+    for name in dict.fromkeys([*dice, *surfaces]):
+        values = {"dice": dice[name].mean} if name in dice else {}
+        if name in surfaces:
+            surface = surfaces[name]
+            values |= {"surface_dice": surface.surface_dice.mean, "tolerance_mm": surface.tolerance_mm}
+            values |= {"hd95_mm": surface.hd95_mm.mean, "defined": surface.hd95_mm.defined}
+        rows.append(ClassRow(name, **values))
+    return rows
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Cases that say nothing good, and cases without scores.
+
+    Attributes:
+        groups: what is wrong -> text of each case it is wrong with.
+        asides: sentences about cases that were not scored.
+    """
+
+    groups: dict[str, list[str]]
+    asides: list[str]
+
+
+def failures(rows: Sequence[Mapping[str, Any]], summary: Summary, found: Tumors) -> Failures:
+    """Not predicted, empty, or with a tumor that was missed."""
+    failed = summary.failed or {}
+    groups = {
+        "Prediction failed": [f"{case}: {entry.reason}" for case, entry in failed.items()],
+        f"Masks without a voxel ({summary.empty_rule})": [
+            f"{row['case']}: {row['empty'].replace('_', ' ')}" for row in rows if row["empty"]
+        ],
+        "Tumor missed": found.missed_cases,
+    }
+    asides = []
+    # of a run: the patients it was trained on, and those forgotten
+    if left := summary.truth_without_prediction:
+        asides.append(f"Not predicted, so not scored: {len(left)} of the cases with a truth: {listed(left)}.")
+    if alone := summary.prediction_without_truth:
+        asides.append(f"No truth, so not scored: {len(alone)} predictions: {listed(alone)}.")
+    if others := summary.of_other_scans:
+        asides.append(f"Predicted from another scan than the one beside the truth: {listed(others)}.")
+    return Failures({name: cases for name, cases in groups.items() if cases}, asides)
+
+
+def listed(cases: Sequence[str], separator: str = ", ") -> str:
+    """Names in a row; of many the first, and how many more there are."""
+    more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
+    return separator.join(map(str, cases[:NAMED])) + more

@@ -56,8 +56,9 @@ def without_next() -> Iterator[None]:
         _says_next = True
 
 
-def done(text: str, next_command: str | None = None) -> None:
-    """Say what was written, and the command that usually follows."""
+def done(text: str, *next_commands: str | None) -> None:
+    """Say what was written, and the command that usually follows, or several between which the user chooses."""
     console.print(escape(text))
-    if next_command and _says_next:
-        console.print(f"next: [bold]{escape(next_command)}[/bold]")
+    if _says_next:
+        for number, command in enumerate(filter(None, next_commands)):
+            console.print(f"{'  or' if number else 'next'}: [bold]{escape(command)}[/bold]")

@@ -19,10 +19,18 @@ from kitsseg.scoring.label_files import count_files, read_boxes
 from kitsseg.scoring.lesions import find_lesions, lesion_counts
 from kitsseg.scoring.pairs import Pair
 
-__all__ = ["CLASSES", "LESIONS", "CaseFiles", "ScoredCase", "columns_of", "score_pair"]
+__all__ = ["CLASSES", "LESIONS", "CaseFiles", "Lesion", "ScoredCase", "columns_of", "score_pair"]
 
 CLASSES = {"kits19": ("kidney_and_mass", "tumor"), "kits23": tuple(HEC_LABELS)}
 LESIONS = ("lesions", "lesions_found", "predicted_lesions", "false_lesions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """A tumor of the truth: its volume, and the share of it, 0 to 1, that is predicted as tumor."""
+
+    ml: float
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,7 @@ class CaseFiles:
     truth: str
     image: str | None
     label_values: tuple[int | None, ...] | None = None
-    lesions: list[dict[str, Any]] | None = None
+    lesions: list[Lesion] | None = None
     truth_sha256: str | None = None
 
 
@@ -94,7 +102,7 @@ def score_pair(pair: Pair, classes: str, surface: bool) -> ScoredCase:
         row |= surface_scores(*boxes, spacing_mm, CLASSES[classes])
         found = find_lesions(*boxes, spacing_mm)
         row |= lesion_counts(found)
-        lesions = found["truth"]
+        lesions = [Lesion(**lesion) for lesion in found["truth"]]
     sha256 = sha256_of(pair.truth)
     row["label_release"] = "kits19" if sha256 == _official_labels().get(pair.case) else "other"
     files = CaseFiles(

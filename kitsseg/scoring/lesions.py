@@ -16,9 +16,13 @@ import numpy.typing as npt
 
 from kitsseg.labels.components import components
 
-__all__ = ["LESION_RULE", "MIN_SHARE", "find_lesions", "lesion_counts"]
+__all__ = ["CASE_RULE", "LESION_RULE", "MIN_SHARE", "find_lesions", "is_found", "lesion_counts"]
 
 MIN_SHARE = 0.1
+CASE_RULE = (
+    "all tumor of a case together; found: at least 10 % of its volume is predicted as tumor, a tumor recall of "
+    "0.1"
+)
 LESION_RULE = (
     "26-connected components of tumor; found: at least 10 % of the lesion is predicted as tumor; "
     "false: less than 10 % of the predicted lesion is tumor in truth"
@@ -60,13 +64,18 @@ def find_lesions(
     return found
 
 
+def is_found(share: float, min_share: float = MIN_SHARE) -> bool:
+    """Whether a tumor counts as found of whose volume this share, 0 to 1, is predicted as tumor."""
+    return share >= min_share
+
+
 def lesion_counts(
     lesions: Mapping[str, Sequence[Mapping[str, float]]], min_share: float = MIN_SHARE
 ) -> dict[str, int]:
     """Counts of one case from ``find_lesions``: lesions, lesions_found, predicted_lesions, false_lesions."""
     return {
         "lesions": len(lesions["truth"]),
-        "lesions_found": sum(lesion["share"] >= min_share for lesion in lesions["truth"]),
+        "lesions_found": sum(is_found(lesion["share"], min_share) for lesion in lesions["truth"]),
         "predicted_lesions": len(lesions["prediction"]),
-        "false_lesions": sum(lesion["share"] < min_share for lesion in lesions["prediction"]),
+        "false_lesions": sum(not is_found(lesion["share"], min_share) for lesion in lesions["prediction"]),
     }

@@ -955,6 +955,7 @@ def test_the_whole_road(kitsseg, tiny, tmp_path):
     assert succeed("predict RUN DATA --out PREDICTIONS --part test") == [
         "wrote 1 label maps to PREDICTIONS, computed by tensorflow",
         "next: kitsseg evaluate PREDICTIONS TRUTH --out scores.csv",
+        "  or: kitsseg report PREDICTIONS --out report.html",
     ]
     file = Path("PREDICTIONS") / f"prediction_{test.removeprefix('case_')}.nii.gz"
     assert sorted(Path("PREDICTIONS").iterdir()) == [file, Path("PREDICTIONS/predictions.json")]
@@ -974,7 +975,10 @@ def test_the_whole_road(kitsseg, tiny, tmp_path):
     assert row[3] == f"{mean:.4f}"
     assert any("phantom" in line for line in lines)
 
-    assert succeed("report scores.csv --out report.html") == ["wrote report.html: open it in a browser"]
+    assert succeed("report scores.csv --out report.html") == [
+        "wrote report.html: open it in a browser",
+        "next: kitsseg compare scores.csv OTHER_SCORES",
+    ]
     page = Path("report.html").read_text()
     assert test in page
     assert "Phantom results" in page

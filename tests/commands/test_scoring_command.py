@@ -80,14 +80,18 @@ def test_report_and_preview(cases, capsys):
     assert run(capsys, "evaluate a truth --classes kits23 --surface --out s.csv")[0] == 0
     code, text = run(capsys, "report s.csv --out r.html --preview worst.png")
     assert code == 0
-    assert text.splitlines() == ["wrote worst.png: case_00000", "wrote r.html: open it in a browser"]
-    assert (cases / "r.html").read_text().count('<svg class="slice"') == 6
+    assert text.splitlines() == [
+        "wrote worst.png: case_00000",
+        "wrote r.html: open it in a browser",
+        "next: kitsseg compare s.csv OTHER_SCORES",
+    ]
+    assert (cases / "r.html").read_text().count('<svg class="slice"') == 2 * (8 + 2)
     assert run(capsys, "report s.csv --preview one.png --case case_00001") == (
         0,
         "wrote one.png: case_00001\n",
     )
     assert not (cases / "report.html").exists()
-    assert run(capsys, "report s.csv") == (0, "wrote report.html: open it in a browser\n")
+    assert run(capsys, "report s.csv")[1].startswith("wrote report.html: open it in a browser\n")
     assert (cases / "report.html").read_text() == (cases / "r.html").read_text()
     with Image.open("one.png") as picture:
         assert min(picture.size) > 100

@@ -3,17 +3,20 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 
-from kitsseg.commands.score_table import format_table
+from kitsseg.commands.score_table import print_scores
 from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
@@ -53,6 +56,13 @@ def make_predictions(folder, arrays):
     for name, labels in shifted.items():
         write_image(folder / f"prediction_{name[-5:]}.nii.gz", labels, MM)
     return shifted
+
+
+def printed(found, **terminal):
+    """What kitsseg evaluate prints of an Evaluation."""
+    console = Console(file=io.StringIO(), highlight=False, soft_wrap=True, color_system=None, **terminal)
+    print_scores(found.rows, found.summary, console)
+    return console.file.getvalue()
 
 
 @pytest.fixture
@@ -142,7 +152,7 @@ def test_empty_masks_are_named_and_counted(folders):
     assert found.summary.empty_cases == 1
     with (tmp / "scores.csv").open() as file:
         assert [row["empty"] for row in csv.DictReader(file)] == ["", "predicted_tumor", ""]
-    assert "1 case with an empty mask" in format_table(found.rows, found.summary)
+    assert "1 case with an empty mask" in printed(found)
 
 
 def test_three_ways_to_name_predictions(folders):
@@ -167,9 +177,7 @@ def test_one_prediction_file(folders):
     found = evaluate_folders(file, tmp / "truth", tmp / "scores.csv")
     assert [row["case"] for row in found.rows] == ["case_00001"]
     assert found.summary.truth_without_prediction == ["case_00000", "case_00002"]
-    assert "2 cases with a truth are not scored (not predicted): case_00000, case_00002." in format_table(
-        found.rows, found.summary
-    )
+    assert "2 cases with a truth are not scored (not predicted): case_00000, case_00002." in printed(found)
     directly = evaluate_folders(file, tmp / "truth" / "case_00001" / "segmentation.nii.gz", tmp / "one.csv")
     assert directly.rows == found.rows
     assert (
@@ -193,7 +201,7 @@ def test_predictions_json_is_carried_over(folders):
         assert as_builtins(getattr(found.summary, key)) == record[key]
     assert found.summary.run == str(tmp / "predictions" / "runs" / "one")
     assert set(found.summary.cases) == {"case_00000", "case_00001", "case_00002"}
-    assert "phantom" in format_table(found.rows, found.summary)
+    assert "phantom" in printed(found)
     (tmp / "predictions" / "predictions.json").write_text("[")
     with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
         evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
@@ -209,15 +217,29 @@ def test_phantoms_are_known_by_their_images(folders):
     assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary.phantom is False
 
 
+def test_table_on_a_terminal_has_lines_and_folds_long_names(folders):
+    tmp, _, _ = folders
+    found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    rows = [row | {"case": "n" * 60} for row in found.rows[:1]]
+    lines = printed(replace(found, rows=rows), force_terminal=True, width=100).splitlines()
+    assert any("┃" in line for line in lines)
+    # the name is folded, and no figure of its row is lost
+    assert "n" * 60 in "".join(line.split("│")[1].strip() for line in lines if line.startswith("│"))
+    (row,) = [line for line in lines if f"{rows[0]['tk_dice']:.4f}" in line and "nnn" in line]
+    assert f"{rows[0]['tumor_recall']:.4f}" in row
+    assert "n" * 60 in printed(replace(found, rows=rows), width=40)
+
+
 def test_table_shows_the_numbers(folders):
     tmp, _, _ = folders
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
-    lines = format_table(found.rows, found.summary).splitlines()
+    lines = printed(found).splitlines()
+    assert not set("│┃━┏┡") & set("".join(lines))  # no terminal, no lines around the cells
     ladder, lines = lines[: lines.index("")], lines[lines.index("") + 1 :]
-    assert lines[0].split()[:3] == ["TK", "TU", "composite"]
+    assert lines[0].split()[:4] == ["case", "TK", "TU", "composite"]
     assert lines[2].split()[:2] == ["case_00001", f"{found.rows[1]['tk_dice']:.4f}"]
     assert lines[4].split()[:2] == ["mean", f"{found.summary.scores.tk_dice.mean:.4f}"]
-    assert lines[5].split() == ["empty", "prediction", *["0.0000"] * 4]
+    assert lines[5].split() == ["empty", "prediction", *["0.0000"] * 4, "-", "-"]
     assert len({len(line) for line in lines[:5]}) == 1  # columns are aligned
     beside = found.summary.beside_all_background
     for line, (key, rung) in zip(ladder[1:], RUNGS.items()):
@@ -442,9 +464,7 @@ def test_classes_of_kits23(tmp_path):
     assert {name: float(written[name]) for name in row if name.endswith("_dice")} == {
         name: row[name] for name in row if name.endswith("_dice")
     }
-    assert "KiTS23 classes, Dice: kidney_and_mass 1.0000, mass 1.0000, tumor 0.8000." in format_table(
-        found.rows, found.summary
-    )
+    assert "KiTS23 classes, Dice: kidney_and_mass 1.0000, mass 1.0000, tumor 0.8000." in printed(found)
 
 
 def test_cysts_are_refused_where_nobody_asked_for_them(tmp_path):
@@ -471,7 +491,7 @@ def test_hd95_is_left_empty_where_it_is_not_defined(folders):
     hd95 = found.summary.surface.classes["tumor"].hd95_mm
     assert hd95.defined == 2
     assert hd95.mean == pytest.approx((found.rows[0]["tumor_hd95_mm"] + found.rows[2]["tumor_hd95_mm"]) / 2)
-    assert "(defined in 2 of 3 cases)" in format_table(found.rows, found.summary)
+    assert "(defined in 2 of 3 cases)" in printed(found)
     assert found.summary.lesions.lesions_found == 2
     rows, _ = read_scores(tmp / "scores.csv")
     assert rows[1]["tumor_hd95_mm"] is None
@@ -496,7 +516,7 @@ def test_failed_scans_are_carried_over(folders):
     file.write_text(json.dumps({"failed": {"case_00009": entry}}))
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
     assert found.summary.failed == {"case_00009": Failure(reason="case_00009: damaged")}
-    assert "1 scan failed in kitsseg predict: case_00009." in format_table(found.rows, found.summary)
+    assert "1 scan failed in kitsseg predict: case_00009." in printed(found)
     for damaged in ({"failed": ["case_00009"]}, {"failed": {"case_00009": {}}}, {"split": "x"}, [1]):
         file.write_text(json.dumps(damaged))
         with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
