@@ -12,7 +12,7 @@ from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import read_record
 from kitsseg.interfaces import Progress
-from kitsseg.records.exported import format_of, read_exported
+from kitsseg.records.exported import format_of, read_metadata
 from kitsseg.records.predictions import PredictionsRecord, read_predictions
 from kitsseg.records.run import RunFacts, read_history, read_run, read_sparsity
 from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
@@ -162,8 +162,9 @@ def _cautions(network: Path | None, phantom: bool, run: RunFacts | None = None) 
         return [STARTER_NOTE]
     if run is not None:
         return [PHANTOM_NETWORK] if run.phantom else []
-    if _is_there(network) and format_of(network) and read_exported(network).record.phantom:
-        return [PHANTOM_NETWORK]
+    if _is_there(network) and format_of(network):
+        metadata, _ = read_metadata(network)
+        return [PHANTOM_NETWORK] if metadata.phantom else []
     return []
 
 
