@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Column, Table
 
 from kitsseg.scoring.ladder import RUNGS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from kitsseg.scoring.summary import Ladders, Summary
 
 __all__ = ["print_scores", "print_slices"]
 
+WIDEST = 100_000  # characters of a line where there is no terminal
 COLUMNS = {
     "tk_dice": "TK",
     "tu_dice": "TU",
@@ -101,9 +100,8 @@ def _print(table: Table, console: Console) -> None:
     """On a terminal within its width; elsewhere as wide as the table is, for who reads it later."""
     if console.is_terminal:
         console.print(table)
-        return
-    endless = console.options.update(width=100_000)
-    console.print(table, width=Measurement.get(console, endless, table).maximum)
+    else:
+        Console(file=console.file, width=WIDEST, color_system=None, highlight=False).print(table)
 
 
 def _number(value: float | None) -> str:
