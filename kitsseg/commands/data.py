@@ -43,7 +43,11 @@ def add(command: AddCommand) -> None:
         "--from", dest="source", type=Path, help="folder to take the files from instead of the network"
     )
     sub.add_argument("--jobs", default=4, type=at_least(1), help="files at once (default: 4)")
-    sub.add_argument("--images-url", help="another address of the imaging, with {case} in it")
+    sub.add_argument(
+        "--images-url",
+        help="another address of the imaging, with {case} in it (default: its repository on Hugging Face, for which "
+        "HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE hold)",
+    )
     sub.add_argument("--labels-url", help="another address of the label maps, with {case} in it")
 
     sub = command("verify", _verify, "check files, hashes, grids, labels and HU of every case")

@@ -19,12 +19,16 @@ class FaultServer:
         faults: path -> names of the faults of the next requests; then, or without, the file is served as it should be.
         always: path -> fault of every request.
         linked: path -> SHA-256 announced while redirecting to the same path below /storage, as Hugging Face does.
+        storage: address of another server whose /storage that is; without it this one.
         requests: (path, Range header or None, If-Range header or None, status sent) in order.
+        rate_limit: seconds, told as the Hub tells them in place of Retry-After.
+        tokens: (path, Authorization header or None) of each request.
     """
 
     def __init__(self):
         self.files, self.faults, self.always, self.linked, self.requests = {}, {}, {}, {}, []
         self.etags, self.retry_after, self.drip_bytes = True, "0", 4096
+        self.storage, self.tokens, self.rate_limit = "", [], None
         self.lock, self.closing = threading.Lock(), threading.Event()
 
     def url(self, path):
@@ -50,12 +54,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         state, path = self.server.state, self.path
         self.close_connection = True
         if path in state.linked:
-            headers = {"Location": f"/storage{path}", "X-Linked-ETag": f'"{state.linked[path]}"'}
+            headers = {
+                "Location": f"{state.storage}/storage{path}",
+                "X-Linked-ETag": f'"{state.linked[path]}"',
+            }
             return self.send(302, headers | {"Content-Length": "0"}, b"")
         path = path.removeprefix("/storage")
         fault = state.next_fault(path)
         if fault in STATUS_FAULTS:
             wait = {"Retry-After": state.retry_after} if fault in ("429", "503") else {}
+            if state.rate_limit is not None:
+                wait = {"RateLimit": f'"resolvers";r=0;t={state.rate_limit}'}
             return self.send(STATUS_FAULTS[fault], wait | {"Content-Length": "4"}, b"oops")
         if fault == "hang up":
             return self.note(None)
@@ -117,6 +126,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def note(self, status):
         state = self.server.state
+        state.tokens.append((self.path, self.headers.get("Authorization")))
         state.requests.append((self.path, self.headers.get("Range"), self.headers.get("If-Range"), status))
 
     def send(self, status, headers, body):
@@ -124,6 +134,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
+        self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

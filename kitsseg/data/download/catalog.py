@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from kitsseg.data.kits19.manifest import ManifestCase
 
 __all__ = [
-    "IMAGES_URL",
     "LABELS_URL",
     "DamagedFile",
     "KitsFile",
@@ -47,9 +46,7 @@ __all__ = [
 # The imaging moved here from kits19.sfo2.digitaloceanspaces.com/master_00000.nii.gz in 2026; the account is that of the
 # challenge's first author. The sizes that others report for case_00000 and case_00001, 225,959,569 and 276,387,358
 # bytes, are those of the files of 2019.
-IMAGES_URL = (
-    "https://huggingface.co/datasets/neheller/KiTS-Challenge-Imaging/resolve/main/images/{case}.nii.gz"
-)
+IMAGES_REPOSITORY = "neheller/KiTS-Challenge-Imaging"
 LABELS_URL = "https://raw.githubusercontent.com/neheller/kits19/master/data/{case}/segmentation.nii.gz"
 
 # KiTS19, a clone of its repository, KiTS21 and KiTS23, the imaging data set, the host of 2019, nnU-Net
@@ -142,16 +139,21 @@ def parse_cases(text: str, manifest: Mapping[str, ManifestCase]) -> list[str]:
 def wanted_files(
     cases: Iterable[ManifestCase],
     labels_only: bool = False,
-    images_url: str = IMAGES_URL,
+    images_url: str | None = None,
     labels_url: str = LABELS_URL,
 ) -> list[KitsFile]:
     """The files of some cases (ManifestCase), labels first: they are small.
 
+    Args:
+        images_url: another address of the imaging than that of its repository on the Hub.
+
     Raises: InputError if an address lacks ``{case}`` or is none, or if only labels are wanted of a case without.
     """
-    for option, url in (("--images-url", images_url), ("--labels-url", labels_url)):
+    place = "--images-url" if images_url else "HF_ENDPOINT"
+    images_url = images_url or _hub_url()
+    for option, url in ((place, images_url), ("--labels-url", labels_url)):
         if not url.startswith(("https://", "http://")) or "{case}" not in url:
-            raise InputError(f"{option}: expected an address such as {IMAGES_URL}, found {url}.")
+            raise InputError(f"{option}: expected an address such as {LABELS_URL}, found {url}.")
     labels, images = [], []
     for row in cases:
         names = {"case": row.case, "number": row.case.removeprefix("case_")}
@@ -173,6 +175,14 @@ def wanted_files(
         file = KitsFile(path, url, places, size, sha256, False, row.label_sha256, unpacked, unpacked)
         images.append(file)
     return labels if labels_only else labels + images
+
+
+def _hub_url() -> str:
+    """Address of the imaging in its repository on the Hub, or on the mirror that HF_ENDPOINT names."""
+    from huggingface_hub import hf_hub_url
+
+    url: str = hf_hub_url(IMAGES_REPOSITORY, "images/CASE.nii.gz", repo_type="dataset")
+    return url.replace("CASE", "{case}")
 
 
 def _unpacked(row: ManifestCase, bytes_of_voxel: int) -> int:

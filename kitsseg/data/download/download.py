@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kitsseg.data.download.arrival import Landing
-from kitsseg.data.download.catalog import IMAGES_URL, LABELS_URL, find_local, parse_cases, wanted_files
+from kitsseg.data.download.catalog import LABELS_URL, find_local, parse_cases, wanted_files
 from kitsseg.data.download.http import Connections, HostError, Stopped, part_of, part_size
 from kitsseg.data.formats.nifti import says_phantom
 from kitsseg.data.kits19.manifest import read_manifest
@@ -60,7 +60,7 @@ def choose_files(
     cases: str | None = None,
     labels_only: bool = False,
     source: str | os.PathLike[str] | None = None,
-    images_url: str = IMAGES_URL,
+    images_url: str | None = None,
     labels_url: str = LABELS_URL,
     manifest: Mapping[str, ManifestCase] | None = None,
 ) -> list[KitsFile]:
@@ -70,7 +70,7 @@ def choose_files(
         cases: such as ``0,3-7`` or ``all-training``; without it all training cases, or all that ``source`` holds.
         labels_only: no imaging.
         source: the folder they are to be taken from, if any.
-        images_url, labels_url: other addresses, with ``{case}`` in them.
+        images_url, labels_url: other addresses, with ``{case}`` in them; without, the imaging comes from the Hub.
         manifest: name -> ManifestCase; that of the package by default.
 
     Returns: list of KitsFile, label maps first.
@@ -121,9 +121,10 @@ def download_files(
         raise InputError(f"{dest}: expected a folder for the data, found a file. Choose another.")
     with folder_lock(dest, "download", wait=False, doing="downloading", say=say):
         _show_license(dest, say)
-        work = _Work(dest, source, files, Connections(patience))
-        _check_space(dest, work)
-        return work.run(jobs, say, progress)
+        with Connections(patience) as connections:
+            work = _Work(dest, source, files, connections)
+            _check_space(dest, work)
+            return work.run(jobs, say, progress)
 
 
 class _Work:

@@ -5,39 +5,32 @@ next attempt, or the next call, asks for the rest only, and only of the same fil
 host announces (Hugging Face does), else with the same ETag or date (``If-Range``). If the server ignores the range, or
 its file has changed, the file is fetched from its beginning.
 
-Why the standard library: pooch cannot resume; huggingface_hub serves one of the two hosts, keeps the files in a cache
-of its own, and cannot be pointed at the plain file server of a hospital.
-
-``Connections`` is what the threads of one download share: how patient they are, which hosts have answered, and a way
-to stop. urllib honors HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE. ``Connections`` also hands over what a host announces
-about a file while it redirects to its storage, never leaves https on the way, and can be interrupted while it waits
-for bytes.
+huggingface_hub gives the address of the imaging (``HF_ENDPOINT``), the user's token, the offline mode and the host's
+rate limits; the HTTP client that it brings makes all requests, those to a plain file server as well. Its
+``hf_hub_download`` is not called: after a kill it begins again at the first byte, it names a file without comparing
+the hash that the host announces, and it writes a body without end until the disk is full (docs/dependencies.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
-import http.client
-import json
+import importlib
 import random
 import re
 import socket
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_path
-from kitsseg.files.json_records import read_record
+from kitsseg.files.json_records import read_record, write_record
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:
@@ -54,9 +47,28 @@ __all__ = [
     "part_size",
 ]
 
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status of what may be better in a while
+_MOST_REDIRECTS = 10
+_KEPT = "Call again to go on: what has arrived is kept."
+
 
 class Stopped(Exception):
     """The download was told to stop."""
+
+
+class HostError(InputError):
+    """A host cannot be reached: none of its files can be had now."""
+
+
+class _Passing(Exception):
+    """What may be better at the next attempt, not before ``wait_s`` seconds if the server asks for them.
+
+    ``unreachable`` is the host that gave no answer, if that was the problem.
+    """
+
+    def __init__(self, reason: str, wait_s: float = 0.0, unreachable: str | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s, self.unreachable = wait_s, unreachable
 
 
 @dataclass(frozen=True)
@@ -80,23 +92,50 @@ class Patience:
 
 
 class Connections:
-    """Opens URLs for several threads until it is told to ``stop``."""
+    """What the threads of one download share: the HTTP client, which hosts have answered, and a way to ``stop``."""
 
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
         self.answered: set[str] = set()  # hosts
+        self._client: Any = None
         self._stopping = threading.Event()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def open(self, url: str, headers: Mapping[str, str]) -> tuple[Any, str | None]:
-        """Open a URL. Returns (response, the SHA-256 that the host announces or None); raises as urllib, Stopped."""
+    def __enter__(self) -> Connections:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    @contextlib.contextmanager
+    def open(self, url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, str | None]]:
+        """Open a URL and what it redirects to, never leaving https.
+
+        Gives (the client's response, whose body is still to come; the SHA-256 that the host announces or None).
+        Raises: InputError for a redirect to elsewhere; HostError in offline mode; Stopped; errors of the client.
+        """
         self.check_stopped()
-        announced: dict[str, str | None] = {}
-        opener = urllib.request.build_opener(_Http(self._keep), _Https(self._keep), _Redirect(announced))
-        request = urllib.request.Request(url, headers=headers)
-        response = opener.open(request, timeout=self.patience.stall_s)
-        return response, announced.get("sha256") or _announced_sha256(response.headers)
+        client = self._make_client()
+        announced: str | None = None
+        headers = {**_hub_headers(url), **headers}
+        request = client.build_request("GET", url, headers=headers, extensions={"trace": self._on_event})
+        for _ in range(_MOST_REDIRECTS):
+            response = client.send(request, stream=True, follow_redirects=False)
+            self.answered.add(urlsplit(url).netloc)
+            with contextlib.closing(response):
+                announced = announced or _announced_sha256(response.headers)
+                if response.next_request is None:
+                    yield response, announced
+                    return
+            allowed = ("https",) if request.url.scheme == "https" else ("https", "http")
+            request = response.next_request  # without the token, unless it goes to the same host
+            if request.url.scheme not in allowed:
+                raise InputError(
+                    f"{url}: it redirects to {request.url}, which is not {' or '.join(allowed)}. Check the address."
+                )
+        raise InputError(f"{url}: it redirects more than {_MOST_REDIRECTS} times. Check the address.")
 
     def stop(self) -> None:
         """Make all threads raise Stopped soon, also those that wait."""
@@ -104,8 +143,7 @@ class Connections:
         with self._lock:
             sockets = list(self._sockets)
         for each in sockets:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(each, socket.SHUT_RDWR)  # wakes up who waits for bytes
+            _wake(each)
 
     def check_stopped(self) -> None:
         """Raise Stopped if it was told to stop."""
@@ -117,77 +155,66 @@ class Connections:
         if self._stopping.wait(seconds):
             raise Stopped
 
-    def _keep(self, new: socket.socket) -> None:
+    def _make_client(self) -> Any:
         with self._lock:
-            self._sockets.add(new)
-        self.check_stopped()
+            if self._client is None:
+                client = _httpx()
+                try:
+                    self._client = client.Client(timeout=self.patience.stall_s)
+                except (ValueError, ImportError, OSError, client.InvalidURL) as error:
+                    raise HostError(
+                        "The proxy or the certificates that the environment names cannot be used "
+                        f"({_one_line(error)}). Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE."
+                    ) from error
+            return self._client
+
+    def _on_event(self, name: str, facts: dict[str, Any]) -> None:
+        """Called by the client; keeps the sockets of new connections, for ``stop``."""
+        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            new = facts["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._sockets.add(new)
+            if self._stopping.is_set():
+                _wake(new)
 
 
-def _watched(kind: Any, keep: Callable[[socket.socket], None]) -> Any:
-    """The connection class ``kind`` that hands its socket to ``keep``."""
-
-    class Connection(kind):  # type: ignore[misc]  # one of two classes of the standard library
-        def connect(self) -> None:
-            super().connect()
-            keep(self.sock)
-
-    return Connection
+def _wake(waiting: socket.socket) -> None:
+    """Make a thread that waits for bytes of a connection go on: its connection ends."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(waiting, socket.SHUT_RDWR)
 
 
-class _Http(urllib.request.HTTPHandler):
-    def __init__(self, keep: Callable[[socket.socket], None]) -> None:
-        super().__init__()
-        self.connection = _watched(http.client.HTTPConnection, keep)
-
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self.connection, request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, keep: Callable[[socket.socket], None]) -> None:
-        super().__init__()
-        self.connection = _watched(http.client.HTTPSConnection, keep)
-
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self.connection, request)
+def _httpx() -> Any:
+    """The HTTP client that huggingface_hub brings: httpx2 since its version 2, httpx before."""
+    try:
+        return importlib.import_module("httpx2")
+    except ModuleNotFoundError:
+        return importlib.import_module("httpx")
 
 
-class _Redirect(urllib.request.HTTPRedirectHandler):
-    def __init__(self, announced: dict[str, str | None]) -> None:
-        self.announced = announced
+def _hub_headers(url: str) -> dict[str, str]:
+    """The user's token, if there is one, for an address of the Hub: it raises the limit of requests.
 
-    def redirect_request(
-        self, request: urllib.request.Request, body: Any, code: int, message: str, headers: Any, url: str
-    ) -> urllib.request.Request | None:
-        # urllib would follow ftp as well
-        allowed = ("https",) if request.type == "https" else ("https", "http")
-        if urlsplit(url).scheme.lower() not in allowed:
-            raise urllib.error.URLError(f"it redirects to {url}, which is not {' or '.join(allowed)}")
-        self.announced["sha256"] = self.announced.get("sha256") or _announced_sha256(headers)
-        return super().redirect_request(request, body, code, message, headers, url)
+    Raises: HostError in the Hub's offline mode.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers
+
+    if not url.startswith(f"{constants.ENDPOINT}/"):
+        return {}
+    if constants.HF_HUB_OFFLINE:
+        raise HostError(
+            f"{urlsplit(url).netloc}: not asked for files, as HF_HUB_OFFLINE is set. Unset it, or give --from with a "
+            "folder of the files."
+        )
+    headers: dict[str, str] = build_hf_headers()
+    return {name: value for name, value in headers.items() if name.lower() == "authorization"}
 
 
-def _announced_sha256(headers: email.message.Message) -> str | None:
+def _announced_sha256(headers: Mapping[str, str]) -> str | None:
     """Hugging Face names the SHA-256 of a large file in X-Linked-ETag."""
     tag = headers.get("X-Linked-ETag", "").strip('"').lower()
     return tag if re.fullmatch("[0-9a-f]{64}", tag) else None
-
-
-_CHUNK_BYTES = 1 << 18
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status of what may be better in a while
-_KEPT = "Call again to go on: what has arrived is kept."
-
-
-class HostError(InputError):
-    """A host cannot be reached: none of its files can be had now."""
-
-
-class _Passing(Exception):
-    """What may be better at the next attempt, not before ``wait_s`` seconds if the server asks for them."""
-
-    def __init__(self, reason: str, wait_s: float = 0.0, unreachable: bool = False) -> None:
-        super().__init__(reason)
-        self.wait_s, self.unreachable = wait_s, unreachable
 
 
 def part_of(path: Path) -> Path:
@@ -230,7 +257,7 @@ def fetch_file(
     reached, failures = part_size(part), 0
     while True:
         try:
-            return _attempt(url, part, connections, on_bytes, most_bytes)
+            return _attempt(_Wanted(url, part, most_bytes, on_bytes), connections)
         except _Passing as problem:
             failures = 0 if part_size(part) > reached else failures + 1
             reached = max(reached, part_size(part))
@@ -242,8 +269,8 @@ def fetch_file(
             tries = patience.attempts if host in connections.answered else patience.first_attempts
             if failures >= tries and problem.unreachable:
                 raise HostError(
-                    f"{host}: cannot be reached ({problem}). Check the network and the proxy (HTTPS_PROXY), or give "
-                    f"--from with a folder of the files. {_KEPT}"
+                    f"{problem.unreachable}: cannot be reached ({problem}). Check the network and the proxy "
+                    f"(HTTPS_PROXY), or give --from with a folder of the files. {_KEPT}"
                 ) from None
             if failures >= tries:
                 raise InputError(f"{url}: {problem}, {failures} times without progress. {_KEPT}") from None
@@ -251,164 +278,171 @@ def fetch_file(
             connections.wait(max(problem.wait_s, backoff * random.uniform(0.5, 1.0)))
 
 
-def _attempt(
-    url: str,
-    part: Path,
-    connections: Connections,
-    on_bytes: Callable[[int], object],
-    most_bytes: int | None,
-) -> str | None:
-    """One request; returns the announced SHA-256 once ``part`` is as long as the server says."""
-    facts: dict[str, Any] = _read_facts(part, url) or {}
-    have = part_size(part)
-    if not facts or not (facts["sha256"] or facts["validator"]):
-        have = 0
-    elif have and have == facts["total"]:
-        whole: str | None = facts["sha256"]
-        return whole
+@dataclass(frozen=True)
+class _Wanted:
+    """The file of an address, where its bytes go, how many it can have, and who is told how many there are."""
+
+    url: str
+    part: Path
+    most_bytes: int | None
+    on_bytes: Callable[[int], object]
+
+    def check_length(self, size: int) -> None:
+        """Raise InputError for a file that is longer than it can be; what has arrived of it goes."""
+        if self.most_bytes is not None and size > self.most_bytes:
+            forget_part(self.part)
+            raise InputError(
+                f"{self.url}: it sends {size:,} bytes or more, but this file has {self.most_bytes:,} at most. Check "
+                "the address; does a proxy answer in its place?"
+            )
+
+
+def _attempt(wanted: _Wanted, connections: Connections) -> str | None:
+    """One request; returns the announced SHA-256 once the part is as long as the server says."""
+    facts, have = _read_facts(wanted), part_size(wanted.part)
+    if not (facts.sha256 or facts.validator):
+        have = 0  # no telling whether the rest would be of the same file
+    elif have and have == facts.total:
+        return facts.sha256
     headers = {"User-Agent": f"kitsseg/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if not facts["sha256"]:
-            headers["If-Range"] = facts["validator"]
-    host = urlsplit(url).netloc
+        if facts.validator and not facts.sha256:
+            headers["If-Range"] = facts.validator
+    httpx = _httpx()
     try:
-        response, announced = connections.open(url, headers)
-        connections.answered.add(host)
-        with response:
-            known = _Known(url, part, facts, have, most_bytes)
-            return _receive(response, announced, known, connections, on_bytes)
-    except urllib.error.HTTPError as error:
-        connections.answered.add(host)
-        with error:
-            return _without_body(error, url, part, facts, have)
-    except (OSError, http.client.HTTPException) as error:
+        with connections.open(wanted.url, headers) as (response, announced):
+            if response.status_code not in (200, 206):
+                return _without_body(response, wanted, facts, have)
+            return _receive(response, announced, wanted, facts, have, connections)
+    except httpx.InvalidURL as error:
+        raise InputError(f"{wanted.url}: this is no address ({_one_line(error)}). Correct it.") from error
+    except httpx.RequestError as error:
         connections.check_stopped()
-        if getattr(error, "filename", None):
-            raise  # of the disk
-        reason = getattr(error, "reason", error)
+        host, reason = urlsplit(str(error.request.url)).netloc, _cause(error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise HostError(
                 f"{host}: its certificate is not trusted ({reason.verify_message}). If your network inspects https, "
                 "name its certificates in SSL_CERT_FILE."
             ) from error
-        unreachable = isinstance(error, urllib.error.URLError)
-        raise _Passing(_one_line(reason), unreachable=unreachable) from error
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What an attempt begins with: the address, the part of the file that is there, what was recorded, its length.
-
-    Attributes:
-        most_bytes: the file cannot be larger.
-    """
-
-    url: str
-    part: Path
-    facts: dict[str, Any]
-    have: int
-    most_bytes: int | None
+        unreachable = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
+        raise _Passing(_one_line(reason), unreachable=host if unreachable else None) from error
 
 
 def _receive(
     response: Any,
     announced: str | None,
-    known: _Known,
+    wanted: _Wanted,
+    facts: _Facts,
+    have: int,
     connections: Connections,
-    on_bytes: Callable[[int], object],
 ) -> str | None:
-    url, part, facts, have = known.url, known.part, known.facts, known.have
-    validator = _validator(response.headers)
-    total: int | None
-    if response.status == 206 and have:
+    """Write the body of a response to the part, and before it what the server says of the file."""
+    part, validator = wanted.part, _validator(response.headers)
+    if response.status_code == 206 and have:
         found = re.fullmatch(
             r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})",
             response.headers.get("Content-Range", "").strip(),
         )
-        same = announced == facts["sha256"] if facts["sha256"] else validator in (facts["validator"], None)
-        if not found or not same or int(found[1]) != have or facts["total"] not in (None, int(found[2])):
+        same = announced == facts.sha256 if facts.sha256 else validator in (facts.validator, None)
+        if not found or not same or int(found[1]) != have or facts.total not in (None, int(found[2])):
             forget_part(part)
             raise _Passing(
                 "its file has changed while it was fetched, or it sends another range than asked for"
             )
-        total = int(found[2])
-    elif response.status == 200:
+        total: int | None = int(found[2])
+    elif response.status_code == 200:
         length = response.headers.get("Content-Length", "")
         have, total = 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
-        facts = {"url": url, "sha256": announced, "validator": validator, "total": total}
+        facts = _Facts(url=wanted.url, sha256=announced, validator=validator, total=total)
     else:
-        raise InputError(f"{url}: expected the file, found HTTP status {response.status}. Check the address.")
-    if total is not None:
-        _check_length(known, total)
+        raise InputError(
+            f"{wanted.url}: expected the file, found a part of it (HTTP status 206). Check the address."
+        )
+    wanted.check_length(total or 0)
     with _open(part, have) as file:
         if not have:
-            _write_facts(part, facts)
-        on_bytes(have)
-        while chunk := response.read1(_CHUNK_BYTES):
-            connections.check_stopped()
-            have += len(chunk)
-            _check_length(known, have)
-            _write(file, chunk, part)
-            on_bytes(have)
+            write_record(_facts_path(part), facts)
+        wanted.on_bytes(have)
+        try:
+            for chunk in response.iter_raw():
+                connections.check_stopped()
+                have += len(chunk)
+                wanted.check_length(have)
+                _write(file, chunk, part)
+                wanted.on_bytes(have)
+        except _httpx().RemoteProtocolError:
+            if total is None:
+                raise
     connections.check_stopped()
     if total is not None and have < total:
         raise _Passing(f"the connection ended after {have} of {total} bytes")
     if total is not None and have > total:
         forget_part(part)
         raise _Passing(f"it sent {have} bytes, more than the {total} it announced")
-    named: str | None = facts["sha256"]
-    return named
+    return facts.sha256
 
 
-def _check_length(known: _Known, size: int) -> None:
-    """Raise InputError for a file that is longer than it can be; what has arrived of it goes."""
-    if known.most_bytes is not None and size > known.most_bytes:
-        forget_part(known.part)
-        raise InputError(
-            f"{known.url}: it sends {size:,} bytes or more, but this file has {known.most_bytes:,} at most. Check the "
-            "address; does a proxy answer in its place?"
-        )
-
-
-def _without_body(
-    error: urllib.error.HTTPError, url: str, part: Path, facts: dict[str, Any], have: int
-) -> str | None:
-    """What an HTTP error status means."""
-    if error.code == 416 and have:  # nothing from there on: all was there, or the file is another one
-        if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
-            whole: str | None = facts["sha256"]
-            return whole
-        forget_part(part)
-        raise _Passing("its file has become shorter") from error
-    status = f"HTTP status {error.code} ({error.reason})" if error.reason else f"HTTP status {error.code}"
-    if error.code in _PASSING:
-        raise _Passing(status, _asked_wait_s(error.headers)) from error
+def _without_body(response: Any, wanted: _Wanted, facts: _Facts, have: int) -> str | None:
+    """What an HTTP status without the file means."""
+    code, reason = response.status_code, response.reason_phrase
+    if code == 416 and have:  # nothing from there on: all was there, or the file is another one
+        if response.headers.get("Content-Range", "").strip() == f"bytes */{have}":
+            return facts.sha256
+        forget_part(wanted.part)
+        raise _Passing("its file has become shorter")
+    status = f"HTTP status {code} ({reason})" if reason else f"HTTP status {code}"
+    if code in _PASSING:
+        raise _Passing(status, _asked_wait_s(response.headers))
+    if code < 400:
+        raise InputError(f"{wanted.url}: expected the file, found {status}. Check the address.")
+    check = (
+        "the address and your token (HF_TOKEN)"
+        if "Authorization" in response.request.headers
+        else "the address"
+    )
     raise InputError(
-        f"{url}: {status}. The host does not give this file: check the address, or give --from with a folder of files."
-    ) from error
+        f"{wanted.url}: {status}. The host does not give this file: check {check}, or give --from with a folder of "
+        "files."
+    )
 
 
-def _asked_wait_s(headers: email.message.Message) -> float:
-    asked = headers.get("Retry-After", "").strip()
+def _asked_wait_s(headers: Mapping[str, str]) -> float:
+    """How long a server asks to wait: by Retry-After, seconds or a date, or by the Hub's header RateLimit."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    asked, waits = headers.get("Retry-After", "").strip(), [0.0]
     if re.fullmatch("[0-9]{1,9}", asked):
-        return float(asked)
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    return 0.0
+        waits.append(float(asked))
+    else:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            waits.append(email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    with contextlib.suppress(ValueError):  # a number of thousands of digits
+        limits = parse_ratelimit_headers(headers)
+        if limits and not limits.remaining:
+            waits.append(limits.reset_in_seconds)
+    return max(waits)
 
 
-def _validator(headers: email.message.Message) -> str | None:
+def _validator(headers: Mapping[str, str]) -> str | None:
     """What If-Range may hold: a strong ETag, else a date."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the operating system or of TLS from which an error of the client comes, or that error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
 
 
 def _one_line(reason: object) -> str:
     return " ".join((getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).split())
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Facts:
     """Content of ``.part.json``: what the server said about the file whose beginning has arrived."""
 
@@ -422,19 +456,14 @@ def _facts_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_facts(part: Path, url: str) -> dict[str, Any] | None:
-    """What is known about the file whose beginning is ``part``; None if nothing, or if it is of another address."""
-    try:
-        facts = read_record(_facts_path(part), _Facts, "what is known of a download", "")
-    except (FileNotFoundError, InputError):  # then the file is fetched from its beginning
-        return None
-    usable = facts.validator is None or facts.validator.isprintable()  # it goes into a header
-    return vars(facts) if facts.url == url and usable else None
-
-
-def _write_facts(part: Path, facts: Mapping[str, Any]) -> None:
-    with atomic_path(_facts_path(part)) as temporary:
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
+def _read_facts(wanted: _Wanted) -> _Facts:
+    """What is known about the file whose beginning is there; nothing, if that is of another address or damaged."""
+    with contextlib.suppress(FileNotFoundError, InputError):
+        facts = read_record(_facts_path(wanted.part), _Facts, "what is known of a download", "")
+        validator = facts.validator or ""  # it goes into a header
+        if facts.url == wanted.url and validator.isascii() and validator.isprintable():
+            return facts
+    return _Facts(url=wanted.url, sha256=None, validator=None, total=None)
 
 
 def _open(part: Path, have: int) -> io.FileIO:

@@ -14,8 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +26,10 @@ from kitsseg.cli import main
 from kitsseg.data.download import arrival as landing
 from kitsseg.data.download import catalog as kits_files
 from kitsseg.data.download import download
-from kitsseg.data.download import http as connections
 from kitsseg.data.download import http as fetch
 from kitsseg.data.download.catalog import DamagedFile, check_file, find_local, parse_cases, wanted_files
 from kitsseg.data.download.download import choose_files, download_files
-from kitsseg.data.download.http import Connections, HostError, Patience
+from kitsseg.data.download.http import Connections, HostError, Patience, fetch_file
 from kitsseg.data.kits19.manifest import ManifestCase, read_manifest
 from kitsseg.data.kits19.trusted_hashes import RecordedHash, read_hashes, record_hash
 from kitsseg.data.layouts.find import find_cases
@@ -361,6 +358,18 @@ def test_retry_after_may_be_a_date():
     assert fetch._asked_wait_s({}) == 0
 
 
+def test_the_limits_of_the_hub_are_waited_for(server, tmp_path):
+    """As the Hub states them: requests that remain, and the seconds until there are more."""
+    assert fetch._asked_wait_s({"RateLimit": '"resolvers";r=0;t=55'}) == 55
+    assert fetch._asked_wait_s({"RateLimit": '"resolvers";r=4;t=55'}) == 0
+    assert fetch._asked_wait_s({"RateLimit": f'"resolvers";r=0;t={"9" * 5000}'}) == 0
+    server.always[image_path()], server.rate_limit = "429", 3600
+    with pytest.raises(
+        InputError, match=rf"{IMAGE}: .*HTTP status 429.*asks to wait 3600 s. Call again later"
+    ):
+        get(server, tmp_path)
+
+
 def test_waiting_grows_and_is_bounded(server, tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(Connections, "wait", lambda self, seconds: waits.append(seconds))
@@ -379,7 +388,7 @@ def test_offline_is_one_line_that_names_the_host(tmp_path, capsys, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(connections, "Patience", lambda: SOON)
+    monkeypatch.setattr(fetch, "Patience", lambda: SOON)
     url = f"http://127.0.0.1:{port}/{{case}}"
     assert main(["download", str(tmp_path / "d"), "--cases", "210", "--images-url", url]) == 1
     error = capsys.readouterr().err
@@ -392,20 +401,43 @@ def test_offline_is_one_line_that_names_the_host(tmp_path, capsys, monkeypatch):
 def test_an_unreachable_host_stops_all_files_at_once(tmp_path, monkeypatch):
     tries = []
 
-    def refuse(self, url, headers):
-        tries.append(url)
-        raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+    def refuse(host, *args, **options):
+        tries.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(Connections, "open", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     with pytest.raises(HostError, match="raw.githubusercontent.com: .*Name or service not known"):
         download_files(tmp_path, choose_files(), jobs=2, patience=SOON)
     assert len(tries) <= 8  # of 420 files
 
 
-def test_https_is_never_left_by_a_redirect():
-    request = urllib.request.Request("https://host/file")
-    with pytest.raises(urllib.error.URLError, match="which is not https"):
-        connections._Redirect({}).redirect_request(request, None, 302, "", {}, "http://host/file")
+def answering(connections, answer):
+    """Connections that ask the function ``answer`` instead of a network, and the addresses that it was asked for."""
+    asked, client = [], fetch._httpx()
+
+    def respond(request):
+        asked.append(str(request.url))
+        return answer(client.Response, request)
+
+    connections._client = client.Client(transport=client.MockTransport(respond))
+    return asked
+
+
+def test_https_is_never_left_by_a_redirect(tmp_path):
+    with Connections(SOON) as https:
+        away = {"Location": "http://host/file"}
+        asked = answering(https, lambda response, request: response(302, headers=away))
+        with pytest.raises(InputError, match="redirects to http://host/file, which is not https. Check"):
+            fetch_file("https://host/file", tmp_path / "x.part", https)
+    assert asked == ["https://host/file"]
+
+
+def test_a_redirect_without_end_is_one_line(tmp_path):
+    with Connections(SOON) as loop:
+        asked = answering(loop, lambda response, request: response(302, headers={"Location": "/file"}))
+        with pytest.raises(InputError, match="https://host/file: it redirects more than 10 times"):
+            fetch_file("https://host/file", tmp_path / "x.part", loop)
+    assert len(asked) == 10
 
 
 def test_a_full_disk_names_the_file_and_keeps_what_arrived(server, tmp_path, monkeypatch):
