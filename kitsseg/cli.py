@@ -14,7 +14,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kitsseg.commands import cross_validation, data, demo, prediction, recipes, scoring, training
+from kitsseg.commands import (
+    cross_validation,
+    data,
+    demo,
+    information,
+    prediction,
+    recipes,
+    scoring,
+    training,
+)
 from kitsseg.errors import InputError, did_you_mean
 from kitsseg.version import __version__
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main"]
 
+ANSWERS = ("recipes", "info", "completion")  # commands that do nothing but say something
 SPACE = "Free some space, or choose another folder."
 PERMISSION = "Check its permissions, or choose another folder."
 HINTS = {
@@ -60,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)  # a stopped job cleans up as after Ctrl-C
     try:
-        arguments.run_command(arguments)
+        with _said_by(arguments):
+            arguments.run_command(arguments)
     except InputError as error:
         return _complain(str(error), 1)
     except OSError as error:
@@ -74,6 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "interrupted; what was finished is kept, nothing unfinished is taken for whole."
         return _complain(text + _how_to_go_on(arguments), 130)
     return 0
+
+
+def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """With --quiet nothing but warnings, to stderr."""
+    if not getattr(arguments, "quiet", False):
+        return contextlib.nullcontext()
+    from kitsseg.runtime.console import quieted
+
+    return quieted()
 
 
 def _use_utf8() -> None:
@@ -146,9 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
         name: str, function: Callable[[argparse.Namespace], object], help: str, **options: Any
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, **options)
-        sub.set_defaults(run_command=function, parser=sub)
+        if name not in ANSWERS:
+            sub.add_argument("--quiet", "-q", action="store_true", help="say warnings and errors only")
+        sub.set_defaults(run_command=function, parser=sub, root_parser=parser)
         return sub
 
-    for group in (recipes, demo, data, training, cross_validation, prediction, scoring):
+    for group in (recipes, demo, data, training, cross_validation, prediction, scoring, information):
         group.add(command)
     return parser

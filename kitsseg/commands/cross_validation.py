@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kitsseg.commands.arguments import AddCommand, add_layout, at_least, layout_of, part
 from kitsseg.commands.given import add_given, with_given
-from kitsseg.commands.training_options import add_hardware, options_of, say
+from kitsseg.commands.training_options import add_hardware, options_of, say, saying_what_computes
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +33,9 @@ def add(command: AddCommand) -> None:
     sub.add_argument("--folds", type=at_least(2), default=5, help="number of folds (default: 5)")
     group = sub.add_mutually_exclusive_group()
     group.add_argument("--fold", type=at_least(0), metavar="I", help="only this fold, from 0")
-    group.add_argument("--shard", type=part, metavar="I/N", help="only the I-th of N parts, for job arrays")
+    group.add_argument(
+        "--shard", type=part, metavar="I/N", help="only part I of N of the folds, I from 0, for job arrays"
+    )
     sub.add_argument(
         "--data",
         type=Path,
@@ -69,11 +71,11 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
     scans = None if a.data is None else Scans(a.data, layout_of(a))
     only = list(range(a.folds))
     if a.shard:
-        only = only[a.shard[0] - 1 :: a.shard[1]]
+        only = only[a.shard[0] :: a.shard[1]]
     if a.fold is not None:
         only = [a.fold]
-    with progress_bar() as progress:
-        options = replace(options, progress=progress, say=say)
+    with progress_bar("steps") as progress:
+        options = replace(options, progress=saying_what_computes(progress, options), say=say)
         left = train_folds(recipe, a.cache, a.out, options, folds=a.folds, only=only, scans=scans)
     if left:
         numbers = ", ".join(map(str, left))

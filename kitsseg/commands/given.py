@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from kitsseg import recipes
 from kitsseg.errors import InputError
-from kitsseg.recipe import Recipe, given_settings, settings, value_of
+from kitsseg.recipe import Phase, Recipe, SliceSampler, given_settings, settings, value_of
 
 __all__ = ["add_given", "spoken_settings", "with_given"]
 
@@ -39,7 +39,11 @@ def add_given(sub: argparse.ArgumentParser, what: str) -> None:
 
 
 def with_given(
-    recipe: Recipe, texts: Sequence[str], only: str | None = None, steps: int | None = None
+    recipe: Recipe,
+    texts: Sequence[str],
+    only: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
 ) -> Recipe:
     """The recipe with the settings that a user gives.
 
@@ -48,6 +52,7 @@ def with_given(
             ``phases.NAME.schedule``, leaves the group out.
         only: the one group whose settings may be given here.
         steps: of every epoch of every phase; None: the recipe's.
+        batch_size: slices in a batch of every phase; the share that holds kidney or tumor stays. None: the recipe's.
 
     Raises: InputError for a name that is no setting, one that is given twice, a value of another type, and values that
         do not go together.
@@ -70,7 +75,28 @@ def with_given(
         if (name := f"phases.{phase.name}.steps_per_epoch") in values:
             raise InputError(f"--set {name}: --steps {steps} gives it already. Give one of them.")
         values[name] = steps
+    for phase in recipe.phases if batch_size else ():
+        values |= _of_batch(recipe, phase, batch_size or 1, values)
     return recipes.given(recipe, values)
+
+
+def _of_batch(
+    recipe: Recipe, phase: Phase, batch_size: int, values: Mapping[str, object]
+) -> dict[str, object]:
+    """The settings of a phase that give it batches of another size."""
+    sampler, prefix = phase.sampler, f"phases.{phase.name}.sampler"
+    if not isinstance(sampler, SliceSampler):
+        raise InputError(
+            f"--batch-size {batch_size}: {recipe.name} draws three patches of each case; give the number of cases "
+            f"instead, such as --set {prefix}.cases_per_batch={sampler.cases_per_batch}."
+        )
+    if given := [name for name in (f"{prefix}.batch_size", f"{prefix}.positive") if name in values]:
+        raise InputError(f"--set {given[0]}: --batch-size {batch_size} gives it already. Give one of them.")
+    found: dict[str, object] = {f"{prefix}.batch_size": batch_size}
+    if sampler.positive:
+        positive = round(sampler.positive * batch_size / sampler.batch_size)
+        found[f"{prefix}.positive"] = min(max(positive, 1), batch_size)
+    return found
 
 
 def spoken_settings(recipe: Recipe) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """kitsseg recipes."""
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
 
 from kitsseg.errors import InputError
@@ -14,6 +16,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("recipes", _recipes, "list the papers, or show one with the evidence of each setting")
     sub.add_argument("action", nargs="?", choices=["show"], help="show one recipe")
     sub.add_argument("name", nargs="?", help="NAME, NAME:practical, NAME:tiny or NAME:VARIANT")
+    sub.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
@@ -25,13 +28,57 @@ def _recipes(arguments: argparse.Namespace) -> None:
     if arguments.action:
         stem, _, edition = arguments.name.partition(":")
         recipe = recipes.get(arguments.name)
+        if arguments.json:
+            _write_json(_described(recipe))
+            return
         for variant in recipes.variants(stem):
             if variant.name == edition:
                 show_variant(recipes.get(stem), variant, recipe)
                 return
         show_recipe(recipe)
+    elif arguments.json:
+        _write_json([_listed(name) for name in recipes.names()])
     else:
         _show_recipes([recipes.get(name) for name in recipes.names()])
+
+
+def _listed(name: str) -> dict[str, object]:
+    """A paper, and the names that its recipe is had by."""
+    from kitsseg import recipes
+
+    recipe = recipes.get(name)
+    variants = [
+        {"name": f"{name}:{variant.name}", "row": variant.row, "parameters": variant.parameters}
+        for variant in recipes.variants(name)
+    ]
+    editions = [name, f"{name}:practical", f"{name}:tiny"]
+    return {
+        "name": name,
+        "paper": recipe.paper,
+        "claim": recipe.claim,
+        "reported": dict(recipe.reported),
+        "editions": editions,
+        "variants": variants,
+    }
+
+
+def _described(recipe: Recipe) -> dict[str, object]:
+    """A recipe's settings, each with its evidence."""
+    from kitsseg.recipe import settings
+
+    return {
+        "name": recipe.name,
+        "paper": recipe.paper,
+        "claim": recipe.claim,
+        "reported": dict(recipe.reported),
+        "settings": {
+            name: {"value": value, "evidence": recipe.evidence.get(name)} for name, value in settings(recipe)
+        },
+    }
+
+
+def _write_json(content: object) -> None:
+    sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _show_recipes(papers: list[Recipe]) -> None:

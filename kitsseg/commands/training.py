@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from kitsseg.commands.arguments import AddCommand, at_least, share, shares
 from kitsseg.commands.given import add_given, with_given
-from kitsseg.commands.training_options import add_hardware, add_watching, options_of, say
+from kitsseg.commands.training_options import (
+    add_hardware,
+    add_watching,
+    options_of,
+    say,
+    saying_what_computes,
+)
 from kitsseg.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +41,12 @@ def add(command: AddCommand) -> None:
     sub.add_argument("--epochs", type=at_least(1), help="epochs of every phase, instead of the recipe's")
     sub.add_argument(
         "--steps", type=at_least(1), help="steps of every epoch, instead of the recipe's: for a trial"
+    )
+    sub.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=at_least(1),
+        help="slices in a batch, instead of the recipe's; another number is another training (--accumulate keeps it)",
     )
     add_given(
         sub,
@@ -121,7 +133,10 @@ def _train(arguments: argparse.Namespace) -> None:
 
     start_keras()
     a = arguments
-    recipe, options = with_given(recipes.get(a.recipe), a.given, steps=a.steps), options_of(a)
+    recipe, options = (
+        with_given(recipes.get(a.recipe), a.given, steps=a.steps, batch_size=a.batch_size),
+        options_of(a),
+    )
     split = choose_split(a.cache, recipe, a.split)
     train_on(recipe, a.cache, split, a.run, options)
 
@@ -293,8 +308,9 @@ def train_on(recipe: Recipe, cache: Path, split: CaseSplit, run: Path, options: 
         train_recipe(recipe, cache, split, run, options)
         return
 
-    with progress_bar() as progress:
-        train_recipe(recipe, cache, split, run, replace(options, progress=progress, say=say))
+    with progress_bar("steps") as progress:
+        told = saying_what_computes(progress, options)
+        train_recipe(recipe, cache, split, run, replace(options, progress=told, say=say))
     _say_made(f"trained {recipe.name}", run, split.test)
 
 
@@ -303,4 +319,5 @@ def _say_made(what: str, run: Path, test: Sequence[str]) -> None:
     from kitsseg.runtime.console import done
 
     part = "test" if test else "validation"
-    done(f"{what}: {run}", f"kitsseg predict {run} DATA --out PREDICTIONS --part {part}")
+    files = "its weights in model.keras, its losses in history.csv, a card of it in model_card.md"
+    done(f"{what}: wrote {run}, {files}", f"kitsseg predict {run} DATA --out PREDICTIONS --part {part}")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from kitsseg.commands.arguments import at_least
 
 if TYPE_CHECKING:
+    from kitsseg.interfaces import Progress
     from kitsseg.training.options import TrainOptions
 
-__all__ = ["add_hardware", "add_watching", "options_of", "say"]
+__all__ = ["add_hardware", "add_watching", "options_of", "say", "saying_what_computes"]
 
 WATCHING = (
     "resume",
@@ -132,8 +133,27 @@ def add_watching(sub: argparse.ArgumentParser) -> None:
 
 def say(text: str) -> None:
     """Print what ``train_recipe`` says, above its bar; warnings in yellow."""
-    from rich.markup import escape
+    from kitsseg.runtime.console import console, warning
 
-    from kitsseg.runtime.console import console
+    if text.startswith("warning"):
+        warning(text)
+    else:
+        console.print(text, markup=False)
 
-    console.print(f"[yellow]{escape(text)}[/yellow]" if text.startswith("warning") else escape(text))
+
+def saying_what_computes(progress: "Progress", options: "TrainOptions") -> "Progress":
+    """``progress``, which says at the first step which devices and precision are used; loudly, if a GPU is not."""
+    told = False
+
+    def call(description: str, done: float, total: int) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            from kitsseg.runtime.hardware import computing_line, unused_gpu_warning
+
+            say(computing_line(options.precision, options.devices.count))
+            if text := unused_gpu_warning():
+                say(text)
+        progress(description, done, total)
+
+    return call

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,35 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 if TYPE_CHECKING:
     from kitsseg.interfaces import Progress as ProgressFunction
 
-__all__ = ["console", "done", "progress_bar", "warning", "without_next"]
+__all__ = [
+    "LINE_EVERY_S",
+    "LogLines",
+    "console",
+    "done",
+    "progress_bar",
+    "quieted",
+    "warning",
+    "without_next",
+]
 
 console = Console(highlight=False, soft_wrap=True)
 
 
+LINE_EVERY_S = 60.0  # where nobody watches a terminal
+
+
 @contextmanager
-def progress_bar() -> Iterator[ProgressFunction]:
-    """A bar with the time left; gives the callable progress(description, done, total) of the library."""
+def progress_bar(unit: str = "") -> Iterator[ProgressFunction]:
+    """A bar with the time left; without a terminal a line a minute, for the log of a job.
+
+    Gives: the callable progress(description, done, total) of the library.
+
+    Args:
+        unit: what ``done`` counts, such as "steps", for the rate in the log.
+    """
+    if not (console.is_terminal or console.is_jupyter):  # a bar is only an empty line there
+        yield LogLines(unit)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -29,17 +51,56 @@ def progress_bar() -> Iterator[ProgressFunction]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    watched = console.is_terminal or console.is_jupyter  # elsewhere a bar is only an empty line
-    with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("start", total=None)
         yield lambda description, done, total: bar.update(
             task, description=escape(description), completed=done, total=total
         )
 
 
+class LogLines:
+    """What a job's log is told of a long command: at most a line a minute, with the rate and the time left.
+
+    Args:
+        unit: what is counted. clock: seconds, from any moment on.
+    """
+
+    def __init__(self, unit: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self.unit, self.clock = unit, clock
+        self.said = clock()
+        self.begun: tuple[float, float, float] | None = None  # when, done then, of how many
+
+    def __call__(self, description: str, done: float, total: int) -> None:
+        now = self.clock()
+        if self.begun is None or self.begun[2] != total or done < self.begun[1]:
+            self.begun = now, done, total  # another piece of work
+        if now - self.said < LINE_EVERY_S:
+            return
+        self.said = now
+        started, first, _ = self.begun
+        text = f"{description}: {done:.0f} of {total}" + (f" {self.unit}" if self.unit else "")
+        if done > first and now > started:
+            rate = (done - first) / (now - started)
+            minutes, seconds = divmod(round((total - done) / rate), 60)
+            each = f"{rate:.3g} {self.unit or 'of them'} a second" if rate >= 1 else f"{1 / rate:.3g} s each"
+            text += f", {each}, about {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+        console.print(text, markup=False)
+
+
 def warning(text: str) -> None:
-    """Print a line that begins with "warning"."""
-    console.print(f"[yellow]{escape(text)}[/yellow]")
+    """Print a line that begins with "warning"; it is said even where everything else is kept quiet."""
+    where = Console(stderr=True, highlight=False, soft_wrap=True) if console.quiet else console
+    where.print(f"[yellow]{escape(text)}[/yellow]")
+
+
+@contextmanager
+def quieted() -> Iterator[None]:
+    """In this block nothing is said but warnings, to stderr."""
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = False
 
 
 _says_next = True

@@ -134,3 +134,18 @@ def test_of_a_pruned_run_the_settings_are_those_of_the_phase_it_repeats():
     recipe = recipes.of_record(run_record(**record))
     assert recipe.phases[0].steps_per_epoch == 2
     assert recipe.model["n_pools"] == 3
+
+
+def test_another_batch_size_keeps_the_share_of_slices_with_kidney():
+    paper = recipes.get("unet2d")
+    found = with_given(paper, [], batch_size=2 * paper.phases[0].sampler.batch_size)
+    for before, phase in zip(paper.phases, found.phases, strict=True):
+        assert phase.sampler.batch_size == 2 * before.sampler.batch_size
+        assert phase.sampler.positive == 2 * before.sampler.positive
+    assert with_given(paper, [], batch_size=1).phases[0].sampler.positive == 1
+    name = f"phases.{paper.phases[0].name}.sampler.batch_size"
+    assert set(spoken_settings(found)) >= {name}
+    with pytest.raises(InputError, match="--batch-size 3 gives it already"):
+        with_given(paper, [f"{name}=4"], batch_size=3)
+    with pytest.raises(InputError, match="--batch-size 3: deeplab3d draws three patches .*cases_per_batch"):
+        with_given(recipes.get("deeplab3d"), [], batch_size=3)

@@ -95,8 +95,8 @@ def crossed(trained, micro, tmp_path_factory):
                 options = TrainOptions(seed=3, progress=stop)
                 train_folds(micro, trained.cache, folder, options, folds=FOLDS, only=[2])
             assert [row["epoch"] for row in read_history(folder / "fold-2")] == [1]
-            assert main([*map(str, arguments), "--shard", "1/2", "--data", str(trained.data)]) == 0
-            assert main([*map(str, arguments), "--shard", "2/2"]) == 0
+            assert main([*map(str, arguments), "--shard", "0/2", "--data", str(trained.data)]) == 0
+            assert main([*map(str, arguments), "--shard", "1/2"]) == 0
         said.append(captured.get())
         before = {path: path.stat().st_mtime_ns for path in folder.glob("*/model.keras")}
         maps = {path: path.stat().st_mtime_ns for path in folder.glob("fold-*/predictions/*.nii.gz")}
@@ -331,7 +331,7 @@ def test_what_does_not_fit_is_refused(copied, trained, micro, tmp_path, capsys, 
     code, text = command(capsys, "unet2d:micro", cache, tmp_path / "new", "--folds", 10)
     assert (code, len(text.splitlines())) == (1, 1) and "--folds: expected 2 to 9" in text
     assert not (tmp_path / "new").exists()
-    for wrong in (["--shard", "3/2"], ["--fold", "1", "--shard", "1/2"], ["--folds", "1"]):
+    for wrong in (["--shard", "2/2"], ["--fold", "1", "--shard", "1/2"], ["--folds", "1"]):
         with pytest.raises(SystemExit):
             command(capsys, "unet2d:micro", cache, tmp_path / "new", *wrong)
         assert len(capsys.readouterr().err.splitlines()) == 1
