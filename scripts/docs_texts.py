@@ -8,7 +8,18 @@ COMMANDS = {
         "for a demo; further rows of its tables are variants, such as `deeplab3d:bigger-encoder`, which change what their "
         "pages name and nothing else. `show` prints the evidence of every setting: stated by the paper, read in the authors' code, or ours "
         "and why.",
-        "kitsseg recipes\nkitsseg recipes show unet2d:practical",
+        "kitsseg recipes\nkitsseg recipes show unet2d:practical\nkitsseg recipes --json",
+    ),
+    "info": (
+        "What to send with a question: versions of Python and of the packages that decide about results, the engines and "
+        "extras that are installed, and the NVIDIA devices that the driver names. TensorFlow is imported with `--devices` "
+        "only, which then says how long that took and whether a GPU goes unused.",
+        "kitsseg info\nkitsseg info --devices",
+    ),
+    "completion": (
+        "A script for bash, zsh or tcsh, made once from all commands and options (needs the extra `completion`); nothing of "
+        "kitsseg runs while you type. For bash:",
+        "kitsseg completion bash > ~/.local/share/bash-completion/completions/kitsseg",
     ),
     "demo": (
         "Everything in one go on a laptop: synthetic patients, preprocessing, training, prediction on patients that were "
@@ -63,7 +74,7 @@ COMMANDS = {
         "a tenth of the other patients, not by the fold itself. The folds of all 210 patients are those of the splits "
         "`5-fold-0` to `5-fold-4`, so that figures can be compared patient by patient.",
         "kitsseg cross-validate unet2d CACHE OUT --data DATA\n"
-        "kitsseg cross-validate unet2d CACHE OUT --data DATA --shard $SLURM_ARRAY_TASK_ID/5   # in each job of an array\n"
+        "kitsseg cross-validate unet2d CACHE OUT --data DATA --shard $SLURM_ARRAY_TASK_ID/5   # in each job of an array 0-4\n"
         "kitsseg cross-validate unet2d CACHE OUT --data DATA                                  # after them: scores",
     ),
     "prune": (
@@ -83,8 +94,19 @@ COMMANDS = {
         "kitsseg export RUN --out kidney.tflite --precision int8\nkitsseg export RUN --out kidney.onnx",
     ),
     "predict": (
-        "Labels on the scan's own voxels with its header, from a run or an exported network.",
-        "kitsseg predict RUN DATA --part test --out PREDICTIONS\nkitsseg predict kidney.tflite scan.nii.gz --out PREDICTIONS",
+        "Labels on the scan's own voxels with its header, from a run or an exported network. INPUT may be a NIfTI file, a "
+        "`.zip` archive (unpacked into a temporary folder, never beyond it), or a folder, in which everything is looked "
+        "through: NIfTI files, KiTS cases, nnU-Net's `imagesTr` and `imagesTs`, and DICOM. Each CT series is a scan, however "
+        "many lie in a folder; folders of one series each, directly in INPUT, keep their names, other series are called "
+        "`PATIENT_NUMBER_DESCRIPTION`. A table says first what was found, what will be done, and what is left out and why; "
+        "`--dry-run` stops there. A damaged scan stops no other: the exit code is then 1, and the same command tries it "
+        "again. Beside the label maps lie `colors_3d_slicer.ctbl` and `colors_itk_snap.txt`; with `--statistics` also "
+        "`statistics.csv` and `statistics.json`, in ml, left and right being the patient's and found from the scan's "
+        "affine (`sides_by` says how); with `--dicom-seg` a DICOM Segmentation object of each series, with the segments "
+        "kidney (SNOMED CT 64033007) and neoplasm (108369006). Nothing of this is for use on patients.",
+        "kitsseg predict RUN DATA --part test --out PREDICTIONS\nkitsseg predict kidney.tflite scan.nii.gz --out PREDICTIONS\n"
+        "kitsseg predict RUN EXPORT.zip STUDIES --out PREDICTIONS --dry-run\n"
+        "kitsseg predict RUN STUDIES --out PREDICTIONS --dicom-seg --statistics --remove-small 500",
     ),
     "evaluate": (
         "The official KiTS19 scores per case and their mean, and beside them what other definitions in use make of the same "

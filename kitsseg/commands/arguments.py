@@ -20,6 +20,7 @@ __all__ = [
     "part",
     "share",
     "shares",
+    "volume_mm3",
     "volume_size",
 ]
 
@@ -70,14 +71,25 @@ def shares(text: str) -> list[float]:
 
 
 def part(text: str) -> tuple[int, int]:
-    """I/N: the I-th of N parts, from 1."""
+    """I/N: part I of N, from 0, as --fold and --process count too."""
     try:
         number, count = map(int, text.split("/"))
     except ValueError:
         number = count = 0
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"expected I/N such as 3/20, I from 1 to N, found {text}")
+    if not 0 <= number < count:
+        raise argparse.ArgumentTypeError(f"expected I/N with 0 <= I < N, such as 0/20, found {text}")
     return number, count
+
+
+def volume_mm3(text: str) -> float:
+    """A volume above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a volume in mm3 above 0, such as 500; found {text}")
+    return value
 
 
 def volume_size(text: str) -> tuple[int, int, int]:

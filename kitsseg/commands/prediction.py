@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kitsseg.commands.arguments import AddCommand, add_layout, layout_of, part
+from kitsseg.commands.arguments import AddCommand, add_layout, layout_of, part, volume_mm3
 from kitsseg.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,8 +26,13 @@ ENGINE_NAMES = ("keras", "tensorflow", "litert", "onnxruntime", "openvino")
 EXAMPLES = """examples:
   kitsseg predict RUN DATA --out PREDICTIONS --part test
   kitsseg predict FOLD0 DATA --out PREDICTIONS --also FOLD1 FOLD2 FOLD3 FOLD4
-  kitsseg predict RUN DATA --out PREDICTIONS --shard $SLURM_ARRAY_TASK_ID/20
+  kitsseg predict RUN EXPORT.zip FOLDER --out PREDICTIONS --dry-run
+  kitsseg predict RUN DATA --out PREDICTIONS --shard $SLURM_ARRAY_TASK_ID/20   # --array=0-19
+  kitsseg predict RUN STUDY --out PREDICTIONS --dicom-seg --statistics --remove-small 500
   kitsseg predict RUN DATA --out PREDICTIONS --scheduler tcp://host:8786
+
+Everything in a folder is looked through. A table says first what was found and what will be done; --dry-run stops
+there. A CT series that has no folder of its own is called PATIENT_SERIES. What is left out is named, with the reason.
 
 Scans whose label map is there already, whole and made by the same networks, are left out: after an interruption or a
 failure the same command does the rest. predictions.json lists what was done and what failed."""
@@ -46,9 +53,22 @@ def add(command: AddCommand) -> None:
         "network in the package, trained on synthetic patients only",
     )
     sub.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="scans, case folders, DICOM series or folders of these"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="NIfTI files; .zip archives; folders of any kind, with all that lies in them: NIfTI files, DICOM series, "
+        "KiTS cases, nnU-Net datasets",
     )
     sub.add_argument("--out", required=True, type=Path, help="folder for the label maps")
+    sub.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="segment scans again whose label map is there, and replace files that have the names of label maps; "
+        "predictions of other networks or settings still need a folder of their own",
+    )
+    sub.add_argument(
+        "--dry-run", action="store_true", help="say what was found and what would be done, and do nothing"
+    )
     sub.add_argument(
         "--part", choices=["train", "validation", "test"], help="only this part of the run's split"
     )
@@ -62,6 +82,29 @@ def add(command: AddCommand) -> None:
         "--postprocess",
         choices=["on", "off"],
         help="off: the labels before the recipe's post-processing (default: as the recipe says)",
+    )
+    sub.add_argument(
+        "--remove-small",
+        type=volume_mm3,
+        default=0.0,
+        metavar="MM3",
+        help="remove pieces, of kidney and tumor together, that are smaller than this",
+    )
+    sub.add_argument(
+        "--tumors-on-kidneys",
+        action="store_true",
+        help="remove tumors that touch no kidney (default: they stay)",
+    )
+    sub.add_argument(
+        "--statistics",
+        action="store_true",
+        help="write statistics.csv and statistics.json: ml of the left and the right kidney and of each tumor, for all "
+        "label maps of the folder",
+    )
+    sub.add_argument(
+        "--dicom-seg",
+        action="store_true",
+        help="write a DICOM Segmentation object (.dcm) of each DICOM series too; needs the extra dicom",
     )
     sub.add_argument(
         "--engine",
@@ -79,7 +122,7 @@ def add(command: AddCommand) -> None:
         "of the first",
     )
     sub.add_argument(
-        "--shard", type=part, metavar="I/N", help="only the I-th of N parts of the scans, for job arrays"
+        "--shard", type=part, metavar="I/N", help="only part I of N of the scans, I from 0, for job arrays"
     )
     sub.add_argument(
         "--scheduler",
@@ -142,8 +185,13 @@ def _predict(arguments: argparse.Namespace) -> None:
         also=a.also,
         shard=a.shard,
         scheduler=a.scheduler,
+        remove_small_mm3=a.remove_small,
+        tumors_on_kidneys=a.tumors_on_kidneys,
+        statistics=a.statistics,
+        dicom_seg=a.dicom_seg,
+        overwrite=a.overwrite,
     )
-    predict(a.run, a.inputs, a.out, a.part, options, layout_of(a))
+    predict(a.run, a.inputs, a.out, a.part, options, layout_of(a), dry_run=a.dry_run)
 
 
 def predict(
@@ -153,33 +201,64 @@ def predict(
     part: str | None,
     options: PredictOptions | None = None,
     layout: Layout | None = None,
+    *,
+    dry_run: bool = False,
 ) -> None:
-    from rich.markup import escape
-
-    from kitsseg.inference.cohort import NAMED, failures, predict_cohort
+    from kitsseg.commands.plan_table import show_plan
+    from kitsseg.inference.cohort import NAMED, carry_out, failures, plan_cohort
+    from kitsseg.inference.products import write_color_tables
     from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
     from kitsseg.runtime.console import console, done, progress_bar, warning
+    from kitsseg.runtime.hardware import unused_gpu_warning
 
     if any(network_path(name) == network_path(STARTER) for name in [run, *(options.also if options else ())]):
         console.print(STARTER_NOTE, markup=False)
-    with progress_bar() as progress:
-        outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
+    with ExitStack() as stack:
+        with progress_bar() as progress:
+            plan = stack.enter_context(
+                plan_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
+            )
+        if dry_run or len(plan.scans) + len(plan.wrong) + len(plan.left_out) > 1:
+            show_plan(plan, str(out), all_rows=dry_run)
+        if dry_run:
+            return
+        if plan.todo and "keras" in sys.modules and (text := unused_gpu_warning()):
+            warning(text)
+        with progress_bar("scans") as progress:
+            outcome = carry_out(plan, options, progress=progress)
+    if outcome.written and not plan.slices:
+        write_color_tables(out)
     for text in outcome.warnings:
         warning(f"warning: {text}")
+    for text in outcome.notes[:NAMED]:
+        warning(f"warning: {text}")
+    if len(outcome.notes) > NAMED:
+        warning(
+            f"warning: and {len(outcome.notes) - NAMED} more scans of this kind; predictions.json names them"
+        )
     if outcome.failed:
         if len(outcome.failed) > NAMED:
             for name, reason in outcome.failed.items():
                 console.print(f"{name}: {reason}", markup=False)
         raise InputError(failures(outcome, out))
     if outcome.renewed:
-        console.print(
-            f"[yellow]warning: {len(outcome.renewed)} scans have changed since their label maps were made, and were "
-            f"predicted anew: {escape(', '.join(outcome.renewed[:NAMED]))}"
-            f"{' and others' if len(outcome.renewed) > NAMED else ''}[/yellow]"
+        warning(
+            f"warning: {len(outcome.renewed)} scans have changed since their label maps were made, and were "
+            f"predicted anew: {', '.join(outcome.renewed[:NAMED])}"
+            f"{' and others' if len(outcome.renewed) > NAMED else ''}"
         )
     there = f" ({outcome.kept} were there already)" if outcome.kept else ""
+    beside = [] if plan.slices else ["colors for 3D Slicer and ITK-SNAP"]
+    beside += ["statistics.csv and statistics.json"] if options and options.statistics else []
+    segs = sum(plan.scans[name].is_dicom for name in plan.scans)
+    beside += [f"{segs} DICOM SEG"] if options and options.dicom_seg else []
+    if options and options.dicom_seg and segs < len(plan.scans):
+        console.print(
+            f"no DICOM SEG of {len(plan.scans) - segs} scans that are no DICOM series", markup=False
+        )
     done(
-        f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {outcome.engine}",
+        f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {outcome.engine}"
+        f"{', beside them ' if beside else ''}{', '.join(beside)}",
         f"kitsseg evaluate {out} TRUTH --out scores.csv",
         f"kitsseg report {out} --out report.html",
     )

@@ -1,19 +1,28 @@
-"""Whether a .keras, .npz or .pth file, each a zip archive, is whole, and no larger inside than it may be.
+"""Zip archives: whether one is whole and no larger inside than it may be, and how one from somebody else is unpacked.
 
-Their writers store arrays as they are, so that the contents of a file hardly exceed the file. An archive that promises
-a multiple of its own size was not written by them, and is refused before anything of it is unpacked.
+.keras, .npz and .pth files are zip archives too. Their writers store arrays as they are, so that the contents of a file
+hardly exceed the file. An archive that promises a multiple of its own size was not written by them, and is refused
+before anything of it is unpacked.
 """
 
 import errno
 import os
+import shutil
+import stat
+import time
 import zipfile
 import zlib
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-__all__ = ["check_archive", "is_whole"]
+__all__ = ["check_archive", "is_whole", "unpack"]
 
 MOST_TIMES, SPARE_BYTES = 16, 64 << 20  # a zipped-up network of which most weights are zero stays below
+
+# of an archive of scans: label maps and air pack well, but nothing that a scanner wrote packs a thousandfold
+MOST_SCAN_TIMES, MOST_ENTRIES = 200, 200_000
+SHARE_OF_DISK = 0.9  # of the space that is free where an archive is unpacked
 
 # what changed bits in a zip file make of it
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
@@ -43,6 +52,81 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def unpack(path: str | os.PathLike[str], folder: Path) -> None:
+    """Unpack a zip archive that may come from anybody into a folder that is empty, with the times of its files.
+
+    Nothing is written outside of the folder, no link is made, and no more is written than the archive declares.
+
+    Raises: ValueError, saying what is wrong, for an archive that is damaged or encrypted, one that holds links or
+        paths that lead out of it, and one that would unpack to far more than its size or to more than the disk holds.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not _is_of_a_system(entry.filename)]
+            _check_entries(entries, Path(path).stat().st_size, shutil.disk_usage(folder).free)
+            for entry in entries:
+                if not entry.is_dir():
+                    _unpack_one(archive, entry, folder)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise ValueError(f"it holds a file and a folder of one name ({error.filename})") from error
+    except _DAMAGE as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _is_of_a_system(name: str) -> bool:
+    """Whether an entry is one of those that macOS and Windows add."""
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or (bool(parts) and parts[-1] in (".DS_Store", "Thumbs.db"))
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], size: int, free: int) -> None:
+    if len(entries) > MOST_ENTRIES:
+        raise ValueError(f"it holds {len(entries):,} entries, more than {MOST_ENTRIES:,}")
+    inside = sum(entry.file_size for entry in entries)
+    if inside > MOST_SCAN_TIMES * size + SPARE_BYTES:
+        raise ValueError(f"it has {size:,} bytes and would unpack to {inside:,}")
+    if inside > SHARE_OF_DISK * free:
+        raise ValueError(f"it would unpack to {inside:,} bytes, and {free:,} are free")
+    seen: set[str] = set()
+    for entry in entries:
+        name, parts = entry.filename, PurePosixPath(entry.filename).parts
+        if (
+            not parts
+            or name.startswith("/")
+            or ".." in parts
+            or "\\" in name
+            or ":" in parts[0]
+            or "\0" in name
+        ):
+            raise ValueError(f"its entry {name!r:.80} leads out of it")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError(f"its entry {name!r:.80} is a link or a device")
+        if entry.flag_bits & 1:
+            raise ValueError("it is encrypted")
+        if entry.is_dir():
+            continue
+        plain = str(PurePosixPath(name)).casefold()  # some file systems do not tell capital letters apart
+        if plain in seen:
+            raise ValueError(f"it holds two entries called {name!r:.80}")
+        seen.add(plain)
+
+
+def _unpack_one(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+    target = folder.joinpath(*PurePosixPath(entry.filename).parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    left = entry.file_size
+    with archive.open(entry) as source, target.open("xb") as file:
+        while piece := source.read(1 << 20):
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"its entry {entry.filename!r:.80} is longer than it declares")
+            file.write(piece)
+    with suppress(ValueError, OverflowError, OSError):  # a time that no calendar has
+        seconds = time.mktime((*entry.date_time, 0, 0, -1))
+        os.utime(target, (seconds, seconds))  # the same scan is known again the next time it is unpacked
 
 
 def _check(file: BinaryIO) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,24 +19,29 @@ from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
 from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
 from kitsseg.data.geometry.geometry import spec_of_slices
-from kitsseg.data.layouts.find import Layout, find_scans
 from kitsseg.data.layouts.names import prediction_name
-from kitsseg.data.layouts.slices import slices_of_inputs
+from kitsseg.data.layouts.scans import Scan
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.paths import as_given
-from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, describe, ensemble_of, open_ensemble
+from kitsseg.inference.ensemble import Ensemble, ensemble_of, open_ensemble
+from kitsseg.inference.familiar import unlike_kits19
+from kitsseg.inference.plan import Plan, odd_name, planned
+from kitsseg.inference.products import check_products, with_volumes, write_dicom_seg, write_statistics
 from kitsseg.inference.scan import (
     ensemble_labels,
     prepare_scan,
 )
-from kitsseg.inference.slices import check_2d, names_of_patients, narrow_windows, slice_file
+from kitsseg.inference.slices import narrow_windows
 from kitsseg.interfaces import Progress
+from kitsseg.labels.volumes import Cleanup, cleaned
 from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, PredictionsRecord, Source
+from kitsseg.records.starter import STARTER, network_path
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
 if TYPE_CHECKING:
+    from kitsseg.data.layouts.kits import Layout
     from kitsseg.inference.scan import Member
     from kitsseg.recipe import ReassignSmall, RemoveFar
 
@@ -45,14 +49,15 @@ __all__ = [
     "NAMED",
     "Outcome",
     "PredictOptions",
+    "carry_out",
     "check_all_done",
     "failures",
+    "plan_cohort",
     "predict_cases",
     "predict_cohort",
     "predict_scan",
 ]
 
-OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
 Result = tuple[str, PredictedScan | FailedScan, str | None]  # name, entry, engine
 NAMED = 3  # failed scans in the message; all are in predictions.json
 
@@ -69,6 +74,7 @@ class Outcome:
         renewed: names of scans that have changed since their label maps were made, which were made anew.
         record: what ``predictions.json`` says of the folder now, with absolute paths.
         warnings: sentences for the user; one names the file of a scan that is doubtful.
+        notes: sentences for the user about networks and scans that do not fit together, but may be meant.
     """
 
     written: list[Path]
@@ -78,6 +84,7 @@ class Outcome:
     engine: str | None = None
     renewed: list[str] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +100,13 @@ class PredictOptions:
             names it.
         also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run
             counts the same, and the post-processing is that of the first run.
-        shard: (i, n): the i-th of n jobs, from 1, that share the scans and the folder.
+        shard: (i, n): job i of n, from 0, that share the scans and the folder.
         scheduler: address of a Dask scheduler whose workers segment the scans.
+        remove_small_mm3: pieces, of kidney and tumor together, that are smaller are removed from the label maps.
+        tumors_on_kidneys: tumors that touch no kidney are removed from the label maps.
+        statistics: write the volumes of kidneys and tumors of all label maps as ``statistics.csv`` and ``.json``.
+        dicom_seg: write a DICOM Segmentation object of each DICOM series beside its label map.
+        overwrite: segment scans again whose label map is there, and replace what has the name of a label map.
     """
 
     whole_slices: bool = False
@@ -104,6 +116,17 @@ class PredictOptions:
     also: Sequence[str | os.PathLike[str]] = ()
     shard: tuple[int, int] | None = None
     scheduler: str | None = None
+    remove_small_mm3: float = 0.0
+    tumors_on_kidneys: bool = False
+    statistics: bool = False
+    dicom_seg: bool = False
+    overwrite: bool = False
+
+    @property
+    def cleanup(self) -> Cleanup | None:
+        """What is removed from label maps; None for nothing."""
+        wanted = Cleanup(remove_small_mm3=self.remove_small_mm3, tumors_on_kidneys=self.tumors_on_kidneys)
+        return None if wanted == Cleanup() else wanted
 
 
 def predict_cases(
@@ -145,9 +168,9 @@ def predict_cohort(
     Args:
         run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
             run and for a SavedModel only.
-        inputs: scans (``.nii``, ``.nii.gz``), case folders, folders of cases in any layout of ``find_cases``, or of
-            DICOM series. Or folders of single slices (``kitsseg.data.layouts.slices``) and images of such: each gets a
-            PNG of its own name, with the values of the masks.
+        inputs: whatever ``find_scans`` of ``kitsseg.data.layouts.scans`` takes: files, folders, archives. Or folders
+            of single slices (``kitsseg.data.layouts.slices``) and images of such: each gets a PNG of its own name, with
+            the values of the masks.
         out: folder for the label maps, named as KiTS19 asks for them, and for ``predictions.json``.
         part: "train", "validation" or "test": only those of the scans that are in this part of the run's split.
         options: PredictOptions; the recipe's own way by default.
@@ -158,36 +181,84 @@ def predict_cohort(
     Raises: InputError for an unfinished run, an engine that cannot compute it, inputs without scans, and a folder
         that holds predictions made in another way.
     """
+    with plan_cohort(run, inputs, out, part, options, layout=layout, progress=progress) as plan:
+        return carry_out(plan, options, progress=progress)
+
+
+@contextmanager
+def plan_cohort(
+    run: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    part: str | None = None,
+    options: PredictOptions | None = None,
+    *,
+    layout: Layout | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Plan]:
+    """What ``predict_cohort`` would do with the same arguments; nothing is computed or written.
+
+    Gives: Plan, which is good for ``carry_out`` in this context.
+    Raises: InputError as ``predict_cohort``.
+    """
     options = options or PredictOptions()
-    inputs = list(inputs)
-    slices = {slice_file(item): item for item in slices_of_inputs(inputs, layout or Layout()) or ()}
-    scans = {name: item.image for name, item in slices.items()} or find_scans(inputs, layout)
-    ensemble = ensemble_of(
-        (run, *options.also),
-        whole_slices=options.whole_slices,
-        mirror=options.mirror,
-        refine_labels=options.refine_labels,
-        engine=options.engine,
-    )
-    check_2d(ensemble, slices.values())
-    if part is not None:
-        wanted = cases_of_run_part(ensemble, part)
-        scans = _only(scans, names_of_patients(slices, wanted) if slices else wanted, part)
-    if options.shard is not None:
-        scans = _share(scans, *options.shard)
-    out = Path(out)
-    record = Predictions(out, describe(ensemble, part))
+
+    def open_networks() -> Ensemble:
+        return ensemble_of(
+            (run, *options.also),
+            whole_slices=options.whole_slices,
+            mirror=options.mirror,
+            refine_labels=options.refine_labels,
+            engine=options.engine,
+            cleanup=options.cleanup,
+        )
+
+    with planned(
+        open_networks,
+        inputs,
+        out,
+        part,
+        options.shard,
+        overwrite=options.overwrite,
+        layout=layout,
+        progress=progress,
+    ) as plan:
+        check_products(
+            plan.scans,
+            bool(plan.slices),
+            dicom_seg=options.dicom_seg,
+            others={
+                "--statistics": options.statistics,
+                "--remove-small": options.remove_small_mm3,
+                "--tumors-on-kidneys": options.tumors_on_kidneys,
+            },
+        )
+        yield plan
+
+
+def carry_out(
+    plan: Plan, options: PredictOptions | None = None, *, progress: Progress | None = None
+) -> Outcome:
+    """Segment the scans of a plan, as ``predict_cohort``."""
+    options, record, scans = options or PredictOptions(), plan.record, plan.scans
+    if options.scheduler and (packed := next((scan for scan in plan.todo.values() if scan.shown), None)):
+        raise InputError(
+            f"--scheduler: expected scans that the workers can read, found {packed.place} in an archive. Unpack it "
+            "first."
+        )
+    out = record.out
     new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     made = 0
-    failed: dict[str, str] = {}
+    failed = dict(plan.refused)
     renewed: list[str] = []
     try:
-        todo, failed = _todo(scans, record, progress, slices)
-        before = {name for name in todo if isinstance(record.entries.get(name), PredictedScan)}
+        for name in plan.badly_named:
+            record.fail(name, scans[name].place, failed[name])
+        before = {name for name in plan.todo if isinstance(record.entries.get(name), PredictedScan)}
         results: Iterable[Result] = ()
-        if todo:
-            work = _Work(ensemble, todo, slices, record, failed)
+        if plan.todo:
+            work = _Work(plan.ensemble, plan.todo, plan.slices, record, failed)
             results = (
                 _by_cluster(options.scheduler, work, progress)
                 if options.scheduler
@@ -201,13 +272,22 @@ def predict_cohort(
                 record.forget_file(name)
             elif name in before and entry.source != getattr(record.entries[name], "source", None):
                 renewed.append(name)
-            made += isinstance(entry, PredictedScan)
-            record.add(name, entry)
+            record.add(name, _with_products(name, entry, plan, options, failed))
+            made += name not in failed
+        for name in scans:  # those that were there already
+            there = record.entries.get(name)
+            if name not in plan.todo and name not in failed and isinstance(there, PredictedScan):
+                now = _with_products(name, there, plan, options, failed)
+                if now != there:
+                    record.add(name, now)
     except BaseException:
         record.give_up()
         raise
     else:
         lost = record.finish()
+        if options.statistics:
+            cases = {n: e for n, e in record.entries.items() if isinstance(e, PredictedScan)}
+            write_statistics(out, cases)
     finally:
         record.close()
         if new_folder:
@@ -216,18 +296,60 @@ def predict_cohort(
     failed |= lost
     failed = {name: failed[name] for name in scans if name in failed}
     written = [record.label_map(name) for name in scans if name not in failed]
-    warned = narrow_windows(ensemble, [item for name, item in slices.items() if name in scans])
+    warned = narrow_windows(plan.ensemble, [item for name, item in plan.slices.items() if name in scans])
     warned = (
         *warned,
         *(
-            f"{image}: {doubt}"
-            for name, image in scans.items()
-            if isinstance(done := record.entries.get(name), PredictedScan) and name not in failed
-            for doubt in done.doubts
+            f"{scan.place}: {doubt}"
+            for name, scan in scans.items()
+            if isinstance(there := record.entries.get(name), PredictedScan) and name not in failed
+            for doubt in there.doubts
         ),
     )
+    failed |= {what: f"{what}: {why}" for what, why in plan.wrong}
+    done = {name: record.entries.get(name) for name in scans if name not in failed}
+    notes = _notes(plan, {name: entry for name, entry in done.items() if isinstance(entry, PredictedScan)})
     kept = len(written) - made + len(lost)
-    return Outcome(written, kept, failed, record.content(), record.header.engine, renewed, warned)
+    content = record.content()
+    return Outcome(written, kept, failed, content, record.header.engine, renewed, warned, notes)
+
+
+def _notes(plan: Plan, done: Mapping[str, PredictedScan]) -> tuple[str, ...]:
+    said = []
+    real = [name for name, entry in done.items() if not entry.phantom]
+    for run, network in zip(plan.ensemble.runs, plan.ensemble.networks, strict=True):
+        # of the network in the package something better is said
+        if network.record.phantom and real and Path(run) != network_path(STARTER).resolve():
+            said.append(
+                f"{run}: a network that has seen synthetic patients; its labels of {len(real)} scans that are not "
+                f"synthetic, such as {real[0]}, show that the road works, and nothing about these patients"
+            )
+    said += [
+        f"{plan.scans[name].place}: {'; '.join(entry.unlike)}: the network may have learned from nothing like it"
+        for name, entry in done.items()
+        if entry.unlike and not entry.phantom
+    ]
+    return tuple(said)
+
+
+def _with_products(
+    name: str,
+    entry: PredictedScan | FailedScan,
+    plan: Plan,
+    options: PredictOptions,
+    failed: dict[str, str],
+) -> PredictedScan | FailedScan:
+    """Make what is asked for beside a label map; returns its entry, and puts down what cannot be made in ``failed``."""
+    if isinstance(entry, FailedScan):
+        return entry
+    out, scan = plan.record.out, plan.scans[name]
+    if options.dicom_seg and scan.is_dicom:
+        recipe = plan.ensemble.networks[0].record.recipe or "network"
+        try:
+            write_dicom_seg(out, entry, scan, recipe)
+        except InputError as error:
+            failed[name] = f"its label map {out / entry.file} is done, its DICOM SEG is not: {error}"
+    return with_volumes(out, entry) if options.statistics else entry
 
 
 def check_all_done(outcome: Outcome, out: str | os.PathLike[str]) -> None:
@@ -243,7 +365,8 @@ def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
     total = len(outcome.written) + len(outcome.failed)
     if total == 1:
         return next(iter(outcome.failed.values()))
-    named = "; ".join(f"{name} ({reason})" for name, reason in list(outcome.failed.items())[:NAMED])
+    first = list(outcome.failed.items())[:NAMED]
+    named = "; ".join(reason if reason.startswith(name) else f"{name} ({reason})" for name, reason in first)
     more = f"; and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
     return (
         f"{len(outcome.failed)} of {total} scans failed, the others are done: {named}{more}. "
@@ -251,53 +374,14 @@ def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
     )
 
 
-def _todo(
-    scans: Mapping[str, Path],
-    record: Predictions,
-    progress: Progress | None,
-    slices: Mapping[str, SliceImage],
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Scans without a whole label map, and those whose label map may not be replaced, with the reason."""
-    todo, failed = {}, {}
-    for index, (name, image) in enumerate(scans.items()):
-        if progress:
-            progress("look for label maps that are there", index, len(scans))
-        try:
-            if not record.is_whole(name, image) or _other_values(slices.get(name), record.entries[name]):
-                todo[name] = image
-        except InputError as error:
-            failed[name] = str(error)
-        except OSError as error:
-            failed[name] = _odd_name(error, record.label_map(name), name)
-            record.fail(name, image, failed[name])
-    return todo, failed
-
-
-def _other_values(item: SliceImage | None, entry: PredictedScan | FailedScan) -> bool:
-    """Whether the label map of a slice has other values than are asked for now."""
-    if item is None:
-        return False
-    return not isinstance(entry, PredictedScan) or entry.mask_values != tuple(item.mask_values)
-
-
-def _odd_name(error: OSError, target: Path, name: str) -> str:
-    """Why a label map cannot have the name of its case. Raises: the error, if it is not about the name."""
-    if error.errno not in OF_A_NAME:
-        raise error
-    return (
-        f"{target}: {(error.strerror or str(error)).lower()}. Give the case a name that this file system takes, as "
-        f"of fewer letters ({len(name)})."
-    )
-
-
 def _begun(
-    todo: Mapping[str, Path], record: Predictions, failed: dict[str, str]
-) -> Iterator[tuple[str, Path]]:
+    todo: Mapping[str, Scan], record: Predictions, failed: dict[str, str]
+) -> Iterator[tuple[str, Scan]]:
     """The scans that nobody else has done in the meantime, each after it was put down as begun."""
-    for name, image in todo.items():
+    for name, scan in todo.items():
         try:
-            if record.begin(name, image):
-                yield name, image
+            if record.begin(name, scan.path, scan.place):
+                yield name, scan
         except InputError as error:
             failed[name] = str(error)
 
@@ -307,7 +391,7 @@ class _Work:
     """The scans that a call segments: who does it, the scans by name, single slices among them, and where they go."""
 
     ensemble: Ensemble
-    todo: dict[str, Path]
+    todo: dict[str, Scan]
     slices: dict[str, SliceImage]
     record: Predictions
     failed: dict[str, str]
@@ -319,14 +403,14 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
             progress("load the network", 0, len(work.todo))
         *_, engine = _opened(work.ensemble)
         work.record.made_by(engine)
-        for index, (name, image) in enumerate(_begun(work.todo, work.record, work.failed)):
+        for index, (name, scan) in enumerate(_begun(work.todo, work.record, work.failed)):
 
             def within(done: int, total: int, index: int = index, name: str = name) -> None:
                 if progress:
                     progress(f"predict {name}", index + done / total, len(work.todo))
 
             item = work.slices.get(name)
-            yield name, *predict_scan(work.ensemble, name, image, work.record.out, within, item)
+            yield name, *predict_scan(work.ensemble, name, scan, work.record.out, within, item)
     finally:
         _opened.cache_clear()
 
@@ -334,15 +418,15 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
 def _by_cluster(address: str, work: _Work, progress: Progress | None) -> Iterator[Result]:
     out = as_given(work.record.out)
     jobs = [
-        (work.ensemble, name, as_given(image), out, None, work.slices.get(name))
-        for name, image in _begun(work.todo, work.record, work.failed)
+        (work.ensemble, name, replace(scan, path=as_given(scan.path)), out, None, work.slices.get(name))
+        for name, scan in _begun(work.todo, work.record, work.failed)
     ]
     if progress:
         progress("wait for the cluster", 0, len(jobs))
     for done, (job, result, error) in enumerate(on_cluster(address, predict_scan, jobs), 1):
         if progress:
             progress(f"predicted {job[1]}", done, len(jobs))
-        dead = FailedScan(image=str(job[2]), reason=f"its worker died ({error})")
+        dead = FailedScan(image=str(job[2].place), reason=f"its worker died ({error})")
         yield job[1], *(result or (dead, None))
 
 
@@ -352,7 +436,7 @@ _one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memo
 def predict_scan(
     ensemble: Ensemble,
     name: str,
-    image: Path,
+    scan: Scan,
     out: Path,
     progress: Callable[[int, int], object] | None = None,
     item: SliceImage | None = None,
@@ -360,7 +444,7 @@ def predict_scan(
     """Segment one scan and write its label map; the networks stay loaded for the next.
 
     Args:
-        ensemble: Ensemble. name: of the case. image: its path. out: folder for the label map.
+        ensemble: Ensemble. name: of the case. scan: where it is. out: folder for the label map.
         progress: called as progress(done, total) in slices.
         item: the slice, if the image is a single one.
 
@@ -369,26 +453,29 @@ def predict_scan(
     """
     with _one_at_a_time:
         members, postprocess, engine = _opened(ensemble)
-        started, where = time.monotonic(), str(as_given(image))
+        started, where = time.monotonic(), str(scan.place)
         try:
             # before it is read: a change in the meantime is noticed the next time
-            source = Source(**source_record(Path(image)))
-            scan = read_image(image) if item is None else read_slices([item])
+            source = Source(**source_record(scan.path))
+            volume = read_image(scan.path, scan.series) if item is None else read_slices([item])
             if item is not None:
                 members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
-            grid = scan.grid
+            grid = volume.grid
             clips = {member.spec.clip_hu for member in members}
             clip_hu = clips.pop() if len(clips) == 1 else None
             # single slices say what their numbers are, and need not show a whole patient
-            doubts = () if item is not None else tuple(map(str, doubts_about(scan, clip_hu)))
-            prepared = prepare_scan(scan.array, grid.spacing_mm, members)
-            del scan  # its memory too, unless what was prepared needs it
+            doubts = () if item is not None else tuple(map(str, doubts_about(volume, clip_hu)))
+            unlike = () if item is not None else unlike_kits19(grid, [member.spec for member in members])
+            prepared = prepare_scan(volume.array, grid.spacing_mm, members)
+            del volume  # its memory too, unless what was prepared needs it
             give_back_memory()
             labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
+            if ensemble is not None and ensemble.cleanup is not None:
+                labels = cleaned(labels, grid.spacing_mm, ensemble.cleanup)
         except (InputError, OSError) as error:
-            return FailedScan(image=where, reason=str(error)), engine
+            return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
         except Exception as error:  # whatever it is, the other scans may be fine
-            reason = f"{image}: {type(error).__name__}: {error}"
+            reason = f"{scan.place}: {type(error).__name__}: {error}"
             return FailedScan(image=where, reason=reason, traceback=traceback.format_exc()), engine
         target = Path(out) / prediction_name(name)
         try:
@@ -397,7 +484,7 @@ def predict_scan(
             else:
                 write_mask(target, labels[0], item.mask_values)
         except OSError as error:
-            return FailedScan(image=where, reason=_odd_name(error, target, name)), engine
+            return FailedScan(image=where, reason=odd_name(error, target, name)), engine
         entry = PredictedScan(
             file=target.name,
             image=where,
@@ -405,6 +492,7 @@ def predict_scan(
             crc32=crc32_of(target),
             phantom=is_phantom(grid.header),
             doubts=doubts,
+            unlike=unlike,
             seconds=round(time.monotonic() - started, 2),
         )
         if item is not None:
@@ -417,18 +505,6 @@ def _opened(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | ReassignSmall
     return open_ensemble(ensemble)
 
 
-def _only(scans: Mapping[str, Path], wanted: Collection[str], part: str) -> dict[str, Path]:
-    chosen = {name: path for name, path in scans.items() if name in wanted}
-    if not chosen:
-        raise InputError(
-            f"--part {part}: expected some of the {len(wanted)} {part} cases of the run's split, "
-            f"found none among {len(scans)} scans. Give the folder the run was trained on."
-        )
-    return chosen
-
-
-def _share(scans: Mapping[str, Path], number: int, count: int) -> dict[str, Path]:
-    if not 1 <= number <= count:
-        raise InputError(f"--shard {number}/{count}: expected a number from 1 to {count}.")
-    names = sorted(scans)[number - 1 :: count]
-    return {name: scans[name] for name in names}
+def _as_shown(text: str, scan: Scan) -> str:
+    """A message that names the scan as the user finds it."""
+    return text.replace(str(scan.path), str(scan.shown)) if scan.shown else text

@@ -9,6 +9,7 @@ from kitsseg.files.checksums import sha256_of_all
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
+from kitsseg.labels.volumes import Cleanup
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, format_of
 from kitsseg.records.networks import TrainedNetwork, finished_run, read_exported
@@ -29,12 +30,14 @@ class Ensemble:
         networks: the same, read once; inference and post-processing as they are used here.
         sha256: of their weights.
         engine: as in ``predict_cohort``.
+        cleanup: what is removed from the label maps afterwards; None: nothing.
     """
 
     runs: tuple[str, ...]
     networks: tuple[TrainedNetwork, ...]
     sha256: tuple[str, ...]
     engine: str | None = None
+    cleanup: Cleanup | None = None
 
 
 def ensemble_of(
@@ -44,6 +47,7 @@ def ensemble_of(
     mirror: bool | None = None,
     refine_labels: bool | None = None,
     engine: str | None = None,
+    cleanup: Cleanup | None = None,
 ) -> Ensemble:
     """Ensemble of these runs; each is read here, once.
 
@@ -64,7 +68,7 @@ def ensemble_of(
         network.source.path if isinstance(network.source, Exported) else network.source
         for network in networks
     ]
-    return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine)
+    return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine, cleanup)
 
 
 def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
@@ -91,6 +95,7 @@ def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
         engine=None,
         inference={"tile": first.inference.tile, "mirror_axes": first.inference.mirror_axes},
         postprocess=asdict(first.postprocess) if first.postprocess else None,
+        cleanup=ensemble.cleanup,
         recipe=first.record.recipe,
         paper=first.record.paper,
         reported=first.record.reported_unrefined if _unrefined(first) else first.record.reported,

@@ -32,6 +32,7 @@ from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted, read_record, record_of, write_record
 from kitsseg.files.locks import claim
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
+from kitsseg.labels.volumes import Cleanup, Volumes
 
 __all__ = [
     "PREDICTIONS",
@@ -50,7 +51,7 @@ __all__ = [
 
 PREDICTIONS = "predictions.json"
 JOURNALS = "predictions-*.jsonl"
-SAME = ("kitsseg", "networks", "engine", "inference", "postprocess")
+SAME = ("kitsseg", "networks", "engine", "inference", "postprocess", "cleanup")
 EXPECTED = "the record of kitsseg predict"
 ADVICE = "Choose another folder, or remove this one."
 
@@ -83,6 +84,7 @@ class MadeBy:
         run: the first run, or exported network. also: the others.
         engine: which computed the networks; None: not known yet.
         inference, postprocess: of the first run.
+        cleanup: what the user asked to be removed afterwards; None: nothing.
         recipe, paper, reported: of the first run.
     """
 
@@ -93,6 +95,7 @@ class MadeBy:
     engine: str | None
     inference: dict[str, Any]
     postprocess: dict[str, Any] | None
+    cleanup: Cleanup | None = None
     recipe: str | None = None
     paper: str | None = None
     reported: dict[str, Any] | None = None
@@ -114,6 +117,8 @@ class PredictedScan:
 
     Attributes:
         doubts: what is doubtful about the scan (``doubts_about``), a sentence each.
+        unlike: what about the scan no case of KiTS19 is like (``unlike_kits19``).
+        volumes: of kidneys and tumors, where they were asked for.
         patient, mask_values: of a single slice: whose it is, and the value of each label in the mask.
     """
 
@@ -124,6 +129,8 @@ class PredictedScan:
     phantom: bool
     seconds: float | None = None
     doubts: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+    volumes: Volumes | None = None
     patient: str | None = None
     mask_values: tuple[int, ...] | None = None
     finished: str = ""
@@ -204,11 +211,14 @@ class Predictions:
         header: what makes the label maps; what ``SAME`` names must be the same in every call. An ``engine`` of None
             agrees with any.
 
+        overwrite: no label map counts as being there: every scan that is asked for is segmented, and whatever has the
+            name of its label map is replaced.
+
     Raises: InputError if the folder holds predictions that were made in another way, or a record is damaged.
     """
 
-    def __init__(self, out: Path, header: MadeBy) -> None:
-        self.out = Path(out)
+    def __init__(self, out: Path, header: MadeBy, overwrite: bool = False) -> None:
+        self.out, self.overwrite = Path(out), overwrite
         self.header = converted(as_builtins(header), MadeBy)  # as it will be read again
         self.own: dict[str, Entry] = {}
         self.seen: dict[str, int | None] = {}
@@ -232,15 +242,18 @@ class Predictions:
             if self.journal:
                 self._append(_Line(header=self.header))
 
-    def is_whole(self, name: str, image: Path) -> bool:
+    def is_whole(self, name: str, image: Path, shown: Path | None = None) -> bool:
         """Whether the label map of a scan is there, as it was written, and was made of the scan as it is now.
+
+        Args:
+            image: the scan. shown: what the record names it, where ``image`` is a temporary file.
 
         Raises: InputError if a file is there that may not be replaced in silence: of another scan, edited, or in no
             record.
         """
         entry, file = self.entries.get(name), self.label_map(name)
         self.seen[name] = _modified(file)
-        if self.seen[name] is None:
+        if self.seen[name] is None or self.overwrite:
             return False
         if not isinstance(entry, PredictedScan):
             # of a process that was killed after it had written the label map, and before it could say so
@@ -267,21 +280,21 @@ class Predictions:
                 return True
         except OSError:
             return False  # what is wrong is said when the scan is read
-        if os.path.normpath(entry.image) != str(as_given(image)):
+        if os.path.normpath(entry.image) != str(as_given(shown or image)):
             raise InputError(
-                f"{file}: is the label map of another scan of this name, {entry.image}, not of {image}. Choose "
-                "another folder for the label maps, or remove the file."
+                f"{file}: is the label map of another scan of this name, {entry.image}, not of {shown or image}. "
+                "Choose another folder for the label maps, or remove the file."
             )
         return False
 
-    def begin(self, name: str, image: Path) -> bool:
+    def begin(self, name: str, image: Path, shown: Path | None = None) -> bool:
         """Say that a scan is being segmented now; False if another process has done it in the meantime.
 
         Raises: InputError as ``is_whole``.
         """
         if name in self.seen and _modified(self.label_map(name)) != self.seen[name]:
             self.entries, self.begun = self._everything()
-            if self.is_whole(name, image):
+            if self.is_whole(name, image, shown):
                 return False
         self._append(_Line(begun=name, time=_now()))
         self.at_work.add(name)

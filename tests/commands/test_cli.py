@@ -24,6 +24,7 @@ from kitsseg import recipes
 from kitsseg.cli import main
 from kitsseg.data.cache import build as preprocess
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
+from kitsseg.inference.products import COLOR_TABLES
 from kitsseg.recipe import settings
 from kitsseg.records.run import read_history
 from kitsseg.runtime.console import console
@@ -392,7 +393,7 @@ def test_folders_in_use(complaint, trained, micro, tmp_path):
 def complaint_after_split(complaint, *arguments, **options):
     """As complaint(), for a command that has printed its split when it fails."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "print", lambda *_: None)
+        patch.setattr(console, "print", lambda *_, **__: None)
         return complaint(*arguments, **options)
 
 
@@ -567,8 +568,9 @@ def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
     for i in range(2):
         make_case(tmp_path / "data" / f"case_{i:05d}", seed=i)
     truncate(tmp_path / "data" / "case_00001")
-    kept = ["prediction_00000.nii.gz", "predictions.json"]
-    message = complaint("predict", trained.run, tmp_path / "data", "--out", tmp_path / "out", kept=kept)
+    kept = ["prediction_00000.nii.gz", "predictions.json", *COLOR_TABLES]
+    arguments = ("predict", trained.run, tmp_path / "data", "--out", tmp_path / "out")
+    message = complaint_after_split(complaint, *arguments, kept=kept)  # what was found is shown before
     expected = rf"^1 of 2 scans failed, the others are done: case_00001 \({tmp_path}/data/case_00001/imaging\.nii\.gz: "
     assert_matches(
         expected + r"damaged .*\)\. .*/predictions\.json lists them; the same command tries them again\.$",
@@ -943,22 +945,26 @@ def test_the_whole_road(kitsseg, tiny, tmp_path):
     # 80/10/10 of 5 is 4, 0.5 and 0.5: a part gets at least one case
     lines = succeed("train unet2d:tiny CACHE RUN --epochs 1")
     record = read_json("RUN/run.json")
+    computes = lines.pop(1)
     assert lines == [
         f"split 80-10-10 of 5, 3/1/1 cases to train, validate and test, hash {record['split']['hash']}",
-        "trained unet2d:tiny: RUN",
+        "trained unet2d:tiny: wrote RUN, its weights in model.keras, its losses in history.csv, a card of it in "
+        "model_card.md",
         "next: kitsseg predict RUN DATA --out PREDICTIONS --part test",
     ]
+    assert "the CPU, float32" in computes or "GPU, float32" in computes
     assert (record["status"], record["phantom"]) == ("finished", True)
     assert Path("RUN/model.keras").is_file()
 
     (test,) = record["split"]["cases"]["test"]
     assert succeed("predict RUN DATA --out PREDICTIONS --part test") == [
-        "wrote 1 label maps to PREDICTIONS, computed by tensorflow",
+        "wrote 1 label maps to PREDICTIONS, computed by tensorflow, beside them colors for 3D Slicer and ITK-SNAP",
         "next: kitsseg evaluate PREDICTIONS TRUTH --out scores.csv",
         "  or: kitsseg report PREDICTIONS --out report.html",
     ]
     file = Path("PREDICTIONS") / f"prediction_{test.removeprefix('case_')}.nii.gz"
-    assert sorted(Path("PREDICTIONS").iterdir()) == [file, Path("PREDICTIONS/predictions.json")]
+    names = sorted([file.name, "predictions.json", *COLOR_TABLES])
+    assert sorted(path.name for path in Path("PREDICTIONS").iterdir()) == names
     scan = nib.load(Path("DATA") / test / "imaging.nii.gz")
     assert nib.load(file).shape == scan.shape == (16, 48, 48)
     np.testing.assert_array_equal(nib.load(file).affine, scan.affine)

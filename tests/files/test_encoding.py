@@ -31,7 +31,7 @@ def text_files_opened(tree):
             modes = [ast.unparse(each) for each in node.args]
             modes += [word.value.value for word in node.keywords if word.arg == "mode"]
             owner = ast.unparse(node.func)
-            if owner in ("Image.open", "opener.open", "connections.open", "os.open"):
+            if owner in ("Image.open", "opener.open", "connections.open", "os.open", "archive.open"):
                 continue
             if not any("b" in str(mode) for mode in modes):
                 yield node, any(word.arg == "encoding" for word in node.keywords)

@@ -16,7 +16,7 @@ from support.cases import make_case, read_json
 from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
 from kitsseg.data.geometry.geometry import plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
-from kitsseg.data.layouts.find import find_scans
+from kitsseg.data.layouts.scans import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
 from kitsseg.inference.cohort import PredictOptions, failures, predict_cases, predict_cohort
@@ -122,12 +122,12 @@ def test_names_of_scans(tmp_path):
     for name in ("case_00000", "case_00001"):
         make_case(tmp_path / "data" / name)
     shutil.copy(tmp_path / "data" / "case_00000" / "imaging.nii.gz", tmp_path / "patient.nii.gz")
-    scans = find_scans([tmp_path / "data", tmp_path / "patient.nii.gz"])
+    scans = find_scans([tmp_path / "data", tmp_path / "patient.nii.gz"]).scans
     assert list(scans) == ["case_00000", "case_00001", "patient"]
-    assert list(find_scans([tmp_path / "data" / "case_00001" / "imaging.nii.gz"])) == ["case_00001"]
-    assert list(find_scans([tmp_path / "data" / "case_00001"])) == ["case_00001"]
+    assert list(find_scans([tmp_path / "data" / "case_00001" / "imaging.nii.gz"]).scans) == ["case_00001"]
+    assert list(find_scans([tmp_path / "data" / "case_00001"]).scans) == ["case_00001"]
     # the same scan twice is one scan; a copy of it is another
-    assert list(find_scans([tmp_path / "data", tmp_path / "data" / "case_00001"])) == [
+    assert list(find_scans([tmp_path / "data", tmp_path / "data" / "case_00001"]).scans) == [
         "case_00000",
         "case_00001",
     ]
@@ -368,7 +368,7 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
     predict_cases(run, [trained.data], tmp_path / "one")
     written = [
         predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(number, 4)))
-        for number in (3, 1, 2)
+        for number in (2, 0, 1)
     ]
     # nine names, in order: 1, 5, 9; 2, 6; 3, 7 and 4, 8
     assert [len(paths) for paths in written] == [2, 3, 2]
@@ -377,9 +377,9 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
     assert predict_cohort(run, [trained.data], tmp_path / "out").kept == 7
     assert files_of(tmp_path / "out") == files_of(tmp_path / "one")
     assert len(read_json(tmp_path / "out" / "predictions.json")["cases"]) == 9
-    assert predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(12, 12))) == []
-    with pytest.raises(InputError, match=r"--shard 5/4: expected a number from 1 to 4"):
-        predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(5, 4)))
+    assert predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(11, 12))) == []
+    with pytest.raises(InputError, match=r"--shard 4/4: expected a number from 0 to 3"):
+        predict_cases(run, [trained.data], tmp_path / "out", options=PredictOptions(shard=(4, 4)))
 
 
 # several runs

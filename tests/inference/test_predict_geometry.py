@@ -12,6 +12,7 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter, zoom
 
+from kitsseg.data.layouts.scans import Scan
 from kitsseg.inference import cohort as predict
 from kitsseg.inference.scan import Member
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
@@ -67,7 +68,7 @@ def written(scan, member, out, monkeypatch):
     """The label map of a scan, written by what the command runs for each, as nibabel reads it."""
     monkeypatch.setattr(predict, "_opened", lambda ensemble: ([member], None, "known"))
     out.mkdir(exist_ok=True)
-    entry, _ = predict.predict_scan(None, "case_00000", scan, out)
+    entry, _ = predict.predict_scan(None, "case_00000", Scan(scan), out)
     assert isinstance(entry, PredictedScan), entry
     found, source = nib.load(out / entry.file), nib.load(scan)
     assert found.shape == source.shape

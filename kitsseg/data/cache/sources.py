@@ -14,13 +14,14 @@ def source_record(path: Path) -> dict[str, Any]:
     """Size, time, and SHA-256 of the first and the last 64 KiB of a file.
 
     The first hold the header, and the last eight bytes of a gzip file are checksum and length of all its contents. Of a
-    folder (a DICOM series): names, sizes and times of its files, and the latest time.
+    folder (a DICOM series): names, sizes and times of its files and those of folders in it, and the latest time.
     """
     if path.is_dir():
-        files = sorted(item for item in path.iterdir() if item.is_file())
+        files = sorted(item for item in path.rglob("*") if item.is_file())
         stats = [item.stat() for item in files]
+        names = [item.relative_to(path).as_posix() for item in files]
         text = "".join(
-            f"{item.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for item, stat in zip(files, stats)
+            f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for name, stat in zip(names, stats, strict=True)
         )
         size, modified = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
         return {"bytes": size, "modified_ns": modified, "ends_sha256": _sha256(os.fsencode(text))}

@@ -28,10 +28,21 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.formats.grid import Volume, grid_of
+from kitsseg.data.formats.grid import Grid, Volume, grid_of
 from kitsseg.errors import InputError
 
-__all__ = ["Slice", "in_order", "is_series", "read_series", "series_header"]
+__all__ = [
+    "DicomSeries",
+    "Slice",
+    "in_order",
+    "is_dicom",
+    "is_series",
+    "read_series",
+    "read_series_grid",
+    "series_header",
+    "series_of",
+    "slice_files",
+]
 
 JITTER_MM = (
     0.05  # no volume changes if a slice lies so far from its place; a tenth of a mm written rounds by as much
@@ -357,24 +368,164 @@ NEEDED += ("SeriesInstanceUID", "RescaleSlope", "RescaleIntercept")
 
 def is_series(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds DICOM files; only the first bytes of its files are looked at."""
-    return any(path.is_file() and _is_dicom(path) for path in _entries(folder))
+    return any(path.is_file() and is_dicom(path) for path in _entries(folder))
 
 
-def read_series(folder: str | os.PathLike[str]) -> Volume:
+@dataclass(frozen=True)
+class DicomSeries:
+    """One of the series among some files.
+
+    Attributes:
+        uid: SeriesInstanceUID; None: of a folder in which no header can be read.
+        folder: the deepest one that holds all its files.
+        alone: nothing in this folder is of another series.
+        files: how many there are.
+        patient, number, description: as the headers name them, or empty.
+        why_not: what the series is if it is no CT of a patient, in words; None for a CT.
+    """
+
+    uid: str | None
+    folder: Path
+    alone: bool
+    files: int
+    patient: str = ""
+    number: str = ""
+    description: str = ""
+    why_not: str | None = None
+
+
+_OF_SERIES = ["SeriesInstanceUID", "Modality", "PatientID", "SeriesNumber", "SeriesDescription", "ImageType"]
+
+
+def series_of(files: Sequence[Path]) -> list[DicomSeries]:
+    """The series that DICOM files belong to, wherever the files lie, in the order of their folders.
+
+    A file whose header cannot be read counts with the series of its folder, so that reading this one names it.
+
+    Raises: InputError if pydicom is missing.
+    """
+    groups: dict[str, list[Path]] = {}
+    firsts: dict[str, Any] = {}
+    unknown: dict[Path, list[Path]] = {}
+    kinds: dict[str, set[str]] = {}
+    with _quiet_pydicom():
+        for path in files:
+            header = _series_header(path)
+            uid = str(header.get("SeriesInstanceUID") or "") if header is not None else ""
+            if not uid:
+                unknown.setdefault(path.parent, []).append(path)
+                continue
+            groups.setdefault(uid, []).append(path)
+            firsts.setdefault(uid, header)
+            localizer = "LOCALIZER" in (header.get("ImageType") or ())
+            kinds.setdefault(uid, set()).add(
+                "localizer images" if localizer else str(header.get("Modality") or "without a modality")
+            )
+    owners: dict[Path, set[str]] = {}  # of a folder: the series in it and in the folders in it
+    for uid, paths in [*groups.items(), *((str(folder), paths) for folder, paths in unknown.items())]:
+        for folder in {path.parent for path in paths}:
+            for above in (folder, *folder.parents):
+                owners.setdefault(above, set()).add(uid)
+    beside = {path.parent for paths in groups.values() for path in paths}
+    found = [
+        DicomSeries(None, folder, True, len(paths))
+        for folder, paths in unknown.items()
+        if folder not in beside
+    ]
+    for uid, paths in groups.items():
+        folders = {path.parent for path in paths}
+        folder = Path(os.path.commonpath(folders))
+        others = kinds[uid] - {"CT"}
+        found.append(
+            DicomSeries(
+                uid,
+                folder,
+                folders == {folder} and owners[folder] <= {uid, str(folder)},
+                len(paths),
+                patient=str(firsts[uid].get("PatientID") or ""),
+                number=str(firsts[uid].get("SeriesNumber") or ""),
+                description=str(firsts[uid].get("SeriesDescription") or ""),
+                why_not=" and ".join(sorted(others)) if others == kinds[uid] else None,
+            )
+        )
+    return sorted(found, key=lambda series: (series.folder, series.uid or ""))
+
+
+def _series_header(path: Path) -> Any:
+    """What tells the series of a file; None where it cannot be read."""
+    module = _pydicom(path)
+    try:
+        return module.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_OF_SERIES)
+    except Exception:  # reading the series says what is wrong
+        return None
+
+
+def slice_files(folder: Path, series: str | None = None) -> list[Path]:
+    """The files of a series in the order of its slices along their normal, from its headers alone.
+
+    Args:
+        folder: as in ``read_series``. series: the SeriesInstanceUID of one series of several.
+
+    Raises: InputError as ``read_series``.
+    """
+    with _quiet_pydicom():
+        return [item.path for item in _ordered(Path(folder), series)]
+
+
+def read_series_grid(folder: str | os.PathLike[str], series: str | None = None) -> Grid:
+    """The grid of a series, from the headers of its files alone.
+
+    Raises: InputError as ``read_series``, but for damage in the pixels.
+    """
+    with _quiet_pydicom():
+        return grid_of(series_header(_ordered(Path(folder), series)), folder)
+
+
+def _ordered(folder: Path, series: str | None) -> list[Slice]:
+    files = _slice_files(folder) if series is None else _files_of_series(folder, series)
+    return in_order(folder, [_slice(path) for path in files])
+
+
+def _files_of_series(folder: Path, uid: str) -> list[Path]:
+    """The files of one series in a folder and the folders in it.
+
+    Raises: InputError if there are none, or a file beside them may be one of its slices and cannot be read.
+    """
+    found = []
+    for here in [folder, *(entry for entry in sorted(folder.rglob("*")) if entry.is_dir())]:
+        entries = [path for path in _entries(here) if not path.is_dir()]
+        dicom = [path for path in entries if path.is_file() and is_dicom(path)]
+        uids = {path: _uid(path) for path in dicom}
+        ours = [path for path in dicom if uids[path] == uid]
+        if ours:
+            damaged = [path for path in dicom if not uids[path]]
+            _check_all_read(here, dicom, [path for path in entries if path not in uids] + damaged)
+        found += ours
+    if not found:
+        raise InputError(f"{folder}: expected the files of the series {uid}, found none. Has it been moved?")
+    return found
+
+
+def _uid(path: Path) -> str:
+    header = _series_header(path)
+    return "" if header is None else str(header.get("SeriesInstanceUID") or "")
+
+
+def read_series(folder: str | os.PathLike[str], series: str | None = None) -> Volume:
     """Read the CT series of a folder in HU.
 
     Args:
         folder: holds the files of one series, whatever their names, with or without the 128 bytes in front of
             "DICM". Beside them DICOMDIR, and files of other well-known types, are left alone.
+        series: SeriesInstanceUID of one of several; its files may then lie in folders below as well.
 
     Returns: Volume with int16 ``array`` (slices, rows, columns) in KiTS axes; its grid's header has the series' affine.
     Raises: InputError for what is not one whole CT series of parallel, evenly spaced slices, for a file that may be a
         slice and cannot be read, and if pydicom is missing.
     """
     folder = Path(folder)
-    files = _slice_files(folder)
     with _quiet_pydicom():
-        slices = in_order(folder, [_slice(path) for path in files])
+        slices = _ordered(folder, series)
         grid = grid_of(series_header(slices), folder)
         array = np.empty(grid.shape, np.int16)
         target = grid.file_view(array)
@@ -391,7 +542,7 @@ def _slice_files(folder: Path) -> list[Path]:
     """
     dicom, others = [], []
     for path in _entries(folder):
-        if path.is_file() and _is_dicom(path):
+        if path.is_file() and is_dicom(path):
             dicom.append(path)
         elif path.is_file() or not path.exists():  # a link to nothing is neither file nor folder
             others.append(path)
@@ -400,6 +551,18 @@ def _slice_files(folder: Path) -> list[Path]:
             f"{folder}: expected a NIfTI file, or a folder with the DICOM files of one series; found a folder "
             "without DICOM files."
         )
+    _check_all_read(folder, dicom, others)
+    deeper = next((path for path in _deeper(folder) if is_dicom(path)), None)
+    if deeper:
+        raise InputError(
+            f"{folder}: expected all slices of a series in one folder, found DICOM files in {deeper.parent.name} "
+            f"too ({deeper.relative_to(folder)}). Put the files of each series in a folder of their own."
+        )
+    return dicom
+
+
+def _check_all_read(folder: Path, dicom: Sequence[Path], others: Sequence[Path]) -> None:
+    """Raise InputError if any of the other files of a folder may be a slice as well."""
     endings = {path.suffix.lower() for path in dicom} - {""}
     unread = [path for path in others if path.suffix.lower() in endings or not _is_beside_a_series(path)]
     if unread:
@@ -409,13 +572,6 @@ def _slice_files(folder: Path) -> list[Path]:
             f"{folder}: expected a DICOM slice in every file, found {len(unread)} of {len(dicom) + len(unread)} files "
             f"that are not DICOM: {named}{more}. Copy or export the series again, or remove what is no part of it."
         )
-    deeper = next((path for path in _deeper(folder) if _is_dicom(path)), None)
-    if deeper:
-        raise InputError(
-            f"{folder}: expected all slices of a series in one folder, found DICOM files in {deeper.parent.name} "
-            f"too ({deeper.relative_to(folder)}). Put the files of each series in a folder of their own."
-        )
-    return dicom
 
 
 def _deeper(folder: Path) -> Iterator[Path]:
@@ -459,7 +615,8 @@ def _entries(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do; DICOMDIR is none of a scan."""
     if path.name.upper() == "DICOMDIR":
         return False
     with path.open("rb") as file:

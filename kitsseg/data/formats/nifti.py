@@ -64,12 +64,13 @@ SCALED_LABEL_TOLERANCE = 0.01
 _BLOCK_BYTES = 4 << 20  # stays in the cache of the processor between the steps
 
 
-def read_image(path: str | os.PathLike[str]) -> Volume:
+def read_image(path: str | os.PathLike[str], series: str | None = None) -> Volume:
     """Read a CT in HU.
 
     Args:
         path: a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or -2, any integer or float data type, any axis order; or the
             folder of one DICOM series (see ``kitsseg.data.formats.dicom``).
+        series: the SeriesInstanceUID of one, where the folder holds several.
 
     Returns: Volume with int16 ``array``; fractions of HU are rounded, values outside int16 saturate.
     Raises: InputError for anything that is not a whole, finite 3-D volume of at least two slices;
@@ -79,7 +80,7 @@ def read_image(path: str | os.PathLike[str]) -> Volume:
     if path.is_dir():
         from kitsseg.data.formats.dicom import read_series
 
-        volume = read_series(path)
+        volume = read_series(path, series)
     else:
         volume = _read(path, np.int16, _hu_from_stored)
     if all((plane == volume.array[0, 0, 0]).all() for plane in volume.array):

@@ -1,11 +1,10 @@
 """Cases on disk, whatever the layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
 
-Preprocessing, prediction and evaluation all find their cases here; ``find_scans`` says which scans a prediction is
-asked for. How each is called is decided by ``kitsseg.data.layouts.names``.
+Preprocessing and evaluation find their cases here, prediction those that it is given by pattern; what else it takes is
+found by ``kitsseg.data.layouts.scans``. How each is called is decided by ``kitsseg.data.layouts.names``.
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +15,13 @@ from kitsseg.data.layouts.names import (
     folder_name,
     is_nifti,
     pattern_of,
-    prediction_name,
-    scan_name,
 )
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
 from kitsseg.data.layouts.slices import SLICES, has_images, has_slices, slice_cases
 from kitsseg.errors import InputError
-from kitsseg.files.paths import as_given
 
-__all__ = ["Case", "Layout", "find_cases", "find_scans"]
+__all__ = ["Case", "Layout", "checked_case", "find_cases"]
 
 # how far advice looks for files in a folder without cases
 _DEPTH, _FOLDERS = 6, 500
@@ -79,7 +75,7 @@ def find_cases(
         cases = _detected(folder, layout, need_labels, need_image, options)
     for case in cases:
         check_name(case.name, case.image or case.labels or folder)
-    return [_checked(case, need_labels, need_image) for case in sorted(cases, key=lambda case: case.name)]
+    return [checked_case(case, need_labels, need_image) for case in sorted(cases, key=lambda case: case.name)]
 
 
 def _detected(
@@ -196,7 +192,11 @@ def _below(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
     return files, series, others
 
 
-def _checked(case: Case, need_labels: bool, need_image: bool) -> Case:
+def checked_case(case: Case, need_labels: bool, need_image: bool) -> Case:
+    """A case whose files are there; without its label map where that is not needed and not there.
+
+    Raises: InputError for a file that is missing, or a link to nothing.
+    """
     for needed, path in ((need_image, case.image), (need_labels, case.labels)):
         if needed and path is not None and not path.exists():
             if path.is_symlink():
@@ -211,47 +211,3 @@ def _checked(case: Case, need_labels: bool, need_image: bool) -> Case:
                 "Complete or remove the case."
             )
     return replace(case, labels=case.labels if case.labels and case.labels.exists() else None)
-
-
-def find_scans(inputs: Iterable[str | os.PathLike[str]], layout: Layout | None = None) -> dict[str, Path]:
-    """Scans by case name. A scan that is given twice, as by its file and its folder, counts once.
-
-    Args:
-        inputs: files, case folders, folders of cases, DICOM series.
-        layout: Layout of the folders among them.
-
-    Raises: InputError for two scans of one name, or whose label maps would have one name; FileNotFoundError.
-    """
-    scans: dict[str, Path] = {}
-    files: dict[str, str] = {}
-    for item in map(Path, inputs):
-        if item.is_dir():
-            found = [(case.name, case.scan) for case in find_cases(item, need_labels=False, layout=layout)]
-        elif item.exists():
-            found = [(scan_name(item), item)]
-        else:
-            raise InputError(
-                f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
-            )
-        for name, path in found:
-            check_name(name, path)
-            other = files.setdefault(prediction_name(name), name)
-            if other in scans and not (other == name and path.samefile(scans[name])):
-                raise InputError(
-                    f"{path}: a second scan called {name} beside {scans[other]}. {_apart(path, scans[other])}"
-                )
-            scans.setdefault(name, path)
-    return scans
-
-
-def _apart(path: Path, other: Path) -> str:
-    """How to give scans that would have one name."""
-    given = [as_given(path), as_given(other)]
-    folder = Path(os.path.commonpath([path.parent for path in given]))
-    pattern = pattern_of([path.relative_to(folder) for path in given], fixed=False)
-    if pattern is None or given[0].parent == given[1].parent:
-        return "Predict them into two folders (--out), or rename one."
-    return (
-        f"Give the folder of both, {folder}, with --images '{pattern}': what * stands for is then the name. "
-        "Or predict them into two folders (--out)."
-    )

@@ -181,7 +181,8 @@ def test_preprocess_warns_in_a_line_that_names_the_file_also_of_cases_that_were_
     for _ in range(2):
         command = ["preprocess", "unet2d:tiny", str(tmp_path / "data"), str(tmp_path / "cache")]
         assert main([*command, "--workers", str(workers)]) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+        said = capsys.readouterr().out.splitlines()
+        lines = [line for line in said if line.startswith("warning") and "KiTS19" not in line]
         assert len(lines) == 1
         assert str(tmp_path / "data" / "case_90000" / "imaging.nii.gz") in lines[0]
         assert "HU" in lines[0]
@@ -209,7 +210,8 @@ def test_predict_warns_in_a_line_that_names_the_file_also_of_label_maps_that_wer
     good = write_nifti(tmp_path / "good.nii.gz", scans[0].astype(np.int16), GRID)
     for _ in range(2):
         assert main(["predict", str(trained.run), str(bad), str(good), "--out", str(tmp_path / "out")]) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+        said = capsys.readouterr().out.splitlines()
+        lines = [line for line in said if line.startswith("warning") and "KiTS19" not in line]
         assert len(lines) == 1
         assert str(bad) in lines[0]
         assert "8-bit gray values" in lines[0]

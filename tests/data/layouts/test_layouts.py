@@ -13,8 +13,8 @@ from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.nnunet import values_of_labels
+from kitsseg.data.layouts.scans import find_scans
 from kitsseg.errors import InputError
-from kitsseg.inference.cohort import find_scans
 from kitsseg.scoring.evaluate import evaluate_folders
 
 V2 = {
@@ -93,7 +93,7 @@ def test_every_layout_gives_the_same_cache_and_perfect_scores(kits19, tmp_path, 
     for name in NAMES:
         for file in ("image.npy", "labels.npy"):
             assert (found / name / file).read_bytes() == (expected / name / file).read_bytes()
-    assert list(find_scans([folder], layout)) == NAMES
+    assert list(find_scans([folder], layout).scans) == NAMES
     # truth in this layout, predictions named as KiTS19 asks for them
     (tmp_path / "out").mkdir()
     for name in NAMES:
@@ -110,8 +110,8 @@ def test_parts_of_an_nnunet_dataset(kits19, tmp_path):
     shutil.copy(kits19 / NAMES[0] / "imaging.nii.gz", folder / "imagesTs" / "case_00210_0000.nii.gz")
     assert [case.name for case in find_cases(folder)] == NAMES  # test images have no labels
     assert [case.name for case in find_cases(folder, need_labels=False)] == [*NAMES, "case_00210"]
-    assert list(find_scans([folder / "imagesTs"])) == ["case_00210"]
-    assert list(find_scans([folder / "imagesTr"])) == NAMES
+    assert list(find_scans([folder / "imagesTs"]).scans) == ["case_00210"]
+    assert list(find_scans([folder / "imagesTr"]).scans) == NAMES
     assert [case.name for case in find_cases(folder / "labelsTr", need_image=False)] == NAMES
     (folder / "labelsTs").mkdir()
     with pytest.raises(InputError, match=r"labelsTs/case_00210.nii.gz: missing; the folder holds nothing"):

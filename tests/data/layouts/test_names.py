@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.cases import make_case
 
-from kitsseg.data.layouts.find import Layout, find_cases, find_scans
+from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.names import (
     case_of_prediction,
     folder_name,
@@ -16,6 +16,7 @@ from kitsseg.data.layouts.names import (
     scan_name,
     stem_of,
 )
+from kitsseg.data.layouts.scans import find_scans
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given, relative_path
 from kitsseg.scoring.evaluate import evaluate_folders
@@ -112,53 +113,62 @@ def test_a_scan_by_its_file_is_called_as_by_its_folder(tmp_path):
     for part, case in (("imagesTr", "case_00003"), ("imagesTs", "case_00004")):
         data = nnunet(tmp_path / part / "Dataset1", f"{part}/{case}_0000.nii.gz")
         file = data / part / f"{case}_0000.nii.gz"
-        by_folder = find_scans([data / part])
+        by_folder = find_scans([data / part]).scans
         assert list(by_folder) == [case]
-        assert list(find_scans([file])) == [case]
-        assert list(find_scans([data])) == [case]
-        assert list(find_scans([file, data / part, data])) == [case]  # once, however often it is given
+        assert list(find_scans([file]).scans) == [case]
+        assert list(find_scans([data]).scans) == [case]
+        assert list(find_scans([file, data / part, data]).scans) == [case]  # once, however often it is given
     # elsewhere _0000 is a number, of the first of several scans
     assert scan_name(touch(tmp_path / "series" / "scan_0000.nii.gz")) == "scan_0000"
     assert scan_name(touch(tmp_path / "series" / "scan_0001.nii.gz")) == "scan_0001"
     for name in ("imaging.nii.gz", "imaging.nii", "IMAGING.NII.GZ"):
         file = touch(tmp_path / name / "case_7" / name)
-        assert list(find_scans([file])) == list(find_scans([file.parent])) == ["case_7"]
-        assert list(find_scans([file.parent.parent])) == ["case_7"]
+        assert list(find_scans([file]).scans) == list(find_scans([file.parent]).scans) == ["case_7"]
+        assert list(find_scans([file.parent.parent]).scans) == ["case_7"]
 
 
 def test_links_into_a_store_are_called_as_the_link(tmp_path):
     """Of a file, of a case folder, of the folder of all cases, of a DICOM series, of nnU-Net's folders."""
     blob = touch(tmp_path / "store" / "MD5E-s1.nii.gz")
     file = link(tmp_path / "a" / "case_90007" / "imaging.nii.gz", blob)
-    assert list(find_scans([file])) == list(find_scans([tmp_path / "a"])) == ["case_90007"]
-    assert list(find_scans([link(tmp_path / "b" / "patient.nii.gz", blob)])) == ["patient"]
+    assert list(find_scans([file]).scans) == list(find_scans([tmp_path / "a"]).scans) == ["case_90007"]
+    assert list(find_scans([link(tmp_path / "b" / "patient.nii.gz", blob)]).scans) == ["patient"]
     touch(tmp_path / "store" / "d41d8" / "imaging.nii.gz")
     folder = link(tmp_path / "c" / "case_90008", tmp_path / "store" / "d41d8")
-    assert list(find_scans([folder])) == list(find_scans([folder / "imaging.nii.gz"])) == ["case_90008"]
-    assert list(find_scans([tmp_path / "c"])) == ["case_90008"]
+    assert (
+        list(find_scans([folder]).scans)
+        == list(find_scans([folder / "imaging.nii.gz"]).scans)
+        == ["case_90008"]
+    )
+    assert list(find_scans([tmp_path / "c"]).scans) == ["case_90008"]
     (tmp_path / "store" / "e3b0c").mkdir()
     (tmp_path / "store" / "e3b0c" / "IM1").write_bytes(b"\0" * 128 + b"DICM")
     series = link(tmp_path / "d" / "anna", tmp_path / "store" / "e3b0c")
-    assert list(find_scans([series])) == list(find_scans([tmp_path / "d"])) == ["anna"]
+    assert list(find_scans([series]).scans) == list(find_scans([tmp_path / "d"]).scans) == ["anna"]
     # imagesTr is a link to a folder of another name, beside its dataset.json, or another name of such a folder
     touch(tmp_path / "store" / "f00" / "case_1_0000.nii.gz")
     data = nnunet(tmp_path / "Dataset2")
     images = link(data / "imagesTr", tmp_path / "store" / "f00")
-    assert find_scans([images]) == {"case_1": images / "case_1_0000.nii.gz"}
-    assert list(find_scans([images / "case_1_0000.nii.gz"])) == ["case_1"]
+    assert find_scans([images]).scans["case_1"].path == images / "case_1_0000.nii.gz"
+    assert list(find_scans([images / "case_1_0000.nii.gz"]).scans) == ["case_1"]
     mine = link(tmp_path / "mine", nnunet(tmp_path / "D", "imagesTs/case_2_0000.nii.gz") / "imagesTs")
-    assert list(find_scans([mine])) == list(find_scans([mine / "case_2_0000.nii.gz"])) == ["case_2"]
+    assert (
+        list(find_scans([mine]).scans) == list(find_scans([mine / "case_2_0000.nii.gz"]).scans) == ["case_2"]
+    )
     # by pattern, where nothing is left for wildcards
     [case] = find_cases(folder, need_labels=False, layout=Layout(images="imaging.nii.gz"))
     assert case.name == "case_90008"
 
 
 def test_a_link_to_nothing_is_a_scan_that_is_missed(tmp_path):
-    """A case that was never fetched is not left out of the cohort in silence."""
+    """A case that was never fetched is not left out of the cohort in silence, and stops no other."""
     touch(tmp_path / "data" / "case_0" / "imaging.nii.gz")
     link(tmp_path / "data" / "case_1" / "imaging.nii.gz", tmp_path / "annex" / "MD5E-s1")
-    with pytest.raises(InputError, match=r"case_1/imaging.nii.gz: is a link to .*MD5E-s1.*Fetch"):
-        find_scans([tmp_path / "data"])
+    found = find_scans([tmp_path / "data"])
+    assert list(found.scans) == ["case_0"]
+    [(what, why)] = found.wrong
+    assert what == str(tmp_path / "data" / "case_1" / "imaging.nii.gz")
+    assert f"is a link to {tmp_path / 'annex' / 'MD5E-s1'}" in why
 
 
 def test_linked_predictions_are_scored_against_their_own_truth(tmp_path):
@@ -214,7 +224,7 @@ def test_two_scans_of_one_name_say_how_to_give_both(tmp_path):
         assert str(two) in text
         pattern = text.split("--images '")[1].split("'")[0]
         folder = Path(text.split("folder of both, ")[1].split(",")[0])
-        assert list(find_scans([folder], Layout(images=pattern))) == names
+        assert list(find_scans([folder], Layout(images=pattern)).scans) == names
     for first, second in (
         ("e/ct.nii", "e/ct.nii.gz"),
         ("f/ct.nii", "f/deep/ct.nii"),
@@ -304,11 +314,11 @@ def test_a_tree_of_dicom_is_told_which_folder_to_give(tmp_path):
 
     study = tmp_path / "one" / "patient1" / "study1"
     assert str(study) in advice("one")
-    assert list(find_scans([study])) == ["series2"]
+    assert list(find_scans([study]).scans) == ["series2"]
     assert "--images '*/*/*'" in advice("one")
     assert "each of their folders" in advice("all")
     assert "--images '*/st1/*'" in advice("all")
-    assert list(find_scans([tmp_path / "all"], Layout(images="*/st1/*"))) == ["p1_se1", "p2_se4"]
+    assert list(find_scans([tmp_path / "all"], Layout(images="*/st1/*")).scans) == ["p1_se1", "p2_se4"]
     assert "--images" not in advice("odd")
 
 

@@ -1,0 +1,403 @@
+"""The scans that a prediction is asked for, in whatever they come: files, folders of any kind, archives, a mixture.
+
+A folder is looked through with all that lies in it. What is taken for a scan:
+
+    case folders of KiTS, data sets of nnU-Net    as ``kitsseg.data.layouts.find`` finds them, named as there
+    NIfTI files                                   each; not what is called a label map (``seg``, ``mask`` ...)
+    DICOM files                                   each CT series, however many lie in a folder, or across folders
+    zip archives                                  what lies in them, unpacked into a temporary folder
+
+Nothing is left out in silence: ``Found`` names what was left out and why, and what could not be looked at. A damaged
+file among the scans is found when it is read.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kitsseg.data.formats.dicom import DicomSeries, is_dicom, read_series_grid, series_of
+from kitsseg.data.formats.grid import Grid
+from kitsseg.data.formats.nifti import read_grid
+from kitsseg.data.layouts.find import Case, Layout, checked_case, find_cases
+from kitsseg.data.layouts.kits import kits_cases
+from kitsseg.data.layouts.names import (
+    check_name,
+    folder_name,
+    is_nifti,
+    pattern_of,
+    prediction_name,
+    scan_name,
+    stem_of,
+)
+from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
+from kitsseg.data.layouts.slices import has_slices
+from kitsseg.errors import InputError
+from kitsseg.files.archives import unpack
+from kitsseg.files.paths import as_given
+
+__all__ = ["Found", "Scan", "find_scans", "scan_grid"]
+
+_LABEL_WORDS = {"seg", "segmentation", "mask", "masks", "label", "labels", "annotation", "prediction", "gt"}
+_LONGEST_NAME = 60
+_NO_CT = "no CT"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan.
+
+    Attributes:
+        path: what is read: a NIfTI file, the folder of a DICOM series, or the image of a single slice.
+        kind: what it was found as, in words.
+        series: the SeriesInstanceUID, where the folder holds several.
+        shown: how the user finds it, where ``path`` is a temporary file: the archive, and the path in it.
+    """
+
+    path: Path
+    kind: str = "NIfTI"
+    series: str | None = None
+    shown: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """How the user finds it."""
+        return as_given(self.shown or self.path)
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it is a DICOM series."""
+        return self.kind == "DICOM series"
+
+
+@dataclass
+class Found:
+    """What some inputs hold.
+
+    Attributes:
+        scans: by name, in the order in which they were given and found.
+        left_out: (what, why) of what is no scan, or was not asked for.
+        wrong: (what, why) of what should hold scans and cannot be looked at.
+    """
+
+    scans: dict[str, Scan] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    wrong: list[tuple[str, str]] = field(default_factory=list)
+
+
+def scan_grid(scan: Scan) -> Grid:
+    """The grid of a scan, from its headers alone.
+
+    Raises: InputError, OSError as ``read_image``, but for damage further on.
+    """
+    return read_series_grid(scan.path, scan.series) if scan.path.is_dir() else read_grid(scan.path)
+
+
+def find_scans(
+    inputs: Iterable[str | os.PathLike[str]],
+    layout: Layout | None = None,
+    unpacked: Callable[[], Path] | None = None,
+) -> Found:
+    """The scans among some inputs. A scan that is given twice, as by its file and its folder, counts once.
+
+    Args:
+        inputs: files, archives, or folders.
+        layout: Layout of the folders among them; with a pattern nothing else in them is looked at.
+        unpacked: gives a new, empty folder for what an archive holds, which must stay until the scans are read. None:
+            archives are refused.
+
+    Raises: InputError for an input that is not there or holds nothing of use, two scans of one name, or whose label
+        maps would have one name.
+    """
+    layout = layout or Layout()
+    all_found = Found()
+    files: dict[str, str] = {}
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found = _in_folder(item, layout, unpacked)
+        elif not item.exists():
+            raise InputError(
+                f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
+            )
+        elif _is_archive(item):
+            found = Found()
+            _into_archive(item, layout, unpacked, found)
+        else:
+            found = Found({scan_name(item): Scan(item)})
+        for name, scan in found.scans.items():
+            check_name(name, scan.place)
+            other = files.setdefault(prediction_name(name), name)
+            known = all_found.scans.get(other)
+            if known and not (
+                other == name and scan.series == known.series and scan.path.samefile(known.path)
+            ):
+                raise InputError(
+                    f"{scan.place}: a second scan called {name} beside {known.place}. "
+                    f"{_apart(scan.place, known.place)}"
+                )
+            all_found.scans.setdefault(name, scan)
+        all_found.left_out += found.left_out
+        all_found.wrong += found.wrong
+    return all_found
+
+
+def _in_folder(folder: Path, layout: Layout, unpacked: Callable[[], Path] | None) -> Found:
+    """The scans of a folder that was given.
+
+    Raises: InputError if there are none, and nothing that could not be looked at.
+    """
+    if layout.images is not None or layout.labels is not None:
+        cases = find_cases(folder, need_labels=False, layout=layout)
+        return Found({case.name: _scan_of(case, "by --images") for case in cases})
+    found = _Search(folder, layout, unpacked).found()
+    if found.scans or found.wrong:
+        return found
+    series = [f"{what}: {why}" for what, why in found.left_out if why.startswith(_NO_CT)]
+    if not series:
+        find_cases(folder, need_labels=False, layout=layout)  # says what lies there, and what to do
+    raise InputError(
+        f"{folder}: expected CT scans, found none ({'; '.join(series[:3])}). Give another folder."
+    )
+
+
+def _scan_of(case: Case, kind: str) -> Scan:
+    return Scan(case.scan, "DICOM series" if case.scan.is_dir() else kind)
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def _into_archive(archive: Path, layout: Layout, unpacked: Callable[[], Path] | None, found: Found) -> None:
+    """Unpack an archive, and add what it holds."""
+    if unpacked is None:
+        raise InputError(f"{archive}: expected scans, found an archive. Unpack it first.")
+    target = unpacked() / (_clean(archive.stem))
+    target.mkdir()
+    try:
+        unpack(archive, target)
+    except ValueError as error:
+        found.wrong.append(
+            (str(archive), f"cannot be unpacked: {error}. Unpack it yourself, or make it anew")
+        )
+        return
+    inside = _Search(target, layout, None, archive).found()
+    if not (inside.scans or inside.wrong):
+        found.wrong.append((str(archive), "holds no scans: neither NIfTI files nor DICOM series of CT"))
+    for name, scan in inside.scans.items():
+        if name in found.scans:
+            name = _clean(f"{archive.stem}_{name}")
+        found.scans[name] = scan
+    found.left_out += inside.left_out
+    found.wrong += inside.wrong
+
+
+class _Search:
+    """One search through a folder with all that lies in it.
+
+    Args:
+        folder: where it begins. layout: for cysts and cases. unpacked: for archives; None: they are left out.
+        archive: that the folder was unpacked from.
+    """
+
+    def __init__(
+        self, folder: Path, layout: Layout, unpacked: Callable[[], Path] | None, archive: Path | None = None
+    ) -> None:
+        self.folder, self.layout, self.unpacked, self.archive = folder, layout, unpacked, archive
+        self.result = Found()
+        self.nifti: list[Path] = []
+        self.dicom: list[Path] = []
+        self.archives: list[Path] = []
+        self.others: dict[str, int] = {}
+
+    def found(self) -> Found:
+        self._look(self.folder, frozenset())
+        for name, path in _named_files(self.nifti, self.folder):
+            self._add(name, Scan(path))
+        self._add_series()
+        for path in self.archives:
+            if self.unpacked is None:
+                self.result.left_out.append((self._shown(path), "an archive in an archive"))
+            else:
+                _into_archive(path, self.layout, self.unpacked, self.result)
+        for ending, count in sorted(self.others.items()):
+            files = f"{count} file{'s' if count > 1 else ''} {ending or 'without an ending'}"
+            self.result.left_out.append((f"{self._shown(self.folder)}: {files}", "neither NIfTI nor DICOM"))
+        self.result.scans = dict(sorted(self.result.scans.items()))
+        return self.result
+
+    def _shown(self, path: Path) -> str:
+        return str(path if self.archive is None else self.archive / path.relative_to(self.folder))
+
+    def _wrong(self, path: Path, error: InputError) -> None:
+        text = str(error).replace(str(self.folder), self._shown(self.folder))
+        self.result.wrong.append((self._shown(path), text.removeprefix(f"{self._shown(path)}: ")))
+
+    def _add(self, name: str, scan: Scan) -> None:
+        if self.archive is not None:
+            scan = Scan(scan.path, scan.kind, scan.series, Path(self._shown(scan.path)))
+        if (other := self.result.scans.get(name)) and other != scan:
+            raise InputError(
+                f"{scan.place}: a second scan called {name} beside {other.place}. {_apart(scan.place, other.place)}"
+            )
+        self.result.scans[name] = scan
+
+    def _look(self, here: Path, above: frozenset[Path]) -> None:
+        real = here.resolve()
+        if real in above:  # links may lead in circles
+            return
+        above |= {real}
+        if here != self.folder and has_slices(here):
+            self.result.wrong.append((self._shown(here), "single slices: give this folder by itself"))
+            return
+        try:
+            done = self._cases_in(here)
+        except OSError as error:
+            self.result.wrong.append((self._shown(here), f"cannot be read ({error.strerror})"))
+            return
+        for path in sorted(path for path in here.iterdir() if not path.name.startswith(".")):
+            if path in done:
+                continue
+            if path.is_dir():
+                self._look(path, above)
+            else:
+                try:
+                    self._file(path)
+                except OSError as error:
+                    self.result.wrong.append((self._shown(path), f"cannot be read ({error.strerror})"))
+
+    def _cases_in(self, here: Path) -> set[Path]:
+        """Add case folders and nnU-Net's; returns what belongs to them."""
+        done: set[Path] = set()
+        try:
+            cases = kits_cases(here, self.layout, ("--images",))
+        except InputError as error:
+            self._wrong(here, error)
+            return {path for path in here.iterdir() if path.is_dir()}
+        for case in cases:
+            self._of_case(case, "KiTS case")
+            # all of a case's folder is the case's
+            done |= {case.scan.parent, *(case.scan.parent.iterdir() if case.scan.parent == here else ())}
+        if self.folder in (here, *here.parents) and (dataset := nnunet_root(here)):
+            root, parts = dataset
+            if root == here or here == self.folder:
+                done |= {here / f"{kind}{part}" for kind in ("images", "labels") for part in parts}
+                done.add(here / "dataset.json")
+                for part in parts:
+                    try:
+                        cases = nnunet_cases(root, (part,), self.layout, ("--images",))
+                    except InputError as error:
+                        self._wrong(here, error)
+                        break
+                    for case in cases:
+                        self._of_case(case, f"nnU-Net images{part}")
+                if root != here:  # the folder imagesTr or imagesTs itself
+                    done |= set(here.iterdir())
+        return done
+
+    def _of_case(self, case: Case, kind: str) -> None:
+        try:
+            scan = _scan_of(checked_case(case, need_labels=False, need_image=True), kind)
+        except InputError as error:
+            self._wrong(case.scan, error)
+        else:
+            self._add(case.name, scan)
+
+    def _file(self, path: Path) -> None:
+        if not path.exists():
+            self.result.wrong.append(
+                (self._shown(path), "a link to nothing. Fetch the file, or remove the link")
+            )
+        elif is_nifti(path):
+            if _LABEL_WORDS & set(re.split(r"[^a-z]+", stem_of(path.name).lower())):
+                why = "named as a label map; give the file itself to take it"
+                self.result.left_out.append((self._shown(path), why))
+            else:
+                self.nifti.append(path)
+        elif _is_archive(path):
+            self.archives.append(path)
+        elif is_dicom(path):
+            self.dicom.append(path)
+        else:
+            ending = path.suffix.lower()
+            self.others[ending] = self.others.get(ending, 0) + 1
+
+    def _add_series(self) -> None:
+        if not self.dicom:
+            return
+        try:
+            series = series_of(self.dicom)
+        except InputError as error:  # pydicom is missing
+            self._wrong(self.folder, error)
+            return
+        taken = []
+        for item in series:
+            what = f"{self._shown(item.folder)}: {item.description or 'a series'} ({item.files} files)"
+            if item.why_not is not None:
+                self.result.left_out.append((what, f"{_NO_CT} but {item.why_not}"))
+            elif item.uid is not None and item.files < 2:
+                self.result.left_out.append((what, f"{_NO_CT} volume but one image"))
+            else:
+                taken.append(item)
+        for name, item in self._named_series(taken):
+            self._add(name, Scan(item.folder, "DICOM series", None if item.alone else item.uid))
+
+    def _named_series(self, series: list[DicomSeries]) -> Iterator[tuple[str, DicomSeries]]:
+        """Folders of one series each, no deeper than one level, keep their names; else patient and series name them."""
+        if self.archive is None and all(
+            item.alone and self.folder in (item.folder, item.folder.parent) for item in series
+        ):
+            yield from ((folder_name(item.folder), item) for item in series)
+            return
+        names = [self._name_of(item) for item in series]
+        counts = Counter(name.casefold() for name in names)
+        for name, item in zip(names, series, strict=True):
+            if counts[name.casefold()] > 1 or name in self.result.scans:
+                told = hashlib.sha256((item.uid or str(item.folder.relative_to(self.folder))).encode())
+                name = f"{name}_{told.hexdigest()[:8]}"
+            yield name, item
+
+    def _name_of(self, item: DicomSeries) -> str:
+        below = item.folder.relative_to(self.folder).parts
+        top = below[0] if below else folder_name(self.folder)
+        series = "_".join(part for part in (item.number, item.description) if part) or (
+            below[-1] if below else ""
+        )
+        return _clean(f"{item.patient or top}_{series}")
+
+
+def _named_files(files: list[Path], folder: Path) -> list[tuple[str, Path]]:
+    """NIfTI files by their names, or, where several have one name, by their paths in the folder."""
+    written = [prediction_name(scan_name(path)).casefold() for path in files]
+    counts = Counter(written)
+    named = []
+    for path, target in zip(files, written, strict=True):
+        name = scan_name(path)
+        if counts[target] > 1:
+            *folders, _ = path.relative_to(folder).parts
+            name = "_".join([*folders, stem_of(path.name)])
+        named.append((name, path))
+    return named
+
+
+def _clean(text: str) -> str:
+    """A name that every file system takes, of letters, digits, - and _."""
+    plain = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFKC", text))
+    return re.sub(r"_{2,}", "_", plain).strip("_-")[:_LONGEST_NAME].strip("_-") or "scan"
+
+
+def _apart(path: Path, other: Path) -> str:
+    """How to give scans that would have one name."""
+    given = [as_given(path), as_given(other)]
+    folder = Path(os.path.commonpath([path.parent for path in given]))
+    pattern = pattern_of([path.relative_to(folder) for path in given], fixed=False)
+    if pattern is None or given[0].parent == given[1].parent:
+        return "Predict them into two folders (--out), or rename one."
+    return (
+        f"Give the folder of both, {folder}, with --images '{pattern}': what * stands for is then the name. "
+        "Or predict them into two folders (--out)."
+    )

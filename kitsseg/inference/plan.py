@@ -1,0 +1,152 @@
+"""What a prediction is going to do, found out before anything is computed or written."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitsseg.data.formats.slices import SliceImage
+from kitsseg.data.layouts.find import Layout
+from kitsseg.data.layouts.scans import Found, Scan, find_scans
+from kitsseg.data.layouts.slices import slices_of_inputs
+from kitsseg.errors import InputError
+from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, describe
+from kitsseg.inference.slices import check_2d, names_of_patients, slice_file
+from kitsseg.interfaces import Progress
+from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["Plan", "odd_name", "planned", "share_of"]
+
+OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
+
+
+@dataclass
+class Plan:
+    """What was found, and what will be done.
+
+    Attributes:
+        ensemble: who segments. record: of the folder for the label maps.
+        scans: all that are asked for, by name. slices: single slices among them.
+        todo: those that have no label map yet, or an old one.
+        refused: scans whose label map cannot be written, with the reason.
+        badly_named: those of them whose name no file can have.
+        left_out: (what, why) of what is no scan. wrong: the same of what should hold scans and cannot be looked at.
+    """
+
+    ensemble: Ensemble
+    record: Predictions
+    scans: dict[str, Scan]
+    slices: dict[str, SliceImage]
+    todo: dict[str, Scan] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    badly_named: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    wrong: list[tuple[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def planned(
+    open_networks: Callable[[], Ensemble],
+    inputs: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    part: str | None = None,
+    shard: tuple[int, int] | None = None,
+    *,
+    overwrite: bool = False,
+    layout: Layout | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Plan]:
+    """A Plan; in this context what its archives hold can be read.
+
+    Args:
+        open_networks: gives who segments; called when the inputs have been looked at.
+        inputs, out, part, shard, overwrite, layout, progress: as in ``predict_cohort`` and PredictOptions.
+
+    Raises: InputError as ``predict_cohort``.
+    """
+    with ExitStack() as stack:
+
+        def unpacked() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kitsseg-")))
+
+        inputs = list(inputs)
+        slices = {slice_file(item): item for item in slices_of_inputs(inputs, layout or Layout()) or ()}
+        found = (
+            Found({name: Scan(item.image, "single slice") for name, item in slices.items()})
+            if slices
+            else find_scans(inputs, layout, unpacked)
+        )
+        ensemble = open_networks()
+        check_2d(ensemble, slices.values())
+        scans = found.scans
+        if part is not None:
+            wanted = cases_of_run_part(ensemble, part)
+            scans = _only(scans, names_of_patients(slices, wanted) if slices else wanted, part)
+        if shard is not None:
+            scans = share_of(scans, *shard)
+        record = Predictions(Path(out), describe(ensemble, part), overwrite)
+        plan = Plan(ensemble, record, scans, slices, left_out=found.left_out, wrong=found.wrong)
+        _look_for_label_maps(plan, progress)
+        yield plan
+
+
+def _look_for_label_maps(plan: Plan, progress: Progress | None) -> None:
+    for index, (name, scan) in enumerate(plan.scans.items()):
+        if progress:
+            progress("look for label maps that are there", index, len(plan.scans))
+        try:
+            if not plan.record.is_whole(name, scan.path, scan.place) or _other_values(
+                plan.slices.get(name), plan.record.entries[name]
+            ):
+                plan.todo[name] = scan
+        except InputError as error:
+            plan.refused[name] = str(error)
+        except OSError as error:
+            plan.refused[name] = odd_name(error, plan.record.label_map(name), name)
+            plan.badly_named.append(name)
+
+
+def _other_values(item: SliceImage | None, entry: PredictedScan | FailedScan) -> bool:
+    """Whether the label map of a slice has other values than are asked for now."""
+    if item is None:
+        return False
+    return not isinstance(entry, PredictedScan) or entry.mask_values != tuple(item.mask_values)
+
+
+def odd_name(error: OSError, target: Path, name: str) -> str:
+    """Why a label map cannot have the name of its case. Raises: the error, if it is not about the name."""
+    if error.errno not in OF_A_NAME:
+        raise error
+    return (
+        f"{target}: {(error.strerror or str(error)).lower()}. Give the case a name that this file system takes, as "
+        f"of fewer letters ({len(name)})."
+    )
+
+
+def _only(scans: Mapping[str, Scan], wanted: Collection[str], part: str) -> dict[str, Scan]:
+    chosen = {name: scan for name, scan in scans.items() if name in wanted}
+    if not chosen:
+        raise InputError(
+            f"--part {part}: expected some of the {len(wanted)} {part} cases of the run's split, "
+            f"found none among {len(scans)} scans. Give the folder the run was trained on."
+        )
+    return chosen
+
+
+def share_of(scans: Mapping[str, Scan], number: int, count: int) -> dict[str, Scan]:
+    """Part ``number`` of ``count`` of the scans, from 0: every one is in one part.
+
+    Raises: InputError for a part that there is not.
+    """
+    if not 0 <= number < count:
+        raise InputError(f"--shard {number}/{count}: expected a number from 0 to {count - 1}.")
+    names = sorted(scans)[number::count]
+    return {name: scans[name] for name in names}

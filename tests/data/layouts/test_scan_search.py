@@ -1,0 +1,208 @@
+"""Scans in whatever they come: flat folders, trees of DICOM, archives, nnU-Net data sets, and a mixture of all."""
+
+import json
+import stat
+import zipfile
+
+import numpy as np
+import pytest
+from support.dicom_files import noise, write_series
+
+from kitsseg.data.formats.nifti import read_image, write_image
+from kitsseg.data.layouts.scans import find_scans, scan_grid
+from kitsseg.errors import InputError
+
+DATASET = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "kidney": 1, "tumor": 2},
+    "numTraining": 1,
+}
+
+
+def scan(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, np.random.default_rng(seed).integers(-900, 900, (3, 8, 9)).astype(np.int16), (3, 1, 1))
+    return path
+
+
+def series(folder, uid, patient="anna", description="abdomen", number=3, seed=0, modality="CT", prefix=""):
+    def change(_, dataset):
+        dataset.SeriesInstanceUID, dataset.PatientID = uid, patient
+        dataset.SeriesDescription, dataset.SeriesNumber, dataset.Modality = description, number, modality
+
+    write_series(folder / "new", noise((4, 6, 5), seed=seed), change=change)
+    for path in (folder / "new").iterdir():
+        path.rename(folder / f"{prefix}{path.name}")
+    (folder / "new").rmdir()
+    return folder
+
+
+def places(found, folder):
+    return {name: str(item.path.relative_to(folder)) for name, item in found.scans.items()}
+
+
+def temporary(tmp_path):
+    made = []
+
+    def new():
+        made.append(tmp_path / f"unpacked{len(made)}")
+        made[-1].mkdir(parents=True)
+        return made[-1]
+
+    return new
+
+
+def test_a_flat_folder_of_nifti_files_is_a_cohort_and_label_maps_are_named(tmp_path):
+    for name in ("anna.nii.gz", "bert_0000.nii", "anna_seg.nii.gz", "notes.txt"):
+        scan(tmp_path / name) if name != "notes.txt" else (tmp_path / name).write_text("x")
+    found = find_scans([tmp_path])
+    assert places(found, tmp_path) == {"anna": "anna.nii.gz", "bert_0000": "bert_0000.nii"}
+    assert [what for what, _ in found.left_out] == [
+        str(tmp_path / "anna_seg.nii.gz"),
+        f"{tmp_path}: 1 file .txt",
+    ]
+    # given itself, it is taken
+    assert list(find_scans([tmp_path / "anna_seg.nii.gz"]).scans) == ["anna_seg"]
+
+
+def test_files_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):
+    for name in ("anna/ct.nii.gz", "bert/ct.nii.gz", "only.nii.gz"):
+        scan(tmp_path / name)
+    assert places(find_scans([tmp_path]), tmp_path) == {
+        "anna_ct": "anna/ct.nii.gz",
+        "bert_ct": "bert/ct.nii.gz",
+        "only": "only.nii.gz",
+    }
+
+
+def test_a_tree_of_dicom_has_a_scan_for_each_series_wherever_its_files_lie(tmp_path):
+    series(tmp_path / "p1" / "study", "1.1", number=2, description="Nieren / ven.", prefix="a")
+    series(tmp_path / "p1" / "study", "1.2", number=3, description="Nieren / ven.", seed=1, prefix="b")
+    series(tmp_path / "p1" / "scout", "1.3", modality="MR")
+    # a series over two folders, as some exports have it
+    series(tmp_path / "p2" / "IM0", "1.4", patient="../bert", description="", number="")
+    for k, path in enumerate(sorted((tmp_path / "p2" / "IM0").iterdir())):
+        (tmp_path / "p2" / "IM1").mkdir(exist_ok=True)
+        if k % 2:
+            path.rename(tmp_path / "p2" / "IM1" / path.name)
+    found = find_scans([tmp_path])
+    assert places(found, tmp_path) == {
+        "anna_2_Nieren_ven": "p1/study",
+        "anna_3_Nieren_ven": "p1/study",
+        "bert_p2": "p2",
+    }
+    [(what, why)] = found.left_out
+    assert "p1/scout" in what
+    assert "MR" in why
+    for name, seed in (("anna_2_Nieren_ven", 0), ("anna_3_Nieren_ven", 1), ("bert_p2", 0)):
+        item = found.scans[name]
+        volume = read_image(item.path, item.series)
+        np.testing.assert_array_equal(volume.array, noise((4, 6, 5), seed=seed)[::-1] - 1024)
+        assert scan_grid(item).shape == volume.grid.shape == (4, 6, 5)
+
+
+def test_series_of_one_patient_and_description_get_different_names(tmp_path):
+    for uid in ("1.1", "1.2"):
+        series(tmp_path / "deep" / uid / "x", uid)
+    names = list(find_scans([tmp_path]).scans)
+    assert len({name.casefold() for name in names}) == 2
+    assert all(name.startswith("anna_3_abdomen_") for name in names)
+    assert names == list(find_scans([tmp_path]).scans)
+
+
+def test_a_damaged_file_beside_one_of_several_series_is_named_when_that_is_read(tmp_path):
+    folder = series(tmp_path / "deep" / "x", "1.1", prefix="a")
+    series(folder, "1.2", prefix="b")
+    (folder / "IM9999").write_bytes(b"nothing")
+    found = find_scans([tmp_path])
+    assert len(found.scans) == 2
+    for item in found.scans.values():
+        with pytest.raises(InputError, match="IM9999"):
+            read_image(item.path, item.series)
+
+
+def test_nnunets_parts_are_told_apart(tmp_path):
+    root = tmp_path / "all" / "Dataset001_X"
+    scan(root / "imagesTr" / "case_1_0000.nii.gz")
+    scan(root / "labelsTr" / "case_1.nii.gz")
+    scan(root / "imagesTs" / "case_2_0000.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(DATASET | {"file_ending": ".nii.gz"}))
+    found = find_scans([tmp_path / "all"])
+    assert {name: item.kind for name, item in found.scans.items()} == {
+        "case_1": "nnU-Net imagesTr",
+        "case_2": "nnU-Net imagesTs",
+    }
+    assert list(find_scans([root / "imagesTs"]).scans) == ["case_2"]
+    (root / "dataset.json").write_text("{")
+    scan(tmp_path / "all" / "other.nii.gz")
+    found = find_scans([tmp_path / "all"])
+    assert list(found.scans) == ["other"]
+    assert [what for what, _ in found.wrong] == [str(root)]
+
+
+def test_archives_hold_scans_named_by_the_archive(tmp_path):
+    series(tmp_path / "in" / "DICOM" / "ST0", "1.1")
+    scan(tmp_path / "in" / "imaging.nii.gz")
+    archive = tmp_path / "data" / "patient 7.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted((tmp_path / "in").rglob("*")):
+            file.write(path, path.relative_to(tmp_path / "in"))
+        file.writestr("__MACOSX/._x", "")
+    found = find_scans([archive], None, temporary(tmp_path))
+    assert list(found.scans) == ["patient_7"]  # the folder of a KiTS case is the case's
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted((tmp_path / "in" / "DICOM").rglob("*")):
+            file.write(path, path.relative_to(tmp_path / "in"))
+    scan(tmp_path / "data" / "b.nii.gz")
+    found = find_scans([tmp_path / "data"], None, temporary(tmp_path / "again"))
+    item = found.scans["anna_3_abdomen"]
+    assert item.place == archive / "DICOM" / "ST0"
+    assert item.is_dicom
+    assert read_image(item.path, item.series).array.shape == (4, 6, 5)
+    assert "b" in found.scans
+    with pytest.raises(InputError, match="Unpack it first"):
+        find_scans([archive])
+
+
+def entry(name, mode=0):
+    info = zipfile.ZipInfo(name, (2020, 2, 3, 4, 5, 6))
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([(entry("../a.nii"), b"x")], "leads out of it"),
+        ([(entry("/a.nii"), b"x")], "leads out of it"),
+        ([(entry("a\\..\\..\\b.nii"), b"x")], "leads out of it"),
+        ([(entry("C:/a.nii"), b"x")], "leads out of it"),
+        ([(entry("a", stat.S_IFLNK | 0o777), b"/etc/passwd")], "a link or a device"),
+        ([(entry("a.nii"), b"x"), (entry("A.nii"), b"y")], "two entries called"),
+        ([(entry("a"), b"x"), (entry("a/b"), b"y")], "a file and a folder of one name"),
+        ([(entry("a.nii"), bytes(100 << 20))], "would unpack to"),
+    ],
+)
+def test_archives_that_would_do_harm_are_refused_and_stop_no_other(tmp_path, entries, words):
+    archive = tmp_path / "data" / "bad.zip"
+    scan(tmp_path / "data" / "good.nii")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for info, data in entries:
+            info.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(info, data)
+    found = find_scans([tmp_path / "data"], None, temporary(tmp_path))
+    assert list(found.scans) == ["good"]
+    [(what, why)] = found.wrong
+    assert what == str(archive)
+    assert words in why
+    assert not (tmp_path / "b.nii").exists()
+
+
+def test_a_folder_of_nothing_says_what_lies_there(tmp_path):
+    (tmp_path / "a.mha").write_text("x")
+    with pytest.raises(InputError, match=r"but a.mha"):
+        find_scans([tmp_path])
+    series(tmp_path / "mr", "1.1", modality="MR")
+    with pytest.raises(InputError, match="no CT but MR"):
+        find_scans([tmp_path / "mr"])
