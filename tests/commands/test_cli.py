@@ -826,7 +826,7 @@ def test_weights_that_do_not_fit(kitsseg, complaint, trained, micro, tmp_path):
     assert read_json(run / "run.json")["status"] == "training"
     code, out, err = kitsseg(*arguments, "--resume")
     assert (code, err) == (0, "")
-    assert f"trained {micro.name}: {run}" in out
+    assert f"trained {micro.name}: wrote {run}" in out
     assert [row["epoch"] for row in read_history(run)] == [1]
 
 
