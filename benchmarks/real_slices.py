@@ -15,14 +15,17 @@ the images' own pixels: Dice of each slice, their mean for each patient, the mea
 
 Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. What is there already is kept, so that a
 stopped call goes on; after each job the table (OUT/tables/real-slices.md) and the figure (OUT/real_slices.png) are
-written anew, with --pages also between the marks of these pages. unet2d comes first, with one seed, then its other
-seeds, then the other networks; --rows, --settings, --seeds and --steps choose.
+written anew, with --pages also between the marks of these pages. With --scores FILE.csv the label counts of every job
+are kept there too, and what is in that file already counts as done: benchmarks/real_slices.csv holds the jobs that the
+table of docs/results.md is made from, so that nobody must train them again to check it or to add to it. unet2d comes
+first, with one seed, then its other seeds, then the other networks; --rows, --settings, --seeds and --steps choose.
 """
 
 import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -48,6 +51,7 @@ from kitsseg.data.splits import CaseSplit
 from kitsseg.export.export import export_run
 from kitsseg.export.writers import ExportOptions
 from kitsseg.files.atomic import atomic_folder, atomic_path
+from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.inference.ensemble import ensemble_of, open_ensemble
 from kitsseg.inference.slices import label_slices
 from kitsseg.recipe import Phase, Plateau, RandomAppearance, Recipe
@@ -139,10 +143,12 @@ class Bench:
 
     Args:
         out: the folder. slices: of real slices. labels: label maps in KiTS19 layout to render. steps: of a training.
+        scores: the file that keeps the label counts of all jobs, if there is one.
     """
 
-    def __init__(self, out: Path, slices: Path, labels: Path, steps: int) -> None:
-        self.out, self.labels, self.steps = out, labels, steps
+    def __init__(self, out: Path, slices: Path, labels: Path, steps: int, scores: Path | None = None) -> None:
+        self.out, self.labels, self.steps, self.file = out, labels, steps, scores
+        self.kept = read_scores(scores, steps) if scores and scores.is_file() else {}
         self.layout = Layout(hu_window=HU)
         out.mkdir(parents=True, exist_ok=True)
         self._same_steps()
@@ -260,6 +266,8 @@ class Bench:
 
     def scored(self, job: Job) -> list[dict[str, object]]:
         """A row for each test slice: its name, patient and table of labels; computed once."""
+        if (there := self.there(job)) is not None:
+            return there
         file = self.out / "jobs" / job.folder / "scores.json"
         if not file.is_file():
             network = self.made(job)
@@ -271,7 +279,18 @@ class Bench:
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(rows))
             keras.backend.clear_session()
-        return json.loads(file.read_text())
+        rows = json.loads(file.read_text())
+        if self.file:
+            self.kept[job.folder] = rows
+            write_scores(self.file, self.steps, self.kept)
+        return rows
+
+    def there(self, job: Job) -> list[dict[str, object]] | None:
+        """The rows of a job that was scored before, here or in the file of scores."""
+        if job.folder in self.kept:
+            return self.kept[job.folder]
+        file = self.out / "jobs" / job.folder / "scores.json"
+        return json.loads(file.read_text()) if file.is_file() and not self.file else None
 
     def _tested(self, job: Job) -> Iterator[list[SliceImage]]:
         """The test slices of a job, patient by patient."""
@@ -292,10 +311,10 @@ class Bench:
         """The rows of all folds, if all are there."""
         rows: list[dict[str, object]] = []
         for fold in range(1 if setting == "a" else FOLDS):
-            file = self.out / "jobs" / Job(0, row, seed, setting, fold).folder / "scores.json"
-            if not file.is_file():
+            found = self.there(Job(0, row, seed, setting, fold))
+            if found is None:
                 return None
-            rows += json.loads(file.read_text())
+            rows += found
         return rows
 
     def empty_map(self) -> list[dict[str, object]]:
@@ -317,6 +336,35 @@ class Bench:
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(rows))
         return json.loads(file.read_text())
+
+
+SCORES = ("row", "setting", "fold", "seed", "steps", "slice", "patient", "counts")
+
+
+def read_scores(path: Path, steps: int) -> dict[str, list[dict[str, object]]]:
+    """Rows by the folder of their job; a file of trainings of another length is refused."""
+    kinds = dict.fromkeys(SCORES, str) | dict.fromkeys(("fold", "seed", "steps"), int)
+    found: dict[str, list[dict[str, object]]] = {}
+    for line in read_rows(path, kinds, None, "label counts of this benchmark", "Give another --scores."):
+        if line["steps"] != steps:
+            raise SystemExit(f"{path}: holds trainings of {line['steps']} steps, expected {steps}.")
+        job = Job(0, line["row"], line["seed"], line["setting"], line["fold"])
+        counts = np.array(line["counts"].split(), np.int64).reshape(3, 3).tolist()
+        row = {"slice": line["slice"], "patient": line["patient"], "counts": counts}
+        found.setdefault(job.folder, []).append(row)
+    return found
+
+
+def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, object]]]) -> None:
+    """A line for each test slice of each job; counts are truth by prediction, rows after rows."""
+    lines = []
+    for folder, rows in sorted(kept.items()):
+        name, setting, fold, seed = re.fullmatch(r"(.+)/(.)-fold(\d+)-seed(\d+)", folder).groups()
+        job = {"row": name, "setting": setting, "fold": fold, "seed": seed, "steps": steps}
+        for row in rows:
+            counts = " ".join(str(n) for line in row["counts"] for n in line)
+            lines.append(job | {"slice": row["slice"], "patient": row["patient"], "counts": counts})
+    write_rows(path, lines, SCORES)
 
 
 BINS, PLACES = 16, range(16)
@@ -523,13 +571,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600, help="of a training (default: 600)")
     parser.add_argument(
+        "--scores", type=Path, metavar="FILE.csv", help="keep label counts here; jobs that are there are done"
+    )
+    parser.add_argument(
         "--table", action="store_true", help="train nothing: write the table of what is there"
     )
     parser.add_argument("--pages", nargs="*", type=Path, default=[], help="pages to write the table into")
     a = parser.parse_args()
-    bench, started = Bench(a.out, a.slices, a.labels, a.steps), time.monotonic()
+    bench, started = Bench(a.out, a.slices, a.labels, a.steps, a.scores), time.monotonic()
     for job in [] if a.table else jobs(a.rows, a.settings, a.seeds):
-        if (a.out / "jobs" / job.folder / "scores.json").is_file():
+        if bench.there(job) is not None:
             continue
         begun = time.monotonic()
         mean = np.mean(list(patient_dice(bench.scored(job)).values()), axis=0)

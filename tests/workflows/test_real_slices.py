@@ -92,3 +92,12 @@ def test_the_work_folder_is_made_and_every_row_has_a_recipe(bench, real_data, tm
     text = bench.table(made, {})
     assert text.count("not run") == 2 * 4 * len(bench.ROWS) and bench.WHAT in text
     assert "| empty label map | 0.000" in text
+
+
+def test_label_counts_are_kept_and_count_as_done(bench, tmp_path):
+    file, rows = tmp_path / "scores.csv", [row("a", 20, 10, "s1"), row("b", 5, 0, "s2")]
+    kept = {"unet2d/a-fold0-seed1": rows, "wp_unet-pruned-50/b-fold3-seed0": [row("c", 1, 1)]}
+    bench.write_scores(file, 600, kept)
+    assert bench.read_scores(file, 600) == kept
+    with pytest.raises(SystemExit, match="600 steps, expected 300"):
+        bench.read_scores(file, 300)
