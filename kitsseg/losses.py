@@ -193,7 +193,8 @@ class Tversky(_OverlapLoss):
 
     Args:
         fn_weight, fp_weight: cost of a missed and of a false voxel. Not named alpha and beta: the alpha of
-            Abraham and Khan weighs FN, that of Salehi et al. and of ``keras.losses.Tversky`` weighs FP.
+            Abraham and Khan weighs FN, that of Salehi et al. weighs FP, and that of ``keras.losses.Tversky`` weighs
+            FN in all releases up to 3.15.1, whatever its documentation says.
         smooth: the code of Abraham and Khan uses 1; a class absent from the batch then costs nothing
             without false positives.
         kwargs: options of every loss; ``class_reduction="sum"`` is what Abraham and Khan write.
