@@ -20,7 +20,7 @@ from kitsseg import recipes
 from kitsseg.data.cache.cases import cache_folder, open_cache
 from kitsseg.data.sampling.augment import batchgenerators_transform
 from kitsseg.data.sampling.batches import Draws
-from kitsseg.data.sampling.draws import checked_index, own_places
+from kitsseg.data.sampling.draws import batch_rng, checked_index, in_circles, own_places
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
 from kitsseg.data.splits import CaseSplit, load_split, make_split
@@ -171,6 +171,33 @@ def test_validation_in_shards(cached, spec):
         for index in range(9):
             shares = [part[index] for part in parts]
             assert_same([np.concatenate(arrays) for arrays in zip(*shares, strict=True)], one[index])
+
+
+def test_the_random_numbers_of_a_batch_are_those_of_one_philox_key():
+    expected = np.random.Generator(np.random.Philox(key=[3, 5 * 2**32 + 7])).random(4)
+    np.testing.assert_array_equal(batch_rng(3, 5, 7).random(4), expected)
+    last = np.random.Generator(np.random.Philox(key=[3, 5 * 2**32 + 2**32 - 1])).random(4)
+    np.testing.assert_array_equal(batch_rng(3, np.int64(5), 2**32 - 1).random(4), last)
+
+
+def test_items_in_circles_by_hand():
+    orders = {0: np.array([0, 1, 2, 3, 4, 5]), 1: np.array([5, 4, 3, 2, 1, 0])}
+
+    def drawn(size, batches):
+        return [in_circles(orders.__getitem__, 6, size, index).tolist() for index in range(batches)]
+
+    # four of six: three batches end where the second circle of one order ends, then comes the next order
+    assert drawn(4, 5) == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5], [5, 4, 3, 2], [1, 0, 5, 4]]
+    assert drawn(3, 3) == [[0, 1, 2], [3, 4, 5], [5, 4, 3]]
+    # more than there are: each once before any again
+    assert drawn(8, 2) == [[0, 1, 2, 3, 4, 5, 0, 1], [2, 3, 4, 5, 0, 1, 2, 3]]
+
+
+def test_numbers_of_batches_by_hand():
+    assert checked_index(np.int64(4)) == 4 and checked_index(0, 1) == 0 and checked_index(2, 3) == 2
+    for index, n in ((-1, None), (-1, 3), (3, 3), (0, 0)):
+        with pytest.raises(IndexError, match=f"found {index}"):
+            checked_index(index, n)
 
 
 def test_own_places_by_hand():
