@@ -4,12 +4,12 @@
     python scripts/mutate.py kitsseg/data/sampling --sample 40 --seed 1   # 40 of each module, drawn with this seed
     python scripts/mutate.py kitsseg/data/formats/grid.py --tests tests/data/formats/test_grid.py
 
-The tests of a module are those of the folder that mirrors its own. They run once with the module as it is, which also
-tells which of them reach which line. A mutant then runs only the quick tests that reach its line, fastest first, until
-one fails; a test that takes far longer than before counts as failed. What no test of this process reaches survives.
-Keras and pytest are imported once, in a process that never imports kitsseg and forks for every mutant (not on Windows).
+The quick tests of a module are those of the folder that mirrors its own. They are collected once, and run once with the
+module as it is, which tells which of them reach which line. Then a process is forked for each mutant, the code of the
+functions is replaced there, and the tests that reach the line run, fastest first, until one fails; a test that takes
+far longer than before counts as failed. What no test of this process reaches survives. Not on Windows.
 
-Not mutated: texts, annotations, decorators, what a raise statement says, imports for a type checker.
+Not mutated: texts, annotations, decorators, fields of classes, what a raise statement says.
 Exit code 1 if a mutant survived.
 """
 
@@ -18,8 +18,6 @@ import ast
 import contextlib
 import gc
 import importlib
-import importlib.abc
-import importlib.util
 import json
 import os
 import random
@@ -27,14 +25,16 @@ import signal
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["Mutant", "find_mutants", "reaching"]
+import coverage
+import pytest
+
+__all__ = ["Mutant", "find_mutants", "install", "reaching"]
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATORS = {
@@ -48,29 +48,32 @@ PAIRS = ("min max", "any all", "minimum maximum", "argmin argmax", "floor ceil",
          "greater_equal greater", "logical_and logical_or", "zeros ones", "cumsum cumprod")  # fmt: skip
 NAMES = {a: b for pair in PAIRS for a, b in (pair.split(), pair.split()[::-1])}
 
-PRELOADED = ("keras", "pytest", "coverage", "tempfile", "msgspec.json", "nibabel", "pydicom", "isal.igzip", "PIL.Image",
-             "scipy.ndimage", "scipy.spatial", "skimage.measure", "platformdirs", "tomllib")  # fmt: skip
-
 
 @dataclass
 class Mutant:
     """One change: ``parent.field``, or its item ``index``, becomes ``new``.
 
     Attributes:
-        lines: the first line of what is changed, then the lines that are run when it matters.
+        statement: of the module or of a function, that holds the change.
+        function: the outermost function around it, and its qualified name; None at module level.
     """
 
     parent: ast.AST
     field: str
     index: int | None
     new: Any
-    lines: list[int]
+    statement: ast.stmt
+    function: tuple[ast.FunctionDef, str] | None
 
     def swap(self) -> None:
         """Make the change; a second call takes it back."""
-        holder, key = (vars(self.parent), self.field) if self.index is None else (
-            getattr(self.parent, self.field), self.index)  # fmt: skip
+        holder: Any = vars(self.parent) if self.index is None else getattr(self.parent, self.field)
+        key: Any = self.field if self.index is None else self.index
         holder[key], self.new = self.new, holder[key]
+
+    @property
+    def line(self) -> int:
+        return int(getattr(self.parent, "lineno", self.statement.lineno))
 
     def text(self) -> str:
         before = ast.unparse(self.parent)
@@ -84,29 +87,31 @@ def find_mutants(tree: ast.Module, rng: random.Random) -> list[Mutant]:
     """Every mutant of a module, in the order of its lines; integers go up or down by 1 as ``rng`` says."""
     found: list[Mutant] = []
 
-    def visit(node: Any, parent: ast.AST, field: str, index: int | None, lines: list[int]) -> None:
+    def visit(
+        node: Any, place: tuple[ast.AST, str, int | None], statement: Any, function: Any, name: str
+    ) -> None:
         of_types = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        if of_types or isinstance(node, ast.Raise | ast.JoinedStr):
+        of_class = (
+            isinstance(node, ast.stmt) and name and not function and not isinstance(node, ast.FunctionDef)
+        )
+        if of_types or of_class or isinstance(node, ast.Raise | ast.JoinedStr):
             return
-        if isinstance(node, ast.stmt):
-            body = getattr(node, "body", None)
-            last = (
-                node.end_lineno if body is None or isinstance(node, ast.FunctionDef) else body[0].lineno - 1
-            )
-            lines = [*range(node.lineno, (last or node.lineno) + 1)]
+        statement = node if isinstance(node, ast.stmt) else statement
+        if isinstance(node, ast.FunctionDef) and not function:
+            function = node, name + node.name
 
         def add(parent: ast.AST, field: str, index: int | None, new: Any) -> None:
-            found.append(Mutant(parent, field, index, new, [getattr(parent, "lineno", lines[0]), *lines]))
+            found.append(Mutant(parent, field, index, new, statement, function))
 
         match node:
             case ast.Constant(value=bool()):
-                add(parent, field, index, ast.Constant(not node.value))
+                add(*place, ast.Constant(not node.value))
             case ast.Constant(value=int()):
-                add(parent, field, index, ast.Constant(node.value + rng.choice((1, -1))))
+                add(*place, ast.Constant(node.value + rng.choice((1, -1))))
             case ast.Constant(value=float()):
-                add(parent, field, index, ast.Constant(node.value * 1.5 or 1.0))
+                add(*place, ast.Constant(node.value * 1.5 or 1.0))
             case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
-                add(parent, field, index, node.operand)
+                add(*place, node.operand)
             case ast.Compare():
                 for i, op in enumerate(node.ops):
                     add(node, "ops", i, OPERATORS[type(op)]())
@@ -114,63 +119,87 @@ def find_mutants(tree: ast.Module, rng: random.Random) -> list[Mutant]:
                 add(node, "op", None, OPERATORS[type(node.op)]())
             case ast.If() | ast.While() | ast.IfExp():
                 add(node, "test", None, ast.UnaryOp(ast.Not(), node.test))
-            case ast.Name(id=name) if name in NAMES and isinstance(node.ctx, ast.Load):
-                add(node, "id", None, NAMES[name])
-            case ast.Attribute(attr=name) if name in NAMES:
-                add(node, "attr", None, NAMES[name])
-        skipped = {"annotation", "returns", "decorator_list"}
-        for name, value in ast.iter_fields(node):
+            case ast.Name(id=word) if word in NAMES and isinstance(node.ctx, ast.Load):
+                add(node, "id", None, NAMES[word])
+            case ast.Attribute(attr=word) if word in NAMES:
+                add(node, "attr", None, NAMES[word])
+        name += f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for field, value in ast.iter_fields(node):
             for i, child in enumerate(value if isinstance(value, list) else [value]):
-                if isinstance(child, ast.AST) and name not in skipped:
-                    visit(child, node, name, i if isinstance(value, list) else None, lines)
+                if isinstance(child, ast.AST) and field not in ("annotation", "returns", "decorator_list"):
+                    visit(
+                        child,
+                        (node, field, i if isinstance(value, list) else None),
+                        statement,
+                        function,
+                        name,
+                    )
 
-    visit(tree, tree, "", None, [])
-    return sorted(found, key=lambda mutant: mutant.lines[0])
-
-
-class _Install(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives one module other code; everything that imports the module sees it."""
-
-    def __init__(self, name: str, path: Path, code: CodeType) -> None:
-        self.name, self.path, self.code = name, path, code
-
-    def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self.name:
-            return None
-        package = [str(self.path.parent)] if self.path.name == "__init__.py" else None
-        return importlib.util.spec_from_file_location(
-            name, self.path, loader=self, submodule_search_locations=package
-        )
-
-    def exec_module(self, module: ModuleType) -> None:
-        exec(self.code, vars(module))
+    visit(tree, (tree, "", None), None, None, "")
+    return sorted(found, key=lambda mutant: mutant.line)
 
 
-def _pytest(tests: list[str], plugin: object) -> int:
-    import pytest
-
-    with tempfile.TemporaryDirectory(prefix="kitsseg-mutants-") as folder:
-        options = [
-            "-q",
-            "-x",
-            "-m",
-            "not slow",
-            *["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:anyio"],
-        ]
-        return int(pytest.main([*options, "--basetemp", f"{folder}/t", *tests], plugins=[plugin]))
+def reaching(mutant: Mutant, lines: dict[str, list[str]]) -> set[str]:
+    """The tests that run the line of a mutant, or else any line of its statement, a part of a function."""
+    last = mutant.statement.end_lineno or mutant.line
+    tests = [
+        set(lines.get(str(line), ())) for line in (mutant.line, *range(mutant.statement.lineno, last + 1))
+    ]
+    return tests[0] or set().union(*tests)
 
 
-def _forked(work: Callable[[], int], silent: bool = True) -> int:
+def install(mutant: Mutant, tree: ast.Module, module: ModuleType) -> None:
+    """Put a mutant into a module that is in use: the code and defaults of a function, or the value of a name."""
+    ast.fix_missing_locations(tree)
+    file, names = str(module.__file__), dict(vars(module))
+    if mutant.function is None:
+        exec(compile(ast.Module([mutant.statement], []), file, "exec"), names)
+        for name in {node.id for node in ast.walk(mutant.statement) if isinstance(node, ast.Name)}:
+            old = vars(module).get(name)
+            for user in list(sys.modules.values()) if names.get(name) is not old else ():
+                if vars(user).get(name, user) is old:
+                    setattr(user, name, names[name])
+    codes = [compile(tree, file, "exec")]
+    for code in codes:
+        codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+    changed = {(code.co_qualname, code.co_firstlineno): code for code in codes}
+    nodes = {_first(node): node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+    def value(default: ast.expr) -> Any:
+        return eval(compile(ast.Expression(default), file, "eval"), names)
+
+    for function in gc.get_objects():
+        if not isinstance(function, FunctionType) or function.__module__ != module.__name__:
+            continue
+        here = function.__qualname__, function.__code__.co_firstlineno
+        node = nodes.get(here[1])
+        if (
+            here not in changed or node is None or "<" in here[0]
+        ):  # made by a decorator, or inside of another one
+            continue
+        if mutant.function and mutant.function[0] is node:
+            function.__code__ = changed[here]
+        if mutant.function is None or mutant.statement is node:
+            function.__defaults__ = tuple(map(value, node.args.defaults)) or None
+            given = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            function.__kwdefaults__ = {key.arg: value(default) for key, default in given if default} or None
+
+
+def _first(node: ast.FunctionDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _forked(work: Callable[[], int]) -> int:
     """Exit code of ``work`` in a child; negative if a signal ended it. What the child started ends with it."""
     sys.stdout.flush()
     if not (child := os.fork()):
-        code = 4
+        code = 3
         try:
             os.setsid()
-            if silent:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                os.dup2(1, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = work()
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
@@ -179,86 +208,105 @@ def _forked(work: Callable[[], int], silent: bool = True) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-class _Watch:
-    """As a plugin of pytest: which test reaches which line, and how long it takes."""
+class _Trial:
+    """As a plugin of pytest: tries mutants where pytest would run the tests that it has collected."""
 
-    def __init__(self, files: list[str], out: Path) -> None:
-        import coverage
-
-        self.files, self.out, self.seconds = files, out, defaultdict[str, float](float)
-        self.coverage = coverage.Coverage(include=files, data_file=None)
-        self.coverage.start()
-
-    def pytest_runtest_setup(self, item: Any) -> None:
-        self.coverage.switch_context(item.nodeid)
+    def __init__(self, paths: list[Path], sample: int, seed: int) -> None:
+        self.paths, self.sample, self.seed = paths, sample, seed
+        self.failed: list[str] = []
+        self.seconds = defaultdict[str, float](float)
+        self.items: dict[str, Any] = {}
+        self.total = self.survived = 0
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
+        if report.failed:
+            self.failed.append(report.nodeid)
 
-    def pytest_sessionfinish(self) -> None:
-        self.coverage.stop()
-        lines = {file: self.coverage.get_data().contexts_by_lineno(file) for file in self.files}
-        self.out.write_text(json.dumps({"lines": lines, "seconds": self.seconds}), encoding="utf-8")
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        modules = [
+            importlib.import_module(
+                ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            )
+            for path in self.paths
+        ]
+        lines, self.seconds = self._watch()
+        for path, module in zip(self.paths, modules, strict=True):
+            self._try(path, module, lines[str(path)])
+        return True
+
+    def _run(self, tests: list[str], before_each: Callable[[str], object]) -> bool:
+        """Whether all of these tests pass; ends with the first that does not."""
+        for test, following in zip(tests, [*tests[1:], ""], strict=True):
+            before_each(test)
+            item = self.items[test]
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=self.items.get(following))
+            if self.failed:
+                return False
+        return True
+
+    def _watch(self) -> tuple[dict[str, dict[str, list[str]]], defaultdict[str, float]]:
+        """For each file and line the tests that reach it, and the seconds of each test."""
+        files = [str(path) for path in self.paths]
+        with tempfile.TemporaryDirectory(prefix="kitsseg-mutants-") as folder:
+            out = Path(folder) / "watched.json"
+
+            def work() -> int:
+                watch = coverage.Coverage(include=files, data_file=None)
+                watch.start()
+                self._run(list(self.items), watch.switch_context)
+                watch.stop()
+                lines = {file: watch.get_data().contexts_by_lineno(file) for file in files}
+                watched = {"lines": lines, "seconds": self.seconds, "failed": self.failed}
+                out.write_text(json.dumps(watched), encoding="utf-8")
+                return 0
+
+            code = _forked(work)
+            watched = {"failed": [f"code {code}"]} if code else json.loads(out.read_text(encoding="utf-8"))
+        if watched["failed"]:
+            pytest.exit(
+                f"expected tests that pass without a mutant, found a failure: {watched['failed'][0]}", 2
+            )
+        return watched["lines"], defaultdict(float, watched["seconds"])
+
+    def _try(self, path: Path, module: ModuleType, lines: dict[str, list[str]]) -> None:
+        name = path.relative_to(ROOT).as_posix()
+        rng, tree = random.Random(f"{self.seed} {name}"), ast.parse(path.read_text(encoding="utf-8"))
+        mutants, survivors = find_mutants(tree, rng), 0
+        if self.sample < len(mutants):
+            mutants = [mutants[i] for i in sorted(rng.sample(range(len(mutants)), self.sample))]
+        for mutant in mutants:
+            # what runs on import concerns every test; what stands in a head, the tests of its body
+            reached = reaching(mutant, lines) if mutant.function else set(self.items)
+            tests = sorted(reached, key=lambda test: self.seconds[test])
+
+            def work(mutant: Mutant = mutant, tests: list[str] = tests) -> int:
+                mutant.swap()
+                install(mutant, tree, module)
+                return int(not self._run(tests, lambda test: signal.alarm(30 + 10 * int(self.seconds[test]))))
+
+            code = _forked(work) if tests else 0
+            if code == 3:
+                pytest.exit(f"{name}:{mutant.line}: {mutant.text()} could not be tried.", returncode=2)
+            if not code:
+                survivors += 1
+                print(
+                    f"{name}:{mutant.line}: {mutant.text()}{'' if tests else '  [no test reaches it]'}",
+                    flush=True,
+                )
+        print(f"{name}: {len(mutants) - survivors} of {len(mutants)} noticed", flush=True)
+        self.total, self.survived = self.total + len(mutants), self.survived + survivors
 
 
-class _Limit:
-    """As a plugin of pytest: ends the process when a test takes far longer than it took before."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        signal.alarm(300)  # to import and to collect
-
-    def pytest_runtest_setup(self, item: Any) -> None:
-        signal.alarm(30 + 10 * int(self.seconds.get(item.nodeid, 0)))
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0))
-
-
-def reaching(mutant: Mutant, lines: dict[str, list[str]]) -> set[str]:
-    """The tests that reach a mutant; "" stands for what runs on import, for all tests that is."""
-    first, *others = mutant.lines
-    return set(lines.get(str(first), [])) or {test for line in others for test in lines.get(str(line), [])}
-
-
-def try_module(path: Path, watched: dict[str, Any], sample: int, seed: int) -> tuple[int, int]:
-    """Run the mutants of a module; (mutants, survivors)."""
-    rng = random.Random(f"{seed} {path.relative_to(ROOT).as_posix()}")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    mutants = find_mutants(tree, rng)
-    if sample < len(mutants):
-        mutants = [mutants[i] for i in sorted(rng.sample(range(len(mutants)), sample))]
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    lines, seconds, survivors = watched["lines"][str(path)], watched["seconds"], 0
-    for mutant in mutants:
-        tests = reaching(mutant, lines)
-        tests = set(seconds) if "" in tests else tests
-        mutant.swap()
-        code = compile(ast.fix_missing_locations(tree), str(path), "exec")
-        mutant.swap()
-
-        def work(code: CodeType = code, tests: set[str] = tests) -> int:
-            sys.meta_path.insert(0, _Install(name, path, code))
-            return _pytest(sorted(tests), _Limit(seconds))
-
-        result = _forked(work) if tests else 0
-        if result == 4:
-            raise RuntimeError(f"{path}: pytest would not run {sorted(tests)[:3]} ...")
-        if not result:
-            survivors += 1
-            note = "" if tests else "  [no test reaches it]"
-            print(f"{path.relative_to(ROOT).as_posix()}:{mutant.lines[0]}: {mutant.text()}{note}", flush=True)
-    return len(mutants), survivors
-
-
-def _groups(modules: list[Path], tests: list[str]) -> Iterator[tuple[list[str], list[Path]]]:
+def _groups(modules: list[Path], tests: list[str]) -> dict[tuple[str, ...], list[Path]]:
     """Modules by the tests that belong to them."""
     groups = defaultdict[tuple[str, ...], list[Path]](list)
     for module in modules:
         inside = module.relative_to(ROOT / "kitsseg")
         mirror = Path("tests") / (inside.parent if len(inside.parts) > 1 else f"test_{inside.name}")
         groups[tuple(tests) or (mirror.as_posix(),)].append(module)
-    yield from ((list(key), group) for key, group in groups.items())
+    return groups
 
 
 def main() -> int:
@@ -275,23 +323,13 @@ def main() -> int:
     files = [file.resolve() for module in arguments.modules
              for file in (sorted(module.glob("*.py")) if module.is_dir() else [module])]  # fmt: skip
     os.chdir(ROOT)
-    for name in PRELOADED:
-        importlib.import_module(name)
-    gc.freeze()
     total = survived = 0
-    for tests, group in _groups(files, arguments.tests):
-        with tempfile.TemporaryDirectory(prefix="kitsseg-mutants-") as folder:
-            out = Path(folder) / "watched.json"
-            watch = lambda out=out: _pytest(tests, _Watch([str(path) for path in group], out))  # noqa: E731, B023
-            if _forked(watch, silent=False):
-                raise SystemExit(f"{' '.join(tests)}: expected tests that pass without a mutant; see above.")
-            watched = json.loads(out.read_text(encoding="utf-8"))
-        for path in group:
-            mutants, survivors = try_module(path, watched, arguments.sample, arguments.seed)
-            total, survived = total + mutants, survived + survivors
-            print(
-                f"{path.relative_to(ROOT).as_posix()}: {mutants - survivors} of {mutants} noticed", flush=True
-            )
+    options = ["-q", "-s", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    for tests, group in _groups(files, arguments.tests).items():
+        trial = _Trial(group, arguments.sample, arguments.seed)
+        if code := pytest.main([*options, *tests], plugins=[trial]):
+            raise SystemExit(f"{' '.join(tests)}: pytest ended with {int(code)}.")
+        total, survived = total + trial.total, survived + trial.survived
     print(f"all: {total - survived} of {total} noticed")
     return int(survived > 0)
 

@@ -82,10 +82,53 @@ def test_mutants_are_single_changes_and_can_be_taken_back():
 
 def test_a_mutant_runs_the_tests_that_reach_its_line():
     module = script("mutate")
-    lines = {"7": ["t.py::b"], "8": ["t.py::a", "t.py::c"], "1": [""]}
-    mutant = module.Mutant(ast.Pass(), "", None, None, [8, 7, 8])
-    assert module.reaching(mutant, lines) == {"t.py::a", "t.py::c"}
-    mutant.lines = [9, 7, 8]  # the second line of a statement, say
-    assert module.reaching(mutant, lines) == {"t.py::a", "t.py::b", "t.py::c"}
-    mutant.lines = [5, 5]
-    assert module.reaching(mutant, lines) == set()
+    tree = ast.parse("def f(a):\n    return max(\n        a,\n        1,\n    )\n")
+    lines = {"2": ["t.py::b"], "4": ["t.py::a", "t.py::c"], "9": ["t.py::d"]}
+    name, number = module.find_mutants(
+        tree, random.Random(0)
+    )  # max of line 2, 1 in the call that begins there
+    assert (name.line, number.line) == (2, 2)
+    assert module.reaching(name, lines) == {"t.py::b"}
+    assert module.reaching(number, {"4": lines["4"]}) == {"t.py::a", "t.py::c"}
+    assert module.reaching(number, {"9": lines["9"]}) == set()
+
+
+MODULE = """
+LIMIT = 3
+
+def below(value, limit=LIMIT, *, strict=True):
+    def compared():
+        return value < limit if strict else value <= limit
+    return compared()
+
+class Counter:
+    step = 1
+
+    def add(self, value):
+        return value + LIMIT
+"""
+
+
+def test_a_mutant_acts_in_a_module_that_is_in_use(tmp_path, monkeypatch):
+    """Each change, alone, gives other results than the module as it is; nothing of it is left in a new module."""
+    mutate, seen = script("mutate"), set()
+    (tmp_path / "in_use.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def results():
+        below, add = in_use.below, in_use.Counter().add
+        return [below(v) for v in (2, 3, 4)], [below(v, strict=False) for v in (2, 3, 4)], add(1), add(2)
+
+    tree = ast.parse(MODULE)
+    for mutant in mutate.find_mutants(tree, random.Random(0)):
+        monkeypatch.delitem(sys.modules, "in_use", raising=False)
+        import in_use
+
+        expected = ([True, False, False], [True, True, False], 4, 5)
+        assert results() == expected
+        mutant.swap()
+        mutate.install(mutant, tree, in_use)
+        assert results() != expected, mutant.text()
+        mutant.swap()
+        seen.add(mutant.line)
+    assert seen == {2, 4, 6, 13}  # but no field of a class
