@@ -365,6 +365,19 @@ class PreprocessSpec:
                 "PreprocessSpec: give hu_window, hu_mean and hu_std, or windows, channel_mean and channel_std; "
                 f"found {one} and {several}."
             )
+        if self.hu_window is not None and not self.hu_window[0] < self.hu_window[1]:
+            raise ValueError(
+                f"PreprocessSpec: hu_window is two HU, the lower one first; found {self.hu_window}."
+            )
+        for name, values in (
+            ("hu_std", (self.hu_std,)),
+            ("channel_std", self.channel_std or ()),
+            ("spacing_mm", self.spacing_mm),
+            ("in_plane_factor", (self.in_plane_factor,)),
+            ("slice_size", self.slice_size or ()),
+        ):
+            if any(value is not None and value <= 0 for value in values):
+                raise ValueError(f"PreprocessSpec: {name} is above 0; found {getattr(self, name)}.")
         if self.crop_to_body and self.hu_window is None:
             raise ValueError(
                 "PreprocessSpec: crop_to_body needs hu_window, whose lower end is its threshold."

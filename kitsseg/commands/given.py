@@ -19,6 +19,7 @@ from kitsseg.recipe import Phase, Recipe, SliceSampler, given_settings, settings
 
 __all__ = ["add_given", "spoken_settings", "with_given"]
 
+GROUP = "a group that can only be set to none"
 WORDS = {"none": "None", "true": "True", "on": "True", "false": "False", "off": "False"}
 
 
@@ -71,6 +72,9 @@ def with_given(
             now = value_of(recipe, name)
             such = f", such as the recipe's {_said(now)}" if now is not None and not is_dataclass(now) else ""
             raise InputError(f"--set {text}: {name} is {error}{such}; found {value!r}.") from error
+    for name in values:
+        if whole := next((other for other in values if name.startswith(f"{other}.")), None):
+            raise InputError(f"--set {name}: --set {whole} leaves it out. Give one of them.")
     for phase in recipe.phases if steps else ():
         if (name := f"phases.{phase.name}.steps_per_epoch") in values:
             raise InputError(f"--set {name}: --steps {steps} gives it already. Give one of them.")
@@ -122,6 +126,8 @@ def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
         raise InputError(
             f"--set {name}: this command takes settings of {only} only. Give the others to kitsseg train."
         )
+    if name.startswith("fixed.") and name in dict(settings(recipe)):
+        raise InputError(f"--set {name}: the code fixes it, and no option changes it. Set another.")
     if name not in known and name not in groups:
         near = difflib.get_close_matches(name, known, 1, 0.5)
         did_you_mean = f" Did you mean {near[0]}?" if near else ""
@@ -178,7 +184,8 @@ def _converted(value: Any, hint: Any) -> Any:
     for option in options:
         if (found := _as_one(value, option)) is not _NO:
             return found
-    raise TypeError(" or ".join(dict.fromkeys(_spoken(option) for option in options)))
+    spoken = dict.fromkeys(_spoken(option) for option in options)
+    raise TypeError(GROUP if GROUP in spoken else " or ".join(spoken))
 
 
 _NO = object()
@@ -219,4 +226,4 @@ def _spoken(kind: Any) -> str:
         str: "a word",
         type(None): "none",
     }
-    return names.get(kind, "a group that can only be set to none")
+    return names.get(kind, GROUP)

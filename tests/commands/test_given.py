@@ -72,6 +72,11 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ("model.use_bias=3", ["on or off"]),
         ("preprocess.crop_to_body=1", ["on or off", "True"]),
         ("preprocess.hu_window=none", ["give hu_window"]),
+        ("preprocess.hu_window=300,-100", ["hu_window is two HU, the lower one first", "300.0"]),
+        ("preprocess.hu_std=0", ["hu_std is above 0", "0.0"]),
+        ("preprocess.spacing_mm=3,-1,1", ["spacing_mm is above 0", "-1.0"]),
+        ("phases.train.augmentation.appearance=on", ["can only be set to none;", "'on'"]),
+        ("fixed.dropout=0.2", ["--set fixed.dropout: the code fixes it"]),
         ("__class__=3", ["no such setting"]),
         ("evidence=3", ["no such setting"]),
     ],
@@ -92,6 +97,15 @@ def test_twice_the_same_and_both_ways_are_refused():
         with_given(recipe, ["phases.train.steps_per_epoch=4"], steps=2)
     with pytest.raises(InputError, match=r"settings of preprocess only"):
         with_given(recipe, ["model.n_pools=4"], "preprocess")
+
+
+def test_a_group_that_is_left_out_has_no_settings():
+    both = ["phases.train.schedule.patience=3", "phases.train.schedule=none"]
+    for texts in (both, both[::-1]):
+        with pytest.raises(
+            InputError, match=r"schedule\.patience: --set phases\.train\.schedule leaves it out"
+        ):
+            with_given(recipes.get("unet2d"), texts)
 
 
 def test_values_that_only_fit_together_are_given_together():
