@@ -25,6 +25,7 @@ from kitsseg.commands import (
     training,
 )
 from kitsseg.errors import InputError, did_you_mean
+from kitsseg.files.paths import check_utf8
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:
@@ -70,8 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)  # a stopped job cleans up as after Ctrl-C
     try:
+<<<<<<< HEAD
         with _said_by(arguments):
             arguments.run_command(arguments)
+=======
+        _check_names(arguments)
+        arguments.run_command(arguments)
+>>>>>>> 92dd8de (Records in NumPy's files, folders in an old encoding, HU multiplied or divided, DICOM of which every second file is missing: one line each; kills as forks with three signals; the fuzzer knows torch, NumPy's files and hashes)
     except InputError as error:
         return _complain(str(error), 1)
     except OSError as error:
@@ -87,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+<<<<<<< HEAD
 def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
     """With --quiet nothing but warnings, to stderr."""
     if not getattr(arguments, "quiet", False):
@@ -94,6 +101,20 @@ def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager
     from kitsseg.runtime.console import quieted
 
     return quieted()
+=======
+def _check_names(arguments: argparse.Namespace) -> None:
+    """See that records can name the folders that the user gives, and the one that relative paths begin in.
+
+    Raises: InputError for bytes that are no UTF-8.
+    """
+    advice = "Rename that file or folder: records of kitsseg could not name it."
+    for value in vars(arguments).values():
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str | Path):
+                check_utf8(str(name), name, advice)
+    with contextlib.suppress(FileNotFoundError):  # removed in the meantime: absolute paths need none
+        check_utf8(str(Path.cwd()), Path.cwd(), advice)
+>>>>>>> 92dd8de (Records in NumPy's files, folders in an old encoding, HU multiplied or divided, DICOM of which every second file is missing: one line each; kills as forks with three signals; the fuzzer knows torch, NumPy's files and hashes)
 
 
 def _use_utf8() -> None:

@@ -20,6 +20,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -28,7 +29,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
+import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -455,13 +457,46 @@ def damage_one_of(*patterns: str) -> Callable[[Path, np.random.Generator], str]:
     return damage
 
 
-def small_recipe() -> Any:
-    from dataclasses import replace
+def damage_archive(path: Path, rng: np.random.Generator) -> str:
+    """Damage one entry of a zip archive and write it anew: all its checksums are right."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = sorted(entries)[int(rng.integers(len(entries)))]
+    if name.endswith(".json"):
+        beside = path.with_name("entry.json")
+        beside.write_bytes(entries[name])
+        how = damage_text(beside, rng)
+        changed = beside.read_bytes() if beside.exists() else None
+        beside.unlink(missing_ok=True)
+    else:
+        # most of an entry are numbers, of which any are right: its beginning says what they are
+        stop = 300 if rng.random() < 0.7 else None
+        changed, how = damaged_bytes(entries[name], rng, 0, stop)
+    with zipfile.ZipFile(path, "w") as archive:
+        for other, content in entries.items():
+            if (content := changed if other == name else content) is not None:
+                archive.writestr(other, content)
+    return f"{path.name}, {name}: {how}"
 
+
+def damage_inside(*patterns: str) -> Callable[[Path, np.random.Generator], str]:
+    """As ``damage_one_of``, for archives; three of four are written anew around the damage."""
+    whole = damage_one_of(*patterns)
+
+    def damage(folder: Path, rng: np.random.Generator) -> str:
+        if rng.random() < 0.25:
+            return whole(folder, rng)
+        files = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+        return damage_archive(files[int(rng.integers(len(files)))], rng)
+
+    return damage
+
+
+def small_recipe() -> Any:
     from kitsseg import recipes
 
-    tiny = recipes.get("unet2d:tiny")
-    return replace(tiny, model={**tiny.model, "start_filters": 4, "n_pools": 2})
+    values = {"model.start_filters": 4, "model.n_pools": 2, "phases.train.steps_per_epoch": 1}
+    return recipes.given(recipes.get("unet2d:tiny"), values)
 
 
 def make_run(folder: Path) -> None:
@@ -577,6 +612,183 @@ def nothing_to_see(folder: Path) -> None:
     """Of a command that only shows numbers."""
 
 
+# ---- what trainings read --------------------------------------------------------------------------------------------
+
+SMALL = ["--set", "model.start_filters=4", "--set", "model.n_pools=2", "--steps", "1", "--epochs", "1"]
+
+
+def train_again(folder: Path, rng: np.random.Generator) -> list[str]:
+    split = ["--split", str(folder / "run" / "split.json")]
+    return ["train", "unet2d:tiny", str(folder / "cache"), str(folder / "new"), *SMALL, *split]
+
+
+def finished(folder: Path) -> None:
+    record = json.loads((folder / "new" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "finished", f"a run that is {record['status']}"
+
+
+def make_pruning(folder: Path) -> None:
+    """As ``make_run``, with a pruning that was interrupted in its third epoch."""
+    from kitsseg.recipes import of_record
+    from kitsseg.records.run import read_run
+    from kitsseg.training.options import TrainOptions
+    from kitsseg.workflows.fine_tune import FromRun
+    from kitsseg.workflows.prune import prune_run
+
+    def stop(_: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    make_run(folder)
+    origin = FromRun(of_record(read_run(folder / "run")), folder / "run", folder / "cache")
+    with contextlib.suppress(KeyboardInterrupt):
+        prune_run(origin, folder / "new", 0.5, TrainOptions(epochs=3, progress=stop))
+
+
+def prune_on(folder: Path, rng: np.random.Generator) -> list[str]:
+    folders = [str(folder / name) for name in ("run", "cache", "new")]
+    return ["prune", *folders, "--sparsity", "0.5", "--epochs", "3", "--resume"]
+
+
+def half_is_zero(folder: Path) -> None:
+    finished(folder)
+    record = json.loads((folder / "new" / "run.json").read_text(encoding="utf-8"))
+    assert abs(record["sparsity"]["sparsity"] - 0.5) < 0.01, f"a sparsity of {record['sparsity']}"
+
+
+FIRES = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128), 9: (256, 48, 192),
+         10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64, 256)}  # fmt: skip
+
+
+def encoder_state() -> dict[str, npt.NDArray[np.float16]]:
+    """Tensors of torchvision's SqueezeNet 1.1 without its classifier: random, small."""
+    shapes: dict[str, tuple[int, ...]] = {"features.0": (64, 3, 3, 3)}
+    for number, (inputs, squeezed, expanded) in FIRES.items():
+        shapes[f"features.{number}.squeeze"] = (squeezed, inputs, 1, 1)
+        shapes[f"features.{number}.expand1x1"] = (expanded, squeezed, 1, 1)
+        shapes[f"features.{number}.expand3x3"] = (expanded, squeezed, 3, 3)
+    rng = np.random.default_rng(0)
+    state = {}
+    for name, shape in shapes.items():
+        state[f"{name}.weight"] = (rng.normal(size=shape) * 0.05).astype(np.float16)
+        state[f"{name}.bias"] = np.zeros(shape[0], np.float16)
+    return state
+
+
+def torch_pickle(state: dict[str, npt.NDArray[np.float16]], more: tuple[object, ...]) -> bytes:
+    """The pickle of a state dict as torch writes it, made without torch: its names stand in for its functions."""
+
+    def named(module: str, name: str) -> Any:
+        return type(name, (), {"__module__": module, "__qualname__": name})
+
+    def stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(int(np.prod(shape[k + 1 :])) for k in range(len(shape)))
+
+    half, rebuild = named("torch", "HalfStorage"), named("torch._utils", "_rebuild_tensor_v2")
+
+    class Storage:
+        def __init__(self, key: str, size: int) -> None:
+            self.key, self.size = key, size
+
+    class Tensor:
+        def __init__(self, key: str, shape: tuple[int, ...]) -> None:
+            self.key, self.shape = key, shape
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            storage = Storage(self.key, int(np.prod(self.shape)))
+            return rebuild, (storage, 0, self.shape, stride(self.shape), False, OrderedDict())
+
+    class Pickler(pickle._Pickler):
+        def persistent_id(self, thing: object) -> object:
+            if isinstance(thing, Storage):
+                return ("storage", half, thing.key, "cpu", thing.size, *more)
+            return None
+
+        def save_global(self, thing: Any, name: str | None = None) -> None:
+            if thing not in (half, rebuild):
+                return super().save_global(thing, name)
+            self.write(b"c" + f"{thing.__module__}\n{thing.__qualname__}\n".encode())
+            return self.memoize(thing)
+
+        dispatch = pickle._Pickler.dispatch | {type: save_global}
+
+    file = io.BytesIO()
+    tensors = {name: Tensor(str(k), array.shape) for k, (name, array) in enumerate(state.items())}
+    Pickler(file, 2).dump(OrderedDict(tensors))
+    return file.getvalue()
+
+
+def make_torch(folder: Path) -> None:
+    """As ``make_run``, with a cache for SqueezeNet and files of its encoder's weights, in both of torch's formats."""
+    make_run(folder)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert kitsseg(["preprocess", "squeeze_unet:tiny", str(folder / "data"), str(folder / "cache")]) == 0
+    state = encoder_state()
+    weights = folder / "weights"
+    weights.mkdir()
+    with zipfile.ZipFile(weights / "zip.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", torch_pickle(state, ()))
+        archive.writestr("archive/byteorder", "little")
+        for k, array in enumerate(state.values()):
+            archive.writestr(f"archive/data/{k}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
+    parts += [torch_pickle(state, (None,)), pickle.dumps([str(k) for k in range(len(state))], 2)]
+    (weights / "head").write_text(str(sum(map(len, parts))), encoding="utf-8")
+    parts += [array.size.to_bytes(8, "little") + array.tobytes() for array in state.values()]
+    (weights / "legacy.pth").write_bytes(b"".join(parts))
+
+
+def damage_torch(folder: Path, rng: np.random.Generator) -> str:
+    if rng.random() < 0.5:
+        return damage_inside("weights/zip.pth")(folder, rng)
+    path = folder / "weights" / "legacy.pth"
+    head = int((folder / "weights" / "head").read_text(encoding="utf-8"))
+    content, how = damaged_bytes(path.read_bytes(), rng, 0, head + 8 if rng.random() < 0.9 else None)
+    path.write_bytes(content)
+    return f"{path.name}: {how}"
+
+
+def train_from_torch(folder: Path, rng: np.random.Generator) -> list[str]:
+    sizes = {path: path.stat().st_mtime_ns for path in (folder / "weights").glob("*.pth")}
+    damaged = max(sizes, key=lambda path: sizes[path])
+    split = ["--split", str(folder / "run" / "split.json")]
+    return ["train", "squeeze_unet:tiny", str(folder / "cache"), str(folder / "new"), *split, "--steps", "1",
+            "--epochs", "1", "--set", f"model.weights={damaged}"]  # fmt: skip
+
+
+# ---- what is known of downloads -------------------------------------------------------------------------------------
+
+
+def make_downloaded(folder: Path) -> None:
+    """Scans of KiTS19's test cases, made up, and a folder they were taken to, with their hashes."""
+    hu, _ = body()
+    for k in range(3):
+        save(folder / "source" / f"case_0021{k}" / "imaging.nii.gz", hu + k, nib.Nifti1Image)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert kitsseg(["download", str(folder / "data"), "--from", str(folder / "source")]) == 0
+    (folder / "data" / "case_00210" / "imaging.nii.gz").unlink()  # is to come again
+    (folder / "data" / "hashes.json").chmod(0o644)
+
+
+def use_hashes(folder: Path, rng: np.random.Generator) -> list[str]:
+    return ["download", str(folder / "data"), "--from", str(folder / "source")]
+
+
+def all_there(folder: Path) -> None:
+    recorded = json.loads((folder / "data" / "hashes.json").read_text(encoding="utf-8"))
+    for k in range(3):
+        name = f"case_0021{k}/imaging.nii.gz"
+        content = (folder / "data" / name).read_bytes()
+        assert content == (folder / "source" / name).read_bytes(), f"other bytes in {name}"
+        assert recorded[name]["bytes"] == len(content), f"{name} is recorded with another size"
+
+
 KINDS = {
     "nifti1": image_kind(nib.Nifti1Image),
     "nifti2": image_kind(nib.Nifti2Image),
@@ -601,6 +813,13 @@ KINDS = {
     "keras": Kind(
         make_run, damage_one_of("run/model.keras"), predict_with("run"), same_label_map("by_run"), ("run",)
     ),
+    "keras-inside": Kind(make_run, damage_inside("run/model.keras"), predict_with("run"), written, ("run",)),
+    "npy": Kind(
+        make_run, damage_one_of("cache/*/case_90000/*.npy"), train_again, finished, ("cache", "run", "new")
+    ),
+    "npz": Kind(make_pruning, damage_inside("new/checkpoint/*.npz"), prune_on, half_is_zero, ("new",)),
+    "torch": Kind(make_torch, damage_torch, train_from_torch, finished, ("weights",)),
+    "hashes": Kind(make_downloaded, damage_one_of("data/hashes.json"), use_hashes, all_there, ("data",)),
     "tflite": Kind(
         make_run,
         damage_one_of("*.tflite"),

@@ -1,20 +1,23 @@
-"""Kill commands at random moments, call them again, and see that they end in what an uninterrupted call gives.
+"""Stop commands at random moments, call them again, and see that they end in what an uninterrupted call gives.
 
-    python scripts/kills.py                                  # 30 kills in each command; an hour or two
+    python scripts/kills.py                                  # 30 times in each command; three quarters of an hour
     python scripts/kills.py --kills 5 --seed 7 synthesize download
 
-Every trial starts a command in a process of its own, kills it (SIGKILL) at a random moment, and repeats the command, as
-its help says to go on, until it ends by itself. Then the folder must hold what an uninterrupted call has made: the same
-files, equal in all but times; no hidden file, no lock, nothing half made. The same seed gives the same moments as
-shares of the time that the command takes.
+Every trial starts a command in a process of its own and sends it SIGKILL, SIGTERM or, with its workers as a terminal
+does, SIGINT; the moment is drawn over the time that an uninterrupted call takes. Then the same command is called again,
+as its help says to go on. The folder must hold what an uninterrupted call has made: the same files, equal in all but
+times; no hidden file, no lock, nothing half made; no process may be left. The same seed gives the same signals at the
+same shares of the time.
 """
 
 import argparse
+import contextlib
 import csv
 import gzip
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,7 +25,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+from support.fault_server import fault_server  # noqa: E402  # from the folder above
+
 __all__ = ["COMMANDS", "Command", "difference", "run"]
 
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 TIMES = {
     "seconds",
     "finished",
@@ -42,17 +51,12 @@ TIMES = {
     "versions_resumed",
     "milliseconds",
 }
-CALM = {
-    "OMP_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
+CALM = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "no_proxy": "*"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command to be killed.
+    """One command to be stopped.
 
     Attributes:
         first: its arguments, for the folder of the inputs and the folder of the result.
@@ -65,12 +69,15 @@ class Command:
     needs: tuple[str, ...] = ()
 
 
-def _resumed(arguments: list[object], out: Path) -> list[object]:
-    return [*arguments, "--resume"] if (out / "run.json").is_file() else arguments
+def _resumed(command: Callable[[Path, Path], list[object]]) -> Callable[[Path, Path], list[object]]:
+    def again(i: Path, out: Path) -> list[object]:
+        return [*command(i, out), *(["--resume"] if (out / "run.json").is_file() else [])]
+
+    return again
 
 
 def _train(i: Path, out: Path) -> list[object]:
-    return ["train", "unet2d:tiny", i / "preprocess", out, "--epochs", "8"]
+    return ["train", "unet2d:micro", i / "preprocess", out, "--epochs", "4"]
 
 
 def _prune(i: Path, out: Path) -> list[object]:
@@ -78,82 +85,116 @@ def _prune(i: Path, out: Path) -> list[object]:
 
 
 def _shrink(i: Path, out: Path) -> list[object]:
-    return ["shrink", i / "train", i / "preprocess", out, "--keep", "0.5", "--epochs", "1"]
+    return ["shrink", i / "train", i / "preprocess", out, "--keep", "0.5", "--multiple", "2", "--epochs", "2"]
 
 
 def _folds(i: Path, out: Path) -> list[object]:
-    return ["cross-validate", "unet2d:tiny", i / "preprocess", out, "--folds", "2", "--epochs", "1", "--data",
+    return ["cross-validate", "unet2d:micro", i / "preprocess", out, "--folds", "2", "--epochs", "1", "--data",
             i / "synthesize"]  # fmt: skip
 
 
+def _from_server(i: Path, out: Path) -> list[object]:
+    url = (i / "url").read_text(encoding="utf-8")
+    return ["download", out, "--cases", "210-217", "--images-url", f"{url}/{{case}}.nii.gz"]
+
+
+PATIENTS = ("synthesize", "preprocess")
 COMMANDS = {
     "synthesize": Command(
-        lambda i, out: ["synthesize", out, "--cases", "6", "--size", "16,64,64", "--seed", "3"]
+        lambda i, out: ["synthesize", out, "--cases", "4", "--size", "12,48,48", "--seed", "3"]
     ),
     "preprocess": Command(
-        lambda i, out: ["preprocess", "unet2d:tiny", i / "synthesize", out], needs=("synthesize",)
+        lambda i, out: ["preprocess", "unet2d:micro", i / "synthesize", out], needs=("synthesize",)
     ),
-    "download": Command(lambda i, out: ["download", out, "--from", i / "scans", "--cases", "210-229"]),
-    "train": Command(_train, lambda i, out: _resumed(_train(i, out), out), ("synthesize", "preprocess")),
-    "prune": Command(
-        _prune, lambda i, out: _resumed(_prune(i, out), out), ("synthesize", "preprocess", "train")
-    ),
-    "shrink": Command(
-        _shrink, lambda i, out: _resumed(_shrink(i, out), out), ("synthesize", "preprocess", "train")
-    ),
+    "download": Command(_from_server),
+    "download-from": Command(lambda i, out: ["download", out, "--from", i / "scans"]),
+    "train": Command(_train, _resumed(_train), PATIENTS),
+    "prune": Command(_prune, _resumed(_prune), (*PATIENTS, "train")),
+    "shrink": Command(_shrink, _resumed(_shrink), (*PATIENTS, "train")),
     "predict": Command(
-        lambda i, out: ["predict", i / "train", i / "synthesize", "--out", out],
-        needs=("synthesize", "preprocess", "train"),
+        lambda i, out: ["predict", i / "train", i / "synthesize", "--out", out], needs=(*PATIENTS, "train")
     ),
     "export": Command(
         lambda i, out: ["export", i / "train", "--out", out / "net.tflite", "--size", "64,64"],
-        needs=("synthesize", "preprocess", "train"),
+        needs=(*PATIENTS, "train"),
     ),
-    "cross-validate": Command(_folds, needs=("synthesize", "preprocess")),
+    "cross-validate": Command(_folds, needs=PATIENTS),
 }
 
 
-def make_scans(folder: Path) -> None:
-    """Scans for ``download --from``: made up, and none of kitsseg's phantoms, which it refuses."""
-    from kitsseg.data.formats.nifti import write_image
-
-    for number in range(210, 230):
-        hu = np.random.default_rng(number).integers(-1000, 1000, (30, 128, 128)).astype(np.int16)
-        write_image(folder / f"case_{number:05d}" / "imaging.nii.gz", hu, (3.0, 0.8, 0.8))
+# ---- processes -----------------------------------------------------------------------------------------------------
 
 
-def start(arguments: list[object]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "kitsseg", *map(str, arguments)],
-        env=os.environ | CALM,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+class Forks:
+    """Starts commands as forks of a process that has imported all they need."""
 
-
-def finish(arguments: list[object]) -> float:
-    """Run a command to its end; returns the seconds. Raises: RuntimeError with what it said, if it fails."""
-    began = time.monotonic()
-    process = start(arguments)
-    said = process.communicate()[0].decode("utf-8", "replace")
-    if process.returncode:
-        raise RuntimeError(
-            f"kitsseg {' '.join(map(str, arguments))}: exit code {process.returncode}: {said[-800:]}"
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "support.forked_commands"],
+            cwd=TESTS,
+            env=os.environ | CALM,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-    return time.monotonic() - began
 
+    def start(self, arguments: list[object]) -> int:
+        """Start a command; returns the number of its process, which leads a group of its own."""
+        self.log.unlink(missing_ok=True)
+        assert self.server.stdin
+        self.server.stdin.write(json.dumps([list(map(str, arguments)), str(self.log)]).encode() + b"\n")
+        self.server.stdin.flush()
+        return self._answer()
 
-def kill_at(arguments: list[object], seconds: float) -> bool:
-    """Start a command and kill it after so many seconds; returns whether it was still at work."""
-    process = start(arguments)
-    try:
-        process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return True
-    return False
+    def ended(self, seconds: float | None = None) -> int | None:
+        """Wait for the command that was started last: its exit code, or None if it is at work after so long."""
+        assert self.server.stdout
+        if seconds is not None and not select.select([self.server.stdout], [], [], seconds)[0]:
+            return None
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self.server.stdout
+        return int(self.server.stdout.readline())
+
+    def finish(self, arguments: list[object]) -> float:
+        """Run a command to its end; returns the seconds. Raises: RuntimeError with what it said, if it fails."""
+        began = time.monotonic()
+        self.start(arguments)
+        if code := self.ended():
+            said = self.log.read_text(encoding="utf-8", errors="replace")[-800:]
+            raise RuntimeError(f"kitsseg {' '.join(map(str, arguments))}: exit code {code}: {said}")
+        return time.monotonic() - began
+
+    def stop_at(self, arguments: list[object], seconds: float, number: signal.Signals) -> bool:
+        """Start a command and send it a signal after so many seconds; returns whether it was still at work.
+
+        Raises: RuntimeError if it ends otherwise than it should after this signal, or leaves a process.
+        """
+        process = self.start(arguments)
+        code = self.ended(seconds)
+        if code is None:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if number == signal.SIGINT else os.kill)(process, number)
+            code, allowed = self.ended(), (0, 130, -number)  # 0: it was at its last line
+            if code not in allowed:
+                said = self.log.read_text(encoding="utf-8", errors="replace")[-800:]
+                raise RuntimeError(f"{number.name}: expected exit code {allowed}, found {code}: {said}")
+        elif code:
+            raise RuntimeError(f"exit code {code}: {self.log.read_text(errors='replace')[-800:]}")
+        last = time.monotonic() + 20  # workers end after what they are at
+        while time.monotonic() < last:
+            try:
+                os.killpg(process, 0)
+            except ProcessLookupError:
+                return code != 0
+            time.sleep(0.05)
+        raise RuntimeError("a process is left")
+
+    def close(self) -> None:
+        assert self.server.stdin
+        self.server.stdin.close()
+        self.server.wait()
 
 
 # ---- what may differ -----------------------------------------------------------------------------------------------
@@ -235,45 +276,77 @@ def difference(found: Path, expected: Path) -> str | None:
 
 # ---- the trials ----------------------------------------------------------------------------------------------------
 
+SCANS = range(210, 218)  # cases without label maps, whose hashes nobody has published
 
-def run(name: str, inputs: Path, kills: int, seed: int) -> tuple[int, int]:
-    """Kill a command so often; (kills that met it at work, trials that ended in anything else)."""
+
+def scan(number: int) -> bytes:
+    """A scan for ``download``: made up, and none of kitsseg's phantoms, which it refuses."""
+    import nibabel as nib
+
+    hu = np.random.default_rng(number).integers(-1000, 1000, (64, 64, 12)).astype(np.int16)
+    image = nib.Nifti1Image(hu, np.diag([0.8, 0.8, 3.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), 1)
+
+
+@contextlib.contextmanager
+def scans_to_fetch(inputs: Path) -> Iterator[None]:
+    """A folder of scans, and a server that gives each in pieces, with a pause after each of them."""
+    scans = {f"case_{number:05d}": scan(number) for number in SCANS}
+    for name, data in scans.items():
+        (inputs / "scans" / name).mkdir(parents=True)
+        (inputs / "scans" / name / "imaging.nii.gz").write_bytes(data)
+    with fault_server() as server:
+        server.files = {f"/{name}.nii.gz": data for name, data in scans.items()}
+        server.always = dict.fromkeys(server.files, "drip")
+        server.drip_bytes = 3000
+        (inputs / "url").write_text(server.url(""), encoding="utf-8")
+        yield
+
+
+def run(name: str, inputs: Path, forks: Forks, kills: int, seed: int) -> Counter[str]:
+    """Stop a command so often; counts of when the signal came, and of trials that ended "wrong"."""
     command = COMMANDS[name]
-    expected = inputs / name
-    took = finish(command.first(inputs, inputs / f"{name}-timed"))
-    hit = wrong = 0
-    for number in range(kills):
-        moment = np.random.default_rng([seed, number]).uniform(0.2, 1.05) * took
-        out = inputs / f"{name}-{number}"
-        hit += kill_at(command.first(inputs, out), moment)
+    expected, timed = inputs / name, inputs / f"{name}-timed"
+    took = forks.finish(command.first(inputs, timed))
+    counts: Counter[str] = Counter()
+    if problem := difference(timed, expected):
+        raise RuntimeError(f"two uninterrupted calls of {name} differ: {problem}")
+    for trial in range(kills):
+        rng = np.random.default_rng([seed, trial])
+        share, number = rng.uniform(0, 1.03), SIGNALS[int(rng.integers(len(SIGNALS)))]
+        out = inputs / f"{name}-{trial}"
         try:
-            done = not _only_finished(name, out)
-            if done:
-                finish((command.again or command.first)(inputs, out))
+            stopped = forks.stop_at(command.first(inputs, out), share * took, number)
+            begun = any(path.is_file() for path in out.rglob("*"))
+            counts["after the end" if not stopped else "at work" if begun else "before any file"] += 1
+            if not _only_finished(name, out):
+                forks.finish((command.again or command.first)(inputs, out))
             problem = difference(out, expected)
         except RuntimeError as error:
             problem = str(error)
         if problem:
-            wrong += 1
-            print(f"WRONG {name} {number}, killed after {moment:.2f} of {took:.2f} s: {problem}", flush=True)
+            counts["wrong"] += 1
+            print(
+                f"WRONG {name} {trial}, {number.name} at {share:.3f} of {took:.2f} s: {problem}", flush=True
+            )
         shutil.rmtree(out, ignore_errors=True)
-    return hit, wrong
+    return counts
 
 
 def _only_finished(name: str, out: Path) -> bool:
-    """Whether a training ended before it was killed: there is nothing to resume then, and the command says so."""
+    """Whether a training ended before it was stopped: there is nothing to resume then, and the command says so."""
     if name not in ("train", "prune", "shrink") or not (out / "run.json").is_file():
         return False
     finished = json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
     return finished and not (out / "checkpoint").exists()
 
 
-def prepare(names: list[str], inputs: Path) -> None:
-    """What uninterrupted calls make, of the commands to be killed and of those whose results they need."""
-    make_scans(inputs / "scans")
+def prepare(names: list[str], inputs: Path, forks: Forks) -> None:
+    """What uninterrupted calls make, of the commands to be stopped and of those whose results they need."""
     for name, command in COMMANDS.items():
         if name in names or any(name in COMMANDS[other].needs for other in names):
-            finish(command.first(inputs, inputs / name))
+            forks.finish(command.first(inputs, inputs / name))
 
 
 def main() -> int:
@@ -287,19 +360,23 @@ def main() -> int:
     names = arguments.commands or list(COMMANDS)
     if unknown := set(names) - set(COMMANDS):
         parser.error(f"expected commands of {', '.join(COMMANDS)}; found {', '.join(sorted(unknown))}")
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="kitsseg-kills-") as temporary:
-        prepare(names, Path(temporary))
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="kitsseg-kills-") as temporary, scans_to_fetch(Path(temporary)):
+        inputs = Path(temporary)
+        forks = Forks(inputs)
+        prepare(names, inputs, forks)
         for name in names:
             began = time.monotonic()
-            hit, wrong = run(name, Path(temporary), arguments.kills, arguments.seed)
-            failed += wrong
+            counts = run(name, inputs, forks, arguments.kills, arguments.seed)
+            wrong += counts["wrong"]
+            when = ", ".join(f"{counts[w]} {w}" for w in ("before any file", "at work", "after the end"))
             print(
-                f"{name:14} {arguments.kills} trials, {hit} killed at work: {arguments.kills - wrong} ended as "
-                f"uninterrupted, {wrong} other ({time.monotonic() - began:.0f} s)",
+                f"{name:14} {arguments.kills} trials ({when}): {arguments.kills - counts['wrong']} ended as "
+                f"uninterrupted, {counts['wrong']} other ({time.monotonic() - began:.0f} s)",
                 flush=True,
             )
-    return int(failed > 0)
+        forks.close()
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import msgspec
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
+from kitsseg.files.paths import check_utf8
 
 __all__ = ["as_builtins", "as_json", "converted", "read_object", "read_record", "record_of", "write_record"]
 
@@ -78,8 +79,18 @@ def converted(value: object, kind: type[Record]) -> Record:
 
 
 def as_builtins(record: object) -> Any:
-    """The record as JSON has it: dicts, lists, text, numbers; a field whose value is its default None is left out."""
-    return json.loads(json.dumps(_shown(record), allow_nan=False))
+    """The record as JSON has it: dicts, lists, text, numbers; a field whose value is its default None is left out.
+
+    Raises: InputError for text that is no UTF-8, such as a path in an old encoding: nobody could read it again.
+    """
+    text = json.dumps(_shown(record), allow_nan=False, ensure_ascii=False)
+    try:
+        return json.loads(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        quotes = text.rfind('"', 0, error.start), text.find('"', error.end)
+        name = text[quotes[0] + 1 : quotes[1]]
+        check_utf8(name, name, "Rename that file or folder.")
+        raise
 
 
 def as_json(record: object, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> str:

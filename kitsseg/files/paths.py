@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["absolute_paths", "as_given", "file_beside", "relative_path", "relative_paths"]
+from kitsseg.errors import InputError
+
+__all__ = ["absolute_paths", "as_given", "check_utf8", "file_beside", "relative_path", "relative_paths"]
 
 OF_A_CASE = ("prediction", "truth", "image")
 
@@ -31,6 +33,23 @@ def as_given(path: str | os.PathLike[str]) -> Path:
         last = len(path.parts) - path.parts[::-1].index("..")
         path = Path(os.path.realpath(Path(*path.parts[:last])), *path.parts[last:])
     return path
+
+
+def check_utf8(name: str, where: object, advice: str) -> None:
+    """See that a name can be written: every file of kitsseg is UTF-8.
+
+    Args:
+        where: what has the name, for the message. advice: what to do, a sentence.
+
+    Raises: InputError for bytes that are no UTF-8, as archives of the time before have them.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = name.encode("utf-8", "surrogateescape")
+        raise InputError(
+            f"{where}: expected a name in UTF-8, found {found!r}, which may mean {found.decode('latin-1')}. {advice}"
+        ) from error
 
 
 def _working_folder() -> Path:

@@ -10,12 +10,9 @@ Check:  equal masks on tf_keras twins; weights that a mask drops are exactly 0 a
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -24,6 +21,7 @@ import numpy.typing as npt
 from keras import ops
 
 from kitsseg.errors import InputError
+from kitsseg.files.arrays import read_arrays
 from kitsseg.files.atomic import atomic_path
 from kitsseg.optimizers.ema import averages
 from kitsseg.pruning.masks import block_mask, global_masks, is_pointwise, m_by_n_mask, magnitude_mask
@@ -86,6 +84,7 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
             "exclude": tuple(exclude),
         }
         self.step = -1
+        self._origin: str | None = None  # the file that the masks came from
         # a bool array and a number for each tensor; None before the first drawing
         self.masks: list[npt.NDArray[np.bool_]] | None = None
         self.thresholds: list[np.float32] | None = None
@@ -166,7 +165,7 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
         Raises: InputError for a missing or damaged file.
         """
         try:
-            state = np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False)
+            state = read_arrays(path)
             step, count = int(state["step"]), int(state["tensors"])
             masks, thresholds = [], []
             for i in range(count):
@@ -174,11 +173,11 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
                 bits = np.unpackbits(state[f"mask_{i}"], count=math.prod(shape))
                 masks.append(bits.reshape(shape).astype(bool))
                 thresholds.append(state[f"threshold_{i}"][()])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(
                 f"{path}: missing or damaged state of pruning ({error}). Start the run again."
             ) from error
-        self.step = step
+        self.step, self._origin = step, str(path)
         self.masks, self.thresholds = (masks, thresholds) if count >= 0 else (None, None)
         self._weights, self._kept = [], []
 
@@ -193,9 +192,9 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
         if self.masks is not None:
             shapes = [tuple(variable.shape) for _, variable in self._weights]
             if [mask.shape for mask in self.masks] != shapes:
-                raise ValueError(
-                    f"{self.model.name}: the masks of this callback belong to another model. Use a new callback, or "
-                    "the model it has pruned so far."
+                raise InputError(
+                    f"{self._origin or self.model.name}: the masks of this callback belong to another model. Use a new "
+                    "callback, or the model it has pruned so far."
                 )
             self._kept = [ops.convert_to_tensor(mask) for mask in self.masks]
 

@@ -112,3 +112,38 @@ def test_a_label_map_named_in_an_old_encoding(trained, tmp_path):
         pytest.skip("this file system takes no such names")
     with pytest.raises(InputError, match="expected a name in UTF-8"):
         evaluate_folders(folder, trained.data, tmp_path / "scores.csv")
+
+
+def test_folders_above_in_an_old_encoding_are_refused_before_anything_is_written(
+    trained, tmp_path, capsys, monkeypatch
+):
+    """As an argument of any command, one of several, or as the folder in which the command is called."""
+    old = old_bytes(tmp_path, b"M\xfcller")
+    data, out = old / "data", tmp_path / "out"
+    shutil.copytree(trained.data, data)
+    for words in (
+        ["preprocess", "unet2d:tiny", data, out],
+        ["train", "unet2d:tiny", trained.cache, old / "run"],
+        ["prune", old / "run", trained.cache, out, "--sparsity", "0.5"],
+        ["shrink", trained.run, old / "cache", out],
+        ["export", trained.run, "--out", old / "net.onnx"],
+        ["cross-validate", "unet2d:tiny", trained.cache, out, "--data", data],
+        ["statistics", "unet2d:tiny", old],
+        ["predict", trained.run, trained.data, data, "--out", out],
+        ["predict", trained.run, trained.data, "--out", out, "--also", old / "run"],
+        ["evaluate", trained.data, data, "--out", out / "s.csv"],
+        ["report", old / "run", "--out", out / "r.html"],
+        ["compare", f"a={old}/scores.csv", "--out", out / "c.csv"],
+        ["synthesize", old / "new"],
+        ["download", old / "new", "--from", trained.data],
+        ["verify", data],
+    ):
+        assert main([os.fspath(word) for word in words]) == 1, words
+        [line] = capsys.readouterr().err.splitlines()
+        assert "expected a name in UTF-8, found b'" in line
+        assert "M\\xfcller" in line
+    monkeypatch.chdir(old)
+    assert main(["predict", str(trained.run), "data", "--out", "out"]) == 1
+    assert "expected a name in UTF-8" in capsys.readouterr().err
+    assert not out.exists()
+    assert [path.name for path in old.iterdir()] == ["data"]

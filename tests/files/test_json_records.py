@@ -1,6 +1,8 @@
 """Records in JSON: what is written comes back, and everything else is one line with the file and the field."""
 
 import json
+import os
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -85,4 +87,12 @@ def test_anything_else_is_one_line_that_names_file_and_field(text, field, tmp_pa
 def test_no_number_that_is_none_is_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_record(tmp_path / "r.json", Outer(name="a", parts={"a": Inner(size=(), share=float("nan"))}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [b"M\xfcller", b"/data/\xff/scan.nii", b"\xe9\xe8"])
+def test_names_that_nobody_could_read_again_are_not_written(name, tmp_path):
+    record = Outer(name=os.fsdecode(name), note="Größe")
+    with pytest.raises(InputError, match=re.escape(f"expected a name in UTF-8, found {name!r}")):
+        write_record(tmp_path / "r.json", record)
     assert not list(tmp_path.iterdir())

@@ -33,6 +33,7 @@ from kitsseg.data.cache.mapped import TOO_MANY, MappedFile, check_open_files
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
+from kitsseg.files.arrays import mapped_array
 from kitsseg.files.checksums import crc32_of_planes
 from kitsseg.files.json_records import read_object
 
@@ -252,8 +253,8 @@ def _load(
     path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...] | None, crc32: list[int] | None = None
 ) -> np.memmap[Any, Any]:
     try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        array = mapped_array(path)
+    except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in TOO_MANY:
             raise
         raise _damaged(path, error) from error

@@ -48,6 +48,7 @@ JITTER_MM = (
     0.05  # no volume changes if a slice lies so far from its place; a tenth of a mm written rounds by as much
 )
 SAME_PLACE_MM = 0.01
+MOST_VOXELS = 32767  # along an axis, in the header of NIfTI-1
 BESIDE_MM = 0.3  # from the straight line of the slices' corners
 ACQUISITION_S = 1.0  # between two acquisitions; the slices of one are taken in the order of their places
 SAME = {
@@ -201,6 +202,7 @@ def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
     slices = sorted(slices, key=lambda item: float(np.dot(item.position, normal)))
     _check_one_acquisition(folder, slices)
     _check_spacing(folder, slices, normal)
+    _check_none_left_out(folder, slices, normal)
     return slices
 
 
@@ -300,12 +302,32 @@ def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np
             f"{slices[i + 1].path.name}: slices are {what}. Export the whole series."
         )
     line = positions[0] + np.arange(len(slices))[:, None] * _step(slices)
-    off = np.linalg.norm((positions - line) - ((positions - line) @ normal)[:, None] * normal, axis=1)
-    if off.max() > BESIDE_MM + 2 * np.linalg.norm(rounding):
+    beside = np.abs((positions - line) - ((positions - line) @ normal)[:, None] * normal)
+    off = np.linalg.norm(np.maximum(beside - 2 * rounding, 0), axis=1)
+    if off.max() > BESIDE_MM:
         path = slices[int(off.argmax())].path
         raise InputError(
             f"{path}: expected slices along a straight line, found this one {off.max():.2f} mm beside it. "
             "Keep the files of one axial series."
+        )
+
+
+def _check_none_left_out(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np.float64]) -> None:
+    """Every second file that is missing leaves an even series: its numbers and its gaps tell of it together."""
+    numbers, thick = [item.number for item in slices], {item.marks.get("SliceThickness") for item in slices}
+    if None in numbers or None in thick or len(thick) > 1 or len(slices) < 3:
+        return
+    steps = {abs(other - one) for one, other in pairwise(number for number in numbers if number is not None)}
+    try:
+        thickness_mm = float(str(thick.pop()))
+    except ValueError:  # of a text that is no number; nothing is computed with it
+        return
+    gap = float(np.dot(np.subtract(slices[1].position, slices[0].position), normal))
+    if len(steps) == 1 and (step := steps.pop()) > 1 and 0 < thickness_mm * 1.5 < gap:
+        raise InputError(
+            f"{folder}: expected all slices of a series, found one of {step} (InstanceNumber {numbers[0]}, "
+            f"{numbers[1]}, {numbers[2]}, ...), {gap:.3g} mm apart and {thickness_mm:.3g} mm thick. Export the whole "
+            "series."
         )
 
 
@@ -332,7 +354,8 @@ def _step(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
     _, _, normal = _directions(slices[0])
     step = (np.array(slices[-1].position) - slices[0].position) / (len(slices) - 1)
     beside = step - (step @ normal) * normal
-    if np.linalg.norm(beside) * (len(slices) - 1) <= 2 * np.linalg.norm(_rounding_mm(slices)):
+    # each coordinate by itself: one that is the same whole number in all slices says nothing about the others
+    if (np.abs(beside) * (len(slices) - 1) <= 2 * _rounding_mm(slices) + 1e-9).all():
         return step - beside
     return step
 
@@ -348,6 +371,11 @@ def series_header(slices: Sequence[Slice]) -> nib.Nifti1Header:
     )
     affine[:2] *= -1  # LPS to RAS
     header = nib.Nifti1Header()
+    if max(*first.shape, len(slices)) > MOST_VOXELS:
+        raise InputError(
+            f"{first.path}: expected at most {MOST_VOXELS} rows, columns and slices, found {first.shape[0]} x "
+            f"{first.shape[1]} in {len(slices)} slices. Export the series again."
+        )
     header.set_data_shape((first.shape[1], first.shape[0], len(slices)))
     header.set_data_dtype(np.int16)
     header.set_qform(affine, code="scanner")
@@ -574,12 +602,13 @@ def _check_all_read(folder: Path, dicom: Sequence[Path], others: Sequence[Path])
         )
 
 
-def _deeper(folder: Path) -> Iterator[Path]:
-    """Files of the folders in a folder."""
+def _deeper(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Files of the folders in a folder; links to folders are followed, but for those that lead up again."""
+    above = (*above, folder.resolve())
     for entry in _entries(folder):
-        if entry.is_dir() and not entry.is_symlink():
+        if entry.is_dir() and entry.resolve() not in above:
             yield from (path for path in _entries(entry) if path.is_file())
-            yield from _deeper(entry)
+            yield from _deeper(entry, above)
 
 
 def _is_beside_a_series(path: Path) -> bool:

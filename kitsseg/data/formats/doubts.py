@@ -27,6 +27,8 @@ DENSE_SHARE = 0.05  # of voxels above 800 HU: bone and metal are a hundredth of 
 SOFT_SHARE = 0.03  # of voxels between -250 and 400 HU: a thin patient in a wide picture takes a tenth
 # without air, of voxels of -150 to 250 HU within 5 HU of each other: noise and tissues spread wider, 10 % is usual
 NARROW_SHARE = 0.2
+DEEP_SHARE = 0.05  # of voxels below -1100 HU, where only the one value of padding is
+SHALLOW_SHARE = 0.15  # of voxels of -780 to -350 HU where none is below -800: there is no lung without air
 KIDNEY_MM = 36.0  # a third of a kidney's length
 
 
@@ -106,6 +108,14 @@ def _not_hu(histogram: npt.NDArray[np.int64]) -> tuple[str, str] | None:
             f"of which {share(-250, 400):.1%} are soft tissue, as where 1024 was subtracted twice",
             "Add 1024 if that was subtracted twice, or export the CT again as HU",
         )
+    deep, shallow = histogram[: -1100 - _LOWEST], histogram[-780 - _LOWEST : -350 - _LOWEST]
+    if (deep.sum() - deep.max()) / total > DEEP_SHARE:  # but for the commonest, which is that of padding
+        return f"of which {share(_LOWEST, -1100):.0%} lie below air, as after a multiplication of HU", again
+    if (
+        share(_LOWEST, -800) < NEGATIVE_SHARE
+        and (shallow.sum() - shallow.max()) / total > SHALLOW_SHARE  # but for where HU are clipped
+    ):
+        return "whose air lies above -800, as after a division of HU", again
     soft = histogram[-150 - _LOWEST : 250 - _LOWEST]
     if (
         share(_LOWEST, -500) < NEGATIVE_SHARE

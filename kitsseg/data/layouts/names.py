@@ -9,8 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from kitsseg.errors import InputError
-from kitsseg.files.paths import as_given
+from kitsseg.files.paths import as_given, check_utf8
 
 __all__ = [
     "IMAGE_NAMES",
@@ -38,14 +37,7 @@ def check_name(name: str, path: Path) -> None:
 
     Raises: InputError for bytes that are no UTF-8, as archives of the time before have them.
     """
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown = name.encode("utf-8", "surrogateescape").decode("latin-1")
-        raise InputError(
-            f"{path}: expected a name in UTF-8, found {os.fsencode(name)!r}, which may mean {shown}. Rename the case: "
-            "tables and reports could not name it."
-        ) from error
+    check_utf8(name, path, "Rename the case: tables and reports could not name it.")
 
 
 def folder_name(path: str | os.PathLike[str]) -> str:

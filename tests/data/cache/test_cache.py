@@ -160,6 +160,9 @@ def rewritten(path, array):
 DAMAGE = {
     "image.npy": {
         "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        "a header of an open bracket": lambda path: path.write_bytes(
+            path.read_bytes().replace(b"), }", b"(, }")
+        ),
         "cut in its header": lambda path: path.write_bytes(path.read_bytes()[:50]),
         "emptied": lambda path: path.write_bytes(b""),
         "gone": lambda path: path.unlink(),
@@ -170,6 +173,9 @@ DAMAGE = {
     },
     "labels.npy": {
         "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        "a header of an open bracket": lambda path: path.write_bytes(
+            path.read_bytes().replace(b"), }", b"(, }")
+        ),
         "gone": lambda path: path.unlink(),
         "another shape": lambda path: rewritten(path, np.zeros((4, 15, 13), np.uint8)),
         "all kidney": lambda path: rewritten(path, np.ones((4, 15, 12), np.uint8)),

@@ -387,3 +387,70 @@ def test_a_jitter_that_changes_no_volume_is_read_and_a_larger_one_is_not(tmp_pat
 def test_the_grid_of_a_series_is_judged_as_any_other(tmp_path, elements, words):
     assert words in error_of(write(tmp_path, EVEN, **elements)[0].parent)
     assert words in error_of(write(tmp_path / "far", [5000.0 * k for k in range(4)])[0].parent)
+
+
+# what other coordinates, numbers and links say
+
+
+@pytest.mark.parametrize(("degrees", "refused"), [(0.3, False), (0.45, False), (0.6, True), (-0.6, True)])
+def test_a_small_tilt_is_no_rounding_because_other_coordinates_are_whole_numbers(tmp_path, degrees, refused):
+    """As the same grid in a NIfTI file: up to half a degree is read."""
+    t = np.tan(np.radians(degrees))
+    write(tmp_path, [(-5, round(8 * k * t, 3), 8 * k) for k in range(14)])
+    if refused:
+        assert "right angles" in error_of(tmp_path)
+    else:
+        assert read_series(tmp_path).array.shape[0] == 14
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_a_series_of_which_every_other_file_is_missing_is_refused(tmp_path, every):
+    """Even gaps say nothing; the numbers and the thickness do."""
+    elements = {"InstanceNumber": lambda k: 1 + every * k, "SliceThickness": 2.5}
+    write(tmp_path, [2.5 * every * k for k in range(8)], **elements)
+    message = error_of(tmp_path)
+    assert f"found one of {every} (InstanceNumber 1, {1 + every}, {1 + 2 * every}, ...)" in message
+    assert f"{2.5 * every:.3g} mm apart and 2.5 mm thick" in message
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {
+            "InstanceNumber": lambda k: 1 + 2 * k,
+            "SliceThickness": 5,
+        },  # two phases, numbered in turn, taken apart
+        {"InstanceNumber": lambda k: 1 + k, "SliceThickness": 1},  # thin slices with gaps, as of the lung
+        {"InstanceNumber": lambda k: 1 + 2 * k},  # of which nothing is known
+        {"InstanceNumber": lambda k: 1 + 2 * k, "SliceThickness": lambda k: 2 + k % 8 // 4},
+        {"InstanceNumber": lambda k: 31 - 2 * k, "SliceThickness": 4},
+    ],
+)
+def test_series_with_gaps_or_with_numbers_left_out_are_read(tmp_path, elements):
+    write(tmp_path, [5 * k for k in range(8)], **elements)
+    assert read_series(tmp_path).grid.spacing_mm[0] == pytest.approx(5)
+
+
+def test_slices_behind_a_link_to_a_folder_are_not_overlooked(tmp_path):
+    write(tmp_path / "series", [2.5 * k for k in range(4)])
+    write(tmp_path / "store", [2.5 * k for k in range(4, 8)], first=4)
+    (tmp_path / "series" / "more").symlink_to(tmp_path / "store")
+    assert "found DICOM files in more too (more/IM0004)" in error_of(tmp_path / "series")
+
+
+def test_a_link_that_leads_up_again_ends(tmp_path):
+    write(tmp_path / "series", [2.5 * k for k in range(4)])
+    (tmp_path / "series" / "up").symlink_to(tmp_path)
+    (tmp_path / "series" / "self").symlink_to(tmp_path / "series")
+    assert read_series(tmp_path / "series").array.shape[0] == 4
+
+
+def test_more_rows_than_a_grid_can_have_are_refused(tmp_path):
+    write(tmp_path, [2.5 * k for k in range(3)], Rows=40_000)
+    assert "found 40000 x 10 in 3 slices" in error_of(tmp_path)
+
+
+def test_a_number_that_every_slice_shares_is_read(tmp_path):
+    """A copy that gave all files one SOPInstanceUID has still its own place for each."""
+    write(tmp_path, [2.5 * k for k in range(5)], SOPInstanceUID="1.2.3")
+    assert read_series(tmp_path).array.shape[0] == 5

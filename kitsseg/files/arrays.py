@@ -1,0 +1,42 @@
+"""NumPy's files, ``.npy`` and ``.npz``, of which whatever damage there is becomes one error.
+
+NumPy parses the header of an array as Python's own text: a changed byte of it ends in an error of the tokenizer, a
+syntax error, a type error, or one of the archive around it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["mapped_array", "read_arrays"]
+
+
+def mapped_array(path: str | os.PathLike[str]) -> np.memmap[Any, Any]:
+    """The array in a ``.npy`` file, memory-mapped.
+
+    Raises: ValueError, saying what is wrong. OSError if the file cannot be read.
+    """
+    try:
+        array: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    return array
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of a ``.npz`` file, by name.
+
+    Raises: ValueError, saying what is wrong. OSError if the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
