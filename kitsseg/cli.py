@@ -71,13 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)  # a stopped job cleans up as after Ctrl-C
     try:
-<<<<<<< HEAD
+        _check_names(arguments)
         with _said_by(arguments):
             arguments.run_command(arguments)
-=======
-        _check_names(arguments)
-        arguments.run_command(arguments)
->>>>>>> 92dd8de (Records in NumPy's files, folders in an old encoding, HU multiplied or divided, DICOM of which every second file is missing: one line each; kills as forks with three signals; the fuzzer knows torch, NumPy's files and hashes)
     except InputError as error:
         return _complain(str(error), 1)
     except OSError as error:
@@ -93,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-<<<<<<< HEAD
 def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
     """With --quiet nothing but warnings, to stderr."""
     if not getattr(arguments, "quiet", False):
@@ -101,7 +96,8 @@ def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager
     from kitsseg.runtime.console import quieted
 
     return quieted()
-=======
+
+
 def _check_names(arguments: argparse.Namespace) -> None:
     """See that records can name the folders that the user gives, and the one that relative paths begin in.
 
@@ -114,7 +110,6 @@ def _check_names(arguments: argparse.Namespace) -> None:
                 check_utf8(str(name), name, advice)
     with contextlib.suppress(FileNotFoundError):  # removed in the meantime: absolute paths need none
         check_utf8(str(Path.cwd()), Path.cwd(), advice)
->>>>>>> 92dd8de (Records in NumPy's files, folders in an old encoding, HU multiplied or divided, DICOM of which every second file is missing: one line each; kills as forks with three signals; the fuzzer knows torch, NumPy's files and hashes)
 
 
 def _use_utf8() -> None:
