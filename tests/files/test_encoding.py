@@ -1,6 +1,7 @@
 """The encoding of the system decides nothing: every text file is UTF-8, and every command works under any locale."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -79,3 +80,72 @@ def test_commands_write_utf8_under_any_locale(locale, tmp_path):
     assert "患者_3" in page
     assert "checked 6 cases" in succeed("verify", "truth")
     succeed("compare", "first=scores.csv", "second=scores.csv", "--out", "differences.csv")
+
+
+# what the command does that ``kitsseg`` starts anew in UTF-8: several of them, in one process
+ONE_BY_ONE = """
+import json, sys
+from kitsseg import recipes
+from kitsseg.cli import main
+from support.cases import spec_of_tests
+from support.recipes import micro_recipe_of_tests
+
+recipe = micro_recipe_of_tests(spec_of_tests())
+known = recipes.get
+recipes.get = lambda name: recipe if name == "micro" else known(name)
+for words in json.load(sys.stdin):
+    print(words[0], main(words), flush=True)
+"""
+LETTERS = "Größe 患者\t1\nO'x"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_every_command_in_a_folder_of_any_letters_under_the_c_locale(tmp_path):
+    """And with cases of such names: from scans to a table of cross-validation."""
+    folder = tmp_path / LETTERS
+    for number, name in enumerate(["Größe_1", "患者_2", "tab\there", "new\nline", "e\u0301", "case_00005"]):
+        make_case(folder / "data" / name, seed=number, positive=(1 + number % 3, 5 + number % 4))
+    make_case(folder / "scans" / "case_00210", seed=9)
+    at = {path: str(folder / path) for path in ("data", "cache", "run", "scans", "scores.csv")}
+    scores = at["scores.csv"]
+    commands = [
+        ["synthesize", folder / "made", "--cases", "1", "--size", "8,48,48"],
+        ["download", folder / "fetched", "--from", at["scans"]],
+        ["verify", at["data"], "--not-kits19"],
+        ["preprocess", "micro", at["data"], at["cache"]],
+        ["statistics", "micro", at["cache"]],
+        ["train", "micro", at["cache"], at["run"], "--epochs", "1"],
+        ["prune", at["run"], at["cache"], folder / "pruned", "--sparsity", "0.5", "--epochs", "2"],
+        ["shrink", at["run"], at["cache"], folder / "small", "--keep", "0.5", "--multiple", "2", "--epochs", "1"],
+        ["export", at["run"], "--out", folder / "net.tflite", "--size", "32,32"],
+        ["export", at["run"], "--out", folder / "net.onnx", "--size", "32,32"],
+        ["predict", at["run"], at["data"], "--out", folder / "by_run"],
+        ["predict", folder / "net.tflite", at["data"], "--out", folder / "by_tflite"],
+        ["predict", folder / "net.onnx", at["data"], "--out", folder / "by_onnx"],
+        ["evaluate", folder / "by_run", at["data"], "--out", scores],
+        ["compare", f"a={scores}", f"b={scores}", "--out", folder / "c.csv"],
+        ["report", scores, "--out", folder / "scores.html"],
+        ["report", at["run"], "--out", folder / "run.html"],
+        ["cross-validate", "micro", at["cache"], folder / "folds", "--folds", "2", "--epochs", "1", "--data",
+         at["data"]],
+    ]  # fmt: skip
+    environment = os.environ | OLD | {"PYTHONUTF8": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE],
+        input=json.dumps([list(map(str, words)) for words in commands]).encode(),
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        capture_output=True,
+    )
+    said = done.stdout.decode("utf-8")
+    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-2000:]
+    for words in commands:
+        assert f"\n{words[0]} 0\n" in f"\n{said}", (
+            f"{words[0]}: {done.stderr.decode('utf-8', 'replace')[-2000:]}"
+        )
+        assert f"\n{words[0]} 1\n" not in f"\n{said}"
+    for made in ("by_run", "by_tflite", "by_onnx"):
+        assert len(list((folder / made).glob("*.nii.gz"))) == 6
+    assert (folder / "fetched" / "case_00210" / "imaging.nii.gz").is_file()
+    assert len(cases_of(scores)) == 6
