@@ -158,12 +158,15 @@ class Forks:
         return int(self.server.stdout.readline())
 
     def finish(self, arguments: list[object]) -> float:
-        """Run a command to its end; returns the seconds. Raises: RuntimeError with what it said, if it fails."""
+        """Run a command to its end; returns the seconds. Raises: RuntimeError with what it said, if it fails.
+
+        A training that had ended before it was stopped says that there is nothing to resume, and clears up.
+        """
         began = time.monotonic()
         self.start(arguments)
-        if code := self.ended():
-            said = self.log.read_text(encoding="utf-8", errors="replace")[-800:]
-            raise RuntimeError(f"kitsseg {' '.join(map(str, arguments))}: exit code {code}: {said}")
+        code, said = self.ended(), self.log.read_text(encoding="utf-8", errors="replace")
+        if code and not ("--resume" in arguments and "this run has finished" in said):
+            raise RuntimeError(f"kitsseg {' '.join(map(str, arguments))}: exit code {code}: {said[-800:]}")
         return time.monotonic() - began
 
     def stop_at(self, arguments: list[object], seconds: float, number: signal.Signals) -> bool:
@@ -320,8 +323,7 @@ def run(name: str, inputs: Path, forks: Forks, kills: int, seed: int) -> Counter
             stopped = forks.stop_at(command.first(inputs, out), share * took, number)
             begun = any(path.is_file() for path in out.rglob("*"))
             counts["after the end" if not stopped else "at work" if begun else "before any file"] += 1
-            if not _only_finished(name, out):
-                forks.finish((command.again or command.first)(inputs, out))
+            forks.finish((command.again or command.first)(inputs, out))
             problem = difference(out, expected)
         except RuntimeError as error:
             problem = str(error)
@@ -332,14 +334,6 @@ def run(name: str, inputs: Path, forks: Forks, kills: int, seed: int) -> Counter
             )
         shutil.rmtree(out, ignore_errors=True)
     return counts
-
-
-def _only_finished(name: str, out: Path) -> bool:
-    """Whether a training ended before it was stopped: there is nothing to resume then, and the command says so."""
-    if name not in ("train", "prune", "shrink") or not (out / "run.json").is_file():
-        return False
-    finished = json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
-    return finished and not (out / "checkpoint").exists()
 
 
 def prepare(names: list[str], inputs: Path, forks: Forks) -> None:

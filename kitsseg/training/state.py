@@ -12,13 +12,14 @@ from typing import Any
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
+from kitsseg.files.atomic import remove_unfinished
 from kitsseg.files.json_records import as_builtins
 from kitsseg.recipe import Recipe
 from kitsseg.records.run import RunRecord, read_history, read_run, versions
 from kitsseg.training.epochs import checkpoints_of, steps_of
 from kitsseg.training.options import TrainOptions
 
-__all__ = ["Training", "differences", "unfinished"]
+__all__ = ["Training", "clear_up", "differences", "unfinished"]
 
 
 @dataclass(kw_only=True)
@@ -74,6 +75,13 @@ def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
+def clear_up(run: str | os.PathLike[str]) -> None:
+    """Remove what is left in a finished run by a process that was killed at its very end."""
+    if (Path(run) / "model.keras").is_file():
+        shutil.rmtree(checkpoints_of(Path(run)), ignore_errors=True)
+    remove_unfinished(run)
+
+
 def unfinished(
     run: str | os.PathLike[str], recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
 ) -> tuple[RunRecord, list[dict[str, Any]]]:
@@ -83,10 +91,7 @@ def unfinished(
     """
     record = read_run(run)
     if record.status == "finished":
-        if (Path(run) / "model.keras").is_file():
-            shutil.rmtree(
-                checkpoints_of(Path(run)), ignore_errors=True
-            )  # the process was killed at its very end
+        clear_up(run)
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     if differing := differences(record, recipe, split, seed, details):
         raise InputError(

@@ -14,6 +14,7 @@ serve for that choice too, as in much published code, flatter their own scores.
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import as_builtins, converted
+from kitsseg.files.locks import folder_lock
 from kitsseg.files.tables import write_rows
 from kitsseg.inference.cohort import check_all_done, predict_cohort
 from kitsseg.recipe import Recipe
@@ -39,6 +41,7 @@ from kitsseg.scoring.evaluate import evaluate_pairs
 from kitsseg.scoring.pairs import pairs_of
 from kitsseg.scoring.summary import Summary, provenance_of
 from kitsseg.training.options import Progress, TrainOptions
+from kitsseg.training.state import clear_up
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.folds import FoldRun, Folds, check_unseen, fold_splits, is_trained, start_folds
 
@@ -114,9 +117,17 @@ def train_folds(
         if not is_trained(run, splits[number]):
             resume = (run / "run.json").is_file()
             train_recipe(recipe, cache, splits[number], run, replace(options, resume=resume, progress=report))
+        else:
+            _clear_up(run)
         if scans is not None:
             _predict(run, splits[number].test, scans, report)
     return [number for number in range(folds) if not is_trained(out / f"fold-{number}", splits[number])]
+
+
+def _clear_up(run: Path) -> None:
+    """Of a fold that is trained, unless another process is just ending there."""
+    with suppress(InputError), folder_lock(run, "train", wait=False):
+        clear_up(run)
 
 
 def _only_scans(data: str | os.PathLike[str] | None) -> None:

@@ -100,9 +100,16 @@ def crossed(trained, micro, tmp_path_factory):
         said.append(captured.get())
         before = {path: path.stat().st_mtime_ns for path in folder.glob("*/model.keras")}
         maps = {path: path.stat().st_mtime_ns for path in folder.glob("fold-*/predictions/*.nii.gz")}
+        left = [
+            folder / "fold-1" / name for name in ("checkpoint", ".run-kitsseg-0123abcd.json", ".train.lock")
+        ]
+        left[0].mkdir()  # as of a process that was killed when the fold had just finished
+        for path in (left[0] / "train-00001.keras", *left[1:]):
+            path.touch()
         with console.capture() as captured:
             assert main([*map(str, arguments), "--data", str(trained.data)]) == 0
         said.append(captured.get())
+        assert not any(path.exists() for path in left)
         assert len(before) == FOLDS  # nothing was trained again,
         assert {path: path.stat().st_mtime_ns for path in before} == before
         assert len(maps) == 5  # of the first job, folds 0 and 2; nothing was predicted again

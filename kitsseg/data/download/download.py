@@ -23,7 +23,7 @@ from kitsseg.data.download.catalog import LABELS_URL, find_local, parse_cases, w
 from kitsseg.data.download.http import Connections, HostError, Stopped, part_of, part_size
 from kitsseg.data.formats.nifti import says_phantom
 from kitsseg.data.kits19.manifest import read_manifest
-from kitsseg.data.kits19.trusted_hashes import read_hashes
+from kitsseg.data.kits19.trusted_hashes import read_hashes_alone
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.locks import folder_lock
@@ -134,7 +134,7 @@ class _Work:
         self, dest: Path, source: Path | None, files: Sequence[KitsFile], connections: Connections
     ) -> None:
         self.dest, self.source, self.connections = dest, source, connections
-        self.result, hashes = Downloaded(), read_hashes(dest)
+        self.result, hashes = Downloaded(), read_hashes_alone(dest)
         self.todo: list[KitsFile] = []
         self.arrived: dict[str, int] = {}
         self.landing = Landing(dest, source, connections, hashes, self.arrived)

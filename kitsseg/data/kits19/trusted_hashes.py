@@ -13,7 +13,7 @@ from kitsseg.errors import InputError
 from kitsseg.files.json_records import read_record, write_record
 from kitsseg.files.locks import folder_lock
 
-__all__ = ["HASHES_FILE", "RecordedHash", "read_hashes", "record_hash"]
+__all__ = ["HASHES_FILE", "RecordedHash", "read_hashes", "read_hashes_alone", "record_hash"]
 
 HASHES_FILE = "hashes.json"
 _LOCK = "hashes"
@@ -45,6 +45,12 @@ def read_hashes(folder: str | os.PathLike[str]) -> dict[str, RecordedHash]:
         if not re.fullmatch("[0-9a-f]{64}", found.sha256) or found.bytes < 0:
             raise InputError(f"{path}: expected {expected}, found no SHA-256 or no size of {name}. {advice}")
     return hashes
+
+
+def read_hashes_alone(folder: str | os.PathLike[str]) -> dict[str, RecordedHash]:
+    """As ``read_hashes``, while nobody else writes the record; the lock of a process that was killed goes with it."""
+    with folder_lock(folder, _LOCK):
+        return read_hashes(folder)
 
 
 def record_hash(
