@@ -146,7 +146,11 @@ def export_run(
                 check_loads(temporary)
             comparison = compare(
                 _outputs(
-                    network, open_network(read_exported(temporary).source), images, softmax, inference.output
+                    network,
+                    open_network(read_exported(temporary).source, output=inference.output),
+                    images,
+                    softmax,
+                    inference.output,
                 )
             )
             check(comparison, precision)

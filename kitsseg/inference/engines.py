@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from kitsseg.interfaces import Predict, Tensor
 
-__all__ = ["ENGINES", "Network", "constant_function", "open_network", "softmax"]
+__all__ = ["CHANNELS", "ENGINES", "Network", "constant_function", "open_network", "softmax"]
 
 # what each reads: the network of a run, or the formats of kitsseg export
 ENGINES = {
@@ -40,6 +40,8 @@ ENGINES = {
     "onnxruntime": ("onnx",),
     "openvino": ("onnx",),
 }
+# what each of InferenceSpec.output has for a pixel or voxel
+CHANNELS = {"softmax": 3, "sigmoid": 2, "regions": 2, "tumor": 1}
 ENGINE_PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
@@ -62,15 +64,19 @@ class Network:
         return self.probabilities(batch)
 
 
-def open_network(source: str | os.PathLike[str] | Exported, engine: str | None = None) -> Network:
+def open_network(
+    source: str | os.PathLike[str] | Exported, engine: str | None = None, output: str | None = None
+) -> Network:
     """Load a network.
 
     Args:
         source: path of a run's ``model.keras``, or Exported.
         engine: one of ``ENGINES``; None takes the fastest that needs no further package: for a run TensorFlow (on
             the JAX backend Keras), for an exported network the one of its format.
+        output: as ``InferenceSpec.output``, which says how many channels there must be; None: any number.
 
-    Raises: InputError for a damaged file, an engine that cannot read it, or one that is not installed.
+    Raises: InputError for a damaged file, an engine that cannot read it, or one that is not installed; when it
+        computes, for images of another form than the network's, outputs of another form, and numbers not finite.
     """
     exported = source if isinstance(source, Exported) else None
     path: str | os.PathLike[str] = source.path if isinstance(source, Exported) else source
@@ -88,7 +94,7 @@ def open_network(source: str | os.PathLike[str] | Exported, engine: str | None =
             )
         )
     if exported is None:
-        scores = _finite(_run(path, engine), path)
+        scores = _checked(_run(path, engine), path, output)
     else:
         load: dict[str, Callable[[str | os.PathLike[str]], Predict]] = {
             "litert": _litert,
@@ -97,7 +103,7 @@ def open_network(source: str | os.PathLike[str] | Exported, engine: str | None =
             "tensorflow": _saved_model,
         }
         compute = _tried(load[engine], path, engine, exported.input_shape)
-        scores = _finite(_one_by_one(compute, exported.input_shape), path)
+        scores = _checked(_one_by_one(compute, exported.input_shape), path, output)
     if exported is not None and exported.softmax:
         return Network(engine, scores, scores)
     return Network(engine, scores, lambda batch: softmax(scores(batch)))
@@ -141,11 +147,18 @@ def _tried(
     return compute
 
 
-def _finite(scores: Predict, path: str | os.PathLike[str]) -> Predict:
-    """The function of batches that raises InputError where it would give NaN or infinite numbers."""
+def _checked(scores: Predict, path: str | os.PathLike[str], output: str | None) -> Predict:
+    """The function of batches that raises InputError where it would give other than the scores of each voxel."""
 
     def checked(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         found = scores(batch)
+        channels = CHANNELS[output] if output else found.shape[-1]
+        if found.shape != (*batch.shape[:-1], channels):
+            raise InputError(
+                f"{path}: expected outputs of shape {(*batch.shape[:-1], channels)} for the recipe's {output or 'own'} "
+                f"output, found {found.shape}: this is another network than the one of its record. Train or export "
+                "again."
+            )
         if not np.isfinite(found).all():
             raise InputError(
                 f"{path}: it computes numbers that are not finite, of which the largest would be background. Are the "
@@ -187,10 +200,25 @@ def _run(weights: str | os.PathLike[str], engine: str) -> Predict:
     gc.collect()  # the network as it was read is full of cycles
     give_back_memory()
     if engine == "tensorflow":
-        return _compiled(network)
+        return _of_its_form(network, weights, _compiled(network))
     network.compile(jit_compile=backend != "tensorflow")
-    predict: Predict = network.predict_on_batch
-    return predict
+    return _of_its_form(network, weights, network.predict_on_batch)
+
+
+def _of_its_form(network: keras.Model, path: str | os.PathLike[str], scores: Predict) -> Predict:
+    """The function of batches that raises InputError for images of another form than the network's."""
+    form = network.inputs[0].shape[1:]
+
+    def fitting(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        shape = batch.shape[1:]
+        if len(shape) != len(form) or any(n not in (None, size) for n, size in zip(form, shape, strict=True)):
+            raise InputError(
+                f"{path}: expected a network for images of shape {shape}, found one for {tuple(form)}: this is another "
+                "network than the one of its record. Train again."
+            )
+        return scores(batch)
+
+    return fitting
 
 
 def _compiled(network: keras.Model) -> Predict:

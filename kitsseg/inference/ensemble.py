@@ -115,7 +115,10 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
         os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
     loaded = [
         (
-            network_of_classes(open_network(network.source, ensemble.engine), network.inference.output),
+            network_of_classes(
+                open_network(network.source, ensemble.engine, network.inference.output),
+                network.inference.output,
+            ),
             network.preprocess,
             network.inference,
         )

@@ -96,7 +96,9 @@ def _measure(origin: FromRun, runs: dict[str, Path]) -> list[dict[str, Any]]:
         trained = finished_run(run)
         split = load_split(Path(run) / "split.json")
         network = read_network(trained.source)
-        engines[name] = network_of_classes(open_network(trained.source), trained.inference.output)
+        engines[name] = network_of_classes(
+            open_network(trained.source, output=trained.inference.output), trained.inference.output
+        )
         totals = sparsity_totals(
             network, sparsity_rows(network, [variable for _, variable in prunable_weights(network)])
         )
