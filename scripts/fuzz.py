@@ -635,8 +635,8 @@ def make_pruning(folder: Path) -> None:
     from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.prune import prune_run
 
-    def stop(_: str, done: int, total: int) -> None:
-        if done == 3:
+    def stop(description: str, done: int, total: int) -> None:
+        if "epoch 3 of" in description:
             raise KeyboardInterrupt
 
     make_run(folder)
