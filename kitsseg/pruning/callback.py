@@ -167,12 +167,13 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
         try:
             state = read_arrays(path)
             step, count = int(state["step"]), int(state["tensors"])
-            masks, thresholds = [], []
+            masks: list[npt.NDArray[np.bool_]] = []
+            thresholds: list[np.float32] = []
             for i in range(count):
                 shape = tuple(state[f"shape_{i}"])
                 bits = np.unpackbits(state[f"mask_{i}"], count=math.prod(shape))
                 masks.append(bits.reshape(shape).astype(bool))
-                thresholds.append(state[f"threshold_{i}"][()])
+                thresholds.append(np.float32(state[f"threshold_{i}"][()]))
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(
                 f"{path}: missing or damaged state of pruning ({error}). Start the run again."
