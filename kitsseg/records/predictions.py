@@ -546,7 +546,7 @@ def _now() -> str:
 
 
 def _modified(file: Path) -> int | None:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # none of this name, or a name that no file can have: writing will tell
         return file.lstat().st_mtime_ns
     return None
 

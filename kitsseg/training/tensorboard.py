@@ -104,7 +104,7 @@ def case_slice(case: CachedCase, labels: npt.NDArray[np.uint8]) -> Image.Image:
     """One slice of a cached case with the outlines of truth and prediction, at its true proportions.
 
     The slice is that with the largest true tumor; without tumor, kidney; without both, the middle one. Truth is blue
-    and the prediction orange, kidney the deeper and tumor the lighter tone, as in the report.
+    (kidney) and white (tumor), the prediction orange and yellow, as in the report.
 
     Args:
         case: CachedCase. labels: uint8 (slices, rows, columns) that were predicted for it.

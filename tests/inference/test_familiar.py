@@ -53,14 +53,18 @@ def test_what_no_case_of_kits19_is_like_is_said(shape, spacing_mm, spec, words):
 def test_a_network_of_synthetic_patients_is_named_where_scans_are_real(trained, tmp_path):
     run = shutil.copytree(trained.run, tmp_path / "run")
     record = read_run(run)
+    record.phantom = None
+    write_record(run / "run.json", record)
     make_case(tmp_path / "case_1")
-    assert not any(
-        "synthetic" in text for text in predict_cohort(run, [tmp_path / "case_1"], tmp_path / "a").notes
-    )
+    assert not [
+        t
+        for t in predict_cohort(run, [tmp_path / "case_1"], tmp_path / "a").notes
+        if "synthetic patients" in t
+    ]
     record.phantom = True
     write_record(run / "run.json", record)
     outcome = predict_cohort(run, [tmp_path / "case_1"], tmp_path / "b")
-    [note] = [text for text in outcome.notes if "synthetic" in text]
+    [note] = [text for text in outcome.notes if "synthetic patients" in text]
     assert str(run) in note
     assert "case_1" in note
     [entry] = read_json(tmp_path / "b" / "predictions.json")["cases"].values()

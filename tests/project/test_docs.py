@@ -18,10 +18,12 @@ def blocks(page, language=""):
 
 
 def commands(page):
-    """Each command of kitsseg in the fenced blocks of a page, comments and shell variables aside."""
+    """Each command of kitsseg in the fenced blocks of a page, comments, variables and redirections aside."""
     for block in blocks(page):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|^srun (?:bash -c ')?", line.partition(" #")[0].rstrip("' ")):
+            for part in re.split(
+                r"&&|^srun (?:bash -c ')?", line.partition(" #")[0].partition(" > ")[0].rstrip("' ")
+            ):
                 if part.strip().startswith("kitsseg "):
                     first = part.strip().replace("$SLURM_PROCID", "0")
                     yield re.sub(r"\$SLURM_\w+", "1", first)

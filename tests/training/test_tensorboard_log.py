@@ -11,7 +11,7 @@ from kitsseg.errors import InputError
 from kitsseg.training.tensorboard import PICTURES, TensorBoardLog, case_slice, check_folder
 
 tf = pytest.importorskip("tensorflow")
-BLUE, ORANGE = (0x3F, 0x8C, 0xFF), (0xFF, 0x7D, 0x1A)  # true and predicted kidney
+BLUE, ORANGE = (0x56, 0xB4, 0xE9), (0xD5, 0x5E, 0x00)  # true and predicted kidney
 
 
 def points_of(folder):

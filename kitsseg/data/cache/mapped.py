@@ -41,6 +41,7 @@ class MappedFile:
         self._array: npt.NDArray[Any] | None = None
         self._again: Callable[[], np.memmap[Any, Any]] | None = None
         self._me = weakref.ref(self, _forget)
+        hash(self._me)  # kept from now on: a reference to what is gone has none that could still be asked for
 
     def __reduce__(self) -> tuple[type[MappedFile], tuple[Callable[[], np.memmap[Any, Any]]]]:
         return MappedFile, (self._load,)

@@ -71,6 +71,7 @@ def write_segmentation(
         warnings.simplefilter("ignore")
         try:
             source = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
+            _fill_thickness(source)
             made = hd.seg.Segmentation(
                 source_images=source,
                 pixel_array=np.ascontiguousarray(labels),
@@ -93,6 +94,16 @@ def write_segmentation(
             ) from error
         with atomic_path(Path(path)) as temporary:
             made.save_as(temporary)
+
+
+def _fill_thickness(source: Sequence[Any]) -> None:
+    """Where a series does not state how thick its slices are, which it need not: as far as they lie apart."""
+    if len(source) < 2:
+        return
+    first, second = (np.array(each.ImagePositionPatient, float) for each in source[:2])
+    for each in source:
+        if each.get("SliceThickness") is None:
+            each.SliceThickness = round(float(np.linalg.norm(second - first)), 6)
 
 
 def _highdicom() -> Any:
