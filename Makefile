@@ -28,7 +28,7 @@ test: $(VENV)/installed-test
 	$(MAKE) lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-# all that a release promises; .ci/run runs it
+# all that a release promises
 check: test test-slow test-jax colab
 
 test-slow: $(VENV)/installed-test
