@@ -4,6 +4,7 @@ NumPy parses the header of an array as Python's own text: a changed byte of it e
 syntax error, a type error, or one of the archive around it.
 """
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, MemoryError):
+    except (OSError, MemoryError) as error:
+        if (
+            isinstance(error, OSError) and error.errno == errno.EINVAL
+        ):  # a place before the beginning, as damage names
+            raise ValueError(f"damaged archive ({error})") from error
         raise
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error

@@ -305,9 +305,10 @@ def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np
     beside = np.abs((positions - line) - ((positions - line) @ normal)[:, None] * normal)
     off = np.linalg.norm(np.maximum(beside - 2 * rounding, 0), axis=1)
     if off.max() > BESIDE_MM:
-        path = slices[int(off.argmax())].path
+        worst = int(off.argmax())
         raise InputError(
-            f"{path}: expected slices along a straight line, found this one {off.max():.2f} mm beside it. "
+            f"{slices[worst].path}: expected slices along a straight line, found this one "
+            f"{np.linalg.norm(beside[worst]):.2f} mm beside it. "
             "Keep the files of one axial series."
         )
 
