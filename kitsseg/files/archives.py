@@ -12,11 +12,12 @@ import stat
 import time
 import zipfile
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-__all__ = ["check_archive", "is_whole", "unpack"]
+__all__ = ["check_archive", "damage_named", "is_whole", "unpack"]
 
 MOST_TIMES, SPARE_BYTES = 16, 64 << 20  # a zipped-up network of which most weights are zero stays below
 
@@ -34,15 +35,21 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     Raises: ValueError, saying what is wrong, if it is no zip file, was cut off, if a bit that matters has changed, or
         if its contents are far larger than the file. OSError if it cannot be read.
     """
-    with Path(path).open("rb") as file:
-        try:
-            _check(file)
-        except OSError as error:  # of a place in the file that a changed number names
-            if error.errno != errno.EINVAL:
-                raise
-            raise ValueError("its directory is damaged") from error
-        except _DAMAGE as error:
-            raise ValueError(str(error) or type(error).__name__) from error
+    with Path(path).open("rb") as file, damage_named():
+        _check(file)
+
+
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """Whatever damage of a zip file the block meets becomes a ValueError that says what is wrong."""
+    try:
+        yield
+    except OSError as error:  # of a place in the file that a changed number names
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("its directory is damaged") from error
+    except _DAMAGE as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:
@@ -63,7 +70,7 @@ def unpack(path: str | os.PathLike[str], folder: Path) -> None:
         paths that lead out of it, and one that would unpack to far more than its size or to more than the disk holds.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with damage_named(), zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not _is_of_a_system(entry.filename)]
             _check_entries(entries, Path(path).stat().st_size, shutil.disk_usage(folder).free)
             for entry in entries:
@@ -71,8 +78,6 @@ def unpack(path: str | os.PathLike[str], folder: Path) -> None:
                     _unpack_one(archive, entry, folder)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise ValueError(f"it holds a file and a folder of one name ({error.filename})") from error
-    except _DAMAGE as error:
-        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _is_of_a_system(name: str) -> bool:

@@ -4,13 +4,14 @@ NumPy parses the header of an array as Python's own text: a changed byte of it e
 syntax error, a type error, or one of the archive around it.
 """
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from kitsseg.files.archives import damage_named
 
 __all__ = ["mapped_array", "read_arrays"]
 
@@ -35,13 +36,9 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     Raises: ValueError, saying what is wrong. OSError if the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, damage_named(), np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, MemoryError) as error:
-        if (
-            isinstance(error, OSError) and error.errno == errno.EINVAL
-        ):  # a place before the beginning, as damage names
-            raise ValueError(f"damaged archive ({error})") from error
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error

@@ -296,19 +296,17 @@ def carry_out(
     failed |= lost
     failed = {name: failed[name] for name in scans if name in failed}
     written = [record.label_map(name) for name in scans if name not in failed]
-    warned = narrow_windows(plan.ensemble, [item for name, item in plan.slices.items() if name in scans])
+    done = {
+        name: one
+        for name in scans
+        if isinstance(one := record.entries.get(name), PredictedScan) and name not in failed
+    }
     warned = (
-        *warned,
-        *(
-            f"{scan.place}: {doubt}"
-            for name, scan in scans.items()
-            if isinstance(there := record.entries.get(name), PredictedScan) and name not in failed
-            for doubt in there.doubts
-        ),
+        *narrow_windows(plan.ensemble, [item for name, item in plan.slices.items() if name in scans]),
+        *(f"{scans[name].place}: {doubt}" for name, entry in done.items() for doubt in entry.doubts),
     )
+    notes = _notes(plan, done)
     failed |= {what: f"{what}: {why}" for what, why in plan.wrong}
-    done = {name: record.entries.get(name) for name in scans if name not in failed}
-    notes = _notes(plan, {name: entry for name, entry in done.items() if isinstance(entry, PredictedScan)})
     kept = len(written) - made + len(lost)
     content = record.content()
     return Outcome(written, kept, failed, content, record.header.engine, renewed, warned, notes)
@@ -339,7 +337,11 @@ def _with_products(
     options: PredictOptions,
     failed: dict[str, str],
 ) -> PredictedScan | FailedScan:
-    """Make what is asked for beside a label map; returns its entry, and puts down what cannot be made in ``failed``."""
+    """Make what the options ask for beside a label map.
+
+    Returns: the entry of the scan, with the volumes if they were asked for. The reason why a file cannot be made is
+    added to ``failed``.
+    """
     if isinstance(entry, FailedScan):
         return entry
     out, scan = plan.record.out, plan.scans[name]

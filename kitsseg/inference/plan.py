@@ -38,7 +38,8 @@ class Plan:
         todo: those that have no label map yet, or an old one.
         refused: scans whose label map cannot be written, with the reason.
         badly_named: those of them whose name no file can have.
-        left_out: (what, why) of what is no scan. wrong: the same of what should hold scans and cannot be looked at.
+        left_out: (file or folder, why) for each that holds no scan.
+        wrong: (file or folder, why) for each that should hold scans and cannot be looked at.
     """
 
     ensemble: Ensemble

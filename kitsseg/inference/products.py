@@ -33,6 +33,7 @@ __all__ = [
 
 STATISTICS = ("statistics.csv", "statistics.json")
 COLOR_TABLES = ("colors_3d_slicer.ctbl", "colors_itk_snap.txt")
+_SIZES = ("left_kidney_ml", "right_kidney_ml", "left_tumor_ml", "right_tumor_ml")  # of Volumes
 # of the palette of Okabe and Ito, which color-blind people can tell apart
 _COLORS = {"kidney": (86, 180, 233), "tumor": (230, 159, 0)}
 
@@ -89,20 +90,15 @@ def with_volumes(out: Path, entry: PredictedScan) -> PredictedScan:
 
 def write_statistics(out: Path, cases: Mapping[str, PredictedScan]) -> None:
     """Write ``statistics.csv``, a row for each case, and ``statistics.json`` of all that have volumes."""
-    found = {name: entry for name, entry in cases.items() if entry.volumes is not None}
     rows, record = [], {}
-    for name, entry in sorted(found.items()):
+    for name, entry in sorted(cases.items()):
         volumes = entry.volumes
         if volumes is None:
             continue
-        sizes = {
-            key: round(getattr(volumes, key), 3)
-            for key in ("left_kidney_ml", "right_kidney_ml", "left_tumor_ml", "right_tumor_ml")
-        }
         rows.append(
             {
                 "case": name,
-                **sizes,
+                **{key: round(getattr(volumes, key), 3) for key in _SIZES},
                 "tumors": len(volumes.tumors),
                 "tumor_ml": ";".join(f"{one.ml:.3f}" for one in volumes.tumors),
                 "tumor_sides": ";".join(one.side for one in volumes.tumors),
@@ -111,8 +107,7 @@ def write_statistics(out: Path, cases: Mapping[str, PredictedScan]) -> None:
             }
         )
         record[name] = CaseVolumes(file=entry.file, volumes=volumes)
-    columns = ["case", "left_kidney_ml", "right_kidney_ml", "left_tumor_ml", "right_tumor_ml", "tumors"]
-    columns += ["tumor_ml", "tumor_sides", "tumors_on_kidneys", "sides_by"]
+    columns = ("case", *_SIZES, "tumors", "tumor_ml", "tumor_sides", "tumors_on_kidneys", "sides_by")
     write_rows(out / STATISTICS[0], rows, columns)
     write_record(out / STATISTICS[1], Statistics(cases=record))
 

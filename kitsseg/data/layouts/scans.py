@@ -135,10 +135,7 @@ def find_scans(
             if known and not (
                 other == name and scan.series == known.series and scan.path.samefile(known.path)
             ):
-                raise InputError(
-                    f"{scan.place}: a second scan called {name} beside {known.place}. "
-                    f"{_apart(scan.place, known.place)}"
-                )
+                raise _second(name, scan, known)
             all_found.scans.setdefault(name, scan)
         all_found.left_out += found.left_out
         all_found.wrong += found.wrong
@@ -241,9 +238,7 @@ class _Search:
         if self.archive is not None:
             scan = Scan(scan.path, scan.kind, scan.series, Path(self._shown(scan.path)))
         if (other := self.result.scans.get(name)) and other != scan:
-            raise InputError(
-                f"{scan.place}: a second scan called {name} beside {other.place}. {_apart(scan.place, other.place)}"
-            )
+            raise _second(name, scan, other)
         self.result.scans[name] = scan
 
     def _look(self, here: Path, above: frozenset[Path]) -> None:
@@ -388,6 +383,12 @@ def _clean(text: str) -> str:
     """A name that every file system takes, of letters, digits, - and _."""
     plain = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFKC", text))
     return re.sub(r"_{2,}", "_", plain).strip("_-")[:_LONGEST_NAME].strip("_-") or "scan"
+
+
+def _second(name: str, scan: Scan, other: Scan) -> InputError:
+    return InputError(
+        f"{scan.place}: a second scan called {name} beside {other.place}. {_apart(scan.place, other.place)}"
+    )
 
 
 def _apart(path: Path, other: Path) -> str:
