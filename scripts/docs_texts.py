@@ -62,7 +62,7 @@ COMMANDS = {
         "Splits by patient, runs the recipe's phases in order, keeps the best weights of each, and writes a run folder. "
         "`--resume` goes on exactly where the last finished epoch ended. With `--ema` each step also averages the weights; "
         "the averages are validated, pruned, handed from phase to phase and kept, while training goes on with the weights "
-        "themselves. Statistics of batch normalization are not averaged.",
+        "themselves. Statistics of batch normalization are not averaged. [Splits](../splits.md) lists the named splits.",
         "kitsseg train unet2d CACHE RUN --split 80-10-10\nkitsseg train unet2d CACHE RUN --split 80-10-10 --resume",
     ),
     "cross-validate": (

@@ -1,13 +1,18 @@
 """Splits by case: no patient on two sides, the same split everywhere."""
 
+import csv
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
+from support import REAL, ROOT
 
-from kitsseg.data.splits import CaseSplit, load_split, make_split, save_split, split_names
+from kitsseg.data.splits import PARTS, CaseSplit, load_split, make_split, save_split, split_names
 from kitsseg.errors import InputError
 
+HOSPITALS = (67, 57, 13, 14, 7, 55)
 KITS = [f"case_{i:05d}" for i in range(210)]
 
 
@@ -54,6 +59,10 @@ def test_too_few_cases():
         ("squeeze_unet", (168, 42, 0)),
         ("mlperf42", (151, 17, 42)),
         *((f"5-fold-{i}", (168, 42, 0)) for i in range(5)),
+        ("hospital-67", (162, 18, 30)),
+        ("hospital-57", (175, 19, 16)),
+        ("hospital-13", (176, 20, 14)),
+        *((f"hospital-{number}", (178, 20, 12)) for number in (14, 7, 55)),
     ],
 )
 def test_named_splits(name, sizes):
@@ -75,8 +84,28 @@ def test_folds_validate_every_case_once():
 
 def test_every_file_is_named_here():
     assert set(split_names()) == {"80-10-10", "deeplab3d", "wp_unet", "squeeze_unet", "mlperf42"} | {
-        f"5-fold-{i}" for i in range(5)
+        *(f"5-fold-{i}" for i in range(5)),
+        *(f"hospital-{number}" for number in HOSPITALS),
     }
+
+
+def test_each_hospital_is_tested_by_one_split_and_trained_on_by_the_others():
+    tests = {number: set(load_split(f"hospital-{number}").test) for number in HOSPITALS}
+    assert sum(map(len, tests.values())) == len(set.union(*tests.values())) == 96
+    for number, tested in tests.items():
+        split = load_split(f"hospital-{number}")
+        assert not tested & {*split.train, *split.validation}
+        assert all(other <= {*split.train, *split.validation} for n, other in tests.items() if n != number)
+
+
+@pytest.mark.skipif(not (REAL / "kits19_sites.csv").is_file(), reason="needs the table of hospitals")
+def test_the_hospitals_are_those_of_the_table():
+    with (REAL / "kits19_sites.csv").open() as file:
+        sites = {row["case"]: int(row["site_id"]) for row in csv.DictReader(file)}
+    for number in HOSPITALS:
+        assert list(load_split(f"hospital-{number}").test) == [c for c in KITS if sites[c] == number]
+    counts = Counter(sites[case] for case in KITS)
+    assert {number for number, n in counts.items() if n >= 10} == set(HOSPITALS)
 
 
 def test_the_papers_slices(real_data):
@@ -111,3 +140,16 @@ def test_only_the_cases_at_hand():
     assert (here.train, here.validation, here.test, missing) == (("a",), ("c",), ("d",), 1)
     with pytest.raises(InputError, match="none of its 1 validation cases"):
         split.among({"a", "b"})
+
+
+def test_the_page_lists_every_split_with_its_sizes():
+    page = (ROOT / "docs" / "splits.md").read_text()
+    rows = {
+        name: tuple(map(int, sizes.split(", ")))
+        for names, sizes in re.findall(r"^\| (`.*) \| (\d+, \d+, \d+) \|", page, re.M)
+        for name in re.findall("`(.*?)`", names)
+    }
+    rows |= {f"5-fold-{i}": rows["5-fold-0"] for i in range(5)}
+    assert rows == {
+        name: tuple(len(getattr(load_split(name), part)) for part in PARTS) for name in split_names()
+    }
