@@ -113,7 +113,7 @@ def export_run(
             progress(steps[number], number, len(steps))
 
     step(0)
-    network = _last_output(read_network(run_network.source))
+    network = _last_output(read_network(run_network.source, shape=shape, output=inference.output))
     step(1)
     calibration = list(cached_images(train, shape, spec, CALIBRATED)) if precision == "int8" else None
     if precision == "int8" and not calibration:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kitsseg.errors import InputError
+from kitsseg.recipe import OUTPUTS
 from kitsseg.records.exported import Exported
 from kitsseg.runtime.memory import give_back_memory
 from kitsseg.runtime.quiet import quiet_stderr
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from kitsseg.interfaces import Predict, Tensor
 
-__all__ = ["CHANNELS", "ENGINES", "Network", "constant_function", "open_network", "softmax"]
+__all__ = ["ENGINES", "Network", "constant_function", "open_network", "softmax"]
 
 # what each reads: the network of a run, or the formats of kitsseg export
 ENGINES = {
@@ -40,8 +41,6 @@ ENGINES = {
     "onnxruntime": ("onnx",),
     "openvino": ("onnx",),
 }
-# what each of InferenceSpec.output has for a pixel or voxel
-CHANNELS = {"softmax": 3, "sigmoid": 2, "regions": 2, "tumor": 1}
 ENGINE_PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
@@ -65,7 +64,10 @@ class Network:
 
 
 def open_network(
-    source: str | os.PathLike[str] | Exported, engine: str | None = None, output: str | None = None
+    source: str | os.PathLike[str] | Exported,
+    engine: str | None = None,
+    output: str | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Network:
     """Load a network.
 
@@ -74,9 +76,11 @@ def open_network(
         engine: one of ``ENGINES``; None takes the fastest that needs no further package: for a run TensorFlow (on
             the JAX backend Keras), for an exported network the one of its format.
         output: as ``InferenceSpec.output``, which says how many channels there must be; None: any number.
+        shape: of an image that the network of a run must take, as ``TrainedNetwork.image_shape``; None: of any.
 
-    Raises: InputError for a damaged file, an engine that cannot read it, or one that is not installed; when it
-        computes, for images of another form than the network's, outputs of another form, and numbers not finite.
+    Raises: InputError for a damaged file, a network of another form, an engine that cannot read it, or one that is not
+        installed; when it computes, for images of another form than the network's, outputs of another form, and
+        numbers not finite.
     """
     exported = source if isinstance(source, Exported) else None
     path: str | os.PathLike[str] = source.path if isinstance(source, Exported) else source
@@ -94,7 +98,7 @@ def open_network(
             )
         )
     if exported is None:
-        scores = _checked(_run(path, engine), path, output)
+        scores = _checked(_run(path, engine, output, shape), path, output)
     else:
         load: dict[str, Callable[[str | os.PathLike[str]], Predict]] = {
             "litert": _litert,
@@ -152,7 +156,7 @@ def _checked(scores: Predict, path: str | os.PathLike[str], output: str | None) 
 
     def checked(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         found = scores(batch)
-        channels = CHANNELS[output] if output else found.shape[-1]
+        channels = OUTPUTS[output] if output else found.shape[-1]
         if found.shape != (*batch.shape[:-1], channels):
             raise InputError(
                 f"{path}: expected outputs of shape {(*batch.shape[:-1], channels)} for the recipe's {output or 'own'} "
@@ -183,7 +187,9 @@ def _engine_of_backend() -> str:
     return "tensorflow" if keras.config.backend() == "tensorflow" else "keras"
 
 
-def _run(weights: str | os.PathLike[str], engine: str) -> Predict:
+def _run(
+    weights: str | os.PathLike[str], engine: str, output: str | None, shape: tuple[int, ...] | None
+) -> Predict:
     """Logits of a run's network, batch normalizations folded; with deep supervision those of the last output."""
     import keras
 
@@ -195,27 +201,28 @@ def _run(weights: str | os.PathLike[str], engine: str) -> Predict:
         raise InputError(
             f"--engine tensorflow: Keras runs on {backend} in this process. Unset KERAS_BACKEND, or choose keras."
         )
-    network = read_network(weights)
+    network = read_network(weights, shape=shape, output=output)
     network = fold_batch_norm(keras.Model(network.input, network.outputs[-1]))
     gc.collect()  # the network as it was read is full of cycles
     give_back_memory()
     if engine == "tensorflow":
-        return _of_its_form(network, weights, _compiled(network))
+        return _of_its_form(network, weights, output, _compiled(network))
     network.compile(jit_compile=backend != "tensorflow")
-    return _of_its_form(network, weights, network.predict_on_batch)
+    return _of_its_form(network, weights, output, network.predict_on_batch)
 
 
-def _of_its_form(network: keras.Model, path: str | os.PathLike[str], scores: Predict) -> Predict:
+def _of_its_form(
+    network: keras.Model, path: str | os.PathLike[str], output: str | None, scores: Predict
+) -> Predict:
     """The function of batches that raises InputError for images of another form than the network's."""
-    form = network.inputs[0].shape[1:]
+    from kitsseg.models.loading import check_form
+
+    fits: set[tuple[int, ...]] = set()
 
     def fitting(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        shape = batch.shape[1:]
-        if len(shape) != len(form) or any(n not in (None, size) for n, size in zip(form, shape, strict=True)):
-            raise InputError(
-                f"{path}: expected a network for images of shape {shape}, found one for {tuple(form)}: this is another "
-                "network than the one of its record. Train again."
-            )
+        if (shape := batch.shape[1:]) not in fits:
+            check_form(network, path, shape, output)
+            fits.add(shape)
         return scores(batch)
 
     return fitting

@@ -116,7 +116,7 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
     loaded = [
         (
             network_of_classes(
-                open_network(network.source, ensemble.engine, network.inference.output),
+                open_network(network.source, ensemble.engine, network.inference.output, network.image_shape),
                 network.inference.output,
             ),
             network.preprocess,

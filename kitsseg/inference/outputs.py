@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.inference.engines import CHANNELS, Network
+from kitsseg.inference.engines import Network
+from kitsseg.recipe import OUTPUTS
 
 __all__ = ["class_probabilities", "network_of_classes"]
 
@@ -35,7 +36,7 @@ def class_probabilities(logits: npt.NDArray[np.floating], output: str) -> npt.ND
     Returns: (..., 3), adding up to 1.
     Raises: ValueError for another number of channels.
     """
-    channels = CHANNELS[output]
+    channels = OUTPUTS[output]
     if logits.shape[-1] != channels:
         raise ValueError(
             f"inference.output {output} has {channels} channels; the network gives {logits.shape[-1]}."

@@ -9,15 +9,21 @@ import numpy as np
 
 from kitsseg.errors import InputError
 from kitsseg.files.archives import check_archive
+from kitsseg.recipe import OUTPUTS
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["one_line", "read_network"]
+__all__ = ["check_form", "one_line", "read_network"]
 
 
 def read_network(
-    path: str | os.PathLike[str], compile: bool = False, advice: str = "Train again."
+    path: str | os.PathLike[str],
+    compile: bool = False,
+    advice: str = "Train again.",
+    *,
+    shape: tuple[int, ...] | None = None,
+    output: str | None = None,
 ) -> "keras.Model":
     """``keras.models.load_model`` in a process that may have built neither network nor loss.
 
@@ -25,11 +31,13 @@ def read_network(
         path: of a ``.keras`` file.
         compile: restore loss and optimizer too.
         advice: what to do about another file, a sentence.
+        shape: as ``check_form``; None: of any form.
+        output: as ``check_form``.
 
     Returns: a network of one image, its weights all finite.
     Raises: InputError, naming the file, if it is missing, was cut off or changed, is something else than a network for
-        images that this version can read, or has weights that are no numbers: the largest of three NaN would be
-        background. OSError if the file may not be read.
+        images that this version can read, has another form, or has weights that are no numbers: the largest of three
+        NaN would be background. OSError if the file may not be read.
     """
     import keras
 
@@ -55,9 +63,54 @@ def read_network(
         raise InputError(
             f"{path}: not a network that this version can read ({one_line(error)}). {advice}"
         ) from error
-    _check_form(network, path, advice)
+    _check_kind(network, path, advice)
+    if shape is not None:
+        check_form(network, path, shape, output, advice)
     _check_finite(network, path, advice)
     return network
+
+
+def check_form(
+    network: "keras.Model",
+    path: str | os.PathLike[str],
+    shape: tuple[int, ...],
+    output: str | None,
+    advice: str = "Train again.",
+) -> None:
+    """See that a network is of the form that its record says. Nothing is computed.
+
+    Args:
+        network: of ``read_network``.
+        path: of its file.
+        shape: (rows, columns, channels) of an image, or (slices, rows, columns, channels).
+        output: as ``InferenceSpec.output``: so many channels the last output has for each pixel or voxel; None: any
+            number.
+        advice: what to do about another network, a sentence.
+
+    Raises: InputError, naming the file, if it takes no such images, or gives anything else for each pixel or voxel.
+    """
+    import keras
+
+    another = f"this is another network than the one of its record. {advice}"
+    form = network.inputs[0].shape[1:]
+    if len(shape) != len(form) or any(n not in (None, size) for n, size in zip(form, shape, strict=True)):
+        raise InputError(
+            f"{path}: expected a network for images of shape {shape}, found one for {tuple(form)}: {another}"
+        )
+    try:
+        outputs = network.compute_output_spec(keras.KerasTensor((1, *shape)))
+    except Exception as error:  # layers that do not fit each other at this size raise anything
+        raise InputError(
+            f"{path}: expected a network for images of shape {shape}, found one that cannot compute them "
+            f"({one_line(error)}): {another}"
+        ) from error
+    last = outputs[-1] if isinstance(outputs, list | tuple) else outputs
+    found = tuple(last.shape[1:])
+    expected = (*shape[:-1], OUTPUTS[output] if output else found[-1])
+    if found != expected:
+        raise InputError(
+            f"{path}: expected outputs of shape {expected} for images of {shape}, found {found}: {another}"
+        )
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
@@ -66,7 +119,7 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def _check_form(network: "keras.Model", path: Path, advice: str) -> None:
+def _check_kind(network: "keras.Model", path: Path, advice: str) -> None:
     """One image to logits of its own number of axes."""
     try:
         inputs, outputs = network.inputs, network.outputs

@@ -1,6 +1,9 @@
 """The network of a finished run or of an exported file, and how its recipe uses it: the start of a prediction."""
 
+import operator
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ class TrainedNetwork:
         record: content of ``run.json``, or the metadata of an exported network.
         source: path of the weights ``model.keras``, or the exported network.
         preprocess, inference, postprocess: of its recipe.
+        image_shape: (rows, columns, channels) of an image that it takes, of a 3D network (slices, rows, columns,
+            channels): what a run was trained on first, the one size of an exported network.
     """
 
     record: RunRecord | ExportMetadata = field(compare=False, repr=False)
@@ -36,6 +41,7 @@ class TrainedNetwork:
     preprocess: PreprocessSpec
     inference: InferenceSpec
     postprocess: RemoveFar | ReassignSmall | None
+    image_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +77,18 @@ def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
             f"{weights}: missing; the run's status is {record.status!r}. "
             f"Finish it with: kitsseg {command} CACHE {folder}{options} --resume"
         )
-    preprocess, inference, postprocess = _specs_of(record, f"{folder}/run.json")
+    path = f"{folder}/run.json"
+    preprocess, inference, postprocess = _specs_of(record, path)
+    with _settings_expected(record, path):
+        patch = record.settings["phases"][0]["sampler"]["patch_size"]
+        shape = (*map(operator.index, patch), preprocess.channels)
     return FinishedRun(
-        record=record, source=weights, preprocess=preprocess, inference=inference, postprocess=postprocess
+        record=record,
+        source=weights,
+        preprocess=preprocess,
+        inference=inference,
+        postprocess=postprocess,
+        image_shape=shape,
     )
 
 
@@ -85,7 +100,12 @@ def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
     metadata, source = read_metadata(path)
     preprocess, inference, postprocess = _specs_of(metadata, path)
     return TrainedNetwork(
-        record=metadata, source=source, preprocess=preprocess, inference=inference, postprocess=postprocess
+        record=metadata,
+        source=source,
+        preprocess=preprocess,
+        inference=inference,
+        postprocess=postprocess,
+        image_shape=tuple(source.input_shape[1:]),
     )
 
 
@@ -96,14 +116,21 @@ def _specs_of(
 
     Raises: InputError, naming ``path``, where another version wrote it.
     """
-    try:
+    with _settings_expected(record, path):
         values = record.settings
         return (
             PreprocessSpec(**_tuples(values["preprocess"])),
             InferenceSpec(**_tuples(values["inference"])),
             _postprocess(values["postprocess"]),
         )
-    except (KeyError, TypeError) as error:
+
+
+@contextmanager
+def _settings_expected(record: RunRecord | ExportMetadata, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Settings that the block misses in the record, or finds to be something else, are an InputError."""
+    try:
+        yield
+    except (IndexError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected the settings of kitsseg {__version__}, found others ({error}). "
             f"It was written by kitsseg {record.kitsseg}; use that version."

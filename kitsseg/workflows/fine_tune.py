@@ -12,13 +12,14 @@ from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
 from kitsseg.files.json_records import as_builtins
 from kitsseg.files.paths import relative_path
+from kitsseg.models.loading import read_network
 from kitsseg.recipe import Phase, Recipe, settings
-from kitsseg.records.networks import finished_run
+from kitsseg.records.networks import FinishedRun, finished_run
 from kitsseg.records.run import Parent, RunRecord, seen_patients
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
-__all__ = ["FromRun", "check_recipe", "fine_tune", "last_phase"]
+__all__ = ["FromRun", "check_recipe", "fine_tune", "last_phase", "network_of"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ def check_recipe(recipe: Recipe, record: RunRecord, run: str | os.PathLike[str])
 def last_phase(recipe: Recipe) -> Phase:
     """The phase that a fine-tuning repeats: the recipe's last one that does not prune."""
     return [phase for phase in recipe.phases if not phase.pruning][-1]
+
+
+def network_of(run: FinishedRun) -> keras.Model:
+    """The network of a finished run, for more training.
+
+    Raises: InputError as ``read_network``, also for a network of another form than the run's record says.
+    """
+    return read_network(run.source, shape=run.image_shape, output=run.inference.output)
 
 
 def fine_tune(

@@ -8,12 +8,11 @@ import numpy as np
 from keras import ops
 
 from kitsseg.errors import InputError
-from kitsseg.models.loading import read_network
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.recipe import Pruning
-from kitsseg.records.networks import finished_run
+from kitsseg.records.networks import FinishedRun, finished_run
 from kitsseg.training.options import TrainOptions
-from kitsseg.workflows.fine_tune import FromRun, check_recipe, fine_tune, last_phase
+from kitsseg.workflows.fine_tune import FromRun, check_recipe, fine_tune, last_phase, network_of
 
 __all__ = ["EPOCHS", "prune_run"]
 
@@ -55,7 +54,7 @@ def prune_run(
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
     network = finished_run(run)
     check_recipe(recipe, network.record, run)
-    reached = _sparsity_of(network.source)
+    reached = _sparsity_of(network)
     if reached > sparsity + 0.005:  # a small matrix cannot hit a share exactly
         raise InputError(
             f"{run}: its weights are sparser already, {reached:.1%} against {sparsity:.1%}. Ask for more, or prune "
@@ -82,11 +81,11 @@ def prune_run(
         progressive=None,
         pruning=pruning,
     )
-    return fine_tune(origin, out, phase, lambda: read_network(network.source), "prune", options)
+    return fine_tune(origin, out, phase, lambda: network_of(network), "prune", options)
 
 
-def _sparsity_of(weights: Path) -> float:
-    matrices = [ops.convert_to_numpy(variable) for _, variable in prunable_weights(read_network(weights))]
+def _sparsity_of(run: FinishedRun) -> float:
+    matrices = [ops.convert_to_numpy(variable) for _, variable in prunable_weights(network_of(run))]
     zeros = sum(int(np.count_nonzero(matrix == 0)) for matrix in matrices)
     size: int = sum(matrix.size for matrix in matrices)
     return zeros / size

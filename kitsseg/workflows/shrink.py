@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.errors import InputError
-from kitsseg.models.loading import read_network
 from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
 from kitsseg.records.networks import finished_run
 from kitsseg.records.run import Shrunk
 from kitsseg.training.options import TrainOptions
-from kitsseg.workflows.fine_tune import FromRun, fine_tune, last_phase
+from kitsseg.workflows.fine_tune import FromRun, fine_tune, last_phase, network_of
 
 __all__ = ["EPOCHS", "shrink_run"]
 
@@ -47,7 +46,7 @@ def shrink_run(
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"--keep: expected a share above 0 and up to 1, such as 0.5; found {keep:g}.")
-    model = read_network(finished_run(run).source)
+    model = network_of(finished_run(run))
     try:
         removed = choose_channels(channel_scores(model, by), keep, multiple)
     except ValueError as error:

@@ -19,13 +19,12 @@ from kitsseg.files.tables import write_rows
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, mean_scores, score_cached_cases
-from kitsseg.models.loading import read_network
 from kitsseg.models.macs import count_macs
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals
 from kitsseg.pruning.weights import prunable_weights
 from kitsseg.records.networks import finished_run
 from kitsseg.training.options import TrainOptions
-from kitsseg.workflows.fine_tune import FromRun
+from kitsseg.workflows.fine_tune import FromRun, network_of
 from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
 
@@ -95,7 +94,7 @@ def _measure(origin: FromRun, runs: dict[str, Path]) -> list[dict[str, Any]]:
     for name, run in runs.items():
         trained = finished_run(run)
         split = load_split(Path(run) / "split.json")
-        network = read_network(trained.source)
+        network = network_of(trained)
         engines[name] = network_of_classes(
             open_network(trained.source, output=trained.inference.output), trained.inference.output
         )

@@ -1,7 +1,6 @@
 """Engines: all give the same labels, each is named when it is missing, and exported networks need no TensorFlow."""
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from support.cases import read_json
 
-from kitsseg import cli
 from kitsseg.commands import prediction
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
@@ -247,30 +245,3 @@ def test_images_of_another_size_are_refused(trained):
 
 def test_the_command_offers_every_engine():
     assert tuple(engines.ENGINES) == prediction.ENGINE_NAMES
-
-
-OTHERS = {
-    "two classes": ((None, None, 1), {}, 2),
-    "five classes": ((None, None, 1), {}, 5),
-    "three channels": ((None, None, 3), {}, 3),
-    "another size": ((16, 16, 1), {}, 3),
-    "half the size": ((None, None, 1), {"strides": 2}, 3),
-    "smaller by its border": ((None, None, 1), {"padding": "valid"}, 3),
-    "3D": ((None, None, None, 1), {}, 3),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_network_of_another_form_than_its_record_says_labels_nothing(name, trained, tmp_path, capfd):
-    """Of five channels the fourth and fifth would be labels that no reader knows; of two none is tumor."""
-    shape, options, classes = OTHERS[name]
-    image = keras.Input(shape)
-    layer = keras.layers.Conv3D if len(shape) == 4 else keras.layers.Conv2D
-    run = shutil.copytree(trained.run, tmp_path / "run")
-    keras.Model(image, layer(classes, 3, **{"padding": "same", **options})(image)).save(run / "model.keras")
-    scan = trained.data / "case_00000"
-    assert cli.main(["predict", str(run), str(scan), "--out", str(tmp_path / "out")]) == 1
-    [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("kitsseg:")]
-    assert f"{run / 'model.keras'}: expected" in line
-    assert "another network than the one of its record" in line
-    assert not list(tmp_path.glob("out/*.nii.gz"))

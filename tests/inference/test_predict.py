@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -183,7 +184,7 @@ def runs(trained, tmp_path, monkeypatch):
         (run / "run.json").write_text(json.dumps(record))
         folders.append(run)
 
-    def open_known(source, engine, output):
+    def open_known(source, engine, output, shape):
         predict = network_of(source.read_bytes()[0])
         return Network("keras", predict, predict)
 
@@ -458,6 +459,20 @@ def test_ensembles_that_make_no_sense(runs, trained, tmp_path):
         )
         == 7
     )
+
+
+@pytest.mark.parametrize("lacks", ["model.keras", "run.json", "folder"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_an_ensemble_that_lacks_a_network_predicts_nothing(runs, trained, tmp_path, which, lacks):
+    """As where a fold was not copied from the cluster: the mean of the others is not what was asked for."""
+    folders, _ = runs
+    path = folders[which] if lacks == "folder" else folders[which] / lacks
+    path.rename(tmp_path / "gone")
+    with pytest.raises((InputError, FileNotFoundError), match=re.escape(str(path))):
+        predict_cases(
+            folders[0], [trained.data], tmp_path / "out", options=PredictOptions(also=list(folders[1:3]))
+        )
+    assert not (tmp_path / "out").exists()
 
 
 # 3D: --mirror, and tiles that overlap

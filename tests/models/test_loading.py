@@ -12,7 +12,7 @@ import pytest
 
 from kitsseg.errors import InputError
 from kitsseg.files.archives import check_archive, is_whole
-from kitsseg.models.loading import read_network
+from kitsseg.models.loading import check_form, read_network
 
 MIB = 1 << 20
 
@@ -186,6 +186,60 @@ def test_a_network_that_somebody_has_packed_is_still_read(network, tmp_path):
     assert read_network(tmp_path / "model.keras").name == "small"
 
 
+# of five channels the fourth and fifth would be labels that no reader knows; of two none is tumor
+OTHERS = {
+    "two classes": ((None, None, 1), {}, 2),
+    "five classes": ((None, None, 1), {}, 5),
+    "three channels": ((None, None, 3), {}, 3),
+    "another size": ((16, 16, 1), {}, 3),
+    "half the size": ((None, None, 1), {"strides": 2}, 3),
+    "smaller by its border": ((None, None, 1), {"padding": "valid"}, 3),
+    "3D": ((None, None, None, 1), {}, 3),
+}
+
+
+def save_other(how, path):
+    shape, options, classes = OTHERS[how]
+    image = keras.Input(shape)
+    layer = keras.layers.Conv3D if len(shape) == 4 else keras.layers.Conv2D
+    keras.Model(image, layer(classes, 3, **{"padding": "same", **options})(image)).save(path)
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_a_network_of_another_form_than_its_record_says_is_refused(how, tmp_path):
+    path = tmp_path / "model.keras"
+    save_other(how, path)
+    with pytest.raises(
+        InputError, match=r"model.keras: expected .* another network .* its record. Train again"
+    ):
+        read_network(path, shape=(32, 32, 1), output="softmax")
+    assert read_network(path).name  # for who has no record of it
+
+
+def test_the_form_of_a_network_is_that_of_its_last_output(tmp_path):
+    image = keras.Input((None, None, 1))
+    heads = [keras.layers.Conv2D(3, 1, strides=2)(image), keras.layers.Conv2D(2, 1)(image)]
+    keras.Model(image, heads).save(tmp_path / "model.keras")
+    network = read_network(tmp_path / "model.keras", shape=(16, 24, 1), output="regions")
+    for output in ("sigmoid", None):
+        check_form(network, "it", (8, 8, 1), output)
+    for shape, output in (
+        ((8, 8, 1), "softmax"),
+        ((8, 8, 2), "sigmoid"),
+        ((8, 8, 8, 1), None),
+        ((8, 1), None),
+    ):
+        with pytest.raises(InputError, match="it: expected"):
+            check_form(network, "it", shape, output)
+
+
+def test_an_image_that_the_layers_of_a_network_cannot_take_is_refused():
+    image = keras.Input((None, None, 1))
+    network = keras.Model(image, keras.layers.Conv2D(3, 9)(keras.layers.ZeroPadding2D(2)(image)))
+    with pytest.raises(InputError, match=r"it: .* found one that cannot compute them \(.*negative"):
+        check_form(network, "it", (4, 4, 1), "softmax")
+
+
 def damaged_run(run, folder, how):
     shutil.copytree(run, folder)
     path = folder / "model.keras"
@@ -193,14 +247,18 @@ def damaged_run(run, folder, how):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
+    elif how in OTHERS:
+        save_other(how, path)
     else:
         model = read_network(path)
-        model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
+        weights = model.get_weights()
+        weights[0].reshape(-1)[0] = np.nan
+        model.set_weights(weights)
         model.save(path)
     return folder
 
 
-@pytest.mark.parametrize("how", ["byte", "NaN"])
+@pytest.mark.parametrize("how", ["byte", "one NaN", "five classes"])
 def test_every_command_that_reads_a_network_says_so(how, trained, tmp_path, monkeypatch, capfd):
     from kitsseg import recipes
     from kitsseg.cli import main
@@ -222,7 +280,13 @@ def test_every_command_that_reads_a_network_says_so(how, trained, tmp_path, monk
         assert main([str(word) for word in command]) == 1, command
         lines = [line for line in capfd.readouterr().err.splitlines() if line]
         assert len(lines) == 1, (command, lines)
-        assert lines[0].startswith(f"kitsseg: {run / 'model.keras'}: ")
+        if how in OTHERS and "--from" in command:  # which compares every weight with those of the recipe
+            assert lines[0].startswith(
+                f"kitsseg: --from {run}: expected the network of {trained.recipe.name}"
+            )
+        else:
+            assert lines[0].startswith(f"kitsseg: {run / 'model.keras'}: ")
+            assert how not in OTHERS or "another network than the one of its record" in lines[0]
         left = [path for path in out.rglob("*") if path.is_file()]
         assert not [path for path in left if path.suffix in (".gz", ".keras", ".tflite", ".jsonl")]
         assert not list(out.rglob(".*"))

@@ -119,6 +119,14 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         train_recipe(recipe, cache, split, run, TrainOptions(seed=6, resume=True))
     with pytest.raises(InputError, match="started with another recipe"):
         train_recipe(recipe, cache, split, run, TrainOptions(seed=5, epochs=9, resume=True))
+    for changes, said in (
+        ({"name": "wp_unet:micro", "model": recipe.model | {"start_filters": 8}}, r"unet2d:micro"),
+        ({"model": recipe.model | {"start_filters": 8}}, r"model.start_filters was 4, is 8"),
+        ({"loss": recipe.loss | {"smooth": 0.5}}, r"loss.smooth was 1e-05, is 0.5"),
+    ):
+        with pytest.raises(InputError, match=rf"{run}: this run was started with another recipe .*\({said}"):
+            train_recipe(replace(recipe, **changes), cache, split, run, TrainOptions(seed=5, resume=True))
+    assert sorted(path.name for path in run.iterdir()) == ["run.json"]
     with pytest.raises(InputError, match="found no run.json"):
         train_recipe(recipe, cache, split, tmp_path / "new", TrainOptions(resume=True))
     with pytest.raises(InputError, match="--epochs: expected at least 1, found 0"):

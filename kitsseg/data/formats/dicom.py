@@ -16,7 +16,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
@@ -50,6 +50,7 @@ JITTER_MM = (
 SAME_PLACE_MM = 0.01
 MOST_VOXELS = 32767  # along an axis, in the header of NIfTI-1
 BESIDE_MM = 0.3  # from the straight line of the slices' corners
+MANY_TURNS = 3
 ACQUISITION_S = 1.0  # between two acquisitions; the slices of one are taken in the order of their places
 SAME = {
     "shape": "Rows and Columns",
@@ -73,6 +74,8 @@ MARKS += (
 )
 MARKS += ("SeriesNumber", "SeriesDescription", "ProtocolName", "ImageType")
 TIMES = ("AcquisitionDateTime", "AcquisitionTime")
+MADE = "ContentTime"  # when a slice was computed, in any order
+COUNTS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")  # of images in the whole
 
 _BESIDE_A_SERIES = {
     "dicomdir",
@@ -152,7 +155,8 @@ class Slice:
         rounding_mm: of each coordinate of the position, half a unit of its last digit.
         number: InstanceNumber, or None.
         marks: what tells patients, acquisitions and reconstructions apart, by name.
-        times_s: when it was taken, by name.
+        times_s: when it was taken and made, by name.
+        stated: how many images its acquisition has, or its series; None where that is not said.
     """
 
     path: Path
@@ -168,6 +172,7 @@ class Slice:
     number: int | None
     marks: dict[str, str]
     times_s: dict[str, float]
+    stated: int | None = None
 
 
 def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
@@ -234,6 +239,7 @@ def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
     groups = {name: [item.marks.get(name, "none") for item in slices] for name in MARKS}
     for name in TIMES:
         groups[name] = _split_by_time([item.times_s.get(name) for item in slices])
+    groups[MADE] = _in_turn(_split_by_time([item.times_s.get(MADE) for item in slices]))
     groups["InstanceNumber"] = _split_by_number([item.number for item in slices])
     for name, values in groups.items():
         distinct = dict.fromkeys(values)
@@ -257,6 +263,13 @@ def _split_by_time(seconds: Sequence[float | None]) -> list[str]:
     starts = ends[1:][pauses > max(ACQUISITION_S, pauses.max() / 2)]
     first = [int(np.searchsorted(starts, moment, side="right")) for moment in known]
     return [f"{ends[0] if k == 0 else starts[k - 1]:.0f} s" for k in first]
+
+
+def _in_turn(groups: list[str]) -> list[str]:
+    """The groups, if along the slices they take turns: what was computed in any order does not do so by chance."""
+    n = len(set(groups))
+    turns = all(group == groups[k % n] for k, group in enumerate(groups))
+    return groups if turns and len(groups) >= MANY_TURNS * n else []
 
 
 def _split_by_number(numbers: Sequence[int | None]) -> list[str]:
@@ -560,7 +573,14 @@ def read_series(folder: str | os.PathLike[str], series: str | None = None) -> Vo
         target = grid.file_view(array)
         for k, item in enumerate(slices):
             target[:, :, k] = _hu(item).T
-    return Volume(folder, array, grid)
+    return Volume(folder, array, grid, _stated_slices(slices))
+
+
+def _stated_slices(slices: Sequence[Slice]) -> int | None:
+    """How many slices the headers say that there are; None where they do not, or each speaks of a piece."""
+    stated = {item.stated for item in slices}
+    pieces = {item.marks.get("AcquisitionNumber") for item in slices}
+    return stated.pop() if len(stated) == len(pieces) == 1 else None
 
 
 def _slice_files(folder: Path) -> list[Path]:
@@ -688,7 +708,8 @@ def _slice(path: Path) -> Slice:
             rounding_mm=tuple(map(_half_a_digit, dataset.ImagePositionPatient)),
             number=None if dataset.get("InstanceNumber") is None else int(dataset.InstanceNumber),
             marks={name: str(dataset[name].value) for name in (*ONE, *MARKS) if _stated(dataset, name)},
-            times_s={name: _seconds(dataset[name].value) for name in TIMES if _stated(dataset, name)},
+            times_s=_times_s(dataset),
+            stated=_images_stated(dataset),
         )
 
 
@@ -702,12 +723,30 @@ def _half_a_digit(value: Any) -> float:
     return 0.5 * 10.0 ** min(int(exponent), 0)
 
 
-def _seconds(moment: Any) -> float:
-    """Of a TM (HHMMSS.ffffff) or DT (YYYYMMDDHHMMSS.ffffff&ZZXX) value, within its day or month."""
-    digits, _, fraction = str(moment).partition("+")[0].partition("-")[0].partition(".")
+def _times_s(dataset: Any) -> dict[str, float]:
+    """When a slice was taken and made, by name; what is no time says nothing."""
+    found = {name: _seconds(dataset[name].value) for name in (*TIMES, MADE) if _stated(dataset, name)}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def _seconds(moment: Any) -> float | None:
+    """Of a TM (HHMMSS.ffffff) or DT (YYYYMMDDHHMMSS.ffffff&ZZXX) value, within its day or month; None of another."""
+    text = str(moment).replace(":", "")  # of the standard before DICOM
+    digits, _, fraction = text.partition("+")[0].partition("-")[0].partition(".")
+    if not f"{digits}{fraction}".isdecimal():
+        return None
     days, clock = (int(digits[6:8] or 0), digits[8:]) if len(digits) > 6 else (0, digits)
     hours, minutes, seconds = (int(clock[i : i + 2] or 0) for i in (0, 2, 4))
     return float(86400 * days + 3600 * hours + 60 * minutes + seconds) + float(f"0.{fraction or 0}")
+
+
+def _images_stated(dataset: Any) -> int | None:
+    """How many images the acquisition or the series has; what is no number says nothing."""
+    for name in COUNTS:
+        with suppress(TypeError, ValueError):
+            if _stated(dataset, name):
+                return int(dataset[name].value)
+    return None
 
 
 def _check_ct(path: Path, dataset: Any) -> None:

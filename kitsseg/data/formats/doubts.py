@@ -46,13 +46,14 @@ class Doubt:
 
 
 def doubts_about(volume: Volume, clip_hu: tuple[float, float] | None = None) -> list[Doubt]:
-    """What is doubtful about a CT: at most one Doubt about its HU and one about its extent.
+    """What is doubtful about a CT: at most one Doubt about its HU, its extent and its slices.
 
     Args:
         volume: (slices, rows, columns) int16, as ``read_image`` returns it, and its grid.
         clip_hu: of the PreprocessSpec: the user says that HU are clipped to this window, and that is no doubt then.
     """
-    return [doubt for doubt in (_about_hu(volume.array, clip_hu), _about_extent(volume.grid)) if doubt]
+    doubts = (_about_hu(volume.array, clip_hu), _about_extent(volume.grid), _about_slices(volume))
+    return [doubt for doubt in doubts if doubt]
 
 
 def _about_hu(array: npt.NDArray[np.int16], clip_hu: tuple[float, float] | None) -> Doubt | None:
@@ -134,4 +135,17 @@ def _about_extent(grid: Grid) -> Doubt | None:
         f"a scan of {' x '.join(f'{mm:.3g}' for mm in extent)} mm",
         f"a scan of a patient, {KIDNEY_MM:g} mm or more in one direction",
         "Check the voxel sizes in the header: they may be in centimeters",
+    )
+
+
+def _about_slices(volume: Volume) -> Doubt | None:
+    """Slices that lack at an end of a DICOM series leave an even one: only a number in the headers tells of them."""
+    there, stated = len(volume.array), volume.stated_slices
+    if stated is None or there >= stated:
+        return None
+    return Doubt(
+        "slices of the series",
+        f"{there}",
+        f"{stated} slices, as the headers say",
+        "Copy or export the whole series again, unless you left slices out on purpose",
     )

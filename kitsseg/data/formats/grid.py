@@ -61,11 +61,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Volume:
-    """One volume: ``array`` (slices, rows, columns), int16 HU or uint8 labels, and its grid."""
+    """One volume: ``array`` (slices, rows, columns), int16 HU or uint8 labels, and its grid.
+
+    ``stated_slices`` is how many slices there should be, where the headers of its files say so.
+    """
 
     path: Path
     array: npt.NDArray[Any]
     grid: Grid
+    stated_slices: int | None = None
 
 
 @np.errstate(all="ignore")  # of NaN and infinity in the header, which are refused

@@ -85,7 +85,8 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> Volum
         volume = _read(path, np.int16, _hu_from_stored)
     if all((plane == volume.array[0, 0, 0]).all() for plane in volume.array):
         raise InputError(
-            f"{path}: expected a CT in HU, found the same value in every voxel. Export the scan again."
+            f"{path}: expected a CT in HU, found the same value in every voxel, rounded to whole HU. Export the scan "
+            "again as HU, without scaling."
         )
     return volume
 

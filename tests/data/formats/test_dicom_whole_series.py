@@ -19,6 +19,7 @@ from pydicom.uid import (
 )
 
 from kitsseg.data.formats.dicom import is_series, read_series
+from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import read_image
 from kitsseg.errors import InputError
 
@@ -242,13 +243,20 @@ def mixed(tmp_path, second, count=8, shift=2.5, **differing):
         {"SeriesDescription": ("arterial", "venous")},
         {"AcquisitionTime": ("101500", "101545.5")},
         {"AcquisitionTime": (lambda k: f"{101500 + 0.4 * k:.2f}", lambda k: f"{101530 + 0.4 * k:.2f}")},
+        {"AcquisitionTime": ("10:15:00", "10:15:45.5")},
         {"AcquisitionDateTime": ("20200101235958.1", "20200102000030.2")},
+        {"ContentTime": ("101500", "101545.5")},
+        {"ContentTime": (lambda k: f"{101530 + 0.4 * k:.2f}", lambda k: f"{101510 - 0.4 * k:.2f}")},
         {"InstanceNumber": (lambda k: k + 1, lambda k: k + 101)},
     ],
 )
+@pytest.mark.filterwarnings("ignore:Invalid value for VR TM")
 @pytest.mark.parametrize("second", [8, 7])
 def test_two_acquisitions_between_each_other_are_refused(tmp_path, differing, second):
-    message = error_of(mixed(tmp_path, second, **differing))
+    if "ContentTime" in differing:  # numbered anew, so that nothing else tells them apart
+        numbers = {"InstanceNumber": (lambda k: 2 * k + 1, lambda k: 2 * k + 2)}
+        assert "ContentTime" in error_of(mixed(tmp_path / "numbered", second, **differing, **numbers))
+    message = error_of(mixed(tmp_path / "plain", second, **differing))
     assert "acquisitions or phases between each other" in message
     assert next(iter(differing)) in message or "InstanceNumber" in message
 
@@ -273,6 +281,7 @@ def test_two_patients_studies_or_frames_are_refused(tmp_path, name):
     assert f"2 values of {name}, such as 1.2.1 and 1.2.2" in error_of(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR TM")
 @pytest.mark.parametrize(
     "elements",
     [
@@ -283,6 +292,11 @@ def test_two_patients_studies_or_frames_are_refused(tmp_path, name):
         {"AcquisitionTime": "10"},
         {"AcquisitionTime": lambda k: None if k == 2 else "101500"},
         {"AcquisitionDateTime": lambda k: f"20200101{101500 + 3 * (k // 4)}.5+0100"},
+        {"AcquisitionTime": "noon", "ContentTime": "a"},
+        # computed in any order, with pauses, as by several machines or after a repair of the archive
+        {"ContentTime": lambda k: f"10{(k * 7) % 8:02d}00"},
+        {"ContentTime": lambda k: f"10{15 + 20 * (k in (1, 3, 6)):02d}{k:02d}"},
+        {"ContentTime": lambda k: f"10{15 + 20 * (k > 4):02d}00"},
         {"InstanceNumber": lambda k: 100 - k},
         {"InstanceNumber": None},
         {"PatientID": lambda k: None if k == 1 else "7"},
@@ -454,3 +468,36 @@ def test_a_number_that_every_slice_shares_is_read(tmp_path):
     """A copy that gave all files one SOPInstanceUID has still its own place for each."""
     write(tmp_path, [2.5 * k for k in range(5)], SOPInstanceUID="1.2.3")
     assert read_series(tmp_path).array.shape[0] == 5
+
+
+def slices_doubted(folder):
+    return [doubt for doubt in doubts_about(read_series(folder)) if doubt.check == "slices of the series"]
+
+
+@pytest.mark.parametrize("end", ["first", "last", "both"])
+@pytest.mark.parametrize("name", ["ImagesInAcquisition", "NumberOfSeriesRelatedInstances"])
+def test_slices_that_lack_at_an_end_are_told_where_the_headers_count_them(tmp_path, name, end):
+    files = write(tmp_path, EVEN, **{name: len(EVEN)})
+    assert slices_doubted(tmp_path) == []
+    for k in {"first": [0], "last": [-1], "both": [0, -1]}[end]:
+        files[k].unlink()
+    left = len(EVEN) - 1 - (end == "both")
+    [doubt] = slices_doubted(tmp_path)
+    assert str(doubt).startswith(f"expected {len(EVEN)} slices, as the headers say, found {left}. ")
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"ImagesInAcquisition": 5},  # of one of its reconstructions
+        {"ImagesInAcquisition": 0},
+        {"ImagesInAcquisition": ""},
+        {"ImagesInAcquisition": lambda k: 20 + k},
+        {"ImagesInAcquisition": lambda k: 20 if k else None},
+        {"ImagesInAcquisition": 20, "AcquisitionNumber": lambda k: 1 + k // 4},  # of a turn of several
+    ],
+)
+def test_headers_that_do_not_count_the_slices_raise_no_doubt(tmp_path, elements):
+    write(tmp_path, EVEN, **elements)
+    assert slices_doubted(tmp_path) == []
