@@ -70,7 +70,8 @@ def unpack(path: str | os.PathLike[str], folder: Path) -> None:
         paths that lead out of it, and one that would unpack to far more than its size or to more than the disk holds.
     """
     try:
-        with damage_named(), zipfile.ZipFile(path) as archive:
+        with damage_named(), Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+            _check_directory(file, archive)
             entries = [entry for entry in archive.infolist() if not _is_of_a_system(entry.filename)]
             _check_entries(entries, Path(path).stat().st_size, shutil.disk_usage(folder).free)
             for entry in entries:
@@ -141,12 +142,33 @@ def _check(file: BinaryIO) -> None:
     file.seek(-22, os.SEEK_END)
     end = file.read()
     with zipfile.ZipFile(file) as archive:
+        _check_directory(file, archive)
         entries = archive.infolist()
-        # a changed length in the directory can make a reader miss entries; here they are counted
-        if not (end.startswith(b"PK\5\6") and int.from_bytes(end[10:12], "little") == len(entries) > 0):
+        if not (end.startswith(b"PK\5\6") and entries):  # those of networks end so
             raise ValueError("its directory is damaged")
         inside = sum(entry.file_size for entry in entries)
         if inside > MOST_TIMES * size + SPARE_BYTES:
             raise ValueError(f"it has {size:,} bytes and would unpack to {inside:,}")
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} in it is wrong")
+
+
+def _check_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Count what a reader finds in the directory: a changed length or name in it makes entries vanish silently."""
+    entries = archive.infolist()
+    cut_names = [entry for entry in entries if "\0" in entry.orig_filename]
+    if cut_names or _stated_entries(file) not in (None, len(entries)):
+        raise ValueError("its directory is damaged")
+
+
+def _stated_entries(file: BinaryIO) -> int | None:
+    """How many entries an archive says at its end that it has; None where it does not say so there."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 0xFFFF - 100))  # the longest remark, and the records in front of it
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    count = int.from_bytes(tail[at + 10 : at + 12], "little")
+    if count < 0xFFFF:
+        return count
+    large = tail[max(0, at - 76) : at]  # of ZIP64: its record and the place of it
+    return int.from_bytes(large[32:40], "little") if large.startswith(b"PK\6\6") else None

@@ -197,7 +197,8 @@ SPOILED = {
     not_finite: r"/imaging\.nii\.gz: HU must be finite; found NaN or infinity\. Repair or export the scan again",
     no_voxels: r"/imaging\.nii\.gz: expected a 3-D volume, found no voxels \(shape \(0, 40, 48\)\)",
     no_data_type: r"/imaging\.nii\.gz: damaged or not NIfTI \(there is no data type 3\)\. Download or copy it",
-    constant: r"/imaging\.nii\.gz: expected a CT in HU, found the same value in every voxel, rounded to whole HU\. Export the scan",
+    constant: r"/imaging\.nii\.gz: expected a CT in HU, found the same value in every voxel, rounded to whole HU\. "
+    "Export the scan",
     one_slice: r"/imaging\.nii\.gz: expected a volume of at least two axial slices, found 1 "
     r"\(shape \(1, 40, 48\)\)\. Export the whole scan\.$",
     no_labels: r"/segmentation\.nii\.gz: missing; the folder holds imaging\.nii\.gz\. Complete or remove the case",

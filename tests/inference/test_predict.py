@@ -468,7 +468,7 @@ def test_an_ensemble_that_lacks_a_network_predicts_nothing(runs, trained, tmp_pa
     folders, _ = runs
     path = folders[which] if lacks == "folder" else folders[which] / lacks
     path.rename(tmp_path / "gone")
-    with pytest.raises((InputError, FileNotFoundError), match=re.escape(str(path))):
+    with pytest.raises((InputError, FileNotFoundError), match=re.escape(str(folders[which]))):
         predict_cases(
             folders[0], [trained.data], tmp_path / "out", options=PredictOptions(also=list(folders[1:3]))
         )
