@@ -162,7 +162,7 @@ def _count_streams(
             place = done + 8 * words[found >> 3] + (found & 7)
             counts += np.bincount(place // stride % slices * n_labels**2 + code[found], minlength=len(counts))
     for stream in (first, second):
-        read_to_end(stream)
+        read_to_end(stream, grid.header)
     by_slice = counts.reshape(slices, n_labels, n_labels)
     by_slice[:, 0, 0] = voxels // slices - by_slice.sum(axis=(1, 2))
     return by_slice[::-1] if grid.flipped[0] else by_slice

@@ -209,7 +209,7 @@ def _read(path: Path, dtype: npt.DTypeLike, convert: Convert) -> Volume:
         grid = _grid(header, path)
         array = _empty(grid.shape, dtype)
         _fill(grid.file_view(array), stream, header, path, convert)
-        read_to_end(stream)
+        read_to_end(stream, header)
     return Volume(path, array, grid)
 
 

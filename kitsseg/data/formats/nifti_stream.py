@@ -160,7 +160,15 @@ def read_exactly(stream: BinaryIO, size: int) -> bytes:
     return data
 
 
-def read_to_end(stream: BinaryIO) -> None:
-    """Read what is left: the checksum of a gzip file is compared at its end."""
-    while stream.read(1 << 20):
-        pass
+def read_to_end(stream: BinaryIO, header: nib.Nifti1Header) -> None:
+    """Read what is left: the checksum of a gzip file is compared at its end.
+
+    Raises: HeaderDataError if more is left than zeros, and it would make another plane: the header leaves some out.
+    """
+    plane_bytes = math.prod(header.get_data_shape()[:2]) * int(header.get_data_dtype().itemsize)
+    left, empty = 0, True
+    while piece := stream.read(1 << 20):
+        left += len(piece)
+        empty = empty and not any(piece)
+    if left >= max(plane_bytes, 1) and not empty:
+        raise HeaderDataError(f"{left:,} bytes follow the last slice that its header tells of")

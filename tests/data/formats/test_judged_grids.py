@@ -223,6 +223,24 @@ def test_more_voxels_than_the_file_can_hold_are_refused_before_memory_is_asked_f
     assert "too early" in error_of(path)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("more", [8, 1])
+def test_slices_that_the_header_leaves_out_are_refused(tmp_path, name, more):
+    """A damaged number of slices; the rest of the patient would be missing without a word."""
+    shape = scan().shape
+    dim = [3, *shape[:2], shape[2] - more, 1, 1, 1, 1]
+    path = write_nifti(tmp_path / name, scan(), np.diag([*SIZES, 1]), dim=dim)
+    bytes_left = more * shape[0] * shape[1] * scan().itemsize
+    assert f"{bytes_left:,} bytes follow the last slice that its header tells of" in error_of(path)
+
+
+@pytest.mark.parametrize("tail", [bytes(5000), b"written by a program that signs its files"])
+def test_what_makes_no_slice_may_follow_the_data(tmp_path, tail):
+    path = write_nifti(tmp_path / "scan.nii", scan(), np.diag([*SIZES, 1]))
+    path.write_bytes(path.read_bytes() + tail)
+    assert np.array_equal(read_image(path).grid.file_view(read_image(path).array), scan())
+
+
 # label maps with a scale
 
 
