@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.errors import InputError
+from kitsseg.runtime.hardware import gpus_of_backend
 
 if TYPE_CHECKING:
     from kitsseg.data.splits import CaseSplit
@@ -29,7 +30,7 @@ def describe_device() -> int:
     """
     import keras
 
-    gpus = len(keras.distribution.list_devices("gpu"))
+    gpus = len(gpus_of_backend())
     backend = f"Keras {keras.version()} on {keras.config.backend()}"
     if gpus:
         _say(f"{backend}, {gpus} GPU.")

@@ -17,6 +17,7 @@ import keras
 
 from kitsseg.errors import InputError
 from kitsseg.recipe import OneCycle
+from kitsseg.runtime.hardware import gpus_of_backend
 
 if TYPE_CHECKING:
     from kitsseg.recipe import Phase, Recipe
@@ -103,7 +104,7 @@ def set_execution(
     """
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_tensorflow = keras.config.backend() == "tensorflow"
-    without = devices.mirrored or (on_tensorflow and not keras.distribution.list_devices("gpu"))
+    without = devices.mirrored or (on_tensorflow and not gpus_of_backend())
     # None: Keras finds out at the first step what this network and these devices allow
     model.jit_compile = {"on": True, "off": False, "auto": False if without else None}[xla]
     n = 1 if step_by_step(phase) else steps_per_execution

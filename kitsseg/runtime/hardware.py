@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["computing_line", "nvidia_devices", "unused_gpu_warning"]
+__all__ = ["computing_line", "gpus_of_backend", "nvidia_devices", "unused_gpu_warning"]
 
 _ANSWERS_WITHIN = 20  # seconds
 
@@ -32,6 +32,14 @@ def nvidia_devices() -> list[str]:
     return [f"{path}" for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
+def gpus_of_backend() -> list[str]:
+    """The GPUs that the backend of Keras sees, such as gpu:0; empty where it computes on something else."""
+    import keras
+
+    # asked for its GPUs where there are none, JAX raises RuntimeError instead of giving an empty list
+    return [name for name in keras.distribution.list_devices() if name.lower().startswith("gpu")]
+
+
 def computing_line(precision: str, devices: int = 1) -> str:
     """What this process computes with, once Keras is there.
 
@@ -40,7 +48,7 @@ def computing_line(precision: str, devices: int = 1) -> str:
     """
     import keras
 
-    gpus = len(keras.distribution.list_devices("gpu"))
+    gpus = len(gpus_of_backend())
     what = f"{min(devices, gpus) or gpus} of {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "the CPU"
     return f"computes on {what}, {precision}, Keras {keras.version()} on {keras.config.backend()}"
 
@@ -49,7 +57,7 @@ def unused_gpu_warning() -> str | None:
     """A warning where the backend of Keras sees the CPU only, though the machine has NVIDIA devices; else None."""
     import keras
 
-    if keras.distribution.list_devices("gpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    if gpus_of_backend() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     names = nvidia_devices()
     if not names:

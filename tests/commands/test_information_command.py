@@ -84,6 +84,23 @@ def test_a_gpu_that_goes_unused_is_said_loudly(monkeypatch):
     assert hardware.unused_gpu_warning() is None
 
 
+@pytest.mark.parametrize(("there", "said"), [(["cpu:0"], "the CPU"), (["gpu:0", "gpu:1"], "2 of 2 GPUs")])
+def test_jax_is_not_asked_for_gpus_that_it_may_not_have(there, said, monkeypatch):
+    """Asked for them on a CPU, it raises an error: the training of the first batch ended in it."""
+    keras = pytest.importorskip("keras")
+
+    def list_devices(kind=None):
+        if kind and not any(name.startswith(kind) for name in there):
+            raise RuntimeError(f"Unknown backend: {kind!r} requested")
+        return there
+
+    monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
+    monkeypatch.setattr(hardware, "nvidia_devices", list)
+    assert f"computes on {said}, float32" in hardware.computing_line("float32", 2)
+    assert hardware.unused_gpu_warning() is None
+    assert len(hardware.gpus_of_backend()) == len(there) - (said == "the CPU")
+
+
 def test_devices_are_named_by_the_driver(monkeypatch, tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L4'\necho 'NVIDIA L4'\n")
