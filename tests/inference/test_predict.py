@@ -227,7 +227,7 @@ def test_a_bad_scan_is_listed_and_the_others_are_done(runs, trained, tmp_path):
 def test_whatever_a_network_raises_is_the_reason(trained, tmp_path, monkeypatch):
     """It concerns one scan; where it happened stands in predictions.json."""
 
-    def network(source, engine, output):
+    def network(source, engine, output, shape):
         def predict(batch):
             raise FloatingPointError("too hot")
 
@@ -331,7 +331,7 @@ from kitsseg.inference.cohort import predict_cases
 def predict(batch):
     time.sleep(0.02)
     return np.eye(3, dtype=np.float32)[(batch[..., 0] > 0).astype(int) + (batch[..., 0] > 1)]
-ensemble.open_network = lambda source, engine, output: Network("keras", predict, predict)
+ensemble.open_network = lambda source, engine, output, shape: Network("keras", predict, predict)
 predict_cases(sys.argv[1], [sys.argv[2]], sys.argv[3])
 """
 
