@@ -10,12 +10,22 @@ from kitsseg.commands.given import add_given, spoken_settings, with_given
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.interfaces import Progress
     from kitsseg.recipe import Recipe
 
-__all__ = ["add", "download", "preprocess", "statistics", "synthesize", "verify", "write_manifest"]
+__all__ = [
+    "add",
+    "download",
+    "from_host",
+    "preprocess",
+    "statistics",
+    "synthesize",
+    "verify",
+    "write_manifest",
+]
 
 
 def add(command: AddCommand) -> None:
@@ -70,6 +80,17 @@ def add(command: AddCommand) -> None:
     sub.add_argument("recipe", help="recipe whose preprocessing is used")
     sub.add_argument("data", type=Path, help="folder of cases: KiTS19, 21 or 23, nnU-Net raw, or by pattern")
     sub.add_argument("cache", type=Path, help="folder for the cache")
+    sub.add_argument(
+        "--from-host",
+        action="store_true",
+        help="fetch KiTS19, prepare and forget it, as many cases at a time as --workers: DATA gets the label maps, and "
+        "20 GB of scans never lie on the disk",
+    )
+    sub.add_argument(
+        "--cases", help="with --from-host: numbers such as 0,3-7, or all-training (default: these 210)"
+    )
+    sub.add_argument("--images-url", help="with --from-host: as for kitsseg download")
+    sub.add_argument("--labels-url", help="with --from-host: as for kitsseg download")
     add_layout(sub)
     add_given(
         sub,
@@ -219,10 +240,26 @@ def _lines() -> Progress:
 
 def _preprocess(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
+    from kitsseg.data.layouts.kits import Layout
+    from kitsseg.errors import InputError
 
     a = arguments
     recipe = with_given(recipes.get(a.recipe), a.given, "preprocess")
-    preprocess(recipe, a.data, a.cache, layout_of(a), a.workers, a.compress)
+    layout = layout_of(a)
+    of_host = {"--cases": a.cases, "--images-url": a.images_url, "--labels-url": a.labels_url}
+    given = [option for option, value in of_host.items() if value is not None]
+    if given and not a.from_host:
+        raise InputError(f"{given[0]}: expected --from-host beside it, found none. Give both, or neither.")
+    if not a.from_host:
+        preprocess(recipe, a.data, a.cache, layout, a.workers, a.compress)
+        return
+    if layout != Layout():
+        raise InputError(
+            "--from-host: expected KiTS19 as its hosts have it, found options about the layout of a folder. Leave them "
+            "out."
+        )
+    urls = {"images_url": a.images_url, "labels_url": a.labels_url}
+    from_host(recipe, a.data, a.cache, a.cases, a.workers, a.compress, {k: v for k, v in urls.items() if v})
 
 
 def preprocess(
@@ -255,6 +292,42 @@ def preprocess(
     done(
         f"preprocessed {len(made)} cases into {folder}{there}",
         f"kitsseg train {recipe.name} {cache} RUN{given}",
+    )
+
+
+def from_host(
+    recipe: Recipe,
+    data: Path,
+    cache: Path,
+    cases: str | None = None,
+    workers: int = 1,
+    compress: bool = False,
+    urls: Mapping[str, str] | None = None,
+) -> None:
+    from kitsseg.data.download.catalog import parse_cases
+    from kitsseg.data.download.passing import preprocess_from_host
+    from kitsseg.data.kits19.manifest import read_manifest
+    from kitsseg.runtime.console import done, progress_bar
+
+    names = parse_cases(cases or "all-training", read_manifest())
+    options: dict[str, Any] = dict(urls or {})
+    with progress_bar("cases") as progress:
+        folder, made, kept = preprocess_from_host(
+            data,
+            cache,
+            recipe.preprocess,
+            names,
+            workers=workers,
+            compress=compress,
+            progress=progress,
+            say=done,
+            **options,
+        )
+    there = f" ({len(kept)} were there already)" if kept else ""
+    done(
+        f"preprocessed {len(made)} cases into {folder}{there}; their label maps are in {data}, their scans are gone",
+        f"kitsseg train {recipe.name} {cache} RUN",
+        f"kitsseg download {data} --cases NUMBERS, for the scans that are to be segmented",
     )
 
 
