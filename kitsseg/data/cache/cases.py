@@ -47,6 +47,7 @@ __all__ = [
     "cases_of_part",
     "check_specification",
     "open_cache",
+    "open_case",
     "patients_digest",
     "read_record",
     "spec_record",
@@ -162,7 +163,7 @@ def open_cache(cache: str | os.PathLike[str], spec: PreprocessSpec) -> dict[str,
             "with the recipe that is to read it first; caches of several recipes lie side by side."
         )
     check_specification(folder, spec)
-    cases = {path.parent.name: _open_case(path.parent) for path in sorted(folder.glob("[!.]*/case.json"))}
+    cases = {path.parent.name: open_case(path.parent) for path in sorted(folder.glob("[!.]*/case.json"))}
     if not cases:
         raise InputError(f"{folder}: expected preprocessed cases, found none. Run kitsseg preprocess again.")
     return cases
@@ -228,7 +229,8 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _open_case(folder: Path) -> CachedCase:
+def open_case(folder: Path) -> CachedCase:
+    """One case of a cache. Raises: InputError if its record is damaged."""
     record = read_record(folder)
     chunks = record["chunks"] and tuple(Chunks(**part) for part in record["chunks"])
     hu = record["hu_counts"]
