@@ -61,10 +61,11 @@ notebooks-colab: $(COLAB_VENV)/installed
 matrix: $(VENV)/installed-test
 	$(BIN)/python -m nox --session tests
 
-# the API reference, in site/index.html; fails on a warning, a missing docstring or a dead link
+# the pages, the notebooks and the API reference as a site, in site/index.html; fails on a warning, a missing docstring
+# or a dead link
 docs: $(VENV)/installed-docs
 	rm -rf site
-	$(BIN)/python scripts/make_api.py site
+	$(BIN)/python scripts/make_site.py site
 
 lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff check .

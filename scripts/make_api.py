@@ -54,6 +54,8 @@ def public_modules():
 
     start_keras()
     names = ["kitsseg"]
+    for name in kitsseg.__all__:
+        setattr(kitsseg, name, getattr(kitsseg, name))  # what is imported on first use, pdoc would not see
     for found in pkgutil.walk_packages(kitsseg.__path__, "kitsseg."):
         if found.name.split(".")[1] in COMMAND_LINE:
             continue
@@ -61,7 +63,7 @@ def public_modules():
         if hasattr(module, "__all__") or found.ispkg:
             names.append(found.name)
         for name in getattr(module, "__all__", ()):
-            setattr(module, name, getattr(module, name))  # what is imported on first use, pdoc would not see
+            setattr(module, name, getattr(module, name))
     return names
 
 

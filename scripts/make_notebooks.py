@@ -13,14 +13,22 @@ from notebook_texts import TEXTS
 
 from kitsseg import recipes
 from kitsseg.runtime.start_keras import start_keras
+from kitsseg.version import __version__
 
 REPOSITORY = "kitsseg/kitsseg"
 FOLDER = Path(__file__).parents[1] / "colab"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-INSTALL = f"""import importlib.util
+# the repository's address stands in this cell alone; a folder called kitsseg is no installed package (it has no origin);
+# without git, or without the repository, the wheel of the release does
+INSTALL = f"""REPOSITORY = "https://github.com/{REPOSITORY}"
+WHEEL = f"{{REPOSITORY}}/releases/download/v{__version__}/kitsseg-{__version__}-py3-none-any.whl"
 
-if importlib.util.find_spec("kitsseg") is None:
-    %pip install -q "kitsseg[colab] @ git+https://github.com/{REPOSITORY}"
+import importlib.util
+
+for source in (f"git+{{REPOSITORY}}", WHEEL):
+    importlib.invalidate_caches()
+    if not getattr(importlib.util.find_spec("kitsseg"), "origin", None):
+        %pip install -q "kitsseg[colab] @ {{source}}"
 """
 
 
@@ -39,12 +47,13 @@ def paper_notebook(name):
 
 **What you get here.** With `DEMO = True` ten synthetic patients, a small version of the network, and every step of the
 road in about two minutes on a CPU: the figures are *phantom results* and say nothing about the paper's method. With
-`DEMO = False` the same cells download KiTS19 (20 GB; CC BY-NC-SA 4.0), train the paper's network and score it on patients it
-has never seen. By arithmetic the training alone takes {hours(name)} on a T4 (`VARIANT = "practical"`:
-{hours(f"{name}:practical")}); nobody has measured it. Begin with `CASES = "0-19"`, and see what the bar says is left.
+`DEMO = False` the same cells fetch KiTS19 (20 GB; CC BY-NC-SA 4.0), a scan at a time, train the paper's network and score it
+on patients it has never seen. By arithmetic the training alone takes {hours(name)} on a T4 (`VARIANT = "practical"`:
+{hours(f"{name}:practical")}); nobody has measured it. Begin with `CASES = "0-19"`; after the first epoch a line says what is
+left at the measured rate, and what to choose if that is too long.
 
-With `USE_DRIVE = True` runs and results are kept on your Drive, and a disconnected Colab goes on where it was. Scans and
-cache are not: a new machine downloads and prepares them again.
+With `USE_DRIVE = True` runs, results and a packed copy of the cache are kept on your Drive: after a disconnect run all
+cells again, and training goes on after its last finished epoch, on a cache that is back in minutes.
 
 Research software for late-arterial contrast CT, not a medical device.
 """,
@@ -56,23 +65,29 @@ Research software for late-arterial contrast CT, not a medical device.
 DEMO = True  # @param {{type:"boolean"}}
 VARIANT = "paper"  # @param ["paper", "practical"]
 CASES = "0-209"  # @param {{type:"string"}}
+PRECISION = "{text.get("precision", "float32")}"  # @param ["float32", "mixed_float16"]
+ACCUMULATE = {text.get("accumulate", 1)}  # @param {{type:"integer"}}
+FROM = ""  # @param {{type:"string"}}
 PATIENTS = 10  # @param {{type:"integer"}}
 EPOCHS = {text["demo_epochs"]}  # @param {{type:"integer"}}
 USE_DRIVE = False  # @param {{type:"boolean"}}
 
-from kitsseg import notebook, recipes
+from kitsseg import notebook
 
 notebook.describe_device()
-local, kept = notebook.folders("{name}", USE_DRIVE)
-recipe = recipes.get("{name}:tiny" if DEMO else "{name}" if VARIANT == "paper" else "{name}:practical")
+place = notebook.folders("{name}", DEMO, VARIANT, PATIENTS, CASES, USE_DRIVE)
+recipe = notebook.choose_recipe("{name}", DEMO, VARIANT)
+computing = {{}} if DEMO else {{"precision": PRECISION, "accumulate": ACCUMULATE}}
 """,
     )
     yield (
         "markdown",
         """## What is stated and what was chosen
 
-`CASES` is for KiTS19, `PATIENTS` and `EPOCHS` (of each phase) for the demo; KiTS19 gets the recipe's own epochs. Every
-setting below says where it comes from: the paper, the authors' code, or us.
+`PATIENTS` and `EPOCHS` (of each phase) are for the demo. KiTS19 gets the recipe's own epochs, on `CASES`; `PRECISION`
+`mixed_float16` is what a T4 computes fastest, `ACCUMULATE` parts of a batch go one after the other where it does not fit 15 GB,
+and `FROM` is the folder of a finished run to start from. Each choice has folders of its own: change one, run all cells again, and
+what was done before is still there. Every setting below says where it comes from: the paper, the authors' code, or us.
 """,
     )
     yield (
@@ -94,27 +109,21 @@ if not DEMO:
     )
     yield (
         "code",
-        """from kitsseg import preprocess_cases
-
-data = notebook.get_patients(local / "data", DEMO, PATIENTS, CASES)
-preprocess_cases(data, local / "cache", recipe.preprocess)
+        """notebook.prepare(recipe, place)
 """,
     )
     yield (
         "markdown",
         """## Training
 
-Patients are split before anything is drawn from them: no patient is on two sides. After a disconnect run all cells again: training
-goes on after its last finished epoch.
+Patients are split before anything is drawn from them: no patient is on two sides. A run that is there already is taken up again
+if recipe, patients, split and all settings are the same; else a line says what differs, and the new one gets its own folder.
 """,
     )
     yield (
         "code",
-        """from kitsseg import load_split, make_split, open_cache
-
-cases = open_cache(local / "cache", recipe.preprocess)
-split = make_split(cases, (0.6, 0.2, 0.2)) if DEMO else load_split("80-10-10").among(cases)[0]
-run = notebook.train_or_resume(recipe, local / "cache", split, kept / "run", EPOCHS if DEMO else None)
+        """split = notebook.choose_split(recipe, place)
+run = notebook.train(recipe, place, split, EPOCHS if DEMO else None, start_from=FROM, **computing)
 """,
     )
     if name == "wp_unet":
@@ -137,15 +146,8 @@ The share of zeros in each layer that the schedule acts on. Depthwise kernels, b
     )
     yield (
         "code",
-        """from kitsseg import evaluate_folders, predict_cases
-
-predict_cases(run, [data], kept / "predictions", part="test")
-result = evaluate_folders(kept / "predictions", data, kept / "scores.csv")
-""",
-    )
-    yield (
-        "code",
-        """notebook.results_table(recipe, kept / "scores.csv")
+        """scores = notebook.score_test_patients(run, place, split)
+notebook.results_table(recipe, scores)
 """,
     )
     yield (
@@ -163,7 +165,7 @@ Training curves, then each test patient, worst first: truth and prediction outli
         "code",
         """from kitsseg import write_report
 
-notebook.show_page(write_report(kept / "scores.csv", kept / "report.html"))
+notebook.show_page(write_report(scores, scores.with_name("report.html")))
 """,
     )
     if text.get("look"):
@@ -183,6 +185,24 @@ ends, is out of reach.
     yield (
         "markdown",
         "## What does not add up in the paper\n\n" + "".join(f"* {line}\n" for line in text["fair"]),
+    )
+    yield (
+        "markdown",
+        """## Your own scan
+
+Give the path of a NIfTI file, of a folder or a `.zip` archive of DICOM files in `SCAN`, or set `UPLOAD` and choose one. It is
+segmented by the run above and by the starter network of the package, which learned from synthetic patients only. Scroll
+through the slices with the wheel, the arrow keys or the slider; the box in the legend hides the outlines.
+""",
+    )
+    yield (
+        "code",
+        """# @title Scan
+SCAN = ""  # @param {type:"string"}
+UPLOAD = False  # @param {type:"boolean"}
+
+notebook.show_own_scan(run, SCAN, UPLOAD)
+""",
     )
     yield (
         "markdown",
@@ -208,6 +228,9 @@ runs scored on the same patients can be compared; the table says which those are
         "code",
         """# @title Settings
 RECIPES = "unet2d, wp_unet"  # @param {type:"string"}
+DEMO = True  # @param {type:"boolean"}
+VARIANT = "paper"  # @param ["paper", "practical"]
+CASES = "0-209"  # @param {type:"string"}
 PATIENTS = 10  # @param {type:"integer"}
 EPOCHS = 6  # @param {type:"integer"}
 USE_DRIVE = False  # @param {type:"boolean"}
@@ -215,21 +238,21 @@ USE_DRIVE = False  # @param {type:"boolean"}
 from kitsseg import notebook
 
 notebook.describe_device()
-local, kept = notebook.folders("compare", USE_DRIVE)
 names = [name.strip() for name in RECIPES.split(",")]
+places = {name: notebook.folders(name, DEMO, VARIANT, PATIENTS, CASES, USE_DRIVE) for name in names}
 """,
     )
     yield (
         "markdown",
         """## Runs
 
-A recipe whose scores are there already (`kept/NAME/scores.csv`) is read; any other is trained in its small variant on the same
-synthetic patients: phantom results.
+The scores of a notebook that has run with the same settings, in this session or on the same Drive, are read from where they are.
+With `DEMO = True` any other recipe is trained in its small variant on the same synthetic patients: phantom results.
 """,
     )
     yield (
         "code",
-        """scores = {name: notebook.demo_scores(name, local, kept / name, PATIENTS, EPOCHS) for name in names}
+        """scores = {name: notebook.demo_scores(name, places[name], EPOCHS) for name in names}
 """,
     )
     yield (

@@ -1,4 +1,4 @@
-"""Print the README's table of papers: python scripts/paper_table.py
+"""Print the table of docs/networks.md: python scripts/paper_table.py
 
 Parameters and multiply-adds are counted on the networks as they are built; the rest is what the recipes say.
 """
@@ -17,7 +17,7 @@ from kitsseg.models import (
 )
 from kitsseg.models.macs import count_macs
 
-PAGES = "https://github.com/kitsseg/kitsseg/blob/main/docs/papers"
+PAGES = "papers"
 # network, parameters in the paper, what is scored and open
 ROWS = [
     (

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from kitsseg.recipe import Recipe
     from kitsseg.scoring.summary import Summary
 
-__all__ = ["comparison_table", "receptive_field_chart", "results_table", "show_page", "sparsity_chart"]
+__all__ = [
+    "comparison_table",
+    "page_frame",
+    "receptive_field_chart",
+    "results_table",
+    "show_page",
+    "sparsity_chart",
+]
 
 
 def results_table(recipe: Recipe, scores: str | os.PathLike[str]) -> HTML:
@@ -82,8 +89,14 @@ def show_page(path: str | os.PathLike[str], height: int = 900) -> HTML:
     """An HTML page of ours inside the notebook, apart from the notebook's own styles."""
     from IPython.display import HTML
 
+    return HTML(page_frame(path, height))
+
+
+def page_frame(path: str | os.PathLike[str], height: int = 900) -> str:
+    """The HTML of ``show_page``."""
     page = html.escape(Path(path).read_text(encoding="utf-8"))
-    return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" frameborder="0"></iframe>')
+    # in a div: of a bare iframe IPython says that its own IFrame is better, which takes no page by its contents
+    return f'<div><iframe srcdoc="{page}" width="100%" height="{height}" frameborder="0"></iframe></div>'
 
 
 def receptive_field_chart(run: str | os.PathLike[str], recipe: Recipe) -> Figure:

@@ -151,14 +151,16 @@ def check_same(
 ) -> None:
     """See that a run is the one that ``train_recipe`` with these arguments would make.
 
-    Raises: InputError, naming what is different: a setting of the recipe such as the epochs, the split, the seed, or
-        the patients that the names of its cases mean.
+    Raises: InputError, naming what is different: a setting of the recipe such as the epochs, the split, the seed, the
+        run that it starts from, or the patients that the names of its cases mean.
     """
     options = options or TrainOptions()
     recipe, _ = _checked(recipe, options)
-    entries = (
-        options.computing | dict(options.entries) | _patients(open_cache(cache, recipe.preprocess), split)
-    )
+    cases = open_cache(cache, recipe.preprocess)
+    recipe = _with_steps_of(recipe, split, cases)
+    start = None if options.start_from is None else start_from_run(options.start_from, recipe, split, run)
+    entries = options.computing | {"parent": start.parent if start else None}
+    entries |= dict(options.entries) | _patients(cases, split)
     if differing := differences(read_run(run), recipe, split, options.seed or 0, entries):
         raise InputError(
             f"{run}: holds a run that was made with {differing}. Choose another folder for the new run, or give the "

@@ -70,7 +70,7 @@ def test_the_commands_are_found():
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_python_of_its_page_runs(tmp_path, monkeypatch):
     """Block after block, in the folder that ``make demo`` leaves behind; only fewer patients and smaller ones."""
     from kitsseg import recipes
     from kitsseg.data.cache.build import preprocess_cases
@@ -84,9 +84,9 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     synthesize_cases("demo/data", 9, (12, 64, 64))
     preprocess_cases("demo/data", "demo/cache", spec)
     save_split(make_split(open_cache("demo/cache", spec), (0.78, 0.11, 0.11)), Path("demo/split.json"))
-    found, names = blocks(ROOT / "README.md", "python"), {}
+    found, names = blocks(ROOT / "docs" / "python.md", "python"), {}
     assert len(found) == 3
     for block in found:
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, "python.md", "exec"), names)
     assert Path("my-run/model.keras").is_file() and Path("my-scores.csv").is_file()
     assert names["model"].count_params() > 0
