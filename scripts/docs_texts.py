@@ -50,8 +50,10 @@ COMMANDS = {
     ),
     "preprocess": (
         "Resamples as the recipe states and writes a cache of whole slices that training reads by random access. One case "
-        "at a time, without TensorFlow; cases that are there already are kept, so an interrupted run goes on.",
-        "kitsseg preprocess unet2d DATA CACHE --workers 2",
+        "at a time, without TensorFlow; cases that are there already are kept, so an interrupted run goes on. With `--from-host` "
+        "KiTS19 is fetched, prepared and forgotten, a case at a time: label maps stay in `DATA`, scans do not, and what a scan "
+        "was is recorded in `DATA/hashes.json`.",
+        "kitsseg preprocess unet2d DATA CACHE --workers 2\nkitsseg preprocess unet2d DATA CACHE --from-host --cases 0-19",
     ),
     "statistics": (
         "Mean, standard deviation and percentiles of HU in kidney and tumor over the *training* part of a split, beside "

@@ -25,7 +25,7 @@ NAV = {
     "Getting started": ["getting_started.md"],
     "How to": ["own_data.md", "slices.md", "colab.md", "clusters.md", "starter.md", "troubleshooting.md"],
     "Notebooks": [],
-    "Reference": ["commands/README.md", "networks.md", "python.md", "dependencies.md"],
+    "Reference": ["commands/README.md", "networks.md", "splits.md", "python.md", "dependencies.md"],
     "Papers": ["papers/README.md"],
     "Explanation": ["results.md", "architecture.md"],
 }
