@@ -1,4 +1,5 @@
 """The rows of the papers' tables under one protocol: python benchmarks/ablations.py OUT [--pages docs/results.md]
+    [--scores benchmarks/ablations.csv]
 
 For deeplab3d and unet2d: the tiny recipe, narrower and on a coarser grid, with the changes of each variant, trained on
 the same procedural phantoms with the same split and the same number of steps, once for each seed, on one thread; tested
@@ -7,7 +8,8 @@ on patients that no training saw. Rows that differ in post-processing alone shar
 Each table (OUT/tables/ablations-PAPER.md, with --pages also between the marks of these pages) sets the means beside the
 paper's own figures and says where the order agrees. A row is said to be above another only where every seed says so.
 What is in OUT is kept, so that a stopped call goes on; --only and --seeds choose what is trained, the tables hold all
-that is there (--seeds 0 trains nothing).
+that is there (--seeds 0 trains nothing). --scores FILE.csv keeps the Dice of every test patient beside it: rows and
+seeds that are in this file are done, so that a later call goes on without OUT.
 
 Phantom results: they compare what small networks learn from phantoms in little time, not the papers' methods on CT of
 patients.
@@ -20,6 +22,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -39,18 +42,24 @@ from kitsseg import (
 )
 from kitsseg.data import synthesize_cases
 from kitsseg.files.atomic import atomic_path
+from kitsseg.files.locks import folder_lock
+from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.recipe import Recipe, changed
 from kitsseg.scoring import read_scores
 
 CASES, SIZE = 30, (32, 96, 96)
 PARTS = (0.5, 0.1, 0.4)  # to train, to choose epochs by, to test
 LABELS = {"kidney_label": "kidney", "tu": "tumor", "tk": "kidney with tumor"}
-# what differs from the tiny recipe in every row: about half of its width and of the resolution; unet2d: fewer epochs
+COLUMNS = ("row", "seed", "steps", "case", *(f"{column}_dice" for column in LABELS))
+# what differs from the tiny recipe in every row: about half of its width and of the resolution; deeplab3d: more epochs,
+# since 360 steps of so small patches leave a TK Dice of 0.3; unet2d: fewer
 COARSE = {
     "deeplab3d": {
         "preprocess.spacing_mm": (6.0, 4.0, 4.0),
         "model.width_divisor": 4,
         "phases.scratch.sampler.patch_size": (16, 24, 24),
+        "phases.scratch.epochs": 25,
+        "phases.scratch.schedule.patience": 6,
         "phases.finetune.sampler.patch_size": (16, 20, 20),
         "phases.scratch.validate_cases_every": None,
         "phases.finetune.validate_cases_every": None,
@@ -126,6 +135,8 @@ class Pair:
 
 Scores = dict[str, dict[int, dict[str, float]]]
 """Row -> seed -> column -> mean Dice of the test patients."""
+Kept = dict[tuple[str, int], list[dict[str, Any]]]
+"""Row and seed -> a line of ``COLUMNS`` for each test patient."""
 
 
 def main() -> None:
@@ -134,21 +145,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default: 3)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="such as unet2d deeplab3d:focal-5")
     parser.add_argument("--pages", type=Path, nargs="*", default=[])
+    parser.add_argument("--scores", type=Path, metavar="FILE.csv", help="keep the Dice of each patient here")
     a = parser.parse_args()
     one_thread()
     rows = {paper: rows_of(paper) for paper in TABLES}
     known = [row.name for each in rows.values() for row in each]
     if unknown := sorted(set(a.only or ()) - set(known)):
         parser.error(f"--only: expected some of {', '.join(known)}; found {', '.join(unknown)}.")
+    every = [*itertools.chain(*rows.values())]
+    kept = keep(every, a.out, a.scores)
     if a.seeds:
         synthesize_cases(a.out / "data", CASES, SIZE, 0)
-    for row in itertools.chain(*rows.values()):
+    for row in every:
         for seed in range(a.seeds):
-            if a.only is None or row.name in a.only:
+            if (a.only is None or row.name in a.only) and (row.name, seed) not in kept:
                 run_row(row, a.out, seed)
-    tables = {
-        f"ablations-{paper}": table(paper, each, read_rows(each, a.out)) for paper, each in rows.items()
-    }
+                kept = keep(every, a.out, a.scores)
+    tables = {f"ablations-{paper}": table(paper, each, means(each, kept)) for paper, each in rows.items()}
     for name, text in tables.items():
         print(f"{name}\n\n{text}\n")
         with atomic_path(a.out / "tables" / f"{name}.md") as temporary:
@@ -216,21 +229,48 @@ def folder_of(name: str, out: Path, seed: int) -> Path:
     return out / name.replace(":", "-") / str(seed)
 
 
-def read_rows(rows: list[Row], out: Path) -> Scores:
+def keep(rows: list[Row], out: Path, file: Path | None) -> Kept:
+    """What is scored, in OUT and in the file; the file, if one is given, gets all of it, whatever else writes there."""
+    with folder_lock(out, "scores"):
+        kept = read_kept(file, rows) if file and file.is_file() else {}
+        for row in rows:
+            for scores in folder_of(row.name, out, 0).parent.glob("*/scores.csv"):
+                seed = int(scores.parent.name)
+                head = {"row": row.name, "seed": seed, "steps": steps_of(row.recipe)}
+                kept[row.name, seed] = [
+                    head | {name: case[name] for name in COLUMNS if name not in head}
+                    for case in read_scores(scores)[0]
+                ]
+        if file:
+            write_rows(file, (line for key in sorted(kept) for line in kept[key]), COLUMNS)
+    return kept
+
+
+def read_kept(file: Path, rows: list[Row]) -> Kept:
+    """The lines of the file; trainings of another length than today's are refused."""
+    kinds = {"row": str, "seed": int, "steps": int, "case": str} | dict.fromkeys(COLUMNS[4:], float)
+    steps = {row.name: steps_of(row.recipe) for row in rows}
+    kept: Kept = {}
+    for line in read_rows(file, kinds, None, "the scores of this benchmark", "Give another --scores."):
+        if line["steps"] != steps.get(line["row"]):
+            raise SystemExit(
+                f"{file}: holds {line['row']} after {line['steps']} steps, expected {steps.get(line['row'])}. "
+                "Give another --scores."
+            )
+        kept.setdefault((line["row"], line["seed"]), []).append(line)
+    return kept
+
+
+def means(rows: list[Row], kept: Kept) -> Scores:
     """Means over the test patients, of the seeds that are there."""
-    found: Scores = {}
-    for row in rows:
-        files = {
-            int(file.parent.name): file for file in folder_of(row.name, out, 0).parent.glob("*/scores.csv")
+    return {
+        row.name: {
+            seed: {column: statistics.mean(case[f"{column}_dice"] for case in cases) for column in LABELS}
+            for (name, seed), cases in sorted(kept.items())
+            if name == row.name
         }
-        cases = {seed: read_scores(files[seed])[0] for seed in sorted(files)}
-        found[row.name] = {
-            seed: {
-                column: statistics.mean(float(case[f"{column}_dice"]) for case in each) for column in LABELS
-            }
-            for seed, each in cases.items()
-        }
-    return found
+        for row in rows
+    }
 
 
 def table(paper: str, rows: list[Row], scores: Scores) -> str:
