@@ -422,6 +422,9 @@ class InferenceSpec:
             (0 slices, 1 rows, 2 columns).
         multiple: whole slices are padded to a multiple of this, the network's total stride.
         output: what the network's channels mean, see ``OUTPUTS``.
+        coarse: ``kitsseg predict`` shows the network only the region in which the package's starter network finds
+            kidneys, and 20 mm around it; the whole scan where that is doubtful (``kitsseg.inference.coarse``). Cached
+            cases, by which training chooses an epoch, are seen whole.
     """
 
     tile: tuple[int, ...] | None
@@ -431,6 +434,7 @@ class InferenceSpec:
     mirror_axes: tuple[int, ...] = ()
     multiple: int = 1
     output: str = "softmax"
+    coarse: bool = False
 
     def __post_init__(self) -> None:
         _check("InferenceSpec", "output", self.output, tuple(OUTPUTS))

@@ -79,6 +79,12 @@ def add(command: AddCommand) -> None:
         "--mirror", action=argparse.BooleanOptionalAction, help="override the recipe's mirroring"
     )
     sub.add_argument(
+        "--coarse",
+        choices=["on", "off"],
+        help="on: the network sees only the region in which the package's starter network finds kidneys, and 20 mm "
+        "around it; off: the whole scan (default: as the recipe says)",
+    )
+    sub.add_argument(
         "--postprocess",
         choices=["on", "off"],
         help="off: the labels before the recipe's post-processing (default: as the recipe says)",
@@ -111,6 +117,13 @@ def add(command: AddCommand) -> None:
         choices=ENGINE_NAMES,
         help="what computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
         "litert; for an .onnx file onnxruntime)",
+    )
+    sub.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="bfloat16: compute the networks of runs in it; worth it on hardware that multiplies in it. Once for a run "
+        "its labels are compared with those of float32, and refused below a Dice of 0.995 between both",
     )
     sub.add_argument(
         "--also",
@@ -181,7 +194,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         whole_slices=a.whole_slices,
         mirror=a.mirror,
         refine_labels=None if a.postprocess is None else a.postprocess == "on",
+        coarse=None if a.coarse is None else a.coarse == "on",
         engine=a.engine,
+        precision=a.precision,
         also=a.also,
         shard=a.shard,
         scheduler=a.scheduler,
@@ -230,6 +245,8 @@ def predict(
         write_color_tables(out)
     for text in outcome.warnings:
         warning(f"warning: {text}")
+    for text in outcome.agreement:
+        console.print(text, markup=False)
     for text in outcome.notes[:NAMED]:
         warning(f"warning: {text}")
     if len(outcome.notes) > NAMED:

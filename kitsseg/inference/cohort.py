@@ -24,10 +24,13 @@ from kitsseg.data.layouts.scans import Scan
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.paths import as_given
+from kitsseg.inference.coarse import find_region
 from kitsseg.inference.ensemble import Ensemble, ensemble_of, open_ensemble
 from kitsseg.inference.familiar import unlike_kits19
 from kitsseg.inference.plan import Plan, odd_name, planned
+from kitsseg.inference.precision import agreement, single_networks
 from kitsseg.inference.products import check_products, with_volumes, write_dicom_seg, write_statistics
+from kitsseg.inference.region import labels_at_border
 from kitsseg.inference.scan import (
     ensemble_labels,
     prepare_scan,
@@ -35,12 +38,21 @@ from kitsseg.inference.scan import (
 from kitsseg.inference.slices import narrow_windows
 from kitsseg.interfaces import Progress
 from kitsseg.labels.volumes import Cleanup, cleaned
-from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions, PredictionsRecord, Source
+from kitsseg.records.precision import PrecisionCheck, kept_check
+from kitsseg.records.predictions import (
+    CoarsePass,
+    FailedScan,
+    PredictedScan,
+    Predictions,
+    PredictionsRecord,
+    Source,
+)
 from kitsseg.records.starter import STARTER, network_path
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
 
 if TYPE_CHECKING:
+    from kitsseg.data.formats.grid import Volume
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.inference.scan import Member
     from kitsseg.recipe import ReassignSmall, RemoveFar
@@ -74,7 +86,9 @@ class Outcome:
         renewed: names of scans that have changed since their label maps were made, which were made anew.
         record: what ``predictions.json`` says of the folder now, with absolute paths.
         warnings: sentences for the user; one names the file of a scan that is doubtful.
-        notes: sentences for the user about networks and scans that do not fit together, but may be meant.
+        notes: sentences for the user about networks and scans that do not fit together, but may be meant, and about
+            scans of which the networks saw the whole though a coarse pass was asked for.
+        agreement: sentences about the agreement of the networks' lower precision with float32.
     """
 
     written: list[Path]
@@ -85,6 +99,7 @@ class Outcome:
     renewed: list[str] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    agreement: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +111,11 @@ class PredictOptions:
             faster, slightly different at the tiles' borders.
         mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
         refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
+        coarse: True or False overrides the recipe's coarse pass.
         engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``
             names it.
+        precision: "bfloat16" computes the networks of runs in it. Once for a run its labels are compared with those of
+            float32, and refused where they differ (``kitsseg.inference.precision``).
         also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run
             counts the same, and the post-processing is that of the first run.
         shard: (i, n): job i of n, from 0, that share the scans and the folder.
@@ -112,7 +130,9 @@ class PredictOptions:
     whole_slices: bool = False
     mirror: bool | None = None
     refine_labels: bool | None = None
+    coarse: bool | None = None
     engine: str | None = None
+    precision: str = "float32"
     also: Sequence[str | os.PathLike[str]] = ()
     shard: tuple[int, int] | None = None
     scheduler: str | None = None
@@ -209,7 +229,9 @@ def plan_cohort(
             whole_slices=options.whole_slices,
             mirror=options.mirror,
             refine_labels=options.refine_labels,
+            coarse=options.coarse,
             engine=options.engine,
+            precision=options.precision,
             cleanup=options.cleanup,
         )
 
@@ -306,10 +328,11 @@ def carry_out(
         *(f"{scans[name].place}: {doubt}" for name, entry in done.items() for doubt in entry.doubts),
     )
     notes = _notes(plan, done)
+    agreeing = tuple(_agreement(plan, record.header.engine, done))
     failed |= {what: f"{what}: {why}" for what, why in plan.wrong}
     kept = len(written) - made + len(lost)
     content = record.content()
-    return Outcome(written, kept, failed, content, record.header.engine, renewed, warned, notes)
+    return Outcome(written, kept, failed, content, record.header.engine, renewed, warned, notes, agreeing)
 
 
 def _notes(plan: Plan, done: Mapping[str, PredictedScan]) -> tuple[str, ...]:
@@ -327,7 +350,31 @@ def _notes(plan: Plan, done: Mapping[str, PredictedScan]) -> tuple[str, ...]:
         for name, entry in done.items()
         if entry.unlike and not entry.phantom
     ]
-    return tuple(said)
+    return *_seen_whole(plan, done), *said
+
+
+def _seen_whole(plan: Plan, done: Mapping[str, PredictedScan]) -> Iterator[str]:
+    """One sentence about the scans whose coarse pass found no region."""
+    whole = [
+        f"{plan.scans[name].place} ({entry.coarse.whole})"
+        for name, entry in done.items()
+        if entry.coarse is not None and entry.coarse.whole is not None
+    ]
+    if whole:
+        more = f"; and {len(whole) - NAMED} more" if len(whole) > NAMED else ""
+        yield f"the networks saw the whole scan, not a region of it: {'; '.join(whole[:NAMED])}{more}"
+
+
+def _agreement(plan: Plan, engine: str | None, done: Mapping[str, PredictedScan]) -> Iterator[str]:
+    """A sentence about each run that was computed in a lower precision."""
+    precision = plan.ensemble.precision
+    if precision == "float32" or engine is None:
+        return
+    made = [check for entry in done.values() for check in entry.precision or ()]
+    for run, sha256 in zip(plan.ensemble.runs, plan.ensemble.sha256, strict=True):
+        own = [check for check in made if check.weights_sha256 == sha256]
+        check = own[-1] if own else kept_check(run, precision, sha256, engine)
+        yield f"{run}: {check or f'{precision} is not compared with float32 yet: neither finds anything to compare'}"
 
 
 def _with_products(
@@ -468,12 +515,25 @@ def predict_scan(
             # single slices say what their numbers are, and need not show a whole patient
             doubts = () if item is not None else tuple(map(str, doubts_about(volume, clip_hu)))
             unlike = () if item is not None else unlike_kits19(grid, [member.spec for member in members])
-            prepared = prepare_scan(volume.array, grid.spacing_mm, members)
+            region = None
+            if item is None and any(member.inference.coarse for member in members):
+                region = find_region(volume.array, grid.spacing_mm)
+            seen_so = ensemble if item is None else _of_slices(ensemble)
+            checked = _checked_precision(seen_so, engine, volume, region)
+            prepared = prepare_scan(volume.array, grid.spacing_mm, members, region)
             del volume  # its memory too, unless what was prepared needs it
             give_back_memory()
             labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
-            if ensemble is not None and ensemble.cleanup is not None:
+            if region is not None and (border := labels_at_border(labels, grid.spacing_mm, region)):
+                region = CoarsePass(whole=f"labels reach the {border} of the region", seconds=region.seconds)
+                again = read_image(scan.path, scan.series).array
+                prepared = prepare_scan(again, grid.spacing_mm, members)
+                del again
+                labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
+            if ensemble.cleanup is not None:
                 labels = cleaned(labels, grid.spacing_mm, ensemble.cleanup)
+        except _OfAllScans:
+            raise
         except (InputError, OSError) as error:
             return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
         except Exception as error:  # whatever it is, the other scans may be fine
@@ -495,11 +555,48 @@ def predict_scan(
             phantom=is_phantom(grid.header),
             doubts=doubts,
             unlike=unlike,
+            coarse=region,
+            precision=checked,
             seconds=round(time.monotonic() - started, 2),
         )
         if item is not None:
             entry = replace(entry, patient=item.patient, mask_values=item.mask_values)
         return entry, engine
+
+
+def _of_slices(ensemble: Ensemble) -> Ensemble:
+    """The ensemble for single slices."""
+    networks = (
+        replace(network, preprocess=spec_of_slices(network.preprocess)) for network in ensemble.networks
+    )
+    return replace(ensemble, networks=tuple(networks))
+
+
+class _OfAllScans(InputError):
+    """What concerns all scans, though the first of them shows it."""
+
+
+_agreeing: set[Ensemble] = set()  # whose precision was checked in this process
+
+
+def _checked_precision(
+    ensemble: Ensemble, engine: str, scan: Volume, region: CoarsePass | None
+) -> tuple[PrecisionCheck, ...] | None:
+    """Checks of the networks' lower precision that this scan was needed for; None if there were none."""
+    if ensemble.precision == "float32" or ensemble in _agreeing:
+        return None
+    made, open_questions = [], False
+    for alone in single_networks(ensemble):
+        try:
+            check, now = agreement(alone, engine, scan.array, scan.grid.spacing_mm, region)
+        except InputError as error:
+            raise _OfAllScans(str(error)) from error
+        open_questions |= check is None
+        if check is not None and now:
+            made.append(check)
+    if not open_questions:
+        _agreeing.add(ensemble)
+    return tuple(made) or None
 
 
 @functools.lru_cache(maxsize=1)

@@ -49,7 +49,7 @@ class Network:
     """A network that is ready to predict.
 
     Attributes:
-        engine: its name, see ``ENGINES``.
+        engine: its name, see ``ENGINES``; with the precision, where that is not float32.
         scores: from a float32 batch (batch, ..., channels) to float32 (batch, ..., classes), whichever is cheaper,
             logits or probabilities: where only labels are wanted, their arg-max is the same.
         probabilities: the same, to softmax probabilities.
@@ -68,6 +68,8 @@ def open_network(
     engine: str | None = None,
     output: str | None = None,
     shape: tuple[int, ...] | None = None,
+    *,
+    precision: str = "float32",
 ) -> Network:
     """Load a network.
 
@@ -77,10 +79,12 @@ def open_network(
             the JAX backend Keras), for an exported network the one of its format.
         output: as ``InferenceSpec.output``, which says how many channels there must be; None: any number.
         shape: of an image that the network of a run must take, as ``TrainedNetwork.image_shape``; None: of any.
+        precision: "float32", or for a run "bfloat16": layers compute in it, those that give the logits in float32.
 
     Raises: InputError for a damaged file, a network of another form, an engine that cannot read it, or one that is not
         installed; when it computes, for images of another form than the network's, outputs of another form, and
-        numbers not finite.
+        numbers not finite. ValueError for a lower precision of an exported network: it was chosen when the network was
+        exported.
     """
     exported = source if isinstance(source, Exported) else None
     path: str | os.PathLike[str] = source.path if isinstance(source, Exported) else source
@@ -97,8 +101,13 @@ def open_network(
                 else "Choose one of them."
             )
         )
+    if exported is not None and precision != "float32":
+        raise ValueError(
+            f"open_network: expected a run to compute in {precision}, found {path}, an exported network."
+        )
     if exported is None:
-        scores = _checked(_run(path, engine, output, shape), path, output)
+        scores = _checked(_run(path, engine, output, shape, precision), path, output)
+        engine = engine if precision == "float32" else f"{engine} in {precision}"
     else:
         load: dict[str, Callable[[str | os.PathLike[str]], Predict]] = {
             "litert": _litert,
@@ -188,7 +197,11 @@ def _engine_of_backend() -> str:
 
 
 def _run(
-    weights: str | os.PathLike[str], engine: str, output: str | None, shape: tuple[int, ...] | None
+    weights: str | os.PathLike[str],
+    engine: str,
+    output: str | None,
+    shape: tuple[int, ...] | None,
+    precision: str,
 ) -> Predict:
     """Logits of a run's network, batch normalizations folded; with deep supervision those of the last output."""
     import keras
@@ -202,7 +215,8 @@ def _run(
             f"--engine tensorflow: Keras runs on {backend} in this process. Unset KERAS_BACKEND, or choose keras."
         )
     network = read_network(weights, shape=shape, output=output)
-    network = fold_batch_norm(keras.Model(network.input, network.outputs[-1]))
+    policy = "float32" if precision == "float32" else f"mixed_{precision}"
+    network = fold_batch_norm(keras.Model(network.input, network.outputs[-1]), precision=policy)
     gc.collect()  # the network as it was read is full of cycles
     give_back_memory()
     if engine == "tensorflow":

@@ -29,7 +29,7 @@ class Ensemble:
         runs: folders of finished runs, or networks from ``kitsseg export``; every one counts the same.
         networks: the same, read once; inference and post-processing as they are used here.
         sha256: of their weights.
-        engine: as in ``predict_cohort``.
+        engine, precision: as in ``PredictOptions``.
         cleanup: what is removed from the label maps afterwards; None: nothing.
     """
 
@@ -38,6 +38,7 @@ class Ensemble:
     sha256: tuple[str, ...]
     engine: str | None = None
     cleanup: Cleanup | None = None
+    precision: str = "float32"
 
 
 def ensemble_of(
@@ -46,12 +47,14 @@ def ensemble_of(
     whole_slices: bool = False,
     mirror: bool | None = None,
     refine_labels: bool | None = None,
+    coarse: bool | None = None,
     engine: str | None = None,
+    precision: str = "float32",
     cleanup: Cleanup | None = None,
 ) -> Ensemble:
     """Ensemble of these runs; each is read here, once.
 
-    Args: as in ``predict_cohort``.
+    Args: as in ``PredictOptions``.
 
     Raises: InputError for an unfinished run, one that is given twice, and options that do not fit.
     """
@@ -62,13 +65,20 @@ def ensemble_of(
     # the post-processing is that of the first run: of the others it does not matter
     refines = [refine_labels, *[refine_labels and None] * (len(paths) - 1)]
     networks = tuple(
-        _used_so(run, whole_slices, mirror, refine) for run, refine in zip(paths, refines, strict=True)
+        _used_so(run, whole_slices=whole_slices, mirror=mirror, refine_labels=refine, coarse=coarse)
+        for run, refine in zip(paths, refines, strict=True)
     )
+    for network in networks:
+        if precision != "float32" and isinstance(network.source, Exported):
+            raise InputError(
+                f"--precision {precision}: {network.source.path} is an exported network, whose precision was chosen "
+                "when it was exported. Predict with the run."
+            )
     files = [
         network.source.path if isinstance(network.source, Exported) else network.source
         for network in networks
     ]
-    return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine, cleanup)
+    return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine, cleanup, precision)
 
 
 def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
@@ -89,11 +99,16 @@ def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
                 sha256=sha256,
                 preprocess=network.preprocess.digest(),
                 inference=asdict(network.inference),
+                precision=ensemble.precision,
             )
             for network, sha256 in zip(ensemble.networks, ensemble.sha256, strict=True)
         ],
         engine=None,
-        inference={"tile": first.inference.tile, "mirror_axes": first.inference.mirror_axes},
+        inference={
+            "tile": first.inference.tile,
+            "mirror_axes": first.inference.mirror_axes,
+            "coarse": first.inference.coarse,
+        },
         postprocess=asdict(first.postprocess) if first.postprocess else None,
         cleanup=ensemble.cleanup,
         recipe=first.record.recipe,
@@ -116,7 +131,13 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
     loaded = [
         (
             network_of_classes(
-                open_network(network.source, ensemble.engine, network.inference.output, network.image_shape),
+                open_network(
+                    network.source,
+                    ensemble.engine,
+                    network.inference.output,
+                    network.image_shape,
+                    precision=ensemble.precision,
+                ),
                 network.inference.output,
             ),
             network.preprocess,
@@ -157,7 +178,14 @@ def _unrefined(network: TrainedNetwork) -> bool:
     return network.postprocess is None and network.record.settings["postprocess"] is not None
 
 
-def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: bool | None) -> TrainedNetwork:
+def _used_so(
+    run: str,
+    *,
+    whole_slices: bool,
+    mirror: bool | None,
+    refine_labels: bool | None,
+    coarse: bool | None,
+) -> TrainedNetwork:
     """A run or an exported network, to be used with these options."""
     network = read_exported(run) if format_of(run) else finished_run(run)
     inference = network.inference
@@ -174,6 +202,8 @@ def _used_so(run: str, whole_slices: bool, mirror: bool | None, refine_labels: b
     if mirror is not None:
         in_plane = (1, 2) if _is_3d(inference) else (0, 1)
         inference = replace(inference, mirror_axes=in_plane if mirror else ())
+    if coarse is not None:
+        inference = replace(inference, coarse=coarse)
     if refine_labels and network.postprocess is None:
         raise InputError(
             f"--postprocess on: {run} was trained as {network.record.recipe}, which has no post-processing. "

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from kitsseg.data.geometry.geometry import Geometry, averaged_labels, plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.inference.outputs import class_probabilities
+from kitsseg.inference.region import inside_region
 from kitsseg.inference.tiles3d import overlapping_probabilities, volume_probabilities
 from kitsseg.inference.windows2d import mirrored_mean, pad_to_multiple, slice_probabilities
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kitsseg.data.cache.cases import CachedCase
     from kitsseg.inference.engines import Network
     from kitsseg.interfaces import Predict, SliceProgress
+    from kitsseg.records.predictions import CoarsePass
 
 __all__ = [
     "Member",
@@ -114,7 +116,10 @@ class _Prepared:
 
 
 def prepare_scan(
-    image: npt.NDArray[np.int16], spacing_mm: Sequence[float], members: Sequence[Member]
+    image: npt.NDArray[np.int16],
+    spacing_mm: Sequence[float],
+    members: Sequence[Member],
+    region: CoarsePass | None = None,
 ) -> list[_Prepared]:
     """Make what the members see of a scan.
 
@@ -124,10 +129,18 @@ def prepare_scan(
     Args:
         image: (slices, rows, columns) int16 HU in KiTS axes. spacing_mm: of its voxels.
         members: Member of each, one at least.
+        region: of ``find_region``, for the members whose inference has a coarse pass.
 
     Returns: list of Prepared.
     """
     geometries = [plan_geometry(image, spacing_mm, member.spec) for member in members]
+    if region is not None:
+        geometries = [
+            inside_region(geometry, region, member.spec, member.inference)
+            if member.inference.coarse
+            else geometry
+            for member, geometry in zip(members, geometries, strict=True)
+        ]
     dtypes = [np.dtype(np.uint8 if member.spec.windows else np.int16) for member in members]
     shapes = [
         geometry.shape if member.spec.windows is None else (*geometry.shape, member.spec.channels)

@@ -34,13 +34,16 @@ IDLE = (layers.Dropout, layers.SpatialDropout2D, layers.SpatialDropout3D, layers
 HOMOGENEOUS = (keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu)
 
 
-def fold_batch_norm(model: keras.Model, input_shape: tuple[int | None, ...] | None = None) -> keras.Model:
-    """Copy a functional model for inference in float32.
+def fold_batch_norm(
+    model: keras.Model, input_shape: tuple[int | None, ...] | None = None, precision: str = "float32"
+) -> keras.Model:
+    """Copy a functional model for inference.
 
     Args:
         model: ``keras.Model`` with one input, channels last. It is not changed.
         input_shape: of one image, without the batch axis, in place of the model's own; what is known here need not
             be looked up at every call.
+        precision: Keras' policy of all layers but those that give the outputs, which stay float32 as the weights do.
 
     Returns: ``keras.Model`` with the outputs of ``model`` to rounding, layers of the same names.
     Raises: ValueError for a model with several inputs, or one that is not functional.
@@ -51,6 +54,7 @@ def fold_batch_norm(model: keras.Model, input_shape: tuple[int | None, ...] | No
         raise ValueError(f"{model.name}: expected one input, found {len(model.inputs)}.")
     before, after, through = _plan(model, config)
     values = _folded_values(model, before, after, through)
+    heads = set(_names(config["output_layers"]))
     gone = {*before, *after, *(layer.name for layer in model.layers if type(layer) in IDLE)}
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -59,7 +63,8 @@ def fold_batch_norm(model: keras.Model, input_shape: tuple[int | None, ...] | No
             if key.endswith("_initializer"):
                 settings[key] = "zeros"  # the weights come from the model: nothing is drawn
         if "dtype" in settings:
-            settings["dtype"] = "float32"  # mixed precision is for training on a GPU
+            # whatever the network was trained in
+            settings["dtype"] = "float32" if layer.name in heads else precision
         if layer.name in through:
             # with variance 1 and no epsilon nothing but the addition is left to compute
             settings |= {"scale": len(values[layer.name]) == 4, "center": True, "epsilon": 0.0}

@@ -357,6 +357,7 @@ PAPER = Recipe(
         "inference.margin": "paper [16]: outer voxels are discarded; their number is ours, a core of 32",
         "inference.multiple": "architecture: unused, since the tile is a multiple of the network's stride, four",
         "inference.output": "ours: softmax of background, kidney and tumor, as the loss",
+        "inference.coarse": "ours: no coarse pass; no paper of this package states one",
         "split": "paper [18]: 147 to train, 63 to validate; it names no cases, these are drawn with seed 0",
         "postprocess.background_mm3": "paper [17]: a threshold; the value is ours, safe on the 210 true "
         "label maps",

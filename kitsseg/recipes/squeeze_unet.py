@@ -226,6 +226,7 @@ PAPER = Recipe(
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: any size",
         "inference.output": "code: cross-entropy of three classes",
+        "inference.coarse": "ours: no coarse pass; no paper of this package states one",
         "split": "ours: 80/20 by case, as fastai splits slices; the paper states none",
         "metrics": "paper [7]: dice_multi after every epoch",
     },

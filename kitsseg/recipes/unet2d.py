@@ -271,6 +271,7 @@ PAPER = Recipe(
         "inference.mirror_axes": "paper [9]: test-time mirroring; code: both axes",
         "inference.multiple": "architecture: five poolings",
         "inference.output": "paper [4]: a softmax",
+        "inference.coarse": "ours: no coarse pass; no paper of this package states one",
         "split": "paper [12]: 168, 21 and 21; it names no cases, these are drawn with seed 0",
     },
     build_model=build_model,

@@ -163,6 +163,7 @@ PAPER = Recipe(
         "averaging",
         "inference.multiple": "architecture: 32; the tile is a multiple of it",
         "inference.output": "code: softmax",
+        "inference.coarse": "ours: no coarse pass; no paper of this package states one",
         "split": "code: the 42 cases of the reported figures are the test part",
     },
     build_model=build_model,

@@ -284,6 +284,7 @@ PAPER = Recipe(
         "inference.gaussian": "ours: unused without tiles",
         "inference.multiple": "architecture: four poolings",
         "inference.output": "paper [6]: kidney, tumor and background; elsewhere two outputs",
+        "inference.coarse": "ours: no coarse pass; no paper of this package states one",
         "split": "ours: by case, as near as can be to the 35,865 and 10,158 slices (3)",
         "metrics": "paper [11]: accuracy and mean IoU",
     },

@@ -33,9 +33,11 @@ from kitsseg.files.json_records import as_builtins, converted, read_record, reco
 from kitsseg.files.locks import claim
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
 from kitsseg.labels.volumes import Cleanup, Volumes
+from kitsseg.records.precision import PrecisionCheck
 
 __all__ = [
     "PREDICTIONS",
+    "CoarsePass",
     "FailedScan",
     "MadeBy",
     "NetworkUsed",
@@ -58,12 +60,16 @@ ADVICE = "Choose another folder, or remove this one."
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkUsed:
-    """A network that made label maps: its recipe, the SHA-256 of its weights, and how it was used."""
+    """A network that made label maps: its recipe, the SHA-256 of its weights, how it was used, and in which precision.
+
+    An exported file has a precision of its own; here it is float32.
+    """
 
     recipe: str | None = None
     sha256: str
     preprocess: str | None = None
     inference: dict[str, Any]
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +118,22 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CoarsePass:
+    """What the coarse pass found in a scan: where the kidneys lie, or why the networks saw the whole scan.
+
+    Attributes:
+        start, stop: (slices, rows, columns) of the region, in voxels of the scan in KiTS19's axes.
+        whole: why there is no region.
+        seconds: of processor time.
+    """
+
+    start: tuple[int, ...] | None = None
+    stop: tuple[int, ...] | None = None
+    whole: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictedScan:
     """A scan that has a label map: where both lie, and what they were when the label map was written.
 
@@ -119,6 +141,8 @@ class PredictedScan:
         doubts: what is doubtful about the scan (``doubts_about``), a sentence each.
         unlike: what about the scan no case of KiTS19 is like (``unlike_kits19``).
         volumes: of kidneys and tumors, where they were asked for.
+        coarse: of the coarse pass; None: there was none.
+        precision: checks of the networks' lower precision that were made of this scan; None: there were none.
         patient, mask_values: of a single slice: whose it is, and the value of each label in the mask.
     """
 
@@ -131,6 +155,8 @@ class PredictedScan:
     doubts: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
     volumes: Volumes | None = None
+    coarse: CoarsePass | None = None
+    precision: tuple[PrecisionCheck, ...] | None = None
     patient: str | None = None
     mask_values: tuple[int, ...] | None = None
     finished: str = ""

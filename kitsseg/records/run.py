@@ -7,6 +7,7 @@
     RUN/model.keras    the best weights; appears when training has finished
     RUN/sparsity.csv   where a run prunes: a row for each weight matrix
     RUN/pruning.npz    where a run prunes: the masks of these weights
+    RUN/precision.json once predicted in a lower precision: how far that agrees with float32
     RUN/checkpoint/    where an unfinished run goes on; see kitsseg.records.checkpoints
 
 Each file is replaced as a whole, never written in place.

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from kitsseg.data.layouts.scans import Scan
 from kitsseg.inference import cohort as predict
+from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.scan import Member
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
 from kitsseg.records.predictions import PredictedScan
@@ -68,7 +69,7 @@ def written(scan, member, out, monkeypatch):
     """The label map of a scan, written by what the command runs for each, as nibabel reads it."""
     monkeypatch.setattr(predict, "_opened", lambda ensemble: ([member], None, "known"))
     out.mkdir(exist_ok=True)
-    entry, _ = predict.predict_scan(None, "case_00000", Scan(scan), out)
+    entry, _ = predict.predict_scan(Ensemble((), (), ()), "case_00000", Scan(scan), out)
     assert isinstance(entry, PredictedScan), entry
     found, source = nib.load(out / entry.file), nib.load(scan)
     assert found.shape == source.shape

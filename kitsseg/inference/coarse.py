@@ -1,0 +1,147 @@
+"""The coarse pass: the network in the package finds the region of the kidneys, and the recipe's network sees only that.
+
+A KiTS19 scan holds the abdomen, often the chest, and air; its kidneys fill a twentieth of it. The starter network
+(``kitsseg.records.starter``) looks at a copy of 4 x 3 x 3 mm in about a second of one core. It need not outline
+anything well: the box around what it finds, and 20 mm more on every side, has to hold both kidneys and their tumors.
+Where that is doubtful the whole scan is taken: here, before the recipe's network sees anything, and again where its own
+labels reach the border of the box (``labels_at_border``). ``benchmarks/coarse_region.py`` measures what the box misses.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kitsseg.data.geometry.geometry import Geometry, plan_geometry
+from kitsseg.data.geometry.planes import network_planes
+from kitsseg.inference.engines import open_network
+from kitsseg.inference.scan import Member, probabilities_of
+from kitsseg.records.networks import read_exported
+from kitsseg.records.predictions import CoarsePass
+from kitsseg.records.starter import STARTER, network_path
+
+__all__ = ["CoarseCopy", "coarse_network", "find_region", "look_at", "region_of"]
+
+MARGIN_MM = 20.0
+SLICES_MM = 4.0  # scans of thinner slices are looked at in slices of this
+FOREGROUND = 0.5  # probability of kidney or tumor
+SMALLEST_ML = 1.0  # smaller bodies are taken for bowel or vessels
+SIDE_ML = 40.0  # of kidney and tumor on either side of the body; a kidney has 80 and more
+BODY_HU = -200
+
+
+@functools.lru_cache(maxsize=1)
+def coarse_network() -> Member:
+    """The starter network, ready to predict."""
+    starter = read_exported(network_path(STARTER))
+    return Member(open_network(starter.source).probabilities, starter.preprocess, starter.inference)
+
+
+@dataclass(frozen=True)
+class CoarseCopy:
+    """What the coarse network says about a scan.
+
+    Attributes:
+        background: its probability, float16 (slices, rows, columns) on the grid of ``geometry``.
+        geometry: of the coarse copy.
+        middle: the column in the middle of the body.
+    """
+
+    background: npt.NDArray[np.float16]
+    geometry: Geometry
+    middle: int
+
+
+def look_at(
+    image: npt.NDArray[np.int16], spacing_mm: Sequence[float], network: Member | None = None
+) -> CoarseCopy:
+    """Run the coarse network over a scan.
+
+    Args:
+        image: (slices, rows, columns) int16 HU in KiTS axes.
+        spacing_mm: of its voxels.
+        network: what looks for kidneys; None: ``coarse_network``.
+    """
+    member = network or coarse_network()
+    thick = max(spacing_mm[0], SLICES_MM)
+    spec = replace(member.spec, spacing_mm=(thick, *member.spec.spacing_mm[1:]))
+    geometry = plan_geometry(image, spacing_mm, spec)
+    body = np.zeros(geometry.shape[2], np.int64)  # voxels of the body in each column
+
+    def counted(planes: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+        for plane in planes:
+            np.add(body, (plane > BODY_HU).sum(axis=0), out=body)
+            yield plane
+
+    planes = counted(network_planes(image, geometry, spec))
+    background = np.empty(geometry.shape, np.float16)
+    for k, plane in enumerate(
+        probabilities_of(planes, geometry.shape, member.predict, spec, member.inference)
+    ):
+        background[k] = plane[..., 0]
+    return CoarseCopy(background, geometry, int(np.searchsorted(body.cumsum(), body.sum() / 2)))
+
+
+def find_region(
+    image: npt.NDArray[np.int16], spacing_mm: Sequence[float], network: Member | None = None
+) -> CoarsePass:
+    """Where the kidneys of a scan lie.
+
+    Args: as in ``look_at``.
+
+    Returns: CoarsePass; a region in voxels of the scan, or why there is none.
+    """
+    started = time.process_time()
+    region = region_of(look_at(image, spacing_mm, network))
+    return replace(region, seconds=round(time.process_time() - started, 2))
+
+
+def region_of(copy: CoarseCopy) -> CoarsePass:
+    """The region around what was found, unless it looks as if something were missing.
+
+    Two kidneys, or one that reaches across as a horseshoe does, lie on both sides of the body. Where the network finds
+    less on one side, the patient may have one kidney, or a kidney in the pelvis, or a tumor that it does not know:
+    the whole scan is taken.
+
+    Args:
+        copy: of ``look_at``.
+    """
+    # SciPy's graphs take a third of a second to import
+    from kitsseg.labels.components import components, paint
+
+    geometry, middle, found = copy.geometry, copy.middle, copy.background < 1 - FOREGROUND
+    voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
+    parts = components(found)
+    large = parts.voxels * voxel_ml >= SMALLEST_ML
+    bodies = np.zeros(found.shape, np.uint8)
+    paint(bodies, parts.runs.take(large[parts.ids]), 1)
+    if not bodies.any():
+        return CoarsePass(whole="no kidney was found")
+    for side, half in (("left", bodies[..., :middle]), ("right", bodies[..., middle:])):
+        volume = int(half.sum()) * voxel_ml
+        if volume < SIDE_ML:
+            return CoarsePass(
+                whole=f"{volume:.0f} ml of kidney were found in the {side} half of the slices, {SIDE_ML:.0f} expected"
+            )
+    box = [
+        np.flatnonzero(bodies.any(axis=tuple(other for other in range(3) if other != axis)))
+        for axis in range(3)
+    ]
+    start, stop = [], []
+    for axis, name in enumerate(("slice", "row", "column")):
+        low, high = int(box[axis][0]) + geometry.start[axis], int(box[axis][-1]) + 1 + geometry.start[axis]
+        n, grid = geometry.scan_shape[axis], geometry.grid_shape[axis]
+        for edge, which in ((low == 0, "first"), (high == grid, "last")):
+            # a scan may end within a kidney; beside it, in front and behind there is more of the body
+            if axis and edge:
+                return CoarsePass(whole=f"what was found reaches the {which} {name} of the scan")
+        margin = MARGIN_MM / geometry.scan_spacing_mm[axis]
+        start.append(max(int(np.floor(low * n / grid - margin)), 0))
+        stop.append(min(int(np.ceil(high * n / grid + margin)), n))
+    return CoarsePass(start=tuple(start), stop=tuple(stop))

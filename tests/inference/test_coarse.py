@@ -1,0 +1,272 @@
+"""The coarse pass: nothing of a kidney is lost, and where that is doubtful the whole scan is taken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.cases import read_json, spec_of_tests
+
+from kitsseg.data.formats.nifti import read_image, read_labels, write_image
+from kitsseg.data.geometry.geometry import Geometry, plan_geometry
+from kitsseg.data.layouts.scans import Scan
+from kitsseg.data.phantoms.synthesize import synthesize_cases
+from kitsseg.inference import cohort
+from kitsseg.inference.coarse import MARGIN_MM, find_region
+from kitsseg.inference.cohort import PredictOptions, predict_cohort, predict_scan
+from kitsseg.inference.ensemble import Ensemble
+from kitsseg.inference.region import inside_region, labels_at_border
+from kitsseg.inference.scan import Member, ensemble_labels, prepare_scan
+from kitsseg.recipe import InferenceSpec, PreprocessSpec
+from kitsseg.records.predictions import CoarsePass
+
+SHAPE, SPACING = (56, 72, 96), (4.0, 3.1, 3.1)
+LEFT, RIGHT = (26, 40, 30), (28, 40, 66)  # centers of the kidneys, in voxels
+FINE = spec_of_tests()
+COARSE = PreprocessSpec(spacing_mm=(None, 6.0, 6.0), hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9)
+MODES = {
+    "whole slices": InferenceSpec(tile=None, multiple=8, coarse=True),
+    "mirrored": InferenceSpec(tile=None, multiple=8, mirror_axes=(0, 1), coarse=True),
+    "2D tiles, mirrored": InferenceSpec(tile=(40, 48), gaussian=True, mirror_axes=(0,), coarse=True),
+    "3D cores": InferenceSpec(tile=(28, 32, 32), margin=4, coarse=True),
+    "3D tiles, mirrored": InferenceSpec(tile=(28, 36, 48), gaussian=True, mirror_axes=(2,), coarse=True),
+}
+
+
+def ball(shape, center, radius):
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    return sum(((x - c) / r) ** 2 for x, c, r in zip(axes, center, radius, strict=True)) < 1
+
+
+def patient(*kidneys, tumors=(), arms=False):
+    """(scan, truth): an elliptic body of 40 HU, kidneys of 180 and tumors of 280 HU, each (center, radius)."""
+    rng = np.random.default_rng(0)
+    image = np.full(SHAPE, -1000, np.int16)
+    rows, columns = np.ogrid[: SHAPE[1], : SHAPE[2]]
+    image[:, ((rows - 36) / 30) ** 2 + ((columns - 48) / 40) ** 2 < 1] = 40
+    if arms:
+        image[:, 30:40, 1:6] = image[:, 30:40, 90:95] = 60
+    image += rng.integers(-20, 20, SHAPE).astype(np.int16)
+    truth = np.zeros(SHAPE, np.uint8)
+    for label, hu, bodies in ((1, 180, kidneys), (2, 280, tumors)):
+        for center, radius in bodies:
+            truth[ball(SHAPE, center, radius)] = label
+            image[ball(SHAPE, center, radius)] = hu
+    return image, truth
+
+
+def by_hu(batch):
+    """A network that calls everything above 110 HU kidney and above 230 HU tumor, voxel by voxel."""
+    hu = batch[..., 0] * 76.9 + 101
+    return np.eye(3, dtype=np.float32)[(hu > 110).astype(int) + (hu > 230)]
+
+
+LOOKS = Member(by_hu, COARSE, InferenceSpec(tile=(64, 64)))
+KIDNEY, HUGE = (9, 8, 8), (16, 18, 16)
+PATIENTS = {
+    "two kidneys": patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((24, 36, 28), (3, 3, 3))]),
+    "a kidney low in the pelvis": patient((LEFT, KIDNEY), (RIGHT, KIDNEY), ((48, 30, 44), (5, 6, 6))),
+    "a horseshoe": patient((LEFT, KIDNEY), (RIGHT, KIDNEY), ((34, 38, 48), (3, 3, 22))),
+    "a huge tumor": patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((28, 36, 62), HUGE)]),
+    "cut through a kidney": patient((LEFT, KIDNEY), ((2, 40, 66), KIDNEY)),
+    "cut through both": patient(((54, 40, 30), KIDNEY), ((55, 42, 66), (12, 8, 8))),
+    "arms": patient((LEFT, KIDNEY), (RIGHT, KIDNEY), arms=True),
+}
+DOUBTFUL = {
+    "one kidney": (patient((LEFT, KIDNEY)), "in the right half"),
+    "a transplant alone": (patient(((46, 30, 62), KIDNEY)), "in the left half"),
+    "beyond a row": (patient(((26, 2, 30), KIDNEY), (RIGHT, KIDNEY)), "reaches the first row"),
+    "beyond a column": (patient((LEFT, KIDNEY), ((28, 40, 93), KIDNEY)), "reaches the last column"),
+    "nothing": (patient(), "no kidney was found"),
+    "specks": (patient((LEFT, (1, 1, 1)), (RIGHT, (1, 1, 1))), "no kidney was found"),
+}
+
+
+@pytest.mark.parametrize("name", PATIENTS)
+def test_the_region_holds_all_kidneys_and_a_margin(name):
+    image, truth = PATIENTS[name]
+    region = find_region(image, SPACING, LOOKS)
+    assert region.whole is None
+    for axis, mm in enumerate(SPACING):
+        at = np.flatnonzero(truth.any(axis=tuple(o for o in range(3) if o != axis)))
+        assert region.start[axis] <= max(at[0] - (MARGIN_MM - 6) / mm, 0)  # 6 mm: a voxel of the coarse copy
+        assert region.stop[axis] >= min(at[-1] + 1 + (MARGIN_MM - 6) / mm, SHAPE[axis])
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_the_whole_scan_is_taken_where_something_may_be_missing(name):
+    (image, _), reason = DOUBTFUL[name]
+    region = find_region(image, SPACING, LOOKS)
+    assert (region.start, region.stop) == (None, None)
+    assert reason in region.whole
+
+
+def test_a_kidney_that_the_coarse_network_misses_is_not_lost():
+    image, truth = PATIENTS["two kidneys"]
+    seen = np.where(truth.astype(bool) & (np.arange(SHAPE[2]) > 48), 40, image).astype(np.int16)
+    assert "in the right half" in find_region(seen, SPACING, LOOKS).whole
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("resampled", [False, True])
+def test_labels_are_those_of_the_whole_scan(mode, resampled):
+    """A network that sees voxel by voxel: cropping changes nothing, where truth lies or elsewhere."""
+    spec = replace(FINE, spacing_mm=(5.0, 2.3, 2.3)) if resampled else FINE
+    for image, truth in PATIENTS.values():
+        region = find_region(image, SPACING, LOOKS)
+        member = Member(by_hu, spec, MODES[mode])
+        whole, [cropped] = (prepare_scan(image, SPACING, [member], part) for part in (None, region))
+        assert np.prod(cropped.geometry.shape) < np.prod(whole[0].geometry.shape)
+        expected, found = (ensemble_labels(item, SPACING) for item in (whole, [cropped]))
+        assert (found > 0)[truth > 0].mean() > 0.9
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_members_without_a_coarse_pass_see_the_whole_scan():
+    image, _ = PATIENTS["two kidneys"]
+    region = find_region(image, SPACING, LOOKS)
+    members = [Member(by_hu, FINE, InferenceSpec(tile=None, coarse=coarse)) for coarse in (True, False)]
+    with_region, without = prepare_scan(image, SPACING, members, region)
+    assert without.geometry.shape == SHAPE
+    assert with_region.geometry.shape < SHAPE
+    alone = ensemble_labels(prepare_scan(image, SPACING, members[1:]), SPACING)
+    np.testing.assert_array_equal(ensemble_labels([with_region, without], SPACING), alone)
+
+
+def test_a_region_grows_to_what_is_computed_anyway():
+    geometry = Geometry((50, 300, 300), (2.0, 1.0, 1.0), (50, 300, 300), (0, 10, 20), (50, 290, 280))
+    region = CoarsePass(start=(20, 100, 100), stop=(30, 140, 160))
+    whole = CoarsePass(whole="no kidney was found")
+    for inference, shape in (
+        (InferenceSpec(tile=None), (12, 64, 64)),  # 42 and 62 voxels, as multiples of 32
+        (InferenceSpec(tile=None, multiple=48), (12, 96, 96)),
+        (InferenceSpec(tile=(96, 48)), (12, 96, 62)),
+        (InferenceSpec(tile=(512, 512)), (12, 280, 260)),  # no more than the box has
+        (InferenceSpec(tile=(20, 48, 48), margin=4), (12, 80, 80)),  # cores of 12, 40, 40
+        (InferenceSpec(tile=(20, 48, 48)), (20, 48, 62)),
+    ):
+        part = inside_region(geometry, region, FINE, inference)
+        assert part.shape == shape
+        for axis in range(3):
+            assert (
+                geometry.start[axis] <= part.start[axis] <= max(region.start[axis] - 1, geometry.start[axis])
+            )
+            assert part.stop[axis] >= min(region.stop[axis] + 1, geometry.stop[axis])
+        assert inside_region(geometry, whole, FINE, inference) == geometry
+
+
+def test_a_network_of_one_size_sees_fewer_slices_and_all_of_each():
+    """A recipe that brings every slice to one size has a network for no other."""
+    spec = PreprocessSpec(slice_size=(48, 64), hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9)
+    image, truth = PATIENTS["two kidneys"]
+    region, shapes = find_region(image, SPACING, LOOKS), []
+
+    def of_one_size(batch):
+        shapes.append(batch.shape)
+        return by_hu(batch)
+
+    member = Member(of_one_size, spec, InferenceSpec(tile=None, coarse=True))
+    whole, cropped = (
+        ensemble_labels(prepare_scan(image, SPACING, [member], part), SPACING) for part in (None, region)
+    )
+    assert set(shapes) == {(1, 48, 64, 1)}
+    assert SHAPE[0] < len(shapes) < 2 * SHAPE[0]
+    np.testing.assert_array_equal(cropped, whole)
+    assert (cropped > 0)[truth > 0].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "border"),
+    [
+        ((10, 20, 30), (12, 30, 40), "first slice"),
+        ((19, 20, 30), (20, 30, 40), "last slice"),
+        ((12, 10, 30), (18, 11, 40), "first row"),
+        ((12, 39, 30), (18, 40, 40), "last row"),
+        ((12, 20, 10), (18, 30, 11), "first column"),
+        ((12, 20, 49), (18, 30, 50), "last column"),
+        ((11, 11, 11), (19, 39, 49), None),
+        ((10, 20, 30), (12, 29, 31), None),  # 9 voxels of 9 mm2
+        ((5, 5, 5), (9, 40, 60), None),  # beyond it
+    ],
+)
+def test_labels_at_the_border_of_a_region_are_found(first, last, border):
+    labels = np.zeros((30, 50, 60), np.uint8)
+    labels[tuple(map(slice, first, last))] = 2
+    region = CoarsePass(start=(10, 10, 10), stop=(20, 40, 50))
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), region) == border
+
+
+def test_labels_may_reach_the_border_of_the_scan():
+    labels = np.ones((30, 50, 60), np.uint8)
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(start=(0, 0, 0), stop=(30, 50, 60))) is None
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(whole="no kidney was found")) is None
+
+
+def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monkeypatch):
+    """The coarse network, which finds the kidneys alone, knows nothing of a tumor that goes on far beyond 20 mm."""
+    image, truth = patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((42, 40, 66), (13, 8, 8))])
+    region = find_region(patient((LEFT, KIDNEY), (RIGHT, KIDNEY))[0], SPACING, LOOKS)
+    assert region.stop[0] <= np.flatnonzero(truth.any(axis=(1, 2)))[-1]
+    write_image(tmp_path / "scan.nii.gz", image, SPACING)
+    member = Member(by_hu, FINE, MODES["whole slices"])
+    monkeypatch.setattr(cohort, "_opened", lambda ensemble: ([member], None, "known"))
+    monkeypatch.setattr(cohort, "find_region", lambda *seen: region)
+    (tmp_path / "out").mkdir()
+    entry, _ = predict_scan(Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
+    assert entry.coarse.whole == "labels reach the last slice of the region"
+    found = read_labels(tmp_path / "out" / entry.file).array
+    whole = ensemble_labels(prepare_scan(image, SPACING, [member]), SPACING)
+    np.testing.assert_array_equal(found, whole)
+    assert (found == 2)[truth == 2].mean() > 0.9
+
+
+def test_the_networks_box_and_the_region_have_to_meet():
+    """A body that the recipe crops to, and a region outside of it: the box stays as it is."""
+    geometry = Geometry((50, 300, 300), (2.0, 1.0, 1.0), (50, 300, 300), (0, 200, 0), (50, 300, 300))
+    elsewhere = CoarsePass(start=(0, 0, 0), stop=(9, 9, 9))
+    assert inside_region(geometry, elsewhere, FINE, MODES["mirrored"]) == geometry
+
+
+def test_the_starter_holds_the_kidneys_of_a_phantom(tmp_path):
+    [case] = synthesize_cases(tmp_path, 1, (48, 128, 128), seed=1002)
+    scan, labels = (
+        read(case / f"{name}.nii.gz")
+        for read, name in ((read_image, "imaging"), (read_labels, "segmentation"))
+    )
+    region = find_region(scan.array, scan.grid.spacing_mm)
+    inside = np.zeros(labels.array.shape, bool)
+    inside[tuple(map(slice, region.start or (0, 0, 0), region.stop or labels.array.shape))] = True
+    assert inside[labels.array > 0].all()
+
+
+def test_a_scan_of_which_nothing_is_known_is_said(trained, tmp_path):
+    """Tiny cases of 30 mm: no kidney fits into them."""
+    case = trained.data / "case_00000"
+    outcomes = {
+        on: predict_cohort(trained.run, [case], tmp_path / str(on), options=PredictOptions(coarse=on))
+        for on in (True, None)
+    }
+    [note] = set(outcomes[True].notes) - set(outcomes[None].notes)
+    assert note.startswith("the networks saw the whole scan")
+    assert "case_00000" in note
+    maps = [read_labels(outcome.written[0]).array for outcome in outcomes.values()]
+    np.testing.assert_array_equal(*maps)
+    record = read_json(tmp_path / "True" / "predictions.json")
+    assert record["inference"]["coarse"] is True
+    assert record["cases"]["case_00000"]["coarse"]["whole"] in note
+    assert "coarse" not in read_json(tmp_path / "None" / "predictions.json")["cases"]["case_00000"]
+
+
+def test_planes_outside_the_region_are_not_made():
+    image, _ = PATIENTS["two kidneys"]
+    region = find_region(image, SPACING, LOOKS)
+    seen = []
+
+    def counted(batch):
+        seen.append(batch.shape)
+        return by_hu(batch)
+
+    member = Member(counted, FINE, MODES["whole slices"])
+    [item] = prepare_scan(image, SPACING, [member], region)
+    ensemble_labels([item], SPACING)
+    assert len(seen) == region.stop[0] - region.start[0] + 2  # one more at either end, for the interpolation
+    assert plan_geometry(image, SPACING, FINE).shape[0] == SHAPE[0] > len(seen)
