@@ -245,6 +245,7 @@ def _inference(how: Mapping[str, Any] | None) -> str | None:
     tile, axes = how.pop("tile", None), how.pop("mirror_axes", None)
     words = ["tiles of " + " x ".join(map(str, tile)) if tile else "whole slices"]
     words.append(f"mean over copies mirrored along {len(axes)} axes" if axes else "no mirrored copies")
+    words += ["in the region that a coarse pass found"] if how.pop("coarse", False) else []
     return ", ".join([*words, *(f"{key} {value}" for key, value in how.items())])
 
 

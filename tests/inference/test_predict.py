@@ -184,7 +184,7 @@ def runs(trained, tmp_path, monkeypatch):
         (run / "run.json").write_text(json.dumps(record))
         folders.append(run)
 
-    def open_known(source, engine, output, shape):
+    def open_known(source, engine, output, shape, *, precision):
         predict = network_of(source.read_bytes()[0])
         return Network("keras", predict, predict)
 
@@ -227,7 +227,7 @@ def test_a_bad_scan_is_listed_and_the_others_are_done(runs, trained, tmp_path):
 def test_whatever_a_network_raises_is_the_reason(trained, tmp_path, monkeypatch):
     """It concerns one scan; where it happened stands in predictions.json."""
 
-    def network(source, engine, output, shape):
+    def network(source, engine, output, shape, *, precision):
         def predict(batch):
             raise FloatingPointError("too hot")
 
@@ -331,7 +331,7 @@ from kitsseg.inference.cohort import predict_cases
 def predict(batch):
     time.sleep(0.02)
     return np.eye(3, dtype=np.float32)[(batch[..., 0] > 0).astype(int) + (batch[..., 0] > 1)]
-ensemble.open_network = lambda source, engine, output, shape: Network("keras", predict, predict)
+ensemble.open_network = lambda source, engine, output, shape, *, precision: Network("keras", predict, predict)
 predict_cases(sys.argv[1], [sys.argv[2]], sys.argv[3])
 """
 
@@ -355,7 +355,7 @@ def test_killed_in_the_middle_the_second_call_does_the_rest(runs, trained, tmp_p
         return np.eye(3, dtype=np.float32)[(batch[..., 0] > 0).astype(int) + (batch[..., 0] > 1)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ensemble, "open_network", lambda *_: Network("keras", predict, predict))
+        patch.setattr(ensemble, "open_network", lambda *_, **__: Network("keras", predict, predict))
         outcome = predict_cohort(run, [trained.data], out)
         predict_cases(run, [trained.data], tmp_path / "one")
     assert outcome.kept == done

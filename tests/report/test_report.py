@@ -643,6 +643,11 @@ def test_how_scans_were_predicted_in_words(project):
             {"tile": [224, 224], "mirror_axes": [0, 1]},
             "tiles of 224 x 224, mean over copies mirrored along 2 axes",
         ),
+        ({"tile": None, "mirror_axes": [], "coarse": False}, "whole slices, no mirrored copies"),
+        (
+            {"tile": None, "mirror_axes": [], "coarse": True},
+            "whole slices, no mirrored copies, in the region that a coarse pass found",
+        ),
         ({"tile": None, "mirror_axes": [], "later": 3}, "whole slices, no mirrored copies, later 3"),
     ):
         evaluate(project, project / "scores.csv", inference=how)
