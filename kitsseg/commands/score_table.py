@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from kitsseg.scoring.ladder import RUNGS
 
 if TYPE_CHECKING:
+    from kitsseg.scoring.slices import SliceSummary
     from kitsseg.scoring.summary import Ladders, Summary
 
 __all__ = ["print_scores", "print_slices"]
@@ -48,8 +49,8 @@ def print_scores(rows: Sequence[Mapping[str, Any]], summary: Summary, console: C
         console.print(escape(line))
 
 
-def print_slices(rows: list[dict[str, Any]], summary: dict[str, Any], console: Console) -> None:
-    """Print slice scores: a line for each patient, their means, and those of an empty prediction.
+def print_slices(rows: list[dict[str, Any]], summary: SliceSummary, console: Console) -> None:
+    """Print slice scores: a line for each patient, their means, and the scores of an empty prediction.
 
     Args:
         rows, summary: of ``evaluate_slices``. console: as in ``print_scores``.
@@ -63,17 +64,16 @@ def print_slices(rows: list[dict[str, Any]], summary: dict[str, Any], console: C
         means = [sum(row[name] for row in some) / len(some) for name in names]
         table.add_row(escape(patient), str(len(some)), *map(_number, means))
     table.add_section()
-    for title, key in (("mean of patients", "patient_means"), ("empty prediction", "beside_all_background")):
-        table.add_row(
-            title, str(summary["n_slices"]), *(_number(summary[key][name]["mean"]) for name in names)
-        )
+    means_of = {"mean of patients": summary.patient_means, "empty prediction": summary.beside_all_background}
+    for title, spreads in means_of.items():
+        table.add_row(title, str(summary.n_slices), *(_number(spreads[name].mean) for name in names))
     _print(table, console)
-    low, high = summary["patient_means"]["slice_composite"]["interval_95"]
+    low, high = summary.patient_means["slice_composite"].interval_95
     console.print(
-        f"Slice scores of {summary['n_slices']} slices of {summary['n_patients']} patients, no case scores; 95 % "
+        f"Slice scores of {summary.n_slices} slices of {summary.n_patients} patients, no case scores; 95 % "
         f"interval of the mean composite over patients {low:.4f} to {high:.4f}."
     )
-    if missing := summary["truth_without_prediction"]:
+    if missing := summary.truth_without_prediction:
         console.print(
             escape(f"{len(missing)} slices with a mask are not scored (not predicted), such as {missing[0]}.")
         )

@@ -16,7 +16,7 @@ from typing import Any
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 
-__all__ = ["read_rows", "write_rows"]
+__all__ = ["read_columns", "read_rows", "write_rows"]
 
 _QUOTED = set(',"\r\n')
 _FORMULA = re.compile(r"'*[=+@\-\t\r]")
@@ -49,6 +49,7 @@ def read_rows(
     expected: str,
     advice: str,
     optional: Mapping[str, Callable[[str], Any]] | None = None,
+    by_hand: bool = False,
 ) -> list[dict[str, Any]]:
     """Read a CSV file.
 
@@ -59,6 +60,7 @@ def read_rows(
         expected: what the file should be, such as "the scores of kitsseg evaluate", for the message.
         advice: what to do about another file, a sentence.
         optional: as ``kinds``, for columns that may be missing.
+        by_hand: whether people write such files, so that the last line need not end.
 
     Returns: a dict for each row; None for an empty cell, unless its kind is ``str``.
     Raises: InputError, naming the file, the line and the column. FileNotFoundError if there is none.
@@ -70,13 +72,13 @@ def read_rows(
     source = Path(path) if isinstance(path, str | os.PathLike) else path
     data, known = source.read_bytes(), {**(optional or {}), **kinds}
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         names, lines = reader.fieldnames or (), list(reader)
     except (ValueError, csv.Error) as error:
         raise wrong(error) from error
     if missing := [name for name in kinds if name not in names]:
         raise wrong(f"no column {missing[0]}")
-    if data and not data.endswith(b"\n"):
+    if data and not data.endswith(b"\n") and not by_hand:
         raise wrong("its last line is cut off")
     rows = []
     for number, line in enumerate(lines, 2):
@@ -98,6 +100,15 @@ def read_rows(
                 raise wrong(f"line {number}, {name}: {error}") from error
         rows.append(row)
     return rows
+
+
+def read_columns(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the columns of a CSV file, without reading its rows; none for a file that is missing or no table."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file, strict=True), [])
+    except (OSError, ValueError, csv.Error):
+        return []
 
 
 def _line(cells: Sequence[Any]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kitsseg.data.cache.sources import source_record
+from kitsseg.data.cache.sources import source_of
 from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
 from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
@@ -45,7 +45,6 @@ from kitsseg.records.predictions import (
     PredictedScan,
     Predictions,
     PredictionsRecord,
-    Source,
 )
 from kitsseg.records.starter import STARTER, network_path
 from kitsseg.runtime.cluster import on_cluster
@@ -505,7 +504,7 @@ def predict_scan(
         started, where = time.monotonic(), str(scan.place)
         try:
             # before it is read: a change in the meantime is noticed the next time
-            source = Source(**source_record(scan.path))
+            source = source_of(scan.path)
             volume = read_image(scan.path, scan.series) if item is None else read_slices([item])
             if item is not None:
                 members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]

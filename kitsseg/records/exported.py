@@ -7,7 +7,8 @@ What prediction has to know travels inside the file, as JSON:
     model.onnx     the entry ``kitsseg`` of ``metadata_props``, which is the last field of the file
     SavedModel     assets.extra/kitsseg.json
 
-It holds checksums of itself and of everything else in the file.
+It holds checksums of itself and of everything else in the file. They are compared before an engine opens the file, so
+that no engine is asked for the metadata: onnxruntime's ``get_modelmeta`` loads the whole network first.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ __all__ = [
 METADATA = "kitsseg.json"
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "saved_model": ""}
 METADATA_PROPS = 14  # the field of ONNX' ModelProto
+_ONNX_ENTRY = (
+    b"\n\x07kitsseg\x12"  # how an entry of it with this key begins; then come length and text of its value
+)
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -53,7 +56,6 @@ _DAMAGE = (
 )  # what becomes of a zip file, or of JSON
 MOST_VOXELS = 1 << 30  # of an image; KiTS19's largest scan has 0.28 of it
 LONGEST = 1 << 20  # bytes of the metadata; they have about 5,000
-MOST_FIELDS = 10_000  # of a ModelProto, whose graph is one of them; it has about ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +184,15 @@ def sha256_of_folder(path: Path) -> str:
 
 def onnx_field(entry: bytes) -> bytes:
     """An entry of ``metadata_props``, ready to be appended to a serialized ModelProto."""
-    length, rest = b"", len(entry)
-    while rest >= 128:
-        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
-    return bytes([METADATA_PROPS << 3 | 2]) + length + bytes([rest]) + entry
+    return bytes([METADATA_PROPS << 3 | 2]) + _varint(len(entry)) + entry
+
+
+def _varint(value: int) -> bytes:
+    """A length as protocol buffers hold it: seven bits in each byte, the lowest first, all but the last marked."""
+    marked = b""
+    while value >= 128:
+        marked, value = marked + bytes([value & 127 | 128]), value >> 7
+    return marked + bytes([value])
 
 
 def _check_seal(data: bytes, content_sha256: str) -> None:
@@ -229,58 +236,19 @@ def _of_saved_model(path: Path) -> tuple[bytes, str]:
 def _of_onnx(path: Path) -> tuple[bytes, str]:
     """(metadata, SHA-256 of what is in front of them); they are the last field of the file."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for number, at, start, stop in _fields(data):
-            if number == METADATA_PROPS and stop == len(data):
-                _check_length(stop - start)
-                entry = data[start:stop]
-                pair = {
-                    inner: entry[first:last] for inner, _, first, last in _fields(entry)
-                }  # 1: key, 2: value
-                if pair.get(1) == b"kitsseg":
-                    with memoryview(data) as view, view[:at] as content:
-                        return pair[2], hashlib.sha256(content).hexdigest()
-    raise KeyError("kitsseg")
+        at = data.rfind(_ONNX_ENTRY)  # never part of the JSON, which holds no control characters
+        if at < 0:
+            raise KeyError("kitsseg")
+        _check_length(len(data) - at)
+        entry = data[at:]
+        field, value = onnx_field(entry), entry[len(_ONNX_ENTRY) :]
+        texts = [value[n:] for n in range(1, 5) if value[:n] == _varint(len(value) - n)]
+        if not texts or data[-len(field) :] != field:
+            raise ValueError("a length is wrong: something has changed since it was written")
+        with memoryview(data) as view, view[: -len(field)] as content:
+            return texts[0], hashlib.sha256(content).hexdigest()
 
 
 def _check_length(length: int) -> None:
     if length > LONGEST:
         raise ValueError(f"metadata of {length:,} bytes, more than {LONGEST:,}")
-
-
-def _fields(message: bytes | mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
-    """(number, where it begins, start and end of its content) of each length-delimited field of a protocol buffer.
-
-    Raises: ValueError where it is none, or has more fields than any network file.
-    """
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = 0
-        for shift in range(0, 70, 7):  # 64 bits
-            if position >= len(message):
-                raise ValueError("the file ends too early")
-            byte = message[position]
-            position += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-        raise ValueError("not a protocol buffer")
-
-    for _ in range(MOST_FIELDS):
-        if position >= len(message):
-            return
-        at, key = position, varint()
-        if key & 7 == 0:
-            varint()
-        elif key & 7 == 2:
-            length = varint()
-            if position + length > len(message):
-                raise ValueError("the file ends too early")
-            yield key >> 3, at, position, position + length
-            position += length
-        elif key & 7 in (1, 5):
-            position += 8 if key & 7 == 1 else 4
-        else:
-            raise ValueError("not a protocol buffer")
-    raise ValueError(f"more than {MOST_FIELDS} fields")

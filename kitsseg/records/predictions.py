@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kitsseg.data.cache.sources import unchanged
+from kitsseg.data.cache.sources import Source, unchanged
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.layouts.names import prediction_name
@@ -45,7 +45,6 @@ __all__ = [
     "PredictedScan",
     "Predictions",
     "PredictionsRecord",
-    "Source",
     "has_journals",
     "read_predictions",
     "write_predictions",
@@ -106,15 +105,6 @@ class MadeBy:
     paper: str | None = None
     reported: dict[str, Any] | None = None
     split: PartOfSplit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """What ``kitsseg.data.cache.sources.source_record`` says of the scan."""
-
-    bytes: int
-    modified_ns: int
-    ends_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +292,7 @@ class Predictions:
                 f"{file}: has changed since it was predicted. Keep it elsewhere, and remove it to predict again."
             )
         try:
-            if unchanged(vars(entry.source), Path(image)):
+            if unchanged(entry.source, Path(image)):
                 return True
         except OSError:
             return False  # what is wrong is said when the scan is read

@@ -65,8 +65,10 @@ def evaluate_folders(
                 f"{truth}: expected scans for --classes kits23 and --surface, found single slices."
             )
         folder = prediction if prediction.is_dir() else prediction.parent
-        record = as_builtins(_recorded_by_predict(folder)) | {"mask_values": _mask_values(folder)}
-        rows, of_slices = evaluate_slices(prediction, truth, out, layout or Layout(), record, progress)
+        made_by, values = _recorded_by_predict(folder), _mask_values(folder)
+        rows, of_slices = evaluate_slices(
+            prediction, truth, out, layout or Layout(), made_by, values, progress
+        )
         return SliceEvaluation(rows, of_slices)
     folder = prediction if prediction.is_dir() else prediction.parent
     found = find_pairs(prediction, truth, layout)

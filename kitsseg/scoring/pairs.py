@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kitsseg.data.cache.sources import source_record
+from kitsseg.data.cache.sources import source_of
 from kitsseg.data.formats.nifti import KITS_LABELS
 from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.names import (
@@ -124,8 +124,8 @@ def of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> l
         entry = record.cases.get(pair.case)
         if entry is None or pair.image is None or entry.file != pair.prediction.name:
             continue
-        now, then = source_record(pair.image), entry.source
-        same = now["bytes"] == then.bytes and (pair.image.is_dir() or now["ends_sha256"] == then.ends_sha256)
+        now, then = source_of(pair.image), entry.source
+        same = now.bytes == then.bytes and (pair.image.is_dir() or now.ends_sha256 == then.ends_sha256)
         if not same:
             found.append(pair.case)
     return found

@@ -15,7 +15,7 @@ from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.scoring.cases import columns_of
 from kitsseg.scoring.dice import SCORES, VOLUMES
 from kitsseg.scoring.ladder import RUNGS
-from kitsseg.scoring.slices import holds_slice_scores
+from kitsseg.scoring.slices import SliceSummary, holds_slice_scores
 from kitsseg.scoring.summary import Summary
 
 __all__ = ["Evaluation", "SliceEvaluation", "read_scores", "write_scores"]
@@ -37,7 +37,7 @@ class SliceEvaluation:
     """Slice scores of a set of single slices (``kitsseg.scoring.slices``), which are no scores of cases."""
 
     rows: list[dict[str, Any]]
-    summary: dict[str, Any]
+    summary: SliceSummary
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:

@@ -5,10 +5,8 @@ image that somebody chose. So columns and entries have other names here, volumes
 over patients: slices of one patient are alike.
 """
 
-import csv
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,65 @@ from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import find_slices
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.json_records import converted, read_object
+from kitsseg.files.json_records import as_builtins, as_json, converted, read_record
 from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
-from kitsseg.files.tables import write_rows
+from kitsseg.files.tables import read_columns, read_rows, write_rows
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
 from kitsseg.scoring.summary import Provenance
 from kitsseg.version import __version__
 
-__all__ = ["UNIT", "evaluate_slices", "holds_slice_scores", "read_slice_scores"]
+__all__ = ["UNIT", "SliceSummary", "evaluate_slices", "holds_slice_scores", "read_slice_scores"]
 
 UNIT = "single slices"
+AGAIN = "Run kitsseg evaluate again."
 PIXELS = tuple(name.replace("_ml", "_pixels") for name in VOLUMES)
 COLUMNS = ("slice", "patient", *(f"slice_{name}" for name in SCORES), *PIXELS, "empty", "split_hash")
 RULE = "Dice of each slice (both masks empty: 1; exactly one empty: 0), its mean by patient, the mean over patients"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSpread:
+    """Mean of a score over the patients, standard deviation (None for one patient), bootstrap interval of the mean."""
+
+    mean: float
+    sd: float | None
+    interval_95: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceFiles:
+    """The label map of a slice and its truth."""
+
+    prediction: str
+    truth: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSummary(Provenance):
+    """Content of the JSON file beside slice scores; first, what made the label maps.
+
+    Attributes:
+        unit, rule: what is counted, and how.
+        patient_means: of each score, over the means of the patients.
+        slice_means: of each score, over all slices.
+        beside_all_background: ``patient_means`` of predicting nothing.
+        truth_without_prediction: names of slices that could not be scored.
+        slices: name -> its files.
+    """
+
+    kitsseg: str
+    unit: str
+    rule: str
+    n_slices: int
+    n_patients: int
+    patient_means: dict[str, SliceSpread]
+    slice_means: dict[str, float]
+    slices_with_an_empty_mask: int
+    resamples: int
+    bootstrap_seed: int
+    beside_all_background: dict[str, SliceSpread]
+    truth_without_prediction: list[str]
+    slices: dict[str, SliceFiles]
 
 
 def evaluate_slices(
@@ -39,18 +83,20 @@ def evaluate_slices(
     truth: Path,
     out: Path,
     layout: Layout,
-    record: dict[str, Any],
+    made_by: Provenance,
+    mask_values: Mapping[str, tuple[int, ...]],
     progress: Callable[[str, int, int], object] | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], SliceSummary]:
     """Score label maps of single slices and write ``out`` and the JSON file of the same stem beside it.
 
     Args:
         prediction: a folder of PNG label maps named as their images, or one of them.
         truth: a folder of slices with masks and patients.
-        record: what ``predictions.json`` says of the folder, if it is there.
+        made_by: what ``predictions.json`` says of the folder, if it is there.
+        mask_values: name of a slice -> the value of each label in its label map, where that is known.
         progress: called as progress(description, done, total).
 
-    Returns: (rows as in the table, summary as in the JSON file but with absolute paths).
+    Returns: (rows as in the table, summary as in the JSON file).
     Raises: InputError for a label map without truth or of another size, and as ``find_slices``.
     """
     items = {item.name: item for item in find_slices(truth, layout, need_labels=True)}
@@ -63,37 +109,47 @@ def evaluate_slices(
     for done, (name, file) in enumerate(files.items()):
         if progress:
             progress("score", done, len(files))
-        item, values = items[name], tuple(record.get("mask_values", {}).get(name) or items[name].mask_values)
+        item, values = items[name], mask_values.get(name) or items[name].mask_values
         labels = read_mask(replace(item, labels=file, mask_values=values))
         counts = count_labels(labels, read_mask(item))
-        rows.append(_row(item, counts) | {"split_hash": (record.get("split") or {}).get("hash")})
+        rows.append(_row(item, counts) | {"split_hash": made_by.split.hash if made_by.split else None})
         nothing = np.zeros_like(counts)
         nothing[:, 0] = counts.sum(axis=1)
         empty.append(_row(item, nothing))
     if progress:
         progress("score", len(files), len(files))
-    summary = {key: value for key, value in record.items() if key != "mask_values"}
-    summary |= {"kitsseg": __version__, "unit": UNIT, "rule": RULE} | _summarized(rows)
-    summary["beside_all_background"] = _summarized(empty)["patient_means"]
-    summary["truth_without_prediction"] = [name for name in items if name not in files]
-    summary["slices"] = {
-        name: {
-            "prediction": relative_path(file, out.parent),
-            "truth": relative_path(items[name].truth, out.parent),
-        }
-        for name, file in files.items()
-    }
+    patients = _of_patients(rows)
+    scores = summarize_scores(patients)
+    summary = SliceSummary(
+        **vars(made_by),
+        kitsseg=__version__,
+        unit=UNIT,
+        rule=RULE,
+        n_slices=len(rows),
+        n_patients=len(patients),
+        patient_means=_spreads(scores),
+        slice_means={
+            f"slice_{name}": float(np.mean([row[f"slice_{name}"] for row in rows])) for name in SCORES
+        },
+        slices_with_an_empty_mask=sum(bool(row["empty"]) for row in rows),
+        resamples=scores["resamples"],
+        bootstrap_seed=scores["bootstrap_seed"],
+        beside_all_background=_spreads(summarize_scores(_of_patients(empty))),
+        truth_without_prediction=[name for name in items if name not in files],
+        slices={
+            name: SliceFiles(
+                prediction=relative_path(file, out.parent), truth=relative_path(items[name].truth, out.parent)
+            )
+            for name, file in files.items()
+        },
+    )
     _write(out, rows, summary)
     return rows, summary
 
 
 def holds_slice_scores(path: Path) -> bool:
     """Whether a table holds slice scores, by its columns."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return tuple(next(csv.reader(file), ()))[:2] == COLUMNS[:2]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return False
+    return tuple(read_columns(path)[:2]) == COLUMNS[:2]
 
 
 def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
@@ -102,23 +158,19 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
 
     Raises: InputError for what ``evaluate_slices`` has not written.
     """
-    beside = path.with_suffix(".json")
+    beside, expected, advice = path.with_suffix(".json"), "the slice scores of kitsseg evaluate", AGAIN
+    kinds: dict[str, Callable[[str], Any]] = {"slice": str, "patient": str}
+    rows = read_rows(path, kinds | dict.fromkeys(COLUMNS[2:-2], float), str, expected, advice)
+    if not beside.is_file():
+        raise InputError(f"{beside}: missing; expected it beside {path.name}. {advice}")
+    summary = read_record(beside, SliceSummary, expected, advice)
+    if summary.unit != UNIT or summary.n_slices != len(rows) or not rows:
+        raise InputError(f"{path}: expected {expected}, found those of others in {beside.name}. {advice}")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        summary = read_object(beside)
-        for row in rows:
-            row |= {name: float(row[name]) for name in COLUMNS[2:-2]}
-        patients = _of_patients(rows)
-        if summary["unit"] != UNIT or summary["n_slices"] != len(rows) or not rows:
-            raise ValueError(f"{beside.name} beside it is of other scores")
-        made_by = converted(absolute_paths(summary, beside.parent), Provenance)
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path}: expected the slice scores of kitsseg evaluate, found others ({error!r}). "
-            "Run kitsseg evaluate again."
-        ) from error
-    return patients, made_by
+        made_by = converted(absolute_paths(as_builtins(summary), beside.parent), Provenance)
+    except ValueError as error:
+        raise InputError(f"{beside}: expected {expected}, found others ({error}). {advice}") from error
+    return _of_patients(rows), made_by
 
 
 def _predicted(prediction: Path) -> dict[str, Path]:
@@ -159,26 +211,17 @@ def _of_patients(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _summarized(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    patients = _of_patients(rows)
-    summary = summarize_scores(patients)
+def _spreads(scores: Mapping[str, Any]) -> dict[str, SliceSpread]:
+    """Those of ``summarize_scores`` over the patients."""
+    found = {name: scores["scores"][name] for name in SCORES}
     return {
-        "n_slices": len(rows),
-        "n_patients": len(patients),
-        "patient_means": {
-            f"slice_{name}": {key: summary["scores"][name][key] for key in ("mean", "sd", "interval_95")}
-            for name in SCORES
-        },
-        "slice_means": {
-            f"slice_{name}": float(np.mean([row[f"slice_{name}"] for row in rows])) for name in SCORES
-        },
-        "slices_with_an_empty_mask": sum(bool(row["empty"]) for row in rows),
-        **{key: summary[key] for key in ("resamples", "bootstrap_seed")},
+        f"slice_{name}": SliceSpread(mean=of["mean"], sd=of["sd"], interval_95=of["interval_95"])
+        for name, of in found.items()
     }
 
 
-def _write(out: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-    text = json.dumps(relative_paths(summary, out.parent), indent=1, allow_nan=False)
+def _write(out: Path, rows: Sequence[dict[str, Any]], summary: SliceSummary) -> None:
+    text = as_json(summary, lambda values: relative_paths(values, out.parent))
     with atomic_path(out.with_suffix(".json")) as beside:  # both files or neither
-        beside.write_text(text + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         write_rows(out, [row | {"empty": " ".join(row["empty"])} for row in rows], COLUMNS)

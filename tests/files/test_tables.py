@@ -6,7 +6,7 @@ import random
 import pytest
 
 from kitsseg.errors import InputError
-from kitsseg.files.tables import read_rows, write_rows
+from kitsseg.files.tables import read_columns, read_rows, write_rows
 
 KINDS = {"case": str, "dice": float}
 NAMES = [
@@ -93,3 +93,17 @@ def test_damage_is_one_line_that_names_the_place(text, what, tmp_path):
     ) as error:
         read(path)
     assert "\n" not in str(error.value)
+
+
+def test_tables_that_people_write_need_no_last_line_end(tmp_path):
+    (tmp_path / "a.csv").write_bytes("\ufefffile,patient\r\na.png,p\r\nb.png,".encode())
+    found = read_rows(tmp_path / "a.csv", {"file": str}, str, "a table", "Correct it.", by_hand=True)
+    assert found == [{"file": "a.png", "patient": "p"}, {"file": "b.png", "patient": ""}]
+    assert read_columns(tmp_path / "a.csv") == ["file", "patient"]
+    with pytest.raises(InputError, match="its last line is cut off"):
+        read_rows(tmp_path / "a.csv", {"file": str}, str, "a table", "Correct it.")
+
+
+def test_columns_of_what_is_no_table_are_none(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe")
+    assert read_columns(tmp_path / "a.csv") == read_columns(tmp_path / "b.csv") == []

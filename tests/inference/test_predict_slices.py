@@ -163,11 +163,11 @@ def test_slice_scores_are_dice_of_slices_and_means_over_patients(sliced, truth_a
         assert row["slice_tu_dice"] == expected["tu_dice"]
         assert row["truth_tumor_pixels"] == (labels == 2).sum()
     # eight patients of nine score 1, one of them half of that
-    means = found.summary["patient_means"]
-    assert means["slice_tk_dice"]["mean"] == means["slice_tu_dice"]["mean"] == pytest.approx(8.5 / 9)
-    assert found.summary["slice_means"]["slice_tk_dice"] == pytest.approx(17 / 18)
-    assert found.summary["beside_all_background"]["slice_tk_dice"]["mean"] == 0
-    assert (found.summary["n_slices"], found.summary["n_patients"]) == (18, 9)
+    means = found.summary.patient_means
+    assert means["slice_tk_dice"].mean == means["slice_tu_dice"].mean == pytest.approx(8.5 / 9)
+    assert found.summary.slice_means["slice_tk_dice"] == pytest.approx(17 / 18)
+    assert found.summary.beside_all_background["slice_tk_dice"].mean == 0
+    assert (found.summary.n_slices, found.summary.n_patients) == (18, 9)
     with (tmp_path / "scores.csv").open(newline="") as file:
         header = next(csv.reader(file))
     assert header[:3] == ["slice", "patient", "slice_tk_dice"] and not {"case", "tk_dice"} & set(header)
@@ -252,4 +252,4 @@ def test_real_slices_are_labeled_and_scored(sliced, real_data, tmp_path):
         [written] = predict_cases(run, [image], tmp_path / "out", layout=layout)
     assert read(written).shape == (512, 512)
     found = evaluate_folders(folder / "labels" / image.name, folder, tmp_path / "scores.csv", layout=layout)
-    assert found.summary["patient_means"]["slice_composite"]["mean"] == 1
+    assert found.summary.patient_means["slice_composite"].mean == 1

@@ -1,6 +1,7 @@
 """An exported file that has changed in any place is refused before an engine opens it; bombs and other files too."""
 
 import hashlib
+import json
 import random
 import shutil
 import zipfile
@@ -30,6 +31,15 @@ def exported(trained, tmp_path_factory):
     for name in NAMES:
         export_run(trained.run, folder / name, ExportOptions(size=(32, 32), cache=trained.cache))
     return folder
+
+
+def test_the_engine_finds_the_same_metadata(exported):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = exported / "network.onnx"
+    text = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["kitsseg"]
+    found, content_sha256 = records._of_onnx(path)
+    assert found.decode() == text
+    assert content_sha256 == json.loads(text)["content_sha256"]
 
 
 def copy(exported, name, folder):
@@ -102,10 +112,9 @@ def with_metadata(exported, name, folder, text):
     else:
         import onnx
 
-        *_, (_, at, _, _) = records._fields(data)
-        entry = onnx.StringStringEntryProto(key="kitsseg")
-        raw = entry.SerializeToString() + bytes([0x12]) + onnx_field(text)[1:]
-        (folder / name).write_bytes(data[:at] + onnx_field(raw))
+        old = onnx.load_from_string(data).metadata_props[-1].SerializeToString(deterministic=True)
+        raw = onnx.StringStringEntryProto(key="kitsseg").SerializeToString() + b"\x12" + onnx_field(text)[1:]
+        (folder / name).write_bytes(data.removesuffix(onnx_field(old)) + onnx_field(raw))
     return folder / name
 
 

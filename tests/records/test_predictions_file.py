@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.cases import make_case, read_json
 
-from kitsseg.data.cache.sources import source_record
+from kitsseg.data.cache.sources import Source, source_of
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
@@ -22,7 +22,6 @@ from kitsseg.records.predictions import (
     MadeBy,
     PredictedScan,
     Predictions,
-    Source,
     read_predictions,
 )
 
@@ -71,7 +70,7 @@ def entry_of(out, image, name="prediction_00000.nii.gz"):
     return PredictedScan(
         file=name,
         image=str(image),
-        source=Source(**source_record(image)),
+        source=source_of(image),
         crc32=crc32_of(out / name),
         phantom=False,
     )

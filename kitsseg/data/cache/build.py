@@ -5,13 +5,12 @@ A real KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,18 +19,21 @@ import numpy as np
 import numpy.typing as npt
 
 from kitsseg.data.cache.cases import (
-    CACHE_VERSION,
+    CaseFile,
+    CaseSources,
+    SliceSource,
+    StoredCounts,
     cache_folder,
     check_specification,
-    read_record,
-    spec_record,
-    write_record,
+    read_case,
+    write_case,
+    write_specification,
 )
 from kitsseg.data.cache.compressed import require_blosc2, write_compressed
 from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.slice_checks import check_slices
-from kitsseg.data.cache.sources import source_record, unchanged
+from kitsseg.data.cache.sources import source_of, unchanged
 from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.formats.slices import read_masks, read_slices
@@ -40,7 +42,7 @@ from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, l
 from kitsseg.data.geometry.planes import network_planes
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.errors import InputError
-from kitsseg.files.atomic import atomic_folder, atomic_path, remove_unfinished
+from kitsseg.files.atomic import atomic_folder, remove_unfinished
 from kitsseg.files.checksums import crc32_of_planes
 from kitsseg.runtime.workers import in_processes, one_by_one
 
@@ -92,9 +94,7 @@ def preprocess_cases(
     plan.check_space()
     check_slices(missing, spec)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "spec.json").exists():
-        with atomic_path(folder / "spec.json") as temporary:
-            temporary.write_text(json.dumps(spec_record(spec), indent=1), encoding="utf-8")
+    write_specification(folder, spec)
 
     jobs = [_Job(case, folder / case.name, spec, compress) for case in missing]
     if workers > 1 and len(jobs) > 1:
@@ -113,7 +113,7 @@ def preprocess_cases(
             if error is not None:
                 failed[job.case.name] = error
     for case in cases:
-        for doubt in [] if case.name in failed else read_record(folder / case.name).get("doubts", []):
+        for doubt in [] if case.name in failed else read_case(folder / case.name).doubts:
             _say(f"{case.image}: {doubt}", say)
     if failed:
         raise _all_of(failed, len(cases))
@@ -205,7 +205,7 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
     check_pair(image, labels)
     spec = spec_of_slices(spec) if case.slices else spec
     # single slices say what their numbers are, and need not show a whole patient
-    doubts = [] if case.slices else [str(doubt) for doubt in doubts_about(image, spec.clip_hu)]
+    doubts = () if case.slices else tuple(str(doubt) for doubt in doubts_about(image, spec.clip_hu))
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
     geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
     in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
@@ -220,31 +220,30 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
     )
     chunks = None
     if compress:
-        chunks = [
-            asdict(write_compressed(folder / "image.blosc2", dtype, planes)),
-            asdict(write_compressed(folder / "labels.blosc2", np.uint8, box)),
-        ]
+        chunks = (
+            write_compressed(folder / "image.blosc2", dtype, planes),
+            write_compressed(folder / "labels.blosc2", np.uint8, box),
+        )
     else:
         _write_stream(folder / "labels.npy", np.uint8, box.shape, box)
         _write_stream(folder / "image.npy", dtype, shape, planes)
-    record = {
-        "version": CACHE_VERSION,
-        "sources": sources,
-        "label_values": case.label_values,
-        "geometry": geometry.as_dict(),
-        "label_start": label_start,
-        "label_shape": box.shape,
-        "labels_crc32": crc32_of_planes(box),
-        "chunks": chunks,
-        "kidney_area": area[1].tolist(),
-        "tumor_area": area[2].tolist(),
-        "hu_counts": {"first": hu.first, "counts": hu.counts.tolist()},
-        "phantom": is_phantom(image.grid.header),
-        "doubts": doubts,
-        "channels": spec.channels,
-        "slices": [item.name for item in case.slices],
-    }
-    write_record(folder, record)
+    case_file = CaseFile(
+        sources=sources,
+        label_values=case.label_values,
+        geometry=geometry,
+        label_start=tuple(label_start),
+        label_shape=box.shape,
+        labels_crc32=crc32_of_planes(box),
+        chunks=chunks,
+        kidney_area=area[1].tolist(),
+        tumor_area=area[2].tolist(),
+        hu_counts=StoredCounts(first=hu.first, counts=hu.counts.tolist()),
+        phantom=is_phantom(image.grid.header),
+        doubts=doubts,
+        channels=spec.channels,
+        slices=tuple(item.name for item in case.slices),
+    )
+    write_case(folder, case_file)
 
 
 def _cut_long_scan(geometry: Geometry, first: int, last: int, spec: PreprocessSpec) -> Geometry:
@@ -274,39 +273,39 @@ def _write_stream(
             file.write(np.ascontiguousarray(plane, dtype).data)
 
 
-def _sources(case: Case) -> dict[str, Any]:
-    if case.slices:
-        return {
-            "slices": [
-                [
-                    *(item.hu_window, item.mask_values, item.spacing_mm),
-                    *(source_record(path) for path in (item.image, item.labels) if path is not None),
-                ]
-                for item in case.slices
-            ]
-        }
-    return {"image": source_record(case.scan), "labels": source_record(case.truth)}
-
-
-def _unchanged(case: Case, record: Mapping[str, Any]) -> bool:
-    """Whether a case's files are those that its sources were recorded of."""
+def _sources(case: Case) -> CaseSources:
     if not case.slices:
-        return all(
-            kind in record and unchanged(record[kind], getattr(case, kind)) for kind in ("image", "labels")
+        return CaseSources(image=source_of(case.scan), labels=source_of(case.truth))
+    return CaseSources(
+        slices=tuple(
+            SliceSource(
+                image=source_of(item.image),
+                labels=None if item.labels is None else source_of(item.labels),
+                hu_window=item.hu_window,
+                mask_values=item.mask_values,
+                spacing_mm=item.spacing_mm,
+            )
+            for item in case.slices
         )
-    return bool(json.loads(json.dumps(_sources(case))) == record)
+    )
+
+
+def _unchanged(case: Case, made_from: CaseSources) -> bool:
+    """Whether a case's files are those that its sources were recorded of."""
+    if case.slices or made_from.image is None or made_from.labels is None:
+        return _sources(case) == made_from
+    return unchanged(made_from.image, case.scan) and unchanged(made_from.labels, case.truth)
 
 
 def _check_cached(case: Case, folder: Path, compress: bool) -> None:
-    record = read_record(folder)
-    same_files = _unchanged(case, record["sources"])
-    values = record["label_values"]  # a label beyond these did not occur: it would have been refused
-    if not same_files or list(case.label_values[: len(values)]) != values:
+    cached = read_case(folder)
+    values = cached.label_values  # a label beyond these did not occur: it would have been refused
+    if not _unchanged(case, cached.sources) or case.label_values[: len(values)] != values:
         raise InputError(
             f"{folder}: made from other files than those in {case.scan.parent} (size, time, contents or meaning of "
             "labels differ). Remove this folder to preprocess the case again, or use another cache folder."
         )
-    if compress != (record["chunks"] is not None):
+    if compress != (cached.chunks is not None):
         was, option = ("not compressed", "without") if compress else ("compressed", "with")
         raise InputError(
             f"{folder}: was {was}, and a cache is one or the other. Go on {option} --compress, or use another "
@@ -315,7 +314,7 @@ def _check_cached(case: Case, folder: Path, compress: bool) -> None:
 
 
 def _size(case: Case) -> int:
-    return sum(source_record(path)["bytes"] for path in [item.image for item in case.slices] or [case.scan])
+    return sum(source_of(path).bytes for path in [item.image for item in case.slices] or [case.scan])
 
 
 def _all_of(failed: Mapping[str, InputError], n_cases: int) -> InputError:

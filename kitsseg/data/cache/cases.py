@@ -19,10 +19,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,32 +30,97 @@ import numpy.typing as npt
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
 from kitsseg.data.cache.mapped import TOO_MANY, MappedFile, check_open_files
+from kitsseg.data.cache.sources import Source
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.arrays import mapped_array
 from kitsseg.files.checksums import crc32_of_planes
-from kitsseg.files.json_records import read_object
-
-if TYPE_CHECKING:
-    from kitsseg.recipe import PreprocessSpec
+from kitsseg.files.json_records import as_builtins, converted, read_object, read_record, write_record
+from kitsseg.recipe import PreprocessSpec
 
 __all__ = [
     "CACHE_VERSION",
     "CachedCase",
+    "CaseFile",
+    "CaseSources",
+    "SliceSource",
+    "StoredCounts",
     "cache_folder",
     "cases_of_part",
     "check_specification",
     "open_cache",
     "open_case",
     "patients_digest",
-    "read_record",
-    "spec_record",
+    "read_case",
     "training_counts",
-    "write_record",
+    "write_case",
+    "write_specification",
 ]
 
 CACHE_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpecification:
+    """Content of ``spec.json``: what all cases of a cache were made with."""
+
+    spec: PreprocessSpec
+    version: int = CACHE_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSource:
+    """Of which files a slice was made that is a single image, and what its table says of it."""
+
+    image: Source
+    labels: Source | None
+    hu_window: tuple[float, float] | None
+    mask_values: tuple[int, ...]
+    spacing_mm: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseSources:
+    """Of which files a case was made: a scan and its label map, or single images."""
+
+    image: Source | None = None
+    labels: Source | None = None
+    slices: tuple[SliceSource, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCounts:
+    """``HuCounts`` as a file holds them."""
+
+    first: int
+    counts: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFile:
+    """Content of ``case.json``, beside a checksum of it; fields as in CachedCase.
+
+    Attributes:
+        label_values: what its labels 0, 1, 2, ... were taken for (``read_labels``).
+        doubts: what is doubtful about the scan, a sentence each.
+    """
+
+    sources: CaseSources
+    label_values: tuple[int | None, ...]
+    geometry: Geometry
+    label_start: tuple[int, ...]
+    label_shape: tuple[int, ...]
+    labels_crc32: list[int]
+    chunks: tuple[Chunks, Chunks] | None
+    kidney_area: list[int]
+    tumor_area: list[int]
+    hu_counts: StoredCounts
+    phantom: bool
+    channels: int
+    doubts: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
+    version: int = CACHE_VERSION
 
 
 @dataclass(frozen=True)
@@ -169,10 +234,10 @@ def open_cache(cache: str | os.PathLike[str], spec: PreprocessSpec) -> dict[str,
     return cases
 
 
-def spec_record(spec: PreprocessSpec) -> dict[str, Any]:
-    """What ``spec.json`` holds."""
-    record: dict[str, Any] = json.loads(json.dumps({"version": CACHE_VERSION, "spec": asdict(spec)}))
-    return record
+def write_specification(folder: Path, spec: PreprocessSpec) -> None:
+    """Write ``spec.json``, unless it is there."""
+    if not (folder / "spec.json").exists():
+        write_record(folder / "spec.json", CacheSpecification(spec=spec))
 
 
 def check_specification(folder: Path, spec: PreprocessSpec) -> None:
@@ -180,35 +245,33 @@ def check_specification(folder: Path, spec: PreprocessSpec) -> None:
 
     Raises: InputError.
     """
-    path = folder / "spec.json"
+    path, advice = folder / "spec.json", "Remove the folder and run kitsseg preprocess again."
     try:
-        made_by = read_object(path)
+        version = read_object(path).get("version")
     except (OSError, ValueError) as error:
         check_open_files(error)
-        raise InputError(
-            f"{path}: damaged ({error}). Remove the folder and run kitsseg preprocess again."
-        ) from error
-    expected = spec_record(spec)
-    version = made_by.get("version") if isinstance(made_by, dict) else None
-    if version != expected["version"] and isinstance(version, int):
+        raise InputError(f"{path}: damaged ({error}). {advice}") from error
+    if version != CACHE_VERSION and isinstance(version, int):
         raise InputError(
             f"{folder}: expected a cache of version {CACHE_VERSION}, found version {version}, which another kitsseg "
-            "made. Remove the folder and run kitsseg preprocess again."
+            f"made. {advice}"
         )
-    if made_by != expected:
+    made_by = read_record(path, CacheSpecification, "the specification of a cache", advice).spec
+    if made_by != spec:
         raise InputError(
-            f"{folder}: expected a cache of version {CACHE_VERSION} made by {asdict(spec)}, found {made_by}. "
+            f"{folder}: expected a cache of version {CACHE_VERSION} made by {spec}, found {made_by}. "
             "Use the recipe that made it, or run kitsseg preprocess with yours."
         )
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_case(folder: Path, case: CaseFile) -> None:
     """Write ``case.json``, with the digest of its own contents."""
+    record = as_builtins(case)
     (folder / "case.json").write_text(json.dumps(record | {"sha256": _digest(record)}), encoding="utf-8")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What ``write_record`` wrote.
+def read_case(folder: Path) -> CaseFile:
+    """What ``write_case`` wrote.
 
     Raises: InputError if a character of it has changed.
     """
@@ -217,12 +280,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = read_object(path)
         if record.pop("sha256") != _digest(record):
             raise ValueError("its checksum is wrong")
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return converted(record, CaseFile)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         check_open_files(error)
         raise InputError(
             f"{path}: damaged ({error!r}). Remove the folder and run kitsseg preprocess again."
         ) from error
-    return record
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -231,23 +294,21 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def open_case(folder: Path) -> CachedCase:
     """One case of a cache. Raises: InputError if its record is damaged."""
-    record = read_record(folder)
-    chunks = record["chunks"] and tuple(Chunks(**part) for part in record["chunks"])
-    hu = record["hu_counts"]
+    case = read_case(folder)
     return CachedCase(
         folder.name,
         folder,
-        Geometry.from_dict(record["geometry"]),
-        tuple(record["label_start"]),
-        np.array(record["kidney_area"], np.int64),
-        np.array(record["tumor_area"], np.int64),
-        bool(record["phantom"]),
-        int(record["channels"]),
-        tuple(record["label_shape"]),
-        HuCounts(hu["first"], np.array(hu["counts"], np.int64)),
-        record["labels_crc32"],
-        chunks,
-        tuple(record.get("slices", ())),
+        case.geometry,
+        case.label_start,
+        np.array(case.kidney_area, np.int64),
+        np.array(case.tumor_area, np.int64),
+        case.phantom,
+        case.channels,
+        case.label_shape,
+        HuCounts(case.hu_counts.first, np.array(case.hu_counts.counts, np.int64)),
+        case.labels_crc32,
+        case.chunks,
+        case.slices,
     )
 
 

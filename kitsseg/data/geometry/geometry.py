@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -77,13 +77,6 @@ class Geometry:
         return tuple(
             s * n / m for s, n, m in zip(self.scan_spacing_mm, self.scan_shape, self.grid_shape, strict=True)
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Iterable[Any]]) -> Geometry:
-        return cls(**{key: tuple(value) for key, value in values.items()})
 
 
 def spec_of_slices(spec: PreprocessSpec) -> PreprocessSpec:

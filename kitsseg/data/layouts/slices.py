@@ -5,7 +5,6 @@ The table has a row for each image: ``file``, ``patient`` (or ``case``), and whe
 of the patient, which need not be neighbors. So no split can put slices of one patient on two sides.
 """
 
-import csv
 import math
 import os
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 from kitsseg.data.formats.slices import IMAGE_ENDINGS, SliceImage
 from kitsseg.data.layouts.kits import Case, Layout
 from kitsseg.errors import InputError
+from kitsseg.files.tables import read_rows
 
 __all__ = ["SLICES", "find_slices", "has_images", "has_slices", "slice_cases", "slices_of_inputs"]
 
@@ -123,15 +123,8 @@ def slices_of_inputs(inputs: Iterable[str | os.PathLike[str]], layout: Layout) -
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows, names = list(reader), reader.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table}: expected a table in CSV, found something else ({error}).") from error
-    if "file" not in names:
-        raise InputError(f"{table}: expected a column file, found {', '.join(names) or 'nothing'}.")
-    return rows
+    expected, advice = "a table of slices", "It needs the columns file and patient."
+    return read_rows(table, {"file": str}, str, expected, advice, by_hand=True)
 
 
 def _slice_of(

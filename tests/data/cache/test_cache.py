@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.cases import make_case, read_json
 
+from kitsseg.data.cache import cases
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.sampling.batches import Draws
@@ -213,6 +214,13 @@ def test_every_flipped_bit_of_the_index_is_noticed(one, spec):
     refused(one, spec, "case.json: damaged")
 
 
+def test_an_index_that_was_written_wrong_names_the_field(one, spec):
+    record = read_json(one / "case.json")
+    record["geometry"]["start"], _ = "top", record.pop("sha256")
+    (one / "case.json").write_text(json.dumps(record | {"sha256": cases._digest(record)}))
+    refused(one, spec, r"case.json: damaged .*geometry.start")
+
+
 def test_every_flipped_bit_of_the_labels_is_noticed(one, spec):
     path = one / "labels.npy"
     whole, rng = path.read_bytes(), np.random.default_rng(1)
@@ -226,10 +234,17 @@ def test_every_flipped_bit_of_the_labels_is_noticed(one, spec):
 def test_a_damaged_specification(one, spec, tmp_path):
     path = one.parent / "spec.json"
     whole = path.read_text()
-    for text in (whole[:-5], "[]", "{}", whole.replace("304.0", "305.0"), "\0"):
+    for text, words in (
+        (whole[:-5], "spec.json: damaged"),
+        ("[]", "spec.json: damaged"),
+        ("{}", "spec.json: expected the specification of a cache, found .*field `spec`"),
+        (whole.replace("304.0", '"a"'), r"spec.json: expected .*`\$.spec.hu_window"),
+        (whole.replace("304.0", "305.0"), "expected a cache of version 2 made by"),
+        ("\0", "spec.json: damaged"),
+    ):
         path.write_text(text)
-        refused(one, spec, "spec.json: damaged|expected a cache of version 2 made by")
-        with pytest.raises(InputError, match="spec.json: damaged|expected a cache of version 2 made by"):
+        refused(one, spec, words)
+        with pytest.raises(InputError, match=words):
             preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)
     path.unlink()
     with pytest.raises(InputError, match=r"spec.json: damaged .*No such file"):

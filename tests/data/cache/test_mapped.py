@@ -11,7 +11,7 @@ from support.cases import make_case, spec_of_tests
 
 from kitsseg.data.cache import mapped
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache, read_record, write_record
+from kitsseg.data.cache.cases import open_cache, read_case, write_case
 
 resource = pytest.importorskip("resource")
 
@@ -69,9 +69,9 @@ def many(tmp_path_factory):
         target.mkdir()
         for name in ("image.npy", "labels.npy"):
             os.link(source / name, target / name)
-        record = read_record(source)
-        record["hu_counts"]["counts"][0] += i  # else it would be the same patient
-        write_record(target, record)
+        record = read_case(source)
+        record.hu_counts.counts[0] += i  # else it would be the same patient
+        write_case(target, record)
     return cache
 
 

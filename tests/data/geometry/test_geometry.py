@@ -6,6 +6,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from kitsseg.data.geometry.geometry import Geometry, averaged_labels, labels_on_scan, plan_geometry
 from kitsseg.data.geometry.resample import resample_slices
+from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.recipe import PreprocessSpec
 
 # (scan shape, scan spacing, target spacing)
@@ -199,10 +200,8 @@ def test_the_spacing_is_that_of_the_whole_number_of_voxels():
 
 
 def test_a_geometry_survives_json():
-    import json
-
     geometry = geometry_of(*RESAMPLED[0], np.random.default_rng(0))
-    assert Geometry.from_dict(json.loads(json.dumps(geometry.as_dict()))) == geometry
+    assert converted(as_builtins(geometry), Geometry) == geometry
 
 
 def test_a_real_label_map_survives_the_way_to_3_mm_and_back(real_data):
