@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from kitsseg.data.splits import load_split, make_split
     from kitsseg.export.export import export_run
     from kitsseg.export.writers import ExportOptions
-    from kitsseg.inference.cohort import PredictOptions, predict_cases
+    from kitsseg.inference.cohort import predict_cases
+    from kitsseg.inference.options import PredictOptions
     from kitsseg.report.report import write_report
     from kitsseg.scoring.compare import compare_scores
     from kitsseg.scoring.evaluate import evaluate_folders
@@ -52,7 +53,7 @@ __getattr__, __dir__ = on_first_use(
     {
         "ExportOptions": "kitsseg.export.writers",
         "FromRun": "kitsseg.workflows.fine_tune",
-        "PredictOptions": "kitsseg.inference.cohort",
+        "PredictOptions": "kitsseg.inference.options",
         "TrainOptions": "kitsseg.training.options",
         "compare_scores": "kitsseg.scoring.compare",
         "evaluate_folders": "kitsseg.scoring.evaluate",

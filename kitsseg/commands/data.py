@@ -273,19 +273,25 @@ def preprocess(
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
-    from kitsseg.runtime.console import done, progress_bar, warning
+    from kitsseg.runtime.console import done, progress_bar, warnings_as_lines
 
     if recipe.is_3d and has_slices(Path(data)):
         raise InputError(
             f"{data}: expected scans for {recipe.name}, a 3D network; found single slices (slices.csv). "
             "Use a 2D recipe."
         )
-    plan = plan_cache(data, cache, recipe.preprocess, layout, compress)
+    plan = plan_cache(data, cache, recipe.preprocess, layout=layout, compress=compress)
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")
-    with progress_bar() as progress:
+    with progress_bar() as progress, warnings_as_lines():
         folder, made, kept = preprocess_cases(
-            data, cache, recipe.preprocess, progress, layout, workers, compress, say=warning
+            data,
+            cache,
+            recipe.preprocess,
+            progress=progress,
+            layout=layout,
+            workers=workers,
+            compress=compress,
         )
     there = f" ({len(kept)} were there already)" if kept else ""
     given = "".join(f" --set {name}={value}" for name, value in spoken_settings(recipe).items())

@@ -16,7 +16,7 @@ from kitsseg.errors import InputError
 if TYPE_CHECKING:
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.export.writers import ExportOptions
-    from kitsseg.inference.cohort import PredictOptions
+    from kitsseg.inference.options import PredictOptions
 
 __all__ = ["add", "export", "predict"]
 
@@ -188,7 +188,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     runs = [network_path(run) for run in [a.run, *a.also]]
     if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in runs):
         start_keras()
-    from kitsseg.inference.cohort import PredictOptions
+    from kitsseg.inference.options import PredictOptions
 
     options = PredictOptions(
         whole_slices=a.whole_slices,

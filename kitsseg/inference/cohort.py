@@ -27,6 +27,7 @@ from kitsseg.files.paths import as_given
 from kitsseg.inference.coarse import find_region
 from kitsseg.inference.ensemble import Ensemble, ensemble_of, open_ensemble
 from kitsseg.inference.familiar import unlike_kits19
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.plan import Plan, odd_name, planned
 from kitsseg.inference.precision import agreement, single_networks
 from kitsseg.inference.products import check_products, with_volumes, write_dicom_seg, write_statistics
@@ -37,7 +38,7 @@ from kitsseg.inference.scan import (
 )
 from kitsseg.inference.slices import narrow_windows
 from kitsseg.interfaces import Progress
-from kitsseg.labels.volumes import Cleanup, cleaned
+from kitsseg.labels.volumes import cleaned
 from kitsseg.records.precision import PrecisionCheck, kept_check
 from kitsseg.records.predictions import (
     CoarsePass,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
 __all__ = [
     "NAMED",
     "Outcome",
-    "PredictOptions",
     "carry_out",
     "check_all_done",
     "failures",
@@ -99,53 +99,6 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     agreement: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """How scans are segmented; the same for one scan and for a cohort, here and on a cluster.
-
-    Attributes:
-        whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
-            faster, slightly different at the tiles' borders.
-        mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
-        refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
-        coarse: True or False overrides the recipe's coarse pass.
-        engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``
-            names it.
-        precision: "bfloat16" computes the networks of runs in it. Once for a run its labels are compared with those of
-            float32, and refused where they differ (``kitsseg.inference.precision``).
-        also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run
-            counts the same, and the post-processing is that of the first run.
-        shard: (i, n): job i of n, from 0, that share the scans and the folder.
-        scheduler: address of a Dask scheduler whose workers segment the scans.
-        remove_small_mm3: pieces, of kidney and tumor together, that are smaller are removed from the label maps.
-        tumors_on_kidneys: tumors that touch no kidney are removed from the label maps.
-        statistics: write the volumes of kidneys and tumors of all label maps as ``statistics.csv`` and ``.json``.
-        dicom_seg: write a DICOM Segmentation object of each DICOM series beside its label map.
-        overwrite: segment scans again whose label map is there, and replace what has the name of a label map.
-    """
-
-    whole_slices: bool = False
-    mirror: bool | None = None
-    refine_labels: bool | None = None
-    coarse: bool | None = None
-    engine: str | None = None
-    precision: str = "float32"
-    also: Sequence[str | os.PathLike[str]] = ()
-    shard: tuple[int, int] | None = None
-    scheduler: str | None = None
-    remove_small_mm3: float = 0.0
-    tumors_on_kidneys: bool = False
-    statistics: bool = False
-    dicom_seg: bool = False
-    overwrite: bool = False
-
-    @property
-    def cleanup(self) -> Cleanup | None:
-        """What is removed from label maps; None for nothing."""
-        wanted = Cleanup(remove_small_mm3=self.remove_small_mm3, tumors_on_kidneys=self.tumors_on_kidneys)
-        return None if wanted == Cleanup() else wanted
 
 
 def predict_cases(
@@ -234,16 +187,7 @@ def plan_cohort(
             cleanup=options.cleanup,
         )
 
-    with planned(
-        open_networks,
-        inputs,
-        out,
-        part,
-        options.shard,
-        overwrite=options.overwrite,
-        layout=layout,
-        progress=progress,
-    ) as plan:
+    with planned(open_networks, inputs, out, part, options, layout=layout, progress=progress) as plan:
         check_products(
             plan.scans,
             bool(plan.slices),

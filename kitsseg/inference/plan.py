@@ -16,6 +16,7 @@ from kitsseg.data.layouts.scans import Found, Scan, find_scans
 from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.errors import InputError
 from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, describe
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.slices import check_2d, names_of_patients, slice_file
 from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions
@@ -58,10 +59,9 @@ def planned(
     open_networks: Callable[[], Ensemble],
     inputs: Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
-    part: str | None = None,
-    shard: tuple[int, int] | None = None,
+    part: str | None,
+    options: PredictOptions,
     *,
-    overwrite: bool = False,
     layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Plan]:
@@ -69,7 +69,7 @@ def planned(
 
     Args:
         open_networks: gives who segments; called when the inputs have been looked at.
-        inputs, out, part, shard, overwrite, layout, progress: as in ``predict_cohort`` and PredictOptions.
+        inputs, out, part, options, layout, progress: as in ``predict_cohort``.
 
     Raises: InputError as ``predict_cohort``.
     """
@@ -91,9 +91,9 @@ def planned(
         if part is not None:
             wanted = cases_of_run_part(ensemble, part)
             scans = _only(scans, names_of_patients(slices, wanted) if slices else wanted, part)
-        if shard is not None:
-            scans = share_of(scans, *shard)
-        record = Predictions(Path(out), describe(ensemble, part), overwrite)
+        if options.shard is not None:
+            scans = share_of(scans, *options.shard)
+        record = Predictions(Path(out), describe(ensemble, part), options.overwrite)
         plan = Plan(ensemble, record, scans, slices, left_out=found.left_out, wrong=found.wrong)
         _look_for_label_maps(plan, progress)
         yield plan

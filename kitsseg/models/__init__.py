@@ -8,15 +8,17 @@ from kitsseg.lazy_names import on_first_use
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kitsseg.models.deeplab3d import build_deeplab3d
-    from kitsseg.models.enhanced_unet import build_enhanced_unet
+    from kitsseg.models.enhanced_unet import AttentionGates, build_enhanced_unet
     from kitsseg.models.loading import read_network
     from kitsseg.models.macs import count_macs
     from kitsseg.models.squeeze_unet import build_squeeze_unet
-    from kitsseg.models.unet2d import build_unet2d
+    from kitsseg.models.unet2d import SubBlock, build_unet2d
     from kitsseg.models.unet3d import build_unet3d
     from kitsseg.models.wp_unet import build_wp_unet
 
 __all__ = [
+    "AttentionGates",
+    "SubBlock",
     "build_deeplab3d",
     "build_enhanced_unet",
     "build_squeeze_unet",
@@ -30,6 +32,8 @@ __all__ = [
 __getattr__, __dir__ = on_first_use(
     __name__,
     {
+        "AttentionGates": "kitsseg.models.enhanced_unet",
+        "SubBlock": "kitsseg.models.unet2d",
         "build_deeplab3d": "kitsseg.models.deeplab3d",
         "build_enhanced_unet": "kitsseg.models.enhanced_unet",
         "build_squeeze_unet": "kitsseg.models.squeeze_unet",

@@ -24,6 +24,8 @@ from kitsseg.models.layers.layers3d import DepthwiseConv3D, UpsampleTrilinear
 
 __all__ = ["build_deeplab3d"]
 
+NAME = "deeplab3d"
+
 STEP = 4  # the encoder's stride; in front of the decoder one voxel sees 147 voxels along each axis
 DECODERS = ("stage2", "every_stage")
 DROPOUTS = (0.5, 0.1)  # after the first and the second convolution of the decoder
@@ -37,7 +39,6 @@ def build_deeplab3d(
     decoder: str = "stage2",
     decoder_convs: int = 2,
     width_divisor: int = 1,
-    name: str = "deeplab3d",
 ) -> keras.Model:
     """Build the network.
 
@@ -58,7 +59,7 @@ def build_deeplab3d(
         ValueError: a known size is not a multiple of 4; an unknown ``decoder``; another ``decoder_convs``;
             ``width_divisor`` below 1.
     """
-    _check_arguments(input_shape, decoder, decoder_convs, width_divisor, name)
+    _check_arguments(input_shape, decoder, decoder_convs, width_divisor)
 
     def maps(filters: int) -> int:
         return max(1, filters // width_divisor)
@@ -90,7 +91,7 @@ def build_deeplab3d(
         # float32 also under mixed_float16: the loss takes a softmax of these
         x = layers.Conv3D(n_classes, 1, dtype="float32", name="logits_half_size")(x)
         logits = UpsampleTrilinear(dtype="float32", name="logits")(x)
-    return keras.Model(inputs, logits, name=name)
+    return keras.Model(inputs, logits, name=NAME)
 
 
 def _block(
@@ -161,20 +162,20 @@ def _join(
 
 
 def _check_arguments(
-    input_shape: tuple[int | None, ...], decoder: str, decoder_convs: int, width_divisor: int, name: str
+    input_shape: tuple[int | None, ...], decoder: str, decoder_convs: int, width_divisor: int
 ) -> None:
     if len(input_shape) != 4:
         raise ValueError(
-            f"{name}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."
+            f"{NAME}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."
         )
     if any(size is not None and (size < STEP or size % STEP) for size in input_shape[:3]):
         raise ValueError(
-            f"{name}: slices, rows and columns must be multiples of {STEP}; got {tuple(input_shape)}. "
+            f"{NAME}: slices, rows and columns must be multiples of {STEP}; got {tuple(input_shape)}. "
             f"Pad or crop the patches to a multiple of {STEP}, or give None for a size known later."
         )
     if decoder not in DECODERS:
-        raise ValueError(f"{name}: decoder must be one of {', '.join(DECODERS)}; got {decoder!r}.")
+        raise ValueError(f"{NAME}: decoder must be one of {', '.join(DECODERS)}; got {decoder!r}.")
     if decoder_convs not in (1, 2):
-        raise ValueError(f"{name}: decoder_convs must be 1 or 2; got {decoder_convs!r}.")
+        raise ValueError(f"{NAME}: decoder_convs must be 1 or 2; got {decoder_convs!r}.")
     if width_divisor < 1:
-        raise ValueError(f"{name}: width_divisor must be at least 1; got {width_divisor!r}.")
+        raise ValueError(f"{NAME}: width_divisor must be at least 1; got {width_divisor!r}.")

@@ -7,7 +7,7 @@ Stated: the base network with an attention gate on the top level too, so four ga
     scales by 2x2 average pooling; a head on each of the four decoder levels. No filters are given.
 Code:   (the base network's authors) filters of the encoder 32-64-128-64, center 512, of the transposed
     convolutions 32-64-32-32, all 3x3; gates of 128, 64 and 32 inner channels; gate 3 takes its gating signal
-    from ``up1``, one level too low (``gate3_from="up1"``); heads of two 3x3 convolutions, then a 1x1 one.
+    from ``up1``, one level too low (``third_from="up1"``); heads of two 3x3 convolutions, then a 1x1 one.
 Ours:   gate 3 from ``up2``, the decoder tensor directly below, like the others; the top gate has 16 inner
     channels, continuing the halving, and its signal from ``up3``. ``widths="regular"``: encoder 32-64-128-256
     and transposed convolutions 256-128-64-32, as the 64 and 32 above look like slips. Three classes.
@@ -15,6 +15,7 @@ Check:  5,687,504 parameters, 5,680,016 of them trainable. The base network, fro
     ``build_enhanced_unet``, one class: 5,638,503 / 5,631,463, as its code.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from keras import layers
 
 from kitsseg.models.layers.blocks2d import check_image_shape
 
-__all__ = ["build_enhanced_unet", "build_plain_unet", "keep_final_head"]
+__all__ = ["AttentionGates", "build_enhanced_unet", "build_plain_unet", "keep_final_head"]
 
 # Filters of encoder levels 1-4 and of the transposed convolutions from the center up.
 WIDTHS = {
@@ -34,19 +35,37 @@ PYRAMID = (64, 128, 256)  # of the input scales 2-4
 GATES = (128, 64, 32, 16)  # inner channels, from the lowest level up
 HEADS = (256, 128, 64, 32)  # from the lowest level up
 HEAD_NAMES = ("pred1", "pred2", "pred3", "final")
+NAME = "enhanced_unet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionGates:
+    """The attention gates of the network, one on each skip connection, counted from the lowest level up.
+
+    Attributes:
+        top: this paper's gate on the top level; False as in the base network.
+        third_from: the decoder tensor from which gate 3 takes its signal: ``"up2"`` or, as the base network's code,
+            ``"up1"``.
+
+    Raises: ValueError for another ``third_from``.
+    """
+
+    top: bool = True
+    third_from: str = "up2"
+
+    def __post_init__(self) -> None:
+        if self.third_from not in ("up1", "up2"):
+            raise ValueError(f"{NAME}: third_from must be 'up1' or 'up2'; got {self.third_from!r}.")
 
 
 def build_enhanced_unet(
     input_shape: tuple[int | None, ...] = (256, 256, 1),
     n_classes: int = 3,
     widths: str = "reference",
-    gates: bool = True,
-    top_gate: bool = True,
-    gate3_from: str = "up2",
+    gates: AttentionGates | None = AttentionGates(),
     multiscale: bool = True,
     deep_supervision: bool = True,
     base: int = 1,
-    name: str = "enhanced_unet",
 ) -> keras.Model:
     """Build the network.
 
@@ -54,9 +73,7 @@ def build_enhanced_unet(
         input_shape: ``(rows, columns, channels)``; rows and columns may be ``None``.
         n_classes: background included.
         widths: ``"reference"``, the filters of the base network's code, or ``"regular"``.
-        gates: False leaves out every attention gate: plain skips.
-        top_gate: this paper's gate on the top level; False as in the base network.
-        gate3_from: ``"up2"`` or, as the base network's code, ``"up1"``.
+        gates: the attention gates on the skip connections; None: plain skip connections.
         multiscale: feed the pooled input to encoder levels 2-4.
         deep_supervision: heads on all four decoder levels.
         base: every width but ``n_classes`` is divided by it: 1, 2, 4, 8 or 16.
@@ -68,16 +85,14 @@ def build_enhanced_unet(
         only ``final``, not in a list.
 
     Raises:
-        ValueError: rows or columns are known and not a multiple of 16; an unknown ``widths`` or
-            ``gate3_from``; a ``base`` that does not divide the widths.
+        ValueError: rows or columns are known and not a multiple of 16; an unknown ``widths``; a ``base`` that
+            does not divide the widths.
     """
-    check_image_shape(input_shape, 16, name)
+    check_image_shape(input_shape, 16, NAME)
     if widths not in WIDTHS:
-        raise ValueError(f"{name}: widths must be one of {', '.join(WIDTHS)}; got {widths!r}.")
-    if gate3_from not in ("up1", "up2"):
-        raise ValueError(f"{name}: gate3_from must be 'up1' or 'up2'; got {gate3_from!r}.")
+        raise ValueError(f"{NAME}: widths must be one of {', '.join(WIDTHS)}; got {widths!r}.")
     if base not in (1, 2, 4, 8, 16):
-        raise ValueError(f"{name}: base divides all widths and must be 1, 2, 4, 8 or 16; got {base!r}.")
+        raise ValueError(f"{NAME}: base divides all widths and must be 1, 2, 4, 8 or 16; got {base!r}.")
     encoder, decoder = WIDTHS[widths]
     image = keras.Input(input_shape, name="image")
 
@@ -96,8 +111,8 @@ def build_enhanced_unet(
     below, outputs = [x], []  # the tensor each decoder level starts from: center, up1, up2, up3
     for i, filters in enumerate(decoder, start=1):
         skip = skips[-i]
-        if gates and (i < 4 or top_gate):
-            source, stride = (below[1], 2) if i == 3 and gate3_from == "up1" else (below[-1], 1)
+        if gates and (i < 4 or gates.top):
+            source, stride = (below[1], 2) if i == 3 and gates.third_from == "up1" else (below[-1], 1)
             signal = _gating_signal(source, f"g{i}")
             skip = _attention_gate(skip, signal, GATES[i - 1] // base, stride, f"attn{i}")
         x = layers.Conv2DTranspose(
@@ -115,7 +130,7 @@ def build_enhanced_unet(
             x = _conv_block(x, filters // base, f"head{i}")
             # float32 also under mixed_float16: the loss takes a softmax of these
             outputs.append(layers.Conv2D(n_classes, 1, dtype="float32", name=head)(x))
-    return keras.Model(image, outputs if deep_supervision else outputs[0], name=name)
+    return keras.Model(image, outputs if deep_supervision else outputs[0], name=NAME)
 
 
 def keep_final_head(model: keras.Model) -> keras.Model:
@@ -131,16 +146,14 @@ def keep_final_head(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.outputs[-1], name=model.name)
 
 
-def build_plain_unet(
-    input_shape: tuple[int | None, ...] = (256, 256, 1), n_classes: int = 1, name: str = "plain_unet"
-) -> keras.Model:
+def build_plain_unet(input_shape: tuple[int | None, ...] = (256, 256, 1), n_classes: int = 1) -> keras.Model:
     """Build the plain U-Net beside which the base network's authors put theirs.
 
     As in their code: batch normalization only in the encoder, 2x2 transposed convolutions without activation,
     one convolution instead of two on the decoder level of 64 filters. Arguments, result and errors as
     ``build_enhanced_unet``. Check: 7,726,433 parameters, 7,724,513 trainable, with one class.
     """
-    check_image_shape(input_shape, 16, name)
+    check_image_shape(input_shape, 16, "plain_unet")
     x = image = keras.Input(input_shape, name="image")
     skips = []
     for i, filters in enumerate((32, 64, 128, 256), start=1):
@@ -153,7 +166,7 @@ def build_plain_unet(
         x = layers.Concatenate(name=f"up{i}")([x, skips[-i]])
         x = _conv_block(x, filters, f"merge{i}", n_convs=n_convs, norm=False)
     logits = layers.Conv2D(n_classes, 1, dtype="float32", name="final")(x)
-    return keras.Model(image, logits, name=name)
+    return keras.Model(image, logits, name="plain_unet")
 
 
 def _conv(x: keras.KerasTensor, filters: int, size: int, name: str, **options: Any) -> keras.KerasTensor:

@@ -26,6 +26,8 @@ from kitsseg.models.pretrained.torchvision import load_torchvision_weights
 
 __all__ = ["ENCODERS", "build_squeeze_unet"]
 
+NAME = "squeeze_unet"
+
 ENCODERS: dict[str, Callable[[keras.KerasTensor], tuple[keras.KerasTensor, list[keras.KerasTensor]]]] = {
     "squeezenet1_1": encoders.squeezenet1_1,
     "resnet18": partial(encoders.resnet, depth=18),
@@ -46,7 +48,6 @@ def build_squeeze_unet(
     decoder: str = "fastai",
     weights: str | os.PathLike[str] | None = None,
     normalize: bool = False,
-    name: str = "squeeze_unet",
 ) -> keras.Model:
     """Build the network.
 
@@ -71,7 +72,7 @@ def build_squeeze_unet(
     Raises: ValueError for a size below 17, an unknown encoder or decoder, a decoder that has no skips to use,
         or ``normalize`` without three channels; InputError if ``weights`` cannot be had or do not fit.
     """
-    _check(input_shape, encoder, skips, decoder, weights, normalize, name)
+    _check(input_shape, encoder, skips, decoder, weights, normalize)
     image = x = keras.Input(input_shape, name="image")
     if normalize:
         mean, std = IMAGENET_RESNET50 if encoder == "resnet50" else IMAGENET
@@ -88,7 +89,7 @@ def build_squeeze_unet(
         dtype="float32",
         name="logits",
     )(x)
-    model = keras.Model(image, logits, name=name)
+    model = keras.Model(image, logits, name=NAME)
     if weights is not None and encoder == "resnet50":
         encoders.load_resnet50_imagenet(model)
     elif weights is not None:
@@ -103,28 +104,27 @@ def _check(
     decoder: str,
     weights: str | os.PathLike[str] | None,
     normalize: bool,
-    name: str,
 ) -> None:
     if encoder not in ENCODERS:
-        raise ValueError(f"{name}: encoder must be one of {sorted(ENCODERS)}; got {encoder!r}.")
+        raise ValueError(f"{NAME}: encoder must be one of {sorted(ENCODERS)}; got {encoder!r}.")
     if decoder not in ("fastai", "lite"):
-        raise ValueError(f"{name}: decoder must be 'fastai' or 'lite'; got {decoder!r}.")
+        raise ValueError(f"{NAME}: decoder must be 'fastai' or 'lite'; got {decoder!r}.")
     if decoder == "lite" and not skips:
-        raise ValueError(f"{name}: the lite decoder grows along the skip connections; pass skips=True.")
+        raise ValueError(f"{NAME}: the lite decoder grows along the skip connections; pass skips=True.")
     least = 32 if encoder == "resnet50" else MIN_SIZE
     if any(size is not None and size < least for size in input_shape[:2]):
         raise ValueError(
-            f"{name}: {encoder} needs at least {least} rows and columns; got {tuple(input_shape)}. "
+            f"{NAME}: {encoder} needs at least {least} rows and columns; got {tuple(input_shape)}. "
             "Pad the slices or make them larger (PreprocessSpec.slice_size)."
         )
     if normalize and input_shape[2] != 3:
         raise ValueError(
-            f"{name}: ImageNet's mean and deviation are of three channels, red, green, blue; got "
+            f"{NAME}: ImageNet's mean and deviation are of three channels, red, green, blue; got "
             f"{input_shape[2]}. Pass normalize=False and normalize the slices yourself."
         )
     if encoder == "resnet50" and weights not in (None, "imagenet"):
         raise ValueError(
-            f"{name}: the ResNet-50 is keras.applications' and a torchvision file does not fit it; "
+            f"{NAME}: the ResNet-50 is keras.applications' and a torchvision file does not fit it; "
             f"weights must be None or 'imagenet', got {weights!r}."
         )
 

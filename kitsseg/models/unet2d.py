@@ -13,14 +13,31 @@ Check:  12,298,643 parameters, 12,291,123 of them trainable. Other readings: 1 o
     49,181,843, 30 starting filters 27,657,663. Only two sub-blocks give 12M.
 """
 
+from dataclasses import dataclass
+
 import keras
 from keras import layers
 
 from kitsseg.models.layers.blocks2d import UpsampleBilinear, check_image_shape
 
-__all__ = ["build_unet2d"]
+__all__ = ["SubBlock", "build_unet2d"]
+
+NAME = "unet2d"
 
 UPSAMPLINGS = ("bilinear", "nearest", "transposed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubBlock:
+    """How a sub-block is built; the defaults are those of the authors' code.
+
+    Attributes:
+        use_bias: whether its 3x3 convolution has a bias.
+        norm_first: normalize before the activation; the authors' code does it after.
+    """
+
+    use_bias: bool = True
+    norm_first: bool = False
 
 
 def build_unet2d(
@@ -30,9 +47,7 @@ def build_unet2d(
     n_pools: int = 5,
     sub_blocks: int = 2,
     upsampling: str = "bilinear",
-    use_bias: bool = True,
-    norm_first: bool = False,
-    name: str = "unet2d",
+    block: SubBlock = SubBlock(),
 ) -> keras.Model:
     """Build the network.
 
@@ -44,8 +59,7 @@ def build_unet2d(
         sub_blocks: sub-blocks per level, in the encoder, at the bottom and in the decoder.
         upsampling: ``"bilinear"`` (paper), ``"nearest"`` (the layer's default in the authors' code) or
             ``"transposed"``, a 2x2 transposed convolution of stride 2 to the filters of the level.
-        use_bias: whether the 3x3 convolutions have a bias; the last 1x1 convolution always has one.
-        norm_first: normalize before the activation; the authors' code does it after.
+        block: how a sub-block is built.
 
     Returns:
         ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**
@@ -54,14 +68,14 @@ def build_unet2d(
     Raises:
         ValueError: rows or columns are known and not a multiple of ``2**n_pools``; an unknown ``upsampling``.
     """
-    check_image_shape(input_shape, 2**n_pools, name)
+    check_image_shape(input_shape, 2**n_pools, NAME)
     if upsampling not in UPSAMPLINGS:
-        raise ValueError(f"{name}: upsampling must be one of {', '.join(UPSAMPLINGS)}; got {upsampling!r}.")
+        raise ValueError(f"{NAME}: upsampling must be one of {', '.join(UPSAMPLINGS)}; got {upsampling!r}.")
 
     def level_block(x: keras.KerasTensor, level: int, prefix: str) -> keras.KerasTensor:
         filters = start_filters * 2**level
         for i in range(1, sub_blocks + 1):
-            x = _sub_block(x, filters, use_bias, norm_first, f"{prefix}_{i}")
+            x = _sub_block(x, filters, block, f"{prefix}_{i}")
         return x
 
     inputs = keras.Input(input_shape, name="image")
@@ -77,15 +91,13 @@ def build_unet2d(
         x = level_block(x, level, f"merge{level}")
     # float32 also under mixed_float16: the loss takes a softmax of these
     logits = layers.Conv2D(n_classes, 1, dtype="float32", name="logits")(x)
-    return keras.Model(inputs, logits, name=name)
+    return keras.Model(inputs, logits, name=NAME)
 
 
-def _sub_block(
-    x: keras.KerasTensor, filters: int, use_bias: bool, norm_first: bool, name: str
-) -> keras.KerasTensor:
+def _sub_block(x: keras.KerasTensor, filters: int, block: SubBlock, name: str) -> keras.KerasTensor:
     """One 3x3 convolution, LeakyReLU and batch normalization, in the order asked for."""
-    x = layers.Conv2D(filters, 3, padding="same", use_bias=use_bias, name=f"{name}_conv")(x)
-    if norm_first:
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=block.use_bias, name=f"{name}_conv")(x)
+    if block.norm_first:
         x = layers.BatchNormalization(name=f"{name}_bn")(x)
         return layers.LeakyReLU(negative_slope=0.3, name=f"{name}_act")(x)
     x = layers.LeakyReLU(negative_slope=0.3, name=f"{name}_act")(x)

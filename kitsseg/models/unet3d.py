@@ -20,12 +20,13 @@ from keras import layers
 
 __all__ = ["build_unet3d"]
 
+NAME = "unet3d"
+
 
 def build_unet3d(
     input_shape: tuple[int | None, ...] = (128, 128, 128, 1),
     n_classes: int = 3,
     filters: Sequence[int] = (32, 64, 128, 256, 320),
-    name: str = "unet3d",
 ) -> keras.Model:
     """Build the network.
 
@@ -43,7 +44,7 @@ def build_unet3d(
         ValueError: a known size is not a multiple of the stride, or all three are the stride itself: the
             bottleneck would be one voxel, which instance normalization sets to a constant.
     """
-    _check_volume_shape(input_shape, 2 ** len(filters), name)
+    _check_volume_shape(input_shape, 2 ** len(filters))
     inputs = keras.Input(input_shape, name="image")
     x, skips = _level(inputs, filters[0], "down0"), []
     for i, n in enumerate((*filters[1:], filters[-1]), 1):
@@ -59,7 +60,7 @@ def build_unet3d(
     logits = layers.Conv3D(
         n_classes, 1, kernel_initializer=_uniform_by_fan_in(), dtype="float32", name="logits"
     )(x)
-    return keras.Model(inputs, logits, name=name)
+    return keras.Model(inputs, logits, name=NAME)
 
 
 def _level(x: keras.KerasTensor, filters: int, name: str, strides: int = 1) -> keras.KerasTensor:
@@ -90,19 +91,19 @@ def _uniform_by_fan_in() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
-def _check_volume_shape(input_shape: tuple[int | None, ...], step: int, name: str) -> None:
+def _check_volume_shape(input_shape: tuple[int | None, ...], step: int) -> None:
     if len(input_shape) != 4:
         raise ValueError(
-            f"{name}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."
+            f"{NAME}: input_shape must be (slices, rows, columns, channels); got {tuple(input_shape)}."
         )
     sizes = tuple(input_shape[:3])
     if any(size is not None and (size < step or size % step) for size in sizes):
         raise ValueError(
-            f"{name}: slices, rows and columns must be multiples of {step}; got {tuple(input_shape)}. "
+            f"{NAME}: slices, rows and columns must be multiples of {step}; got {tuple(input_shape)}. "
             f"Pad or crop the patches to a multiple of {step}, or give None for a size known later."
         )
     if sizes == (step,) * 3:
         raise ValueError(
-            f"{name}: one of slices, rows and columns must be at least {2 * step}; got {tuple(input_shape)}. A "
+            f"{NAME}: one of slices, rows and columns must be at least {2 * step}; got {tuple(input_shape)}. A "
             "bottleneck of one voxel would be normalized to a constant."
         )

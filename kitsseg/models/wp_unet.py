@@ -71,7 +71,6 @@ def build_wp_unet(
     n_classes: int = 3,
     variant: str = "wp_unet",
     filters: Sequence[int] = (32, 64, 128, 256, 256),
-    name: str | None = None,
 ) -> keras.Model:
     """Build one of the three networks of the paper's table 2.
 
@@ -80,7 +79,6 @@ def build_wp_unet(
         n_classes: background included.
         variant: ``"wp_unet"``, ``"dw_unet"`` (depth-wise U-Net) or ``"unet"``, the paper's own baseline.
         filters: of blocks 1-5; ``wp_unet`` has no block 5 and leaves the last one unused.
-        name: of the model; the variant by default.
 
     Returns:
         ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**
@@ -92,10 +90,9 @@ def build_wp_unet(
     """
     if variant not in LAYOUTS:
         raise ValueError(f"build_wp_unet: variant must be one of {', '.join(LAYOUTS)}; got {variant!r}.")
-    name = name or variant
     if len(filters) != 5:
-        raise ValueError(f"{name}: filters must name the five blocks; got {filters}.")
-    check_image_shape(input_shape, 16, name)
+        raise ValueError(f"{variant}: filters must name the five blocks; got {filters}.")
+    check_image_shape(input_shape, 16, variant)
     layout = LAYOUTS[variant]
     inputs = keras.Input(input_shape, name="image")
     x, skips = inputs, []
@@ -114,7 +111,7 @@ def build_wp_unet(
         x = _add_block(x, layout.decoder if level else layout.last, filters[level], f"dec{level}")
     # float32 also under mixed_float16: the loss takes a softmax of these
     logits = layers.Conv2D(n_classes, 1, dtype="float32", name="logits")(x)
-    return keras.Model(inputs, logits, name=name)
+    return keras.Model(inputs, logits, name=variant)
 
 
 def _add_block(x: keras.KerasTensor, block: _Block, filters: int, name: str) -> keras.KerasTensor:

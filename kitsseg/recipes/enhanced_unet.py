@@ -30,11 +30,20 @@ if TYPE_CHECKING:
 __all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
-def build_model(norm_momentum: float = 0.99, **options: Any) -> keras.Model:
-    from kitsseg.models import build_enhanced_unet
+def build_model(
+    gates: bool = True,
+    top_gate: bool = True,
+    gate3_from: str = "up2",
+    norm_momentum: float = 0.99,
+    **options: Any,
+) -> keras.Model:
+    from kitsseg.models import AttentionGates, build_enhanced_unet
     from kitsseg.models.layers.blocks2d import set_norm_momentum
 
-    model = build_enhanced_unet(**options)
+    chosen = AttentionGates(
+        top=top_gate, third_from=gate3_from
+    )  # also where it is not used: a wrong value is told
+    model = build_enhanced_unet(**options, gates=chosen if gates else None)
     set_norm_momentum(model, norm_momentum)
     return model
 

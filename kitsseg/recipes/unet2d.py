@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["PAPER", "PRACTICAL", "TINY", "VARIANTS"]
 
 
-def build_model(**options: Any) -> keras.Model:
-    from kitsseg.models import build_unet2d
+def build_model(use_bias: bool = True, norm_first: bool = False, **options: Any) -> keras.Model:
+    from kitsseg.models import SubBlock, build_unet2d
 
-    return build_unet2d(**options)
+    return build_unet2d(**options, block=SubBlock(use_bias=use_bias, norm_first=norm_first))
 
 
 def build_loss(**options: Any) -> keras.losses.Loss:

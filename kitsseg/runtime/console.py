@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ __all__ = [
     "progress_bar",
     "quieted",
     "warning",
+    "warnings_as_lines",
     "without_next",
 ]
 
@@ -91,6 +93,18 @@ def warning(text: str) -> None:
     """Print a line that begins with "warning"; it is said even where everything else is kept quiet."""
     where = Console(stderr=True, highlight=False, soft_wrap=True) if console.quiet else console
     where.print(f"[yellow]{escape(text)}[/yellow]")
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """When this block ends, print each warning that was given in it as a line, without the place in the code."""
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for one in given:
+                warning(f"warning: {one.message}")
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from kitsseg.data.cache.windows import cached_images
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.errors import InputError
 from kitsseg.inference import engines
-from kitsseg.inference.cohort import PredictOptions, predict_cases
+from kitsseg.inference.cohort import predict_cases
 from kitsseg.inference.engines import open_network, softmax
+from kitsseg.inference.options import PredictOptions
 from kitsseg.models import build_enhanced_unet
 from kitsseg.models.loading import read_network
 from kitsseg.records.networks import read_exported

@@ -12,7 +12,8 @@ from kitsseg.commands.given import with_given
 from kitsseg.errors import InputError
 from kitsseg.export.export import export_run
 from kitsseg.export.writers import ExportOptions
-from kitsseg.inference.cohort import PredictOptions, predict_cases
+from kitsseg.inference.cohort import predict_cases
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.outputs import class_probabilities
 from kitsseg.losses import CrossEntropySoftDice
 from kitsseg.recipe import OUTPUTS, changed

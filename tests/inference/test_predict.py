@@ -20,8 +20,9 @@ from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.data.layouts.scans import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
-from kitsseg.inference.cohort import PredictOptions, failures, predict_cases, predict_cohort
+from kitsseg.inference.cohort import failures, predict_cases, predict_cohort
 from kitsseg.inference.engines import Network, open_network, softmax
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.inference.windows2d import slice_probabilities
 from kitsseg.recipe import InferenceSpec

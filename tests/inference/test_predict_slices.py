@@ -17,7 +17,8 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.layouts.find import Layout
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
-from kitsseg.inference.cohort import PredictOptions, predict_cases, predict_cohort
+from kitsseg.inference.cohort import predict_cases, predict_cohort
+from kitsseg.inference.options import PredictOptions
 from kitsseg.report.report import write_report
 from kitsseg.scoring.compare import compare_scores
 from kitsseg.scoring.dice import score_case

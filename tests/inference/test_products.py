@@ -18,7 +18,8 @@ from kitsseg.data.formats.dicom import slice_files
 from kitsseg.data.formats.dicom_seg import write_segmentation
 from kitsseg.errors import InputError
 from kitsseg.files.tables import read_rows
-from kitsseg.inference.cohort import PredictOptions, predict_cohort
+from kitsseg.inference.cohort import predict_cohort
+from kitsseg.inference.options import PredictOptions
 
 highdicom = pytest.importorskip("highdicom")
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from kitsseg.models.enhanced_unet import (
+    AttentionGates,
     _attention_gate,
     build_enhanced_unet,
     build_plain_unet,
     keep_final_head,
 )
 
-BASE_NETWORK = {"top_gate": False, "gate3_from": "up1"}
+BASE_NETWORK = {"gates": AttentionGates(top=False, third_from="up1")}
 
 
 def count_trainable(model):
@@ -28,9 +29,9 @@ def count_trainable(model):
         # the sigmoid of the base network has no parameters
         (1, {**BASE_NETWORK, "n_classes": 1}, 5_638_503, 5_631_463),
         (1, BASE_NETWORK, 5_639_471, 5_632_431),
-        (1, {"gate3_from": "up1"}, 5_656_304, 5_649_008),
+        (1, {"gates": AttentionGates(third_from="up1")}, 5_656_304, 5_649_008),
         (1, {"widths": "regular"}, 10_990_928, 10_981_264),
-        (1, {"widths": "regular", "top_gate": False}, 10_966_255, 10_956_911),
+        (1, {"widths": "regular", "gates": AttentionGates(top=False)}, 10_966_255, 10_956_911),
         (1, {**BASE_NETWORK, "n_classes": 1, "multiscale": False}, 5_302_247, 5_295_207),
     ],
     ids=str,
@@ -63,9 +64,9 @@ def test_counts_of_the_parts():
     assert model.get_layer("pred1").count_params() == 771  # 3 * (256 + 1)
 
 
-@pytest.mark.parametrize("gate3_from", ["up1", "up2"])
-def test_output_sizes(gate3_from):
-    model = build_enhanced_unet((None, None, 1), base=16, gate3_from=gate3_from)
+@pytest.mark.parametrize("source", ["up1", "up2"])
+def test_output_sizes(source):
+    model = build_enhanced_unet((None, None, 1), base=16, gates=AttentionGates(third_from=source))
     assert model.output_names == ["pred1", "pred2", "pred3", "final"]
     for rows, columns in [(256, 256), (512, 512), (16, 48)]:
         outputs = model(np.zeros((1, rows, columns, 1), "float32"))
@@ -74,9 +75,9 @@ def test_output_sizes(gate3_from):
 
 
 def test_gating_signals():
-    for gate3_from, strides in [("up2", (1, 1)), ("up1", (2, 2))]:
-        model = build_enhanced_unet((32, 32, 1), base=16, gate3_from=gate3_from)
-        for gate, source in [("g1", "center_2_act"), ("g2", "up1"), ("g3", gate3_from), ("g4", "up3")]:
+    for third_from, strides in [("up2", (1, 1)), ("up1", (2, 2))]:
+        model = build_enhanced_unet((32, 32, 1), base=16, gates=AttentionGates(third_from=third_from))
+        for gate, source in [("g1", "center_2_act"), ("g2", "up1"), ("g3", third_from), ("g4", "up3")]:
             assert model.get_layer(f"{gate}_conv").input is model.get_layer(source).output
         assert model.get_layer("attn3_phi_up").strides == strides
 
@@ -121,15 +122,19 @@ def train_one_step(model):
 
 
 @pytest.mark.parametrize(
-    "option",
-    [{"deep_supervision": False}, {"multiscale": False}, {"gates": False}, {"top_gate": False}],
+    ("option", "left_out"),
+    [
+        ({"deep_supervision": False}, "pred"),
+        ({"multiscale": False}, "scale"),
+        ({"gates": None}, "attn"),
+        ({"gates": AttentionGates(top=False)}, "attn4"),
+    ],
     ids=str,
 )
-def test_ablations_train_one_step(option):
+def test_ablations_train_one_step(option, left_out):
     model = build_enhanced_unet((32, 32, 1), base=16, **option)
     names = [layer.name for layer in model.layers]
-    left_out = {"deep_supervision": "pred", "multiscale": "scale", "gates": "attn", "top_gate": "attn4"}
-    assert not [name for name in names if name.startswith(left_out[next(iter(option))])]
+    assert not [name for name in names if name.startswith(left_out)]
     assert train_one_step(model) > 0
 
 
@@ -154,8 +159,8 @@ def test_wrong_size_is_refused(build):
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="widths must be one of reference, regular; got 'wide'"):
         build_enhanced_unet(widths="wide")
-    with pytest.raises(ValueError, match="gate3_from must be 'up1' or 'up2'; got 'up3'"):
-        build_enhanced_unet(gate3_from="up3")
+    with pytest.raises(ValueError, match="third_from must be 'up1' or 'up2'; got 'up3'"):
+        AttentionGates(third_from="up3")
     with pytest.raises(ValueError, match=r"base divides all widths .* got 3"):
         build_enhanced_unet(base=3)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kitsseg.models.layers.blocks2d import UpsampleBilinear
-from kitsseg.models.unet2d import build_unet2d
+from kitsseg.models.unet2d import SubBlock, build_unet2d
 
 
 def count_trainable(model):
@@ -26,9 +26,9 @@ def test_parameter_counts():
     ("options", "total"),
     [
         ({"upsampling": "nearest"}, 12_298_643),
-        ({"norm_first": True}, 12_298_643),
+        ({"block": SubBlock(norm_first=True)}, 12_298_643),
         ({"upsampling": "transposed"}, 12_162_863),
-        ({"use_bias": False}, 12_294_883),
+        ({"block": SubBlock(use_bias=False)}, 12_294_883),
         ({"sub_blocks": 1}, 6_147_643),
         ({"sub_blocks": 3}, 18_449_643),
         ({"n_pools": 6}, 49_181_843),
@@ -68,7 +68,7 @@ def test_unknown_and_known_size_give_the_same_logits():
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_order_of_a_sub_block(norm_first):
-    model = build_unet2d((32, 32, 1), start_filters=2, norm_first=norm_first)
+    model = build_unet2d((32, 32, 1), start_filters=2, block=SubBlock(norm_first=norm_first))
     first, second = ("bn", "act") if norm_first else ("act", "bn")
     assert model.get_layer(f"down0_1_{first}").input is model.get_layer("down0_1_conv").output
     assert model.get_layer(f"down0_1_{second}").input is model.get_layer(f"down0_1_{first}").output

@@ -6,6 +6,8 @@ import pytest
 from keras import layers
 
 from kitsseg.models import (
+    AttentionGates,
+    SubBlock,
     build_deeplab3d,
     build_enhanced_unet,
     build_squeeze_unet,
@@ -23,7 +25,11 @@ BUILDERS = {
     "unet2d": lambda: build_unet2d((16, 16, 2), start_filters=3, n_pools=2, upsampling="nearest"),
     "unet2d-bilinear": lambda: build_unet2d((8, 8, 1), start_filters=3, n_pools=1),
     "unet2d-transposed": lambda: build_unet2d(
-        (16, 16, 1), start_filters=3, n_pools=2, upsampling="transposed", norm_first=True, use_bias=False
+        (16, 16, 1),
+        start_filters=3,
+        n_pools=2,
+        upsampling="transposed",
+        block=SubBlock(norm_first=True, use_bias=False),
     ),
     "wp_unet": lambda: build_wp_unet((32, 32, 1), filters=WIDTHS),
     "dw_unet": lambda: build_wp_unet((32, 32, 1), variant="dw_unet", filters=WIDTHS),
@@ -34,7 +40,12 @@ BUILDERS = {
     "resnet34": lambda: build_squeeze_unet((32, 32, 3), encoder="resnet34"),
     "enhanced_unet": lambda: build_enhanced_unet((32, 32, 1), base=16),
     "enhanced_unet-up1": lambda: build_enhanced_unet(
-        (32, 32, 1), base=16, gate3_from="up1", widths="regular", deep_supervision=False, multiscale=False
+        (32, 32, 1),
+        base=16,
+        gates=AttentionGates(third_from="up1"),
+        widths="regular",
+        deep_supervision=False,
+        multiscale=False,
     ),
     "plain_unet": lambda: build_plain_unet((16, 16, 1)),
     "deeplab3d": lambda: build_deeplab3d((8, 8, 8, 1), width_divisor=4, decoder_convs=1),
@@ -244,8 +255,8 @@ def test_the_masked_weights_are_the_ones_that_are_cut():
             for variant in ("wp_unet", "dw_unet", "unet")
         ),
         (
-            lambda: build_enhanced_unet((32, 32, 1), base=8, gates=False),
-            lambda: build_enhanced_unet((32, 32, 1), base=16, gates=False),
+            lambda: build_enhanced_unet((32, 32, 1), base=8, gates=None),
+            lambda: build_enhanced_unet((32, 32, 1), base=16, gates=None),
         ),
     ],
     ids=["unet2d", "wp_unet", "dw_unet", "unet", "enhanced_unet"],
@@ -272,7 +283,8 @@ def test_sizes_that_are_unknown_stay_unknown():
 def test_precision_names_and_frozen_layers_are_kept():
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = build_wp_unet((16, 16, 1), filters=WIDTHS, name="mine")
+        model = build_wp_unet((16, 16, 1), filters=WIDTHS)
+        model = keras.Model(model.input, model.output, name="mine")
     finally:
         keras.config.set_dtype_policy("float32")
     model.get_layer("enc1_bn").trainable = False

@@ -12,7 +12,8 @@ from support import TESTS
 from support.cases import read_json
 
 from kitsseg.errors import InputError
-from kitsseg.inference.cohort import PredictOptions, predict_cases, predict_cohort
+from kitsseg.inference.cohort import predict_cases, predict_cohort
+from kitsseg.inference.options import PredictOptions
 from kitsseg.runtime.cluster import on_cluster
 
 distributed = pytest.importorskip("distributed")

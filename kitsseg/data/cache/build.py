@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from errno import EEXIST, ENOTEMPTY
@@ -60,11 +60,11 @@ def preprocess_cases(
     data: str | os.PathLike[str],
     cache: str | os.PathLike[str],
     spec: PreprocessSpec,
+    *,
     progress: Progress | None = None,
     layout: Layout | None = None,
     workers: int = 1,
     compress: bool = False,
-    say: Callable[[str], None] | None = None,
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess every case of a folder; cases that are done already are left alone.
 
@@ -80,14 +80,13 @@ def preprocess_cases(
         workers: processes; each holds one scan at a time. With more than one, a script that calls this must not do
             so while it is imported (``if __name__ == "__main__":``).
         compress: make a cache of about half the size that is read several times as slowly.
-        say: called as say(text) with a line for each scan that is doubtful, also of those that were there; a scan
-            whose numbers are hardly HU is one. Without it warnings are given, by ``warnings``.
 
-    Returns: (folder of the cache, names of the cases done now, names of those that were there).
+    Returns: (folder of the cache, names of the cases done now, names of the cases that were there already).
     Raises: InputError if the disk is too small, for bad cases, a cached case whose source files have changed since or
         that is damaged, and a cache of another version; without blosc2 if ``compress`` is asked for.
+    Warns: UserWarning for each doubtful scan of the cache, such as one whose numbers are hardly HU.
     """
-    plan = plan_cache(data, cache, spec, layout, compress)
+    plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
     folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
     if folder.is_dir():
         remove_unfinished(folder)  # before the space is counted
@@ -114,24 +113,18 @@ def preprocess_cases(
                 failed[job.case.name] = error
     for case in cases:
         for doubt in [] if case.name in failed else read_case(folder / case.name).doubts:
-            _say(f"{case.image}: {doubt}", say)
+            warnings.warn(f"{case.image}: {doubt}", stacklevel=2)
     if failed:
         raise _all_of(failed, len(cases))
     made = [case.name for case in missing]
     return folder, made, [case.name for case in cases if case.name not in set(made)]
 
 
-def _say(text: str, say: Callable[[str], None] | None) -> None:
-    if say:
-        say(f"warning: {text}")
-    else:
-        warnings.warn(text, stacklevel=3)
-
-
 def plan_cache(
     data: str | os.PathLike[str],
     cache: str | os.PathLike[str],
     spec: PreprocessSpec,
+    *,
     layout: Layout | None = None,
     compress: bool = False,
 ) -> CachePlan:
