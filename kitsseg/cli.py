@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main"]
 
-ANSWERS = ("recipes", "info", "completion")  # commands that do nothing but say something
+ANSWERS = ("recipes", "info", "completion")  # commands that only print an answer
 SPACE = "Free some space, or choose another folder."
 PERMISSION = "Check its permissions, or choose another folder."
 HINTS = {
@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 bad input or a full disk, 130 interrupted.
 
     Args:
-        argv: the words after ``kitsseg``; None: those of this process, which is then started anew in UTF-8 where the
-            system has another encoding.
+        argv: the words after ``kitsseg``. None: the arguments of this process, which is then started anew in UTF-8
+            mode where the system has another encoding.
     """
     if argv is None:
         _use_utf8()
@@ -99,7 +99,7 @@ def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager
 
 
 def _check_names(arguments: argparse.Namespace) -> None:
-    """See that records can name the folders that the user gives, and the one that relative paths begin in.
+    """Check that records can name the folders that the user gives, and the current folder.
 
     Raises: InputError for bytes that are no UTF-8.
     """
@@ -142,7 +142,7 @@ def _complain(message: str, code: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, as all other errors do, instead of printing the usage first."""
+    """A parser that says in one line what is wrong, as all other errors do, without printing the usage first."""
 
     given: Sequence[str] = ()
 

@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """The question after the nearest of the names there are, to stand behind a sentence; empty if none is near."""
+    """The sentence " Did you mean NAME?" with the known name that is nearest to ``found``; empty if none is near."""
     from difflib import get_close_matches  # only where something is wrong
 
     names = {name.lower().replace("_", "-"): name for name in known}

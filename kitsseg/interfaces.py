@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Predict", "Progress", "SliceProgress", "Tensor"]
 
-# progress(description, done, total): how far a long command is; called again and again while it runs
+# progress(description, done, total): called again and again while a long command runs
 Progress = Callable[[str, float, int], object]
-# progress(done, total): how far one scan is, in slices
+# progress(done, total): called while one scan is computed; both numbers count slices
 SliceProgress = Callable[[int, int], object]
 
 # What keras.ops computes with: a KerasTensor while a network is built, a tensor of the backend (or a NumPy array) while
-# it runs. Keras ships no types, so a checker knows no more than this.
+# the network runs. Keras ships no types, so a type checker cannot know more.
 Tensor = Any
 
 
 class Predict(Protocol):
-    """A network that predicts: from a batch to what it says about each voxel, arrays of float32.
+    """A network that predicts: from a batch of images to logits or probabilities of each voxel, both float32.
 
-    The batch is (batch, rows, columns, channels) or (batch, slices, rows, columns, channels); the result has the same
-    axes and a last one of classes, logits or probabilities.
+    The batch is (batch, rows, columns, channels) or (batch, slices, rows, columns, channels). The last axis of the
+    result holds the classes instead of the channels; the other axes are the same.
     """
 
     def __call__(self, batch: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]: ...

@@ -14,7 +14,8 @@ def on_first_use(
 
     Args:
         package: its name.
-        modules: public name -> the module that defines it; a name that is the module's own means the module.
+        modules: public name -> the module that defines it. A public name that is also the last part of the module's
+            name means the module itself.
     """
 
     def getattr_of_package(name: str) -> object:

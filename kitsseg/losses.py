@@ -60,7 +60,7 @@ __all__ = [
 
 
 class _OverlapLoss(keras.losses.Loss):  # type: ignore[misc]  # Keras ships no types
-    """What the losses below share: the options of the module, labels and logits, soft counts, reductions."""
+    """Base of the losses below: the options of the module, labels and logits, soft counts, reductions."""
 
     regions = tumor_only = False
     options: tuple[str, ...] = ("smooth", "include_background", "class_reduction", "per_sample", "activation")
@@ -192,9 +192,9 @@ class Tversky(_OverlapLoss):
         loss       = mean over classes of 1 - TI
 
     Args:
-        fn_weight, fp_weight: cost of a missed and of a false voxel. Not named alpha and beta: the alpha of
-            Abraham and Khan weighs FN, that of Salehi et al. weighs FP, and that of ``keras.losses.Tversky`` weighs
-            FN in all releases up to 3.15.1, whatever its documentation says.
+        fn_weight, fp_weight: cost of a missed and of a false voxel. They are not named alpha and beta, because alpha
+            weighs FN in Abraham and Khan, FP in Salehi et al., and FN in ``keras.losses.Tversky``: in all releases up
+            to 3.15.1, although the documentation of Keras says that it weighs FP.
         smooth: the code of Abraham and Khan uses 1; a class absent from the batch then costs nothing
             without false positives.
         kwargs: options of every loss; ``class_reduction="sum"`` is what Abraham and Khan write.

@@ -1,14 +1,14 @@
 """Streaming segmentation metrics from one confusion matrix with exact counts.
 
-All take the labels and logits of one softmax head and read nothing but the arg-max. The counts run over
+All metrics take the labels and logits of one softmax head and use only the arg-max of the logits. The counts run over
 every pixel since the last reset, so these are batch (global) scores: **not comparable with KiTS scores**,
-which are means over cases (``evaluate.py``).
+which are means over cases (``kitsseg.scoring``).
 
 The matrix is kept in two integer words, since a float32 count stands still at 2**24 (1,025 images of
 128 x 128) and JAX has no int64 by default: exact to 2**55 pixels in all, 2**30 per batch.
 
-A class that is in neither labels nor predictions is skipped; if that leaves nothing (also before the first
-batch) the score is 1, as for two empty masks in ``evaluate.py``.
+A class that is in neither labels nor predictions is skipped. If no class is left (also before the first batch), the
+score is 1, as ``kitsseg.scoring`` gives it for two empty masks.
 
 Shapes: y_true (batch, *space) or (batch, *space, 1) integers; y_pred (batch, *space, classes) logits.
     Pixels whose label is not 0..classes-1 are not counted.
@@ -34,7 +34,7 @@ WORD = 2**24  # low word below this: a batch, or the sum of a few replicas' word
 
 @keras.saving.register_keras_serializable(package="kitsseg")
 class ConfusionMatrix(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
-    """Pixel counts by label (rows) and prediction (columns): the base of the scores below.
+    """Pixel counts by label (rows) and prediction (columns). It is the base class of the scores below.
 
     Args:
         n_classes: background included; the channels of the logits.
@@ -124,8 +124,8 @@ class DiceMulti(ConfusionMatrix):
     """Mean over the classes of 2 TP / (2 TP + FP + FN), as fastai's ``DiceMulti`` (SqueezeNet U-Net).
 
     Args:
-        include_background: as fastai and hence the paper. Background alone then gives about a third of the
-            score to a prediction without any kidney.
+        include_background: True as in fastai, and hence in the paper. A prediction without any kidney then scores
+            about a third, for the background alone.
     """
 
     def __init__(

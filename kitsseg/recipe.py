@@ -1,7 +1,7 @@
-"""The words in which a paper's experiment is written down, the training included. They hold values and run nothing.
+"""The dataclasses in which a paper's experiment is written down, training included. They hold values and run nothing.
 
-Standard library only: reading a recipe imports neither NumPy nor Keras, so the functions that build models and
-losses are referred to, and import what they need when they are called.
+This module needs only the standard library: reading a recipe imports neither NumPy nor Keras. A recipe therefore
+refers to functions that build models and losses, and these functions import Keras when they are called.
 """
 
 import hashlib
@@ -48,12 +48,13 @@ GIVEN = "given: by the user"  # evidence of a setting that a command was given
 class RandomAppearance:
     """Random contrast, texture, noise and objects in a training crop; the labels stay.
 
-    For training on phantoms: a network that saw everything in every brightness does not take a scanner's contrast for
-    granted (the idea of SynthSeg, Billot et al., Medical Image Analysis 2023). No paper of this package does it.
+    It is meant for training on phantoms: a network that has seen every tissue in every brightness does not rely on
+    the contrast of one scanner (the idea of SynthSeg, Billot et al., Medical Image Analysis 2023). None of the five
+    papers does it.
 
     Attributes:
         probability: share of the crops that are changed.
-        strength: 1 for the deviations that ``augment.change_appearance`` states; they are multiplied by it.
+        strength: factor on the deviations that ``augment.change_appearance`` states.
     """
 
     probability: float
@@ -65,11 +66,11 @@ class Augmentation:
     """Random changes of a training crop; image and labels move together.
 
     Attributes:
-        scale_range: (low, high) of the factor on the sampling grid; below 1 zooms in. Low and high sides are
-            drawn equally often.
+        scale_range: (low, high) of the factor on the sampling grid; a factor below 1 zooms in. Factors below 1 and
+            above 1 are drawn equally often.
         scale_probability: share of the crops that are scaled.
         flip_probability: for rows and for columns, independently.
-        appearance: of slices in HU; None leaves the intensities alone.
+        appearance: random changes of the HU of slices; None changes no HU.
     """
 
     scale_range: tuple[float, float] = (1.0, 1.0)
@@ -84,7 +85,7 @@ class SliceSampler:
 
     Attributes:
         batch_size: slices in a batch.
-        positive: how many of them hold kidney or tumor, exactly; the others are drawn from all slices.
+        positive: exactly so many slices of a batch hold kidney or tumor; the others are drawn from all slices.
         positive_weights: "uniform" over the positive slices of a case, or by "area" of their foreground.
         patch_size: (rows, columns) of the random crop; smaller slices are padded.
         unit: "case" draws different cases for a batch, then a slice of each; "slice" goes through all slices of
@@ -158,8 +159,8 @@ class Progressive:
         rounds: at most so many.
         subset: share of the training cases of a round, drawn anew.
         round_decay: the learning rate of a round is this times that of the round before.
-        min_delta: by how much the validation score must rise to count.
-        patience: stop after so many rounds without that.
+        min_delta: a round counts as better if the validation score rises by at least this.
+        patience: stop after so many rounds that are not better.
     """
 
     rounds: int
@@ -175,14 +176,16 @@ class Pruning:
 
     Attributes:
         sparsity: share of zeros in the pruned tensors at the end, below 1.
-        schedule: "one-shot": all at the first step; "polynomial": step by step, fast at first, with power 3.
+        schedule: "one-shot" prunes to ``sparsity`` at the first step; "polynomial" raises the sparsity step by step,
+            fast at first, with power 3.
         until: share of the phase after which a polynomial schedule has reached ``sparsity``; the rest fine-tunes.
         frequency: a polynomial schedule draws masks every so many steps.
-        initial_sparsity: where a polynomial schedule begins: the sparsity of the network it is given.
+        initial_sparsity: sparsity at which a polynomial schedule begins: that of the network which is pruned.
         m_by_n: (2, 4) drops two of each four consecutive weights, at the first step; ``sparsity`` is then 0.5.
-        block: ours: so many neighboring output channels of a 1x1 convolution are kept or dropped together.
-        scope: "layer" ranks the weights of each tensor by themselves; "global", ours, those of all together.
-        depthwise: ours: prune depth-wise kernels too.
+        block: so many neighboring output channels of a 1x1 convolution are kept or dropped together (our addition).
+        scope: "layer" ranks the weights of each tensor separately; "global" ranks the weights of all tensors together
+            (our addition).
+        depthwise: prune depth-wise kernels too (our addition).
         first_last: prune the first convolution and the head too, as tfmot does; False leaves them dense.
     """
 
@@ -229,15 +232,18 @@ class Phase:
 
     Attributes:
         epochs, steps_per_epoch: of the phase, or of each round of a progressive one.
-        steps_from: ``steps_per_epoch`` follows from the training cases of the split in use: each case once ("cases"),
-            each slice once ("slices"), or that without the last batch if it is not full ("full batches"); the number
-            above is that of the paper's split. None: it is what it is.
-        pruning: the best weights of such a phase are those of an epoch at the final sparsity.
-        rate_factors: factor on the learning rate for the layers whose names start so; 0 freezes them (batch
-            normalization goes on learning, as in fastai). The first prefix that fits counts.
-        validate_cases_every: score whole validation cases every so many epochs (of a round, too); None: not between
-            rounds, or not at all. No score of theirs decides anything but which round is kept.
-        validate_cases: so many of them, spread evenly over all, the same ones each time; None: all.
+        steps_from: how many steps an epoch has with the training cases of the split in use: each case once ("cases"),
+            each slice once ("slices"), or each slice once without the last batch unless that batch is full ("full
+            batches"). ``steps_per_epoch`` is then the number for the paper's split. None: always ``steps_per_epoch``.
+        pruning: how weights are pruned. The best weights of a pruned phase come from an epoch at the final sparsity.
+        rate_factors: pairs (prefix, factor): the learning rate of a layer is multiplied by the factor of the first
+            prefix with which the layer's name starts. Factor 0 freezes the layer, but batch normalization goes on
+            learning, as in fastai.
+        validate_cases_every: score whole validation cases every so many epochs; in a progressive phase, every so many
+            epochs of a round. None: only at the end of a round, or never in a phase without rounds. These scores
+            decide which round is kept, and nothing else.
+        validate_cases: number of validation cases that are scored. They are spread evenly over all validation cases
+            and are the same each time. None: all.
     """
 
     name: str
@@ -279,7 +285,7 @@ class Phase:
 
     @property
     def pruning_steps(self) -> int:
-        """The step, counted from 1, at which the final sparsity is reached: a multiple of the frequency."""
+        """The step, counted from 1, at which the final sparsity is reached. It is a multiple of the frequency."""
         if self.pruning is None:
             raise ValueError(f"Phase {self.name}: without pruning there is no step that reaches a sparsity.")
         if self.pruning.schedule == "one-shot":
@@ -327,14 +333,14 @@ class PreprocessSpec:
         spacing_mm: (slices, rows, columns) voxel spacing the case is resampled to; None keeps an axis as it is.
         in_plane_factor: rows and columns are scaled by this (0.5: half the size), linearly.
         slice_size: (rows, columns) every slice is resized to, by area averaging.
-        clip_hu: HU of every scan are clipped to this first, as if it came as an image of this window: what a network
-            that was trained on such images has to be given. None: they are not.
+        clip_hu: (low, high) to which the HU of every scan are clipped first. A network that was trained on images
+            whose HU were clipped to such a window needs scans that are clipped to the same one. None: no clipping.
         crop_to_body: keep only the box of voxels above ``lowest_hu``.
         longest_scan: for training, a scan of more slices is cut to about that many; all foreground is kept.
-        cut_margin: slices kept on either side of the foreground by that cut.
-        hu_window, hu_mean, hu_std: of the one channel.
-        windows: (width, level) in HU of the first channels.
-        channel_mean, channel_std: of the channels in 0..1.
+        cut_margin: slices that this cut keeps on either side of the foreground.
+        hu_window, hu_mean, hu_std: clipping and normalization of the one channel, in HU.
+        windows: (width, level) in HU of each window; the channels come in this order.
+        channel_mean, channel_std: mean and standard deviation of each channel, whose values lie in 0..1.
     """
 
     spacing_mm: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -390,14 +396,17 @@ class PreprocessSpec:
 
     @property
     def lowest_hu(self) -> float | None:
-        """The least HU that is told from what lies below; None for a recipe of several channels."""
+        """Lower end of the HU window: lower HU look the same to the network. None for a recipe of several channels."""
         if self.hu_window is None:
             return None
         return self.hu_window[0] if self.clip_hu is None else max(self.hu_window[0], self.clip_hu[0])
 
     @property
     def seen_hu(self) -> tuple[float, float] | None:
-        """The HU outside of which nothing is told apart; None where all are: the histogram of a slice counts all."""
+        """(low, high) of the HU that the network can tell apart; None if it can tell all HU apart.
+
+        A recipe of several channels tells all HU apart unless ``clip_hu`` clips them: its histogram counts all.
+        """
         if self.hu_window is None or self.clip_hu is None:
             return self.clip_hu or self.hu_window
         return max(self.hu_window[0], self.clip_hu[0]), min(self.hu_window[1], self.clip_hu[1])
@@ -415,9 +424,10 @@ class InferenceSpec:
     Attributes:
         tile: (rows, columns) of overlapping windows, or (slices, rows, columns) for a 3D network; None takes
             whole slices in one piece.
-        overlap: share of a tile that its neighbor covers too; for a 3D tile, where ``margin`` is None.
+        overlap: share of a tile that its neighbor covers too; of a 3D tile only if ``margin`` is None.
         gaussian: weight overlapping tiles by a Gaussian around their centers instead of evenly.
-        margin: voxels at each border of a 3D tile that are discarded; the cores lie side by side. None: they overlap.
+        margin: voxels at each border of a 3D tile whose probabilities are discarded, so that the tiles' cores lie side
+            by side. None: tiles overlap by ``overlap``.
         mirror_axes: average over mirrored copies along these axes of the slice (0 rows, 1 columns) or of the 3D tile
             (0 slices, 1 rows, 2 columns).
         multiple: whole slices are padded to a multiple of this, the network's total stride.
@@ -466,7 +476,7 @@ class Statement:
     Attributes:
         says: the paper's statement; it is numbered by its place in ``Recipe.statements``, from 1.
         here: what this package does.
-        why: the reason, where it is not the same.
+        why: the reason, if this package does not do what the paper says.
     """
 
     says: str
@@ -483,12 +493,12 @@ class Recipe:
         paper: title and authors.
         claim: what the paper says it reached, in one sentence.
         reported: the paper's figures, under the paper's own names; printed beside ours.
-        reported_unrefined: the same of the labels before ``postprocess``, where the paper gives them.
+        reported_unrefined: the paper's figures for the labels before ``postprocess``, if it gives such figures.
         model, loss: keyword arguments of ``build_model`` and ``build_loss``.
         postprocess: what is done to the predicted labels, or None.
         split: name of the split that the paper states, used where all of KiTS19 is at hand; None: 80/10/10.
         metrics: what the paper logs of training and validation batches: names of metrics in ``kitsseg.metrics``.
-        fixed: what the code fixes and no option changes, by name: ``fixed.dropout`` has evidence as every setting.
+        fixed: what the code does and no option changes, by name. Each has its evidence, such as ``fixed.dropout``.
         statements: what the paper says, in order; evidence that begins with "paper [n]" is found in the n-th.
         link: where the paper is found, a DOI if it has one.
         evidence: for every setting, by its dotted name, where its value comes from.
@@ -541,7 +551,7 @@ class Recipe:
 
 
 def _check_output(recipe: Recipe) -> None:
-    """Raise ValueError where network, loss and prediction do not mean the same by a channel."""
+    """Raise ValueError unless a channel means the same to network, loss and prediction."""
     output, loss = recipe.inference.output, recipe.loss
     means = {
         "model.n_classes": (recipe.model.get("n_classes", OUTPUTS[output]), OUTPUTS[output]),
@@ -581,7 +591,7 @@ class Variant:
         evidence: for each change, where its value comes from.
         reported: the paper's figures of this row, as in ``Recipe.reported``.
         parameters: trainable parameters of its network; None where neither paper nor code says.
-        counted: what ``parameters`` counts, where it is not the network that the recipe trains.
+        counted: what ``parameters`` counts, if it does not count the network that the recipe trains.
     """
 
     name: str
@@ -636,13 +646,13 @@ def changed(recipe: Recipe, changes: Mapping[str, object], evidence: Mapping[str
 
 @dataclass(frozen=True)
 class _Value:
-    """A leaf of the tree of changes: the values are dictionaries themselves now and then."""
+    """A leaf of the tree of changes. It tells a value that is a dictionary from an inner node of the tree."""
 
     value: object
 
 
 def _changed(owner: Any, tree: Mapping[str, Any], prefix: str) -> Any:
-    """``owner`` with all changes of a tree at once: on the way from one to the next it may make no sense."""
+    """``owner`` with all changes of a tree made at once, because some of the changes alone would be refused."""
     if isinstance(owner, tuple):
         by_name = {phase.name: phase for phase in owner}
         for name in tree:

@@ -1,4 +1,4 @@
-"""Volumes, label maps and batches: reading and writing, finding cases, drawing slices and patches.
+"""Volumes, label maps and batches: read and write files, find cases, draw slices and patches.
 
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """

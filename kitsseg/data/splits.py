@@ -1,4 +1,4 @@
-"""Splits by case. A dataset can be built from nothing else, so no patient is on both sides by accident."""
+"""Splits by case. Every dataset is built from such a split, so that no patient is on two sides by accident."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class CaseSplit:
-    """Which cases train, validate and test. No case is in two parts: that is checked when it is made.
+    """Cases for training, validation and test. When a split is made, it is checked that no case is in two parts.
 
     Attributes:
-        name: what to call it in reports.
+        name: of the split, for reports.
         train, validation, test: names of cases.
-        source: where the membership comes from.
+        source: where the division into these parts comes from.
 
     Raises: InputError if a case is in two parts or twice in one.
     """
@@ -56,15 +56,15 @@ class CaseSplit:
 
     @cached_property
     def hash(self) -> str:
-        """Twelve hexadecimal digits of the membership; name and order of the cases do not matter."""
+        """Twelve hexadecimal digits that identify the three parts, whatever the split's name and the cases' order."""
         text = json.dumps({part: sorted(getattr(self, part)) for part in PARTS}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def among(self, cases: Collection[str]) -> tuple[CaseSplit, int]:
-        """The split of those cases that are at hand.
+        """The same split with only the cases that are available.
 
         Args:
-            cases: names.
+            cases: names of the available cases.
 
         Returns: (CaseSplit, number of its cases that are missing).
         Raises: InputError if nothing is left to train on or to validate with.
@@ -100,7 +100,8 @@ def make_split(
     Args:
         cases: names; their order does not matter.
         fractions: of train, validation and test. Each part with a fraction above 0 gets at least one case.
-        seed: of the drawing; the same names and seed give the same split on every machine.
+        seed: the same names and seed give the same split on every machine.
+        name: of the split.
 
     Raises: InputError if there are fewer cases than parts.
     """

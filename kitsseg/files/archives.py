@@ -1,4 +1,4 @@
-"""Zip archives: whether one is whole and no larger inside than it may be, and how one from somebody else is unpacked.
+"""Zip archives: check that one is whole and not too large when unpacked, and unpack one that a stranger may have made.
 
 .keras, .npz and .pth files are zip archives too. Their writers store arrays as they are, so that the contents of a file
 hardly exceed the file. An archive that promises a multiple of its own size was not written by them, and is refused
@@ -41,7 +41,7 @@ def check_archive(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def damage_named() -> Iterator[None]:
-    """Whatever damage of a zip file the block meets becomes a ValueError that says what is wrong."""
+    """In this block every error about a damaged zip file becomes a ValueError that says what is wrong."""
     try:
         yield
     except OSError as error:  # of a place in the file that a changed number names

@@ -1,7 +1,7 @@
-"""NumPy's files, ``.npy`` and ``.npz``, of which whatever damage there is becomes one error.
+"""NumPy's files, ``.npy`` and ``.npz``. Any damage of a file becomes a ValueError.
 
-NumPy parses the header of an array as Python's own text: a changed byte of it ends in an error of the tokenizer, a
-syntax error, a type error, or one of the archive around it.
+NumPy parses the header of an array as Python code. A changed byte in a file can therefore end in an error of Python's
+tokenizer, a syntax error, a type error, or an error of the archive around the array.
 """
 
 import os

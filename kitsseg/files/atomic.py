@@ -1,10 +1,10 @@
-"""Files and folders that appear whole or not at all, and what killed processes leave of them.
+"""Files and folders that appear whole or not at all, and how the remains of killed processes are removed.
 
-What is being written has a hidden name beside the final one, ``.NAME-kitsseg-0123abcd.SUFFIX``, and its writer holds a
-shared lock of the folder around it. A killed process leaves the hidden name behind; its lock, which is the operating
-system's, ends with it. Whoever holds that lock alone therefore knows that nobody writes in the folder, and removes the
-hidden names. Every writer tries this first, so that no command can forget it. Where folders have no locks (Windows,
-some network file systems) nothing is removed.
+A file that is being written has a hidden name beside its final name, ``.NAME-kitsseg-0123abcd.SUFFIX``, and its writer
+holds a shared lock of the folder. When a process is killed, its hidden file stays, but the operating system ends its
+lock. A process that gets the folder's lock exclusively therefore knows that nobody writes in the folder, and can
+remove the hidden files. Every writer tries this before it writes, so that no command can forget it. Nothing is removed
+where folders have no locks (Windows, some network file systems).
 """
 
 import os
@@ -59,14 +59,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove what killed processes left half written in a folder, unless anybody writes there; returns its paths."""
+    """Remove unfinished files of killed processes from a folder, unless a process writes there; returns their paths."""
     with _opened(Path(folder)) as descriptor:
         return _removed(Path(folder), descriptor)
 
 
 @contextmanager
 def _writing_in(folder: Path) -> Iterator[None]:
-    """Hold the shared lock of a folder for a block; before, what killed processes have left there is removed."""
+    """Remove unfinished files of killed processes from a folder, then hold the folder's shared lock for a block."""
     with _opened(folder) as descriptor:
         _removed(folder, descriptor)
         if descriptor is not None:
@@ -77,7 +77,7 @@ def _writing_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int | None]:
-    """A descriptor of a folder, whose lock is given back at the end; None where there is none to be had."""
+    """A descriptor of a folder for locking, closed at the end; None where a folder cannot be opened."""
     descriptor = None
     if fcntl is not None:
         with suppress(OSError):
@@ -90,7 +90,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 
 def _removed(folder: Path, descriptor: int | None) -> list[Path]:
-    """Remove what is unfinished in a folder if its lock can be had alone."""
+    """Remove the unfinished files of a folder if the folder's lock can be held exclusively."""
     if descriptor is None:
         return []
     try:
@@ -115,7 +115,7 @@ def _hidden(path: Path) -> str:
 
 @contextmanager
 def _errors_naming(path: Path) -> Iterator[None]:
-    """Make errors of the block name ``path``: those of a write name no file, others the temporary one."""
+    """Make errors in the block name ``path``. Without this an error of a write names no file or the temporary file."""
     try:
         yield
     except OSError as error:

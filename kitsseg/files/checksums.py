@@ -1,4 +1,4 @@
-"""Checksums of files and arrays: SHA-256 says what a file is, CRC-32 whether it is still as it was written.
+"""Checksums of files and arrays: SHA-256 identifies a file, CRC-32 tells whether it has changed since it was written.
 
 CRC-32 runs at the speed of memory where isal is installed.
 """
@@ -33,7 +33,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def sha256_of_all(path: str | os.PathLike[str]) -> str:
-    """SHA-256 over the SHA-256 of every file of a folder, in the order of their paths; a file alone counts as one."""
+    """SHA-256 over the SHA-256 of each file of a folder, in the order of their paths, or of a single file."""
     path = Path(path)
     files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
     return hashlib.sha256(b"".join(bytes.fromhex(sha256_of(file)) for file in files)).hexdigest()

@@ -30,11 +30,12 @@ def read_record(path: str | os.PathLike[str], kind: type[Record], expected: str,
 
     Args:
         path: of the file.
-        kind: dataclass that defines it; its field ``version`` is the newest version that can be read.
+        kind: the dataclass that defines the record. The default of its field ``version`` is the newest version that
+            can be read.
         expected: what the file should be, such as "the record of kitsseg predict", for the message.
-        advice: what to do about another file, a sentence.
+        advice: a sentence that tells the user what to do if the file holds something else.
 
-    Raises: InputError, naming file and field. FileNotFoundError if there is none.
+    Raises: InputError, naming file and field. FileNotFoundError if there is no such file.
     """
     return record_of(Path(path).read_bytes(), kind, path, expected, advice)
 
@@ -42,7 +43,10 @@ def read_record(path: str | os.PathLike[str], kind: type[Record], expected: str,
 def record_of(
     data: bytes, kind: type[Record], path: str | os.PathLike[str], expected: str, advice: str
 ) -> Record:
-    """As ``read_record``, from the content of the file ``path`` or of a part of it."""
+    """Read a record as ``read_record`` does, from ``data``, which is the content of the file ``path`` or a part of it.
+
+    Args: as ``read_record``. Raises: InputError, naming file and field.
+    """
     try:
         newest = getattr(kind, "version", 1)
         if (found := msgspec.json.decode(data, type=_Version).version) > newest:
@@ -58,7 +62,8 @@ def record_of(
 def read_object(path: Path | str) -> dict[str, Any]:
     """The object in a JSON file that has no definition of its own.
 
-    Raises: ValueError for anything else: other text, nesting without end, NaN, numbers out of range, a list. OSError.
+    Raises: ValueError if the file holds anything but one JSON object: other text, nesting without end, NaN, numbers
+        out of range, a list. OSError if it cannot be read.
     """
     try:
         found: dict[str, Any] = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, Any])
@@ -79,9 +84,9 @@ def converted(value: object, kind: type[Record]) -> Record:
 
 
 def as_builtins(record: object) -> Any:
-    """The record as JSON has it: dicts, lists, text, numbers; a field whose value is its default None is left out.
+    """The record as dicts, lists, text and numbers. A field that is None by default is left out while it is None.
 
-    Raises: InputError for text that is no UTF-8, such as a path in an old encoding: nobody could read it again.
+    Raises: InputError for text that is not UTF-8, such as a path in an old encoding.
     """
     text = json.dumps(_shown(record), allow_nan=False, ensure_ascii=False)
     try:
@@ -97,7 +102,7 @@ def as_json(record: object, change: Callable[[dict[str, Any]], dict[str, Any]] |
     """The text of the file: indented, ASCII, in the order of the fields.
 
     Args:
-        change: applied to the values before, such as paths made relative.
+        change: a function that is applied to the values before they are written, such as one that makes paths relative.
     """
     values = as_builtins(record)
     return json.dumps(change(values) if change else values, indent=1, allow_nan=False) + "\n"

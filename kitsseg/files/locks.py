@@ -1,10 +1,10 @@
 """Locks of a folder: one process or thread at a time.
 
-The locks are the operating system's, on a hidden file that says who holds it: a lock ends with the process that holds
-it, however that process ends and on whichever machine it ran, so that nobody has to clear up after a killed process.
-The file goes with the lock; of a killed process it stays until the next one comes.
+A lock is the operating system's lock of a hidden file, in which the process that holds the lock is named. It ends when
+that process ends, even if the process is killed, so that nobody has to clear up after a killed process. The hidden
+file is removed with the lock; the file of a killed process stays until the next process takes the lock.
 
-Some network file systems have no locks. There the work goes on without, after a warning.
+Some network file systems have no locks. There the work goes on without a lock, after a warning.
 """
 
 import os
@@ -50,7 +50,8 @@ def _warn(text: str) -> None:
 def claim(file: BinaryIO) -> bool | None:
     """Take the lock of an opened file, for as long as it stays open.
 
-    Returns: True; False if another process or thread has it; None where files have no locks that let others read.
+    Returns: True if the lock was taken; False if another process or thread has it; None if the system has no locks of
+        files that others may still read.
     """
     if os.name == "nt":
         return None
@@ -71,14 +72,17 @@ def folder_lock(
     doing: str = "working",
     say: Callable[[str], object] = _warn,
 ) -> Iterator[None]:
-    """Hold the lock ``name`` of a folder for a block; the folder is made if need be, and stays if anything is in it.
+    """Hold the lock ``name`` of a folder for a block.
 
     Args:
-        wait: wait for whoever holds it; otherwise that is an error.
-        doing: what the holder is then said to be doing there.
-        say: called with a warning, once a folder, where the file system has no locks.
+        folder: is made if it does not exist; a folder that was made is removed at the end if it is still empty.
+        name: of the lock. The hidden file is ``.NAME.lock``.
+        wait: True waits until the lock is free; False raises an error if another process holds it.
+        doing: what this process does in the folder, such as "training", for the error that another process gets.
+        say: called with a warning, once for each folder, if the file system has no locks.
 
-    Raises: InputError, naming who holds it, if it is taken, or if ``folder`` is a file.
+    Raises: InputError, naming the process that holds the lock, if ``wait`` is False and the lock is taken;
+        InputError if ``folder`` is a file.
     """
     folder = Path(folder)
     made = not folder.exists()
@@ -97,7 +101,9 @@ def folder_lock(
             file.flush()
             yield
         finally:
-            if os.name != "nt":  # there it can go only when it is closed, and may then be another's
+            if (
+                os.name != "nt"
+            ):  # Windows removes only closed files, and a closed one may belong to the next process
                 path.unlink(missing_ok=True)
             file.close()  # this gives the lock back
     finally:
@@ -129,7 +135,7 @@ def _locked(folder: Path, path: Path, wait: bool, doing: str, say: Callable[[str
         except BaseException:
             file.close()
             raise
-        file.close()  # who held it before has removed it
+        file.close()  # the process that held the lock before has removed this file: open the new one
 
 
 def _is_at(file: TextIO, path: Path) -> bool:

@@ -36,12 +36,14 @@ def as_given(path: str | os.PathLike[str]) -> Path:
 
 
 def check_utf8(name: str, where: object, advice: str) -> None:
-    """See that a name can be written: every file of kitsseg is UTF-8.
+    """Check that a name can be written to the files of kitsseg, which are all UTF-8.
 
     Args:
-        where: what has the name, for the message. advice: what to do, a sentence.
+        name: of a file, folder or case.
+        where: what has the name, for the message.
+        advice: what the user can do, a sentence.
 
-    Raises: InputError for bytes that are no UTF-8, as archives of the time before have them.
+    Raises: InputError for bytes that are not UTF-8, as in names from archives in an old encoding.
     """
     try:
         name.encode("utf-8")
@@ -83,7 +85,7 @@ def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) 
 
 
 class _Relative:
-    """``relative_path`` for many paths and one folder, which asks the system once where each folder leads to."""
+    """``relative_path`` for many paths and one folder. It asks the system once where a folder leads to."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).resolve()
@@ -112,9 +114,9 @@ def relative_paths(record: dict[str, Any], folder: str | os.PathLike[str]) -> di
 
 
 def absolute_paths(record: dict[str, Any], folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The same with absolute paths, after it was read from ``folder``.
+    """The record of ``relative_paths`` with absolute paths again, after it was read from ``folder``.
 
-    Raises: ValueError where something else than a path stands in the place of one.
+    Raises: ValueError if the value of a path is not text.
     """
     folder = Path(folder).resolve()
 

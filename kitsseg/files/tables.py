@@ -55,12 +55,12 @@ def read_rows(
 
     Args:
         path: of the file.
-        kinds: columns that must be there -> what makes a value of a cell, such as ``int``.
-        others: the same for all other columns; None: they are left out.
+        kinds: name of a column that must be there -> function that makes a value from the text of a cell, as ``int``.
+        others: the same function for all other columns; None leaves the other columns out.
         expected: what the file should be, such as "the scores of kitsseg evaluate", for the message.
-        advice: what to do about another file, a sentence.
+        advice: a sentence that tells the user what to do if the file holds something else.
         optional: as ``kinds``, for columns that may be missing.
-        by_hand: whether people write such files, so that the last line need not end.
+        by_hand: True for files that people write: the last line may lack its line end.
 
     Returns: a dict for each row; None for an empty cell, unless its kind is ``str``.
     Raises: InputError, naming the file, the line and the column. FileNotFoundError if there is none.

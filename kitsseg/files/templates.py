@@ -1,7 +1,7 @@
 """Text files from Jinja2 templates, which lie as package data in the folder ``templates`` of a package.
 
 Every value is escaped unless it is markup already: in HTML and SVG by Jinja2's own rules, in Markdown by
-``escape_markdown``. A name that a template uses and nobody gives is an error, no empty text.
+``escape_markdown``. A name that a template uses and the caller does not give is an error instead of empty text.
 """
 
 from __future__ import annotations

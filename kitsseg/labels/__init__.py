@@ -1,1 +1,1 @@
-"""What is done to a label map, whichever network made it."""
+"""Functions of label maps: components, distances, outlines, post-processing, volumes."""

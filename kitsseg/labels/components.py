@@ -59,7 +59,7 @@ class Runs:
         return Runs(self.shape, self.line[index], self.start[index], self.stop[index], self.value[index])
 
     def key(self, column: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """Line and column as one number that grows in C order; a stop never meets the next line's start."""
+        """Line and column as one number that grows in C order; a line's stop is below the next line's start."""
         return self.line.astype(np.int64) * (self.shape[2] + 1) + column
 
     def voxels(self) -> npt.NDArray[np.int64]:

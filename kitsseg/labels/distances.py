@@ -1,7 +1,7 @@
 """Exact Euclidean distances between runs, in millimeters, without a distance map.
 
-A distance transform of 219 million voxels takes half a minute and ten gigabytes; only the few voxels of small
-objects are asked for.
+A distance transform of 219 million voxels takes half a minute and ten gigabytes, but only the distances of the few
+voxels of small objects are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["distance_mm", "nearest"]
 
 QUERIES = 1 << 16  # queries kept in memory at once
-NEAR_LINES = 400  # lines searched before the queries that are left are compared with all targets
+NEAR_LINES = 400  # lines that are searched; queries without a result are then compared with all targets
 FAR_PAIRS = 1 << 26  # unless that would be more pairs than this: about a second
 PAIRS = 1 << 19  # pairs in memory at once
 TIE = 1 + 1e-9  # squared distances this close are one: steps of (3, 4) and (5, 0) voxels tie at any spacing
@@ -55,7 +55,7 @@ def distance_mm(
 def _near_box(
     runs: Runs, targets: Runs, spacing_mm: Sequence[float], limit_mm: float
 ) -> npt.NDArray[np.bool_]:
-    """Which runs lie within the limit of the targets' box: spares the others a search that finds nothing."""
+    """Which runs lie within the limit of the targets' box. The other runs need no search, which would find nothing."""
     rows = runs.shape[1]
     squared = (_box_gap(runs.start, runs.stop, targets.start, targets.stop) * spacing_mm[2]) ** 2
     for axis, (at, box) in enumerate(zip(np.divmod(runs.line, rows), np.divmod(targets.line, rows))):
@@ -80,10 +80,10 @@ def nearest(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
     """Squared distance to the nearest target voxel, and the value there, for each query run.
 
-    Lines are searched in the order of their distance, so that a query is done as soon as the next line lies
-    farther than what it has; within a line one bisection finds the neighbors on both sides. That is quick for what
-    lies near. The few queries that are left when all lines within some millimeters are searched are compared with
-    every target run instead: a speck at the other end of the volume would pass thousands of empty lines.
+    Lines are searched in the order of their distance, so that a query is done as soon as the next line lies farther
+    away than the nearest target that it has found; within a line one bisection finds the neighbors on both sides. This
+    is quick if the target is near. A query that has found no target within some millimeters is compared with every
+    target run instead, because a speck at the other end of the volume would pass thousands of empty lines.
 
     Args:
         queries, targets: ``Runs`` of one volume that do not overlap.

@@ -1,9 +1,9 @@
-"""How large kidneys and tumors of a label map are, side by side, and what is removed from it on request.
+"""Volumes of kidneys and tumors in a label map, for each side of the patient, and the removal of pieces on request.
 
 Left and right are the patient's. In KiTS axes columns run to the left, so the piece in the higher columns is the left
-kidney. Which is which is decided by the two largest pieces (kidney and tumor together) where both are large and lie
-apart; a single piece is judged by the middle of the scan, or cut there if it lies on both sides, as a horseshoe kidney
-does. ``Volumes.sides_by`` says which of these it was.
+kidney. The two largest pieces (kidney and tumor together) are the two kidneys if both are large and lie apart. If
+there is only one large piece, its side follows from the middle of the scan; if it lies on both sides, as a horseshoe
+kidney does, it is cut at the middle. ``Volumes.sides_by`` says which of these rules was used.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Cleanup:
 def cleaned(
     labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], cleanup: Cleanup | None
 ) -> npt.NDArray[np.uint8]:
-    """Labels without what ``cleanup`` names; pieces are 26-connected. The input is not changed."""
+    """Labels without the pieces that ``cleanup`` removes; pieces are 26-connected. The input is not changed."""
     if cleanup is None:
         return labels
     # SciPy's graphs take a third of a second to import: only where they are needed
@@ -140,7 +140,7 @@ def volumes_of(labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float]) -> Vo
 
 
 def _with_kidney(runs: Runs, pieces: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.bool_]:
-    """Of each piece, whether kidney is in it: a tumor of such a piece touches it, for nothing else could connect."""
+    """Whether each piece holds kidney. A tumor in such a piece touches the kidney, because pieces are connected."""
     found = np.zeros(count, bool)
     found[pieces[runs.value == 1]] = True
     return found
@@ -163,7 +163,7 @@ def _beyond(runs: Runs, middle: float) -> npt.NDArray[np.int64]:
 def _middle(
     runs: Runs, pieces: npt.NDArray[np.int32], voxels: npt.NDArray[np.int64], column_mm: float
 ) -> tuple[float, str]:
-    """The column between the sides, and by what it was found."""
+    """The column between the sides, and the rule by which it was found."""
     centers = _centers(runs, pieces, voxels)
     largest, *others = np.argsort(-voxels, kind="stable")[:2]
     if (

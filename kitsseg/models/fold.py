@@ -1,15 +1,15 @@
-"""A network for inference: batch normalizations folded into convolutions where that is exact, dropouts gone.
+"""Make the network for inference: fold batch normalizations into convolutions where this is exact, remove dropouts.
 
-With the statistics of training a batch normalization computes ``x * scale + shift`` per channel.
+After training a batch normalization computes ``x * scale + shift`` for each channel.
 
-- Behind a linear convolution both go into its kernel and bias.
-- In front of a convolution that pads nothing they do too. One that pads with zeros would see the shift at the border,
-  where the network saw none.
-- Behind a convolution and a ReLU (leaky or not) the size of the scale goes into kernel and bias, since
-  ``relu(|a| x) = |a| relu(x)``; what stays is an addition. All channels then have about the same range, without
-  which 8-bit integers do badly.
+- Behind a linear convolution, scale and shift go into its kernel and bias.
+- In front of a convolution without padding they do so as well. If the convolution pads with zeros they do not, because
+  the folded shift would also act on the padded border.
+- Behind a convolution and a ReLU (leaky or not), the absolute value of the scale goes into kernel and bias, because
+  ``relu(|a| x) = |a| relu(x)``; the normalization then only adds. All channels then have about the same range, which
+  8-bit integers need.
 
-A normalization between tensors that others read as well stays as it is.
+A normalization is not folded if another layer also reads a tensor whose values folding would change.
 """
 
 from collections import Counter
@@ -88,10 +88,10 @@ def fold_batch_norm(
 def _plan(
     model: keras.Model, config: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Which normalizations fold into which convolutions, by name.
+    """Find the convolution into which each normalization is folded.
 
-    Returns: three dicts {normalization: convolution}: into the linear one before it; into the one after it; only the
-        scale, into the one before it with an activation between them.
+    Returns: three dicts {name of the normalization: name of the convolution}: folded into the linear convolution before
+        it; into the convolution after it; only its scale, into the convolution before it, with an activation between.
     """
     sources: dict[str, list[str] | None] = {}
     for entry in config["layers"]:
@@ -106,7 +106,7 @@ def _plan(
         return sources[name] is not None and readers[name] == 1
 
     def conv_before(name: str) -> tuple[str | None, bool]:
-        """(the convolution that this layer reads and nothing else does, whether an activation lies between)."""
+        """(the convolution whose output only this layer reads, whether an activation lies between the two)."""
         activated = False
         while (reads := sources[name]) and len(reads) == 1 and single(name := reads[0]):
             layer = model.get_layer(name)
@@ -121,7 +121,7 @@ def _plan(
         return None, False
 
     def conv_after(name: str) -> str | None:
-        """The convolution that alone reads this layer and pads nothing."""
+        """The convolution without padding that is the only reader of this layer's output."""
         while single(name) and (reader := target.get(name)):
             name = reader
             layer = model.get_layer(name)
@@ -188,7 +188,7 @@ def _pads_nothing(layer: keras.layers.Layer) -> bool:
 def _folded_values(
     model: keras.Model, before: dict[str, str], after: dict[str, str], through: dict[str, str]
 ) -> dict[str, list[npt.NDArray[np.float32]]]:
-    """New weights of convolutions and of normalizations that shrink to an addition, by name; from float64."""
+    """New weights by layer name, computed in float64: of convolutions, and of normalizations that then only add."""
     values = {}
     for name, conv in after.items():
         scale, shift = _scale_and_shift(model.get_layer(name))

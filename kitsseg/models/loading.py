@@ -1,4 +1,4 @@
-"""Reading saved networks: the one place that judges a ``.keras`` file."""
+"""Read a saved network, after a check that its ``.keras`` file is whole and holds a network for images."""
 
 import math
 import os
@@ -25,7 +25,9 @@ def read_network(
     shape: tuple[int, ...] | None = None,
     output: str | None = None,
 ) -> "keras.Model":
-    """``keras.models.load_model`` in a process that may have built neither network nor loss.
+    """Read a network with ``keras.models.load_model``, which must know the classes of kitsseg that the file names.
+
+    The modules that define and register these classes are imported first.
 
     Args:
         path: of a ``.keras`` file.
@@ -114,7 +116,7 @@ def check_form(
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """What an error says, on one line: those of Keras hold whole configurations."""
+    """The text of an error on one line, shortened, because errors of Keras hold whole configurations."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 

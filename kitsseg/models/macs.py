@@ -1,7 +1,8 @@
-"""Multiply-accumulates of a Keras model: what an image costs, whatever a profiler says.
+"""Count the multiply-accumulates of a Keras model for one image.
 
-A convolution multiplies each weight of its kernel once per output position, a transposed one once per input
-position. Biases, normalizations, activations, poolings and resizings are left out. FLOPs: twice the figure.
+A convolution multiplies each weight of its kernel once for each output position, a transposed convolution once for each
+input position. Biases, normalizations, activations, poolings and resizings are not counted. The number of FLOPs is
+twice the number of multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def count_macs(
 def macs_of_weights(
     model: keras.Model, input_shape: tuple[int | None, ...] | None = None
 ) -> list[tuple[keras.Variable, int | None]]:
-    """Multiply-accumulates by weight matrix: those of a layer, divided among its kernels.
+    """Multiply-accumulates of each weight matrix. The count of a layer is divided among its kernels.
 
     Args: as ``count_macs``.
 
-    Returns: list of (variable, int, or None where the layer's class has no known count), in the order of the layers;
-        what is used twice has the sum.
+    Returns: list of (variable, int), in the order of the layers, with None instead of a number if the layer's class
+        has no known count. A variable that is used twice has the sum.
     Raises: ValueError: a size of the input is not known.
     """
     found: dict[int, tuple[keras.Variable, int | None]] = {}

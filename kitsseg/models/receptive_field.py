@@ -1,4 +1,4 @@
-"""How far a network looks: by how much its answer at one place changes with what lies so far away."""
+"""Measure how far a network looks: how much its logits at one voxel change with the image at some distance."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def influence_by_distance(
 
     The image is noise of the scale of normalized HU. The voxels of a plane (of a row or a column in 2D) at some
     distance from the middle are drawn anew, and the absolute change of the logits of the middle voxel is averaged over
-    classes, both sides and images. What a theoretical receptive field only bounds is measured here, with the weights as
-    they are; a distance beyond that field gives 0 to the bit.
+    classes, both sides and images. The theoretical receptive field is only an upper limit; this is the influence with
+    the weights of the model. A distance outside of the theoretical field gives exactly 0.
 
     Args:
-        model: ``keras.Model`` of one image (batch, [slices,] rows, columns, channels) to logits; of several outputs the
-            last is taken.
+        model: ``keras.Model`` from one image (batch, [slices,] rows, columns, channels) to logits; of several outputs
+            the last one is used.
         input_shape: of an image, without the batch axis.
-        n_distances: at most so many distances an axis, spread evenly.
-        n_images: noise images.
+        n_distances: at most so many distances on each axis, spread evenly.
+        n_images: number of noise images.
         seed: of the noise.
 
-    Returns: for each axis of space (distances in voxels, influence there beside that of the nearest), arrays.
+    Returns: for each axis of space two arrays: (distances in voxels, influence divided by that of the least distance).
     """
     rng, space = np.random.default_rng(seed), input_shape[:-1]
     middle = tuple(size // 2 for size in space)

@@ -1,11 +1,11 @@
-"""Averages of the weights over the steps of training (EMA): kept by the Keras optimizer, looked at by us.
+"""Averages of the weights over the steps of training (EMA). The Keras optimizer keeps them; this module uses them.
 
-Each step moves the average by ``1 - momentum`` towards the weights; it begins as the weights after the first step.
-Validation sees the averages, and they are what a phase hands on; training itself goes on with the weights. Statistics
-of batch normalization are no weights of the optimizer: they stay those that training left.
+Each step moves the average by ``1 - momentum`` towards the weights; the first average is the weights after the first
+step. Validation uses the averages, and a phase hands the averages on; training itself goes on with the weights. The
+optimizer does not average the statistics of batch normalization: they stay as training left them.
 
-``keras.callbacks.SwapEMAWeights`` is not used: on TensorFlow it swaps by adding and subtracting, which rounds, so that
-training would depend on when it was validated.
+``keras.callbacks.SwapEMAWeights`` is not used: on TensorFlow it swaps by adding and subtracting. This rounds, so that
+the result of training would depend on how often it is validated.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ __all__ = ["ValidateAverages", "averaged_weights", "averages", "keep_averages"]
 
 
 def keep_averages(optimizer: keras.optimizers.Optimizer, momentum: float, parts: int = 1) -> None:
-    """Make an optimizer that is not built yet keep averages.
+    """Switch the averages of an optimizer on, before the optimizer is built.
 
     Args:
+        optimizer: a ``keras.optimizers.Optimizer``.
         momentum: of one step, such as 0.999.
-        parts: of a batch whose gradients are accumulated: Keras averages after each of them.
+        parts: number of parts of a batch whose gradients are accumulated. Keras averages after each part.
     """
     optimizer.use_ema, optimizer.ema_momentum = True, momentum ** (1 / parts)
     optimizer.ema_overwrite_frequency = None
@@ -50,7 +51,7 @@ def averaged_weights(model: keras.Model) -> list[npt.NDArray[Any]]:
 
 
 class ValidateAverages(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
-    """Callback for ``fit``: validation sees the averages; afterwards all is to the bit as it was."""
+    """Callback for ``fit``: validation uses the averages; afterwards the weights are what they were, to the bit."""
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self.swap()

@@ -25,9 +25,9 @@ class GroupAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]  # Keras shi
     inside the compiled step, so that a schedule cannot reach it.
 
     Args:
-        learning_rate: of layers without a factor.
-        rate_factors: pairs (start of a layer's name, factor on its rate); the first that fits counts. Layers of
-            factor 0 are those of ``freeze``; their batch normalization learns at a tenth of the rate.
+        learning_rate: rate of a layer without a factor.
+        rate_factors: pairs (start of a layer's name, factor on its rate); the first pair that fits counts. ``freeze``
+            freezes the layers of factor 0; their batch normalization learns at a tenth of the rate.
         beta_1, beta_2, epsilon: of Adam; fastai's defaults.
         weight_decay: times the rate of the layer, not on biases and batch normalization.
     """

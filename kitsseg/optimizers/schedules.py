@@ -15,7 +15,7 @@ __all__ = ["one_cycle", "plateau_learning_rate", "plateau_stops"]
 def plateau_learning_rate(learning_rate: float, losses: Iterable[float], plateau: Plateau) -> float:
     """Learning rate of the epoch that follows these validation losses.
 
-    The same as ``keras.callbacks.ReduceLROnPlateau`` would have set, but a function of the history alone.
+    It is the rate that ``keras.callbacks.ReduceLROnPlateau`` sets, computed from the history alone.
 
     Args:
         learning_rate: of the first epoch.

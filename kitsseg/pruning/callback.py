@@ -38,12 +38,13 @@ M_BY_N_THRESHOLD = 999.0  # tfmot stores this instead of a threshold
 
 
 class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
-    """Callback for ``fit`` that masks weights; the model stays an ordinary Keras model all the time.
+    """Callback for ``fit`` that masks weights. The model stays an ordinary Keras model.
 
     Before each batch the step is counted (the first is 1), masks are drawn from the current weights if the schedule
-    says so, and dropped weights are set to 0. The optimizer then updates all weights, so that a dropped one may come
-    back at the next drawing. Dropped weights are set to 0 again at the end of each epoch and before evaluation:
-    callbacks that save the model must come later in the list. Averages of the weights (``use_ema``) are masked too.
+    says so, and dropped weights are set to 0. The optimizer then updates all weights, so that a dropped weight may come
+    back when masks are drawn again. Dropped weights are set to 0 again at the end of each epoch and before evaluation.
+    Callbacks that save the model must therefore come after this one in the list. Averages of the weights (``use_ema``)
+    are masked too.
 
     Step, masks and thresholds belong to this object: another ``fit`` with it goes on where the first ended, also
     with the same model loaded from a file. ``save`` and ``load`` carry them to another process.
@@ -51,12 +52,13 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
     Args:
         schedule: ``tfmot.sparsity.keras.PruningSchedule``, such as those of ``kitsseg.pruning.schedules``.
         sparsity_m_by_n: (m, n), as tfmot's: drop m of each n consecutive weights, once, at step 1.
-        block: ours: number of neighboring output channels of a 1x1 convolution or dense layer that are kept or
-            dropped together; other kernels are pruned weight by weight.
-        scope: "layer", as tfmot: each tensor reaches the sparsity by itself; "global", ours: all together.
-        depthwise: ours: prune depth-wise kernels too.
-        first_last: False, ours, leaves the first layer, the last one, and all that give an output dense.
-        exclude: ours: names of layers that are left alone.
+        block: number of neighboring output channels of a 1x1 convolution or dense layer that are kept or dropped
+            together (not in tfmot for convolutions); other kernels are pruned weight by weight.
+        scope: "layer", as tfmot: each tensor reaches the sparsity by itself; "global" (not in tfmot): all tensors
+            reach it together.
+        depthwise: prune depth-wise kernels too (not in tfmot).
+        first_last: False (not in tfmot) does not prune the first layer, the last one, and other layers of an output.
+        exclude: names of layers that are not pruned (not in tfmot).
 
     Raises: ValueError for options that exclude each other.
     """
@@ -126,7 +128,7 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
         self.apply_masks()
 
     def apply_masks(self) -> None:
-        """Set dropped weights, and their averages where the optimizer keeps some, to 0."""
+        """Set dropped weights to 0, and also their averages if the optimizer keeps averages."""
         self._apply()
         if not self._kept:
             return
@@ -136,7 +138,7 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
                 average.assign(ops.where(kept[id(variable)], average.value, 0))
 
     def strip(self) -> keras.Model:
-        """Set dropped weights to 0 once more; returns the model, which needs nothing of this object from now on."""
+        """Set dropped weights to 0 a last time, and return the model, which no longer needs this object."""
         self.apply_masks()
         return self.model
 
@@ -238,5 +240,5 @@ class PruneLowMagnitude(keras.callbacks.Callback):  # type: ignore[misc]  # Kera
 
 
 def _blocked(layer: keras.layers.Layer, variable: keras.Variable) -> bool:
-    """Whether the last axis holds the output channels of what is a matrix at each position."""
+    """Whether a weight is a matrix (at each position) whose last axis holds the output channels."""
     return is_pointwise(variable.shape) and not type(layer).__name__.endswith("Transpose")

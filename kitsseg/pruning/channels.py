@@ -1,10 +1,10 @@
-"""Which channels of a network must stay or go together, and where each of them sits in the weights.
+"""Which channels of a network can only be removed together, and where each channel lies in the weights.
 
-A channel begins at a layer that mixes its inputs (a convolution, a dense layer), passes what treats each channel
-by itself (normalization, activation, pooling, upsampling, a depthwise kernel), and ends where the next such layer
-reads it. A concatenation lays channels side by side. An addition or a product ties the channels it meets: both
-stay or both go, as do the four that a pixel shuffle turns into one. Channels of the inputs and outputs of the
-network always stay, and so do those that a softmax compares.
+A channel begins at a layer that mixes its inputs (a convolution, a dense layer), passes through layers that treat each
+channel separately (normalization, activation, pooling, upsampling, a depthwise kernel), and ends at the next layer that
+mixes its inputs. A concatenation puts channels side by side. An addition or a product ties two channels together: both
+stay or both are removed. A pixel shuffle ties the four channels that it turns into one. Channels of the inputs and
+outputs of the network always stay, and so do the channels that a softmax compares.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ COMPARING = ("softmax", "log_softmax", "sparsemax", "glu")  # activations
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels among which one may choose.
+    """Channels of which some may be removed.
 
     Attributes:
         name: the first layer that produces them.
-        producers: all layers that do; several where an addition ties them.
+        producers: all layers that produce them; several layers if an addition ties their channels.
         numbers: int array (size,): the network-wide numbers of the removable channels, in the order of the
             first producer's outputs. Four outputs of a layer before a pixel shuffle are one channel.
     """
@@ -81,13 +81,13 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """Where the channels of one network are.
+    """The channels of one network and their places in the weights.
 
     Attributes:
-        groups: by name, in the order of the network.
-        axes: layer name to weight name to axis to int array: which channel each entry of the weight along this
-            axis belongs to, or STAYS. All weights that channels index are in it.
-        kernels: for each layer that produces channels (weight name, axis) of the kernel that makes its outputs.
+        groups: name -> ChannelGroup, in the order of the network.
+        axes: layer name -> weight name -> axis -> int array: the number of the channel to which each entry along this
+            axis belongs, or STAYS. It holds all weights with an axis of channels.
+        kernels: name of a layer that produces channels -> (weight name, axis) of the kernel that makes its outputs.
     """
 
     groups: Mapping[str, ChannelGroup]

@@ -1,8 +1,8 @@
 """Schedules of tensorflow-model-optimization (tfmot), for Keras 3. The only module that imports tfmot.
 
-tfmot wants Keras 2: its import sets the environment variable TF_USE_LEGACY_KERAS, and from then on ``tf.keras`` would
-be Keras 2 wherever it has not been looked at yet. Here both are as they were after the import. Its schedules are
-plain functions of TensorFlow and serve Keras 3, on any backend.
+tfmot needs Keras 2: its import sets the environment variable TF_USE_LEGACY_KERAS, and then ``tf.keras`` becomes Keras 2
+where it has not been used before. This module restores both after the import. The schedules of tfmot are plain
+functions of TensorFlow, so they work with Keras 3 on any backend.
 """
 
 from __future__ import annotations

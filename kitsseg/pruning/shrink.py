@@ -1,4 +1,4 @@
-"""Structured pruning: a smaller dense network without the channels that count least.
+"""Structured pruning: a smaller dense network without the least important channels.
 
 Scores: the norm of the kernels that produce a channel (Li et al., "Pruning Filters for Efficient ConvNets",
     ICLR 2017; there the sum of absolute values), or the scale of its batch normalization (Liu et al., "Learning
@@ -30,7 +30,7 @@ SCORES = ("magnitude", "batch_norm")
 
 
 def channel_scores(model: keras.Model, by: str = "magnitude") -> dict[str, npt.NDArray[np.float64]]:
-    """How much each channel that could be removed counts.
+    """The importance of each channel that could be removed.
 
     Args:
         model: functional ``keras.Model``, channels last.
@@ -84,10 +84,10 @@ def choose_channels(
 
     Args:
         scores: from ``channel_scores``.
-        keep: share of the channels of each group that stays, above 0 and up to 1. ``None`` removes the channels
-            whose score is 0, and no others: those that pruning has emptied.
-        multiple: the number that stays is rounded to a multiple of this, halves up; at least one multiple, or
-            the whole group if it is smaller. At least one channel of every group stays.
+        keep: share of the channels of each group that stays, above 0 and up to 1. ``None`` removes only the channels
+            whose score is 0, because pruning has set all their weights to 0.
+        multiple: the number of channels that stay is rounded to a multiple of this (halves are rounded up), but not to
+            0; a group that is smaller than this stays whole. At least one channel of every group stays.
 
     Returns: dict from the name of a group to the increasing indices of its removed channels; groups that lose
         none are left out.
@@ -109,7 +109,7 @@ def choose_channels(
 
 
 def masked_model(model: keras.Model, removed: Mapping[str, Sequence[int]]) -> keras.Model:
-    """The network of the same shape in which the removed channels are zero and read by nobody.
+    """A network of the same shape in which the removed channels are 0 and no layer uses them.
 
     Args, Raises: as ``shrink_model``.
     Returns: a new ``keras.Model``; every weight that ``shrink_model`` would cut away is 0.

@@ -1,4 +1,4 @@
-"""What pruning has left of a network: zeros of each weight matrix, what they save on disk and could save in work."""
+"""Tables of a pruned network: zeros of each weight matrix, and the disk space and work that they can save."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def sparsity_rows(model: keras.Model, pruned: Iterable[keras.Variable]) -> list[
     """A row for each trainable weight matrix and kernel of a model, in the order of its layers.
 
     Args:
+        model: ``keras.Model``.
         pruned: the variables that pruning masks (``kitsseg.pruning.weights.prunable_weights``).
 
-    Returns: dicts of ``COLUMNS``: weights (such as enc0_conv1/kernel), shape (such as 3x3x1x32), pruned ("yes" or
-        "no"), size, zeros, sparsity, mac (multiply-adds with these weights for one image of ``mac_shape(model)``; None
-        for a layer without a known count), effective_mac (those with weights other than zero: nothing that is
-        used here skips the others).
+    Returns: dicts with the keys ``COLUMNS``: weights (such as enc0_conv1/kernel), shape (such as 3x3x1x32), pruned
+        ("yes" or "no"), size, zeros, sparsity, mac (multiply-adds with these weights for one image of
+        ``mac_shape(model)``; None for a layer without a known count), effective_mac (multiply-adds with weights other
+        than zero; the engines that kitsseg uses do not skip the zeros).
     """
     rows, masked = [], {id(variable) for variable in pruned}
     macs = {id(variable): count for variable, count in macs_of_weights(model, mac_shape(model))}
@@ -56,7 +57,7 @@ def sparsity_rows(model: keras.Model, pruned: Iterable[keras.Variable]) -> list[
 
 
 def mac_shape(model: keras.Model) -> tuple[int | None, ...]:
-    """The image that multiply-adds are counted for: the model's input, open sides of 256 voxels, in 3D of 64."""
+    """Shape of the image for which multiply-adds are counted: the input, with 256 (in 3D 64) for unknown sizes."""
     shape = model.input_shape[1:]
     return tuple(OPEN_SIDE.get(len(shape) - 1) if size is None else size for size in shape)
 

@@ -1,4 +1,4 @@
-"""Which weights of a model are pruned: the table of layers of tensorflow-model-optimization (tfmot) 0.8.1."""
+"""The weights of a model that are pruned, by the table of layers of tensorflow-model-optimization (tfmot) 0.8.1."""
 
 from collections.abc import Collection, Iterator
 
@@ -35,7 +35,7 @@ DEPTHWISE = {
 def prunable_weights(
     model: keras.Model, depthwise: bool = False, first_last: bool = True, exclude: Collection[str] = ()
 ) -> list[tuple[keras.layers.Layer, keras.Variable]]:
-    """The weights that pruning masks, in the order of the layers; nested models are entered.
+    """The weights that pruning masks, in the order of the layers, including the layers of nested models.
 
     Args:
         model: built ``keras.Model``.

@@ -1,7 +1,7 @@
-"""What becomes of an unfinished run whose checkpoints are damaged or gone.
+"""Go back to an earlier epoch of an unfinished run if its checkpoints are damaged or missing.
 
-Of each phase the last epoch is kept, the one before, and the best as of each: if the newest file is damaged, training
-goes on from the one before.
+A phase keeps the checkpoints of its last epoch and of the epoch before, and for each of these two epochs the best
+weights up to it. If the checkpoint of the last epoch is damaged, training goes on from the epoch before.
 """
 
 import os
@@ -20,18 +20,18 @@ def go_back(
     history: list[dict[str, Any]],
     needed: Callable[[list[dict[str, Any]]], Sequence[str | os.PathLike[str]]],
 ) -> str | None:
-    """Where an unfinished run can go on: before the epochs at the end whose checkpoints are damaged or gone.
+    """Find the epoch from which an unfinished run can go on, and remove the later epochs from its history.
 
-    What is repeated gives the same again, so that nothing but its time is lost.
+    The removed epochs are trained again with the same result, so that only their time is lost.
 
     Args:
         folder: of the run.
-        history: its rows; those of the epochs to be repeated are removed from this list.
-        needed: called with rows such as these; returns paths of the files without which training cannot go on
-            after them.
+        history: rows of ``history.csv``; the rows of epochs that must be repeated are removed from this list.
+        needed: called with the first rows of the history; returns paths of the files that training needs to go on
+            after these rows.
 
-    Returns: a sentence about what is repeated, and why; None if everything is whole.
-    Raises: InputError if that would be everything, of more than one epoch.
+    Returns: a sentence that says which epochs are repeated, and why; None if all checkpoints are whole.
+    Raises: InputError if all epochs of a run with more than one epoch would have to be repeated.
     """
     rows = list(history)
     damaged: list[str | os.PathLike[str]] = []
@@ -57,7 +57,7 @@ def go_back(
 
 
 def check_there(folder: str | os.PathLike[str]) -> None:
-    """Raise InputError if a run folder has vanished while the run goes on: files would be written beside a gap."""
+    """Raise InputError if a run folder has vanished during training, because new files would stand there alone."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() or not (folder / "checkpoint").is_dir():
         raise InputError(

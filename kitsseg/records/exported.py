@@ -1,14 +1,15 @@
-"""Exported networks: which files they are, and what they say about themselves. Needs no inference engine.
+"""Exported networks: their files and the metadata in these files. This module needs no inference engine.
 
-What prediction has to know travels inside the file, as JSON:
+The file of a network also holds the metadata that prediction needs, as JSON:
 
     model.tflite   a zip archive behind the FlatBuffer that holds kitsseg.json, the way TensorFlow Lite's own
                    metadata tools attach files: ``unzip -p model.tflite kitsseg.json``
     model.onnx     the entry ``kitsseg`` of ``metadata_props``, which is the last field of the file
     SavedModel     assets.extra/kitsseg.json
 
-It holds checksums of itself and of everything else in the file. They are compared before an engine opens the file, so
-that no engine is asked for the metadata: onnxruntime's ``get_modelmeta`` loads the whole network first.
+The JSON holds a checksum of itself and a checksum of everything else in the file. Both are compared before an engine
+opens the file, because some engines end the process at a damaged file. So no engine is asked for the metadata:
+onnxruntime's ``get_modelmeta``, for example, loads the whole network first.
 """
 
 import hashlib
@@ -68,7 +69,7 @@ class ExportedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedInput:
-    """What the network takes: one image of this shape, (1, rows, columns, channels) or with slices before the rows."""
+    """The input of the network: one image (1, rows, columns, channels), in 3D (1, slices, rows, columns, channels)."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -77,7 +78,7 @@ class ExportedInput:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedOutput:
-    """What the network gives: probabilities with ``softmax``, else logits."""
+    """The output of the network: probabilities if ``softmax`` is True, else logits."""
 
     softmax: bool
     content: str | None = None
@@ -85,13 +86,13 @@ class ExportedOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportMetadata:
-    """What an exported network says about itself.
+    """The metadata of an exported network.
 
     Attributes:
         kitsseg: the version that wrote it.
-        recipe, paper, reported, reported_unrefined, given, phantom, versions: of the run.
-        settings: preprocess, postprocess, model and inference of the recipe, as the network is to be used.
-        labels: label -> what it means.
+        recipe, paper, reported, reported_unrefined, given, phantom, versions: from the record of the run.
+        settings: preprocess, postprocess, model and inference of the recipe with which the network is used.
+        labels: label -> its meaning.
     """
 
     kitsseg: str
@@ -137,8 +138,9 @@ def format_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[ExportMetadata, Exported]:
-    """What ``kitsseg export`` wrote about a network, and its file.
+    """Read the metadata that ``kitsseg export`` wrote into the file of a network, and check the file's checksums.
 
+    Returns: (metadata, Exported).
     Raises: InputError if the file is missing, damaged, or was not written by ``kitsseg export``.
     """
     path, kind = Path(path), format_of(path)
@@ -164,15 +166,14 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[ExportMetadata, Exporte
 def sealed(metadata: ExportMetadata | dict[str, Any], content_sha256: str) -> str:
     """The JSON text that goes into a file, with checksums of itself and of everything else in the file.
 
-    Inference engines trust what they read, and some end the process at a damaged file: the checksum is compared
-    before any of them opens it.
+    Some inference engines end the process at a damaged file, so the checksums are compared before an engine opens it.
     """
     record = as_builtins(metadata) | {"content_sha256": content_sha256}
     return json.dumps(record | {"sha256": _digest(record)}, indent=1)
 
 
 def sha256_of_folder(path: Path) -> str:
-    """SHA-256 of names and contents of all files of a SavedModel but the metadata, and what systems hide there."""
+    """SHA-256 of names and contents of all files of a SavedModel, except for the metadata and hidden files."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     lines = [
         f"{file.relative_to(path).as_posix()} {sha256_of(file)}"

@@ -1,4 +1,4 @@
-"""The model card that every finished run carries: RUN/model_card.md, written from what the run folder records."""
+"""The model card of a finished run, RUN/model_card.md, made from the records in the run folder."""
 
 import os
 from pathlib import Path
@@ -46,7 +46,7 @@ def _card(record: RunRecord, history: list[dict[str, Any]]) -> str:
 
 
 def _limits_of_slices(record: RunRecord) -> str:
-    """What a reader has to know of a network that was not trained on whole scans with all their HU."""
+    """Sentences about the limits of a network that was not trained on whole scans with all their HU."""
     lines = []
     if record.single_slices:
         lines.append("Trained on single slices of these patients, not on whole scans.")
@@ -59,7 +59,7 @@ def _limits_of_slices(record: RunRecord) -> str:
 
 
 def _patients_of(parent: Parent | None) -> int:
-    """How many patients the run has seen that the weights come from."""
+    """Number of patients in the training of the run from which the first weights come."""
     if parent is None or not parent.patients:
         return 0
     return len({*parent.patients["train"], *parent.patients["validation"]})

@@ -24,9 +24,9 @@ KINDS: dict[str, type[RemoveFar] | type[ReassignSmall]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """What prediction, export and pruning need of a finished run or of an exported network, read from disk once.
+    """A finished run or an exported network, with everything that prediction, export and pruning need to know.
 
-    Two of them are equal if the same file is used in the same way.
+    It is read from disk once. Two of these objects are equal if they use the same file in the same way.
 
     Attributes:
         record: content of ``run.json``, or the metadata of an exported network.
@@ -112,9 +112,9 @@ def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
 def _specs_of(
     record: RunRecord | ExportMetadata, path: str | os.PathLike[str]
 ) -> tuple[PreprocessSpec, InferenceSpec, RemoveFar | ReassignSmall | None]:
-    """PreprocessSpec, InferenceSpec and RemoveFar, ReassignSmall or None from the record of a run.
+    """PreprocessSpec, InferenceSpec and post-processing (RemoveFar, ReassignSmall or None) from the record of a run.
 
-    Raises: InputError, naming ``path``, where another version wrote it.
+    Raises: InputError, naming ``path``, if another version wrote the record.
     """
     with _settings_expected(record, path):
         values = record.settings
@@ -146,7 +146,7 @@ def _postprocess(values: dict[str, Any] | None) -> RemoveFar | ReassignSmall | N
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples they were."""
+    """Lists that were read from JSON, as tuples."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,1 +1,1 @@
-"""What a process computes with: devices, memory, worker processes, other machines."""
+"""The resources that a process computes with: devices, memory, worker processes, other machines."""

@@ -1,4 +1,4 @@
-"""What the user sees: one console, a progress bar, and a last line that says what was written and what comes next."""
+"""The output of commands: one console, a progress bar, and a last line that names the result and the next command."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ LINE_EVERY_S = 60.0  # where nobody watches a terminal
 
 @contextmanager
 def progress_bar(unit: str = "") -> Iterator[ProgressFunction]:
-    """A bar with the time left; without a terminal a line a minute, for the log of a job.
+    """Show a bar with the time left; without a terminal, print a line a minute for the log of a job.
 
-    Gives: the callable progress(description, done, total) of the library.
+    Gives: the function progress(description, done, total) that functions of the library call.
 
     Args:
         unit: what ``done`` counts, such as "steps", for the rate in the log.
@@ -61,7 +61,7 @@ def progress_bar(unit: str = "") -> Iterator[ProgressFunction]:
 
 
 class LogLines:
-    """What a job's log is told of a long command: at most a line a minute, with the rate and the time left.
+    """Lines about a long command for the log of a job: at most one a minute, with the rate and the time left.
 
     Args:
         unit: what is counted. clock: seconds, from any moment on.
@@ -90,7 +90,7 @@ class LogLines:
 
 
 def warning(text: str) -> None:
-    """Print a line that begins with "warning"; it is said even where everything else is kept quiet."""
+    """Print a warning as a line. It is printed to stderr where everything else is kept quiet."""
     where = Console(stderr=True, highlight=False, soft_wrap=True) if console.quiet else console
     where.print(f"[yellow]{escape(text)}[/yellow]")
 
@@ -109,7 +109,7 @@ def warnings_as_lines() -> Iterator[None]:
 
 @contextmanager
 def quieted() -> Iterator[None]:
-    """In this block nothing is said but warnings, to stderr."""
+    """In this block only warnings are printed, to stderr."""
     console.quiet = True
     try:
         yield
@@ -122,7 +122,7 @@ _says_next = True
 
 @contextmanager
 def without_next() -> Iterator[None]:
-    """In this block ``done`` names no next command: whoever runs several in a row knows what follows."""
+    """In this block ``done`` names no next command, for a command that runs several others in a row."""
     global _says_next
     _says_next = False
     try:
@@ -132,7 +132,7 @@ def without_next() -> Iterator[None]:
 
 
 def done(text: str, *next_commands: str | None) -> None:
-    """Say what was written, and the command that usually follows, or several between which the user chooses."""
+    """Print what was written, and the command that usually follows, or several commands to choose from."""
     console.print(escape(text))
     if _says_next:
         for number, command in enumerate(filter(None, next_commands)):

@@ -4,8 +4,8 @@ TensorFlow: the GPUs of one machine, by ``tf.distribute.MirroredStrategy``. Kera
     ``MultiWorkerMirroredStrategy``, so that several machines need the JAX backend.
 JAX: the devices of one machine or of several, by ``keras.distribution``; a process for each machine.
 
-The batch is always the recipe's, so that losses are those of one device: the sums of the loss and, in training, batch
-normalization go over the whole batch, whose parts are as large as each other.
+The batch is always as large as the recipe says and is divided into parts of equal size. The sums of the loss and, in
+training, the statistics of batch normalization go over the whole batch, so that the losses equal those of one device.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Devices:
     """Where a network is trained.
 
     Attributes:
-        count: of the devices, in all processes together.
-        process, processes: the number of this process, and of how many.
+        count: number of devices, in all processes together.
+        process, processes: the number of this process, from 0, and the number of processes.
         strategy: of TensorFlow or of Keras; None for one device.
     """
 
@@ -45,7 +45,7 @@ class Devices:
 
     @property
     def mirrored(self) -> bool:
-        """Whether ``tf.distribute.MirroredStrategy`` divides the batches, which Keras limits in several ways."""
+        """Whether ``tf.distribute.MirroredStrategy`` divides the batches. Keras supports fewer options with it."""
         return keras.config.backend() == "tensorflow" and self.count > 1
 
     def scope(self) -> AbstractContextManager[Any]:
@@ -65,12 +65,12 @@ class Devices:
             )
 
     def shard(self, part: int = 0, parts: int = 1) -> tuple[int, int] | None:
-        """What this process draws of a batch, or of one of several equal parts of it, as the samplers take it."""
+        """``Draws.shard`` of this process, for whole batches or for part ``part`` of batches in ``parts`` parts."""
         index, count = part * self.processes + self.process, parts * self.processes
         return None if count == 1 else (index, count)
 
     def agreed(self, scores: Mapping[str, float]) -> Mapping[str, float]:
-        """The first process' values of a dict of numbers: what is decided by them must be decided alike by all."""
+        """The numbers of the first process, given to all processes, so that all of them decide alike."""
         if self.processes == 1:
             return scores
         from jax.experimental import multihost_utils
@@ -81,7 +81,7 @@ class Devices:
 
     @contextlib.contextmanager
     def own_run(self, run: str | os.PathLike[str], resume: bool) -> Iterator[Path]:
-        """The folder that this process writes to: of the first the run's own, of others one that is thrown away.
+        """The folder that this process writes to: the run itself for the first process, else a temporary folder.
 
         Raises: InputError if this process does not see the run to resume.
         """

@@ -1,4 +1,4 @@
-"""How the steps of training are computed: in which precision, compiled by XLA or not, one by one or several a call.
+"""How the steps of training are computed: their precision, whether XLA compiles them, and how many make one call.
 
 In every precision weights, losses, logits and saved files stay float32; convolutions are computed in the half
 precision. ``mixed_bfloat16`` has the range of float32 and needs nothing else; ``mixed_float16``, for GPUs without
@@ -30,7 +30,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @contextlib.contextmanager
 def computing_in(precision: str) -> Iterator[None]:
-    """Networks built in this context compute in ``precision``; the policy of the process is as before afterwards.
+    """Networks that are built in this context compute in ``precision``. Afterwards Keras has its former policy.
 
     Raises: InputError for another name than those of ``PRECISIONS``.
     """
@@ -48,14 +48,14 @@ XLA = ("auto", "on", "off")
 
 
 def step_by_step(phase: Phase) -> bool:
-    """Whether something is set before every single step of a phase: masks, or the rate of a one-cycle."""
+    """Whether masks, or the rate of a one-cycle schedule, are set before every single step of a phase."""
     return phase.pruning is not None or isinstance(phase.schedule, OneCycle)
 
 
 def check_execution(recipe: Recipe, devices: Devices, xla: str, steps_per_execution: int) -> str | None:
-    """See that the choice fits the recipe, before training starts.
+    """Check that the options fit the recipe, before training starts.
 
-    Returns: what to tell the user, or None.
+    Returns: a line for the user, or None.
     Raises: InputError.
     """
     if xla not in XLA:

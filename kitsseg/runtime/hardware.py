@@ -1,4 +1,4 @@
-"""What computes, in words, and whether a GPU of this machine goes unused. Imports neither Keras nor a backend."""
+"""A line that names the devices in use, and a warning about an unused GPU. Imports neither Keras nor a backend."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ __all__ = ["give_back_memory"]
 
 
 def give_back_memory() -> None:
-    """Make the process as small as what it holds.
+    """Give memory that the process has freed back to the system.
 
-    The C library of Linux keeps what was freed in pieces of up to 32 MiB for later, but a scan is one piece of
-    hundreds that does not fit there: reading a network of 50 MB leaves 110 MiB behind. Elsewhere nothing is done.
+    The C library of Linux keeps freed pieces of up to 32 MiB for later use, but a scan needs one piece of hundreds of
+    MiB, which does not fit into them: after a network of 50 MB was read, 110 MiB stay unused. Other systems need
+    nothing.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""Sums over the replicas of ``tf.distribute.MirroredStrategy``, for losses that are no mean over images.
+"""Sums over the replicas of ``tf.distribute.MirroredStrategy``, for losses that are not a mean over images.
 
-Each replica computes the loss of its part of the batch. A mean over images of the parts is that of the batch; a ratio
-of sums, such as soft Dice, is not: its sums must be taken over all replicas first. The JAX backend needs none of this:
-its arrays are those of the whole batch, wherever their parts lie.
+Each replica computes the loss of its part of the batch. If the loss is a mean over images, the mean of the parts is
+the loss of the batch. If it is a ratio of sums, such as soft Dice, the sums must be taken over all replicas before
+they are divided. The JAX backend needs none of this: its arrays hold the whole batch, spread over the devices.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["replica_count", "sum_over_replicas"]
 
 
 def replica_count() -> int:
-    """Into how many parts the batch is divided here: 1 but for a strategy of TensorFlow with several replicas.
+    """Number of parts into which the batch is divided: 1 unless a strategy of TensorFlow has several replicas.
 
-    Gradients of replicas are added, so the loss of each must be this share of the batch's. Keras takes the share of a
-    mean over images by itself, but not of a loss that is one number for the batch.
+    The gradients of the replicas are added, so the loss of a replica must be divided by this number. Keras does so
+    for a mean over images, but not for a loss that is one number for the batch.
     """
     if keras.config.backend() != "tensorflow":
         return 1

@@ -1,4 +1,4 @@
-"""Keras without its start-up notices, and without what it would import beside its backend."""
+"""Import Keras without its start-up notices, and without packages that it imports but kitsseg does not need."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Cases to cache, in a stream: the largest thing in memory is one scan as int16, for each process at work.
+"""Preprocess cases into a cache. Each process holds one scan as int16 in memory, and little else.
 
-A real KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
+A KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
 """
 
 from __future__ import annotations
@@ -66,24 +66,24 @@ def preprocess_cases(
     workers: int = 1,
     compress: bool = False,
 ) -> tuple[Path, list[str], list[str]]:
-    """Preprocess every case of a folder; cases that are done already are left alone.
+    """Preprocess every case of a folder. Cases that are in the cache already are left alone.
 
-    A case that cannot be preprocessed does not hold up the others: the error comes when these are done. What a killed
-    process left half made is removed.
+    If a case cannot be preprocessed, the other cases are preprocessed first, and then the error is raised. The
+    unfinished files of a killed process are removed.
 
     Args:
         data: folder of cases, labels included (``find_cases``).
         cache: folder for the result; a sub-folder named by the digest of ``spec`` is made in it.
         spec: PreprocessSpec.
         progress: called as progress(description, done, total).
-        layout: Layout; None: what the folder holds decides.
-        workers: processes; each holds one scan at a time. With more than one, a script that calls this must not do
-            so while it is imported (``if __name__ == "__main__":``).
-        compress: make a cache of about half the size that is read several times as slowly.
+        layout: where the files of the cases lie; None finds this out from the folder.
+        workers: number of processes; each holds one scan at a time. With more than one, a script must call this
+            function under ``if __name__ == "__main__":``, because every process imports the script.
+        compress: make a cache that is about half as large, and several times as slow to read.
 
     Returns: (folder of the cache, names of the cases done now, names of the cases that were there already).
-    Raises: InputError if the disk is too small, for bad cases, a cached case whose source files have changed since or
-        that is damaged, and a cache of another version; without blosc2 if ``compress`` is asked for.
+    Raises: InputError if the disk is too small, a case cannot be read, a cached case is damaged or its source files
+        have changed, or the cache has another version; InputError if ``compress`` is True and blosc2 is missing.
     Warns: UserWarning for each doubtful scan of the cache, such as one whose numbers are hardly HU.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
@@ -128,9 +128,11 @@ def plan_cache(
     layout: Layout | None = None,
     compress: bool = False,
 ) -> CachePlan:
-    """What ``preprocess_cases`` with these arguments would do: CachePlan. Nothing is written.
+    """Plan what ``preprocess_cases`` does with these arguments. Nothing is written.
 
-    Raises: InputError as ``preprocess_cases``, but for the size of the disk and what the scans hold.
+    Args: as ``preprocess_cases``.
+    Returns: CachePlan.
+    Raises: InputError as ``preprocess_cases``, except for a disk that is too small and for errors within the scans.
     """
     if compress:
         require_blosc2()
@@ -255,9 +257,9 @@ def _cut_long_scan(geometry: Geometry, first: int, last: int, spec: PreprocessSp
 def _write_stream(
     path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], planes: Iterable[npt.NDArray[Any]]
 ) -> None:
-    """Write an ``.npy`` plane by plane; a memory map would count every written page as memory in use.
+    """Write an ``.npy`` plane by plane. With a memory map every written page would count as memory in use.
 
-    ``np.save`` would say of a full disk only how many items were written.
+    ``np.save`` is not used, because its error for a full disk does not say that the disk is full.
     """
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
@@ -284,7 +286,7 @@ def _sources(case: Case) -> CaseSources:
 
 
 def _unchanged(case: Case, made_from: CaseSources) -> bool:
-    """Whether a case's files are those that its sources were recorded of."""
+    """Whether a case's files are still the files that the cached case was made from."""
     if case.slices or made_from.image is None or made_from.labels is None:
         return _sources(case) == made_from
     return unchanged(made_from.image, case.scan) and unchanged(made_from.labels, case.truth)

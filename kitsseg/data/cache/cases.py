@@ -1,4 +1,4 @@
-"""Preprocessed cases on disk: arrays that are memory-mapped, and what is needed to sample and to undo.
+"""Preprocessed cases on disk: memory-mapped arrays, and a record for sampling and for undoing the preprocessing.
 
     CACHE/preprocess-<digest>/spec.json                the specification, whose digest names the folder
     CACHE/preprocess-<digest>/case_00000/image.npy     int16 HU, (slices, rows, columns), C order; or, for
@@ -8,9 +8,9 @@
                                                        how many foreground voxels have each HU, checksums
 
 A compressed cache has image.blosc2 and labels.blosc2 instead of the two ``.npy``. HU stay as they are: clipping and
-scaling cost microseconds a crop. A case folder appears whole or not at all. What is damaged, was made by another
-specification or by another version of this module is refused, never made anew on the quiet. Checksums cover
-``case.json``, the labels and whatever is compressed; in ``image.npy``, which is read in place, no bit is checked.
+scaling cost microseconds a crop. A case folder appears whole or not at all. A case that is damaged, or that another
+specification or another version of this module made, is refused; it is never made anew without a word. Checksums
+cover ``case.json``, the labels and all compressed arrays. ``image.npy`` is read in place and has no checksum.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class CacheSpecification:
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSource:
-    """Of which files a slice was made that is a single image, and what its table says of it."""
+    """The files that a slice was made from if it is a single image, and what ``slices.csv`` says of this image."""
 
     image: Source
     labels: Source | None
@@ -82,7 +82,7 @@ class SliceSource:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseSources:
-    """Of which files a case was made: a scan and its label map, or single images."""
+    """The files that a case was made from: a scan and its label map, or single images."""
 
     image: Source | None = None
     labels: Source | None = None
@@ -102,8 +102,8 @@ class CaseFile:
     """Content of ``case.json``, beside a checksum of it; fields as in CachedCase.
 
     Attributes:
-        label_values: what its labels 0, 1, 2, ... were taken for (``read_labels``).
-        doubts: what is doubtful about the scan, a sentence each.
+        label_values: the classes that the labels 0, 1, 2, ... of its file became (``read_labels``).
+        doubts: a sentence about each thing that is doubtful about the scan.
     """
 
     sources: CaseSources
@@ -131,10 +131,9 @@ class CachedCase:
         kidney_area, tumor_area: pixels of each label in each slice.
         phantom: whether the scan was synthesized.
         hu_counts: HuCounts of the scan's foreground voxels, before any resampling.
-        labels_crc32: of each slice of the label box.
+        labels_crc32: CRC-32 of each slice of the label box.
         chunks: (Chunks of the image, Chunks of the labels) of a compressed case.
-        slices: names of the single images of which this patient's stack is made; they need not be neighbors. Empty
-            for a scan.
+        slices: names of the single images in the stack of this patient, which need not be neighbors; empty for a scan.
     """
 
     name: str
@@ -155,15 +154,15 @@ class CachedCase:
     def image(self) -> npt.NDArray[Any] | CompressedArray:
         """int16 HU (slices, rows, columns), or uint8 with a last axis of channels.
 
-        A memory-mapped ``numpy.ndarray``, or a CompressedArray. Index it (``image[k, 10:40]``) rather than convert it
-        with ``numpy.asarray``, which reads all of a compressed one. Ask the case for it again rather than keep it: a
-        file that is in nobody's use is unmapped when many others are needed.
+        A memory-mapped ``numpy.ndarray``, or a CompressedArray. Index it (``image[k, 10:40]``); ``numpy.asarray`` reads
+        all of a compressed array. Use ``case.image`` each time instead of keeping the array: a file can only be
+        unmapped, when many others are needed, while nothing refers to its array.
         """
         return self._image if isinstance(self._image, CompressedArray) else self._image()
 
     @property
     def boxed_labels(self) -> npt.NDArray[np.uint8] | CompressedArray:
-        """uint8 labels of the box that starts at ``label_start``, as ``image``; all else is background."""
+        """uint8 labels of the box that starts at ``label_start``; all other voxels are background. See ``image``."""
         return self._labels if isinstance(self._labels, CompressedArray) else self._labels()
 
     @cached_property
@@ -337,10 +336,15 @@ def _damaged(path: Path, reason: object) -> InputError:
 
 
 def cases_of_part(cases: Mapping[str, CachedCase], split: CaseSplit, part: str) -> list[CachedCase]:
-    """The CachedCase of each case in a part of a split, with the checks that every sampler needs.
+    """The CachedCase of each case in a part of a split, after the checks that every sampler needs.
 
-    Raises: TypeError if ``split`` is no CaseSplit; ValueError for an unknown part; InputError if the part is empty or
-        not all in ``cases``, and if a patient is in two parts, be it under another name.
+    Args:
+        cases: dict from name to CachedCase (``open_cache``).
+        split: CaseSplit.
+        part: "train", "validation" or "test".
+
+    Raises: TypeError if ``split`` is not a CaseSplit; ValueError for an unknown part; InputError if the part is empty,
+        if one of its cases is not in ``cases``, or if a patient is in two parts, even under another name.
     """
     if not isinstance(split, CaseSplit):
         raise TypeError(
@@ -364,10 +368,10 @@ def cases_of_part(cases: Mapping[str, CachedCase], split: CaseSplit, part: str) 
 
 
 def patients_digest(cases: Mapping[str, CachedCase], names: Iterable[str]) -> str:
-    """Twelve hexadecimal digits that say which patients these names mean, whatever the preprocessing.
+    """Twelve hexadecimal digits that identify the patients behind these names, whatever the preprocessing.
 
-    Two data sets may call their cases alike, as phantoms and KiTS19 do; no two patients have as many voxels of each HU
-    in kidney and tumor.
+    Two data sets may use the same names for their cases, as phantoms and KiTS19 do. No two patients have the same
+    number of voxels of each HU in kidney and tumor, so these numbers tell patients apart.
     """
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -379,7 +383,7 @@ def patients_digest(cases: Mapping[str, CachedCase], names: Iterable[str]) -> st
 
 
 def _check_patients(cases: Mapping[str, CachedCase], split: CaseSplit) -> None:
-    """No two names of a split may lead to one patient: by an alias in ``cases``, by a link or a copy in the cache."""
+    """Raise InputError if two names of a split are one patient: an alias in ``cases``, a link or a copy of a case."""
     owners: dict[tuple[object, ...], str] = {}
     for name in (name for part in PARTS for name in getattr(split, part) if name in cases):
         case = cases[name]
@@ -397,13 +401,13 @@ def _check_patients(cases: Mapping[str, CachedCase], split: CaseSplit) -> None:
 
 
 def training_counts(cases: Mapping[str, CachedCase], split: CaseSplit) -> HuCounts:
-    """HuCounts of all foreground voxels of the cases that train; those that validate or test never count.
+    """HuCounts of all foreground voxels of the training cases; validation and test cases are not counted.
 
     Args:
         cases: dict from name to CachedCase (``open_cache``).
         split: CaseSplit.
 
-    Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or none with foreground.
+    Raises: TypeError if ``split`` is not a CaseSplit; InputError if a case is missing or no case has foreground.
     """
     total = HuCounts(0, np.zeros(0, np.int64))
     for case in cases_of_part(cases, split, "train"):

@@ -1,9 +1,8 @@
 """Arrays compressed slice by slice: any slice can be read alone, and nothing is lost.
 
-A file holds one Blosc2 chunk a slice, one after the other; where each begins, and its CRC-32, stand in the index of
-the case. Bytes are sorted by significance, replaced by their differences along the rows, and packed by Zstandard at
-level 1. LZ4 with sorted bytes alone reads twice as fast and takes a quarter more, which for all of KiTS19 is beyond
-13 GB.
+A file holds one Blosc2 chunk for each slice, one after the other; ``case.json`` holds the offset and the CRC-32 of each
+chunk. Bytes are sorted by significance, replaced by their differences along the rows, and packed by Zstandard at level
+1. LZ4 with sorted bytes alone reads twice as fast but takes a quarter more space: more than 13 GB for all of KiTS19.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ class Chunks:
     """Where the chunks of a file lie.
 
     Attributes:
-        offsets: of each chunk, and of the end of the last.
-        crc32: of each chunk's bytes.
+        offsets: offset in bytes of each chunk, and of the end of the last one.
+        crc32: CRC-32 of each chunk's bytes.
     """
 
     offsets: list[int]
@@ -40,7 +39,7 @@ class Chunks:
 
 
 class CompressedArray:
-    """A compressed array that is indexed as a NumPy array is: first by slice, then within it.
+    """A compressed array that is indexed like a NumPy array: first the slice, then rows and columns within it.
 
     A chunk is checked when it is first read. Several threads may read at once.
 
@@ -111,7 +110,15 @@ def _mapped(path: Path) -> np.memmap[Any, Any]:
 
 
 def write_compressed(path: Path, dtype: npt.DTypeLike, planes: Iterable[npt.NDArray[Any]]) -> Chunks:
-    """Write planes of one shape as a CompressedArray reads them; returns Chunks."""
+    """Write planes of one shape to a file that CompressedArray reads.
+
+    Args:
+        path: of the file.
+        dtype: of the planes.
+        planes: arrays (rows, columns, ...) of one shape.
+
+    Returns: Chunks, without which the file cannot be read.
+    """
     blosc2, dtype = require_blosc2(), np.dtype(dtype)
     filters = [blosc2.Filter.SHUFFLE, blosc2.Filter.BYTEDELTA]
     offsets, sums = [0], []

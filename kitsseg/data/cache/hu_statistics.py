@@ -1,4 +1,4 @@
-"""Exact statistics of the HU of kidney and tumor, over any cases, from counts made when they were preprocessed.
+"""Exact statistics of the HU of kidney and tumor over any cases, from counts that preprocessing made of each case.
 
 nnU-Net clips a CT to the percentiles 0.5 and 99.5 of all foreground voxels of the training cases and normalizes by
 their mean and standard deviation. The counts of single cases add up, so that every split gets its own exact figures
@@ -21,11 +21,11 @@ _LOWEST = -32768  # of int16
 
 @dataclass(frozen=True)
 class HuCounts:
-    """How many voxels have each HU: ``counts[i]`` have ``first + i``.
+    """Number of voxels of each HU: ``counts[i]`` voxels have ``first + i`` HU.
 
     Attributes:
         first: HU of the first count.
-        counts: int64 (values,); the first and the last are not 0. Empty for no voxel.
+        counts: int64 (values,), empty if there is no voxel. The first and the last count are not 0.
     """
 
     first: int
@@ -41,12 +41,12 @@ class HuCounts:
 
     @property
     def std(self) -> float:
-        """Standard deviation of these voxels (nothing is subtracted from their number), as nnU-Net's."""
+        """Standard deviation, with the number of voxels as the divisor (not one less), as nnU-Net computes it."""
         n, total = self.voxels, self._power_sum(1)
         return math.sqrt(n * self._power_sum(2) - total**2) / n  # integers up to the root: exact
 
     def percentile(self, q: float) -> float:
-        """The value below which ``q`` % lie, between two voxels linearly, as ``numpy.percentile``."""
+        """The HU below which ``q`` percent of the voxels lie, interpolated linearly as ``numpy.percentile`` does."""
         position = (self.voxels - 1) * q / 100
         ends = np.cumsum(self.counts)
         low = math.floor(position)

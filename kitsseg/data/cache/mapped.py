@@ -1,9 +1,9 @@
-"""Files of a cache that are read in place: mapped when they are needed, and a bounded number at a time.
+"""Memory-mapped files of a cache: a file is mapped when it is needed, and a limited number of files at a time.
 
-A process holds a descriptor of every file that it maps, and may hold so many (``ulimit -n``: often 1,024). A cache of a
-thousand cases has two thousand files. Half of what is allowed is used; the file that nobody has asked for the longest
-is unmapped first, and mapped again in some 30 microseconds when it is needed once more. An array that is in use stays
-valid: its memory is given back when the last reference to it is gone.
+A process holds a descriptor of every file that it maps, and the number of descriptors is limited (``ulimit -n``, often
+1,024). A cache of a thousand cases has two thousand files. This module maps at most half as many files as the limit
+allows. The file that was unused for the longest time is unmapped first; to map it again takes some 30 microseconds. An
+array that is in use stays valid: its memory is given back when the last reference to the array is gone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MappedFile:
     """One file of a cache as an array that is mapped while it is in use.
 
     Args:
-        load: maps and checks the file; called once, when it is first needed.
+        load: function that maps and checks the file; called once, when the file is first needed.
     """
 
     def __init__(self, load: Callable[[], np.memmap[Any, Any]]) -> None:
@@ -41,7 +41,7 @@ class MappedFile:
         self._array: npt.NDArray[Any] | None = None
         self._again: Callable[[], np.memmap[Any, Any]] | None = None
         self._me = weakref.ref(self, _forget)
-        hash(self._me)  # kept from now on: a reference to what is gone has none that could still be asked for
+        hash(self._me)  # computed now and kept: a weak reference to a dead object cannot be hashed any more
 
     def __reduce__(self) -> tuple[type[MappedFile], tuple[Callable[[], np.memmap[Any, Any]]]]:
         return MappedFile, (self._load,)
@@ -69,7 +69,7 @@ class MappedFile:
 
 
 def _tried(mapping: Callable[[], np.memmap[Any, Any]]) -> np.memmap[Any, Any]:
-    """A mapping; if it needs a descriptor and there is none left, all others are given up first."""
+    """Call ``mapping``. If no descriptor is left for it, unmap all other files and call it again."""
     try:
         return mapping()
     except OSError as error:
@@ -102,7 +102,7 @@ def _most() -> int:
 
 
 def open_files_limit() -> int | None:
-    """How many files this process may have open; None: nobody says, or as many as it likes."""
+    """How many files this process may have open; None if there is no limit or the system does not tell it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -112,7 +112,7 @@ def open_files_limit() -> int | None:
 
 
 def check_open_files(error: BaseException) -> None:
-    """Tell the cause, if an error is about the number of open files: no file is damaged then.
+    """Raise an error that names the limit of open files if ``error`` came from this limit: no file is damaged then.
 
     Raises: InputError.
     """

@@ -1,4 +1,4 @@
-"""How much disk a cache will take, from the headers of the scans, before anything is written."""
+"""Estimate how much disk space a cache takes, from the headers of the scans, before anything is written."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ COMPRESSED_LABEL = 0.1
 def cached_bytes(
     shape: Sequence[int], spacing_mm: Sequence[float], spec: PreprocessSpec, compress: bool = False
 ) -> int:
-    """About how many bytes a case takes in the cache, at most.
+    """An upper estimate of the bytes that a case takes in the cache.
 
-    The image is exact where it is not compressed and its specification cuts nothing away; what it cuts away, the
-    size of the label box and what compression saves are known only afterwards: the last two are estimated.
+    The size of the image is exact if it is not compressed and nothing is cut away by ``spec``. Cutting is ignored,
+    because it is known only after the scan was read; the size of the label box and the compression are estimated.
 
     Args:
-        shape, spacing_mm: of the scan in KiTS axes. spec: PreprocessSpec.
+        shape, spacing_mm: of the scan in KiTS axes.
+        spec: PreprocessSpec.
+        compress: as in ``preprocess_cases``.
     """
     blank = np.broadcast_to(np.int16(0), shape)  # only its shape is looked at
     voxels = math.prod(plan_geometry(blank, spacing_mm, replace(spec, crop_to_body=False)).grid_shape)
@@ -49,12 +51,13 @@ def cached_bytes(
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a preprocessing will write.
+    """The cases that preprocessing will write, and the space that they need.
 
     Attributes:
         folder: of the cache.
-        cases, missing: all of the data, and those that are not cached yet.
-        bytes: what the missing ones will take, at most.
+        cases: all cases of the data.
+        missing: the cases that are not in the cache yet.
+        bytes: upper estimate of the bytes that the missing cases take.
     """
 
     folder: Path
@@ -68,9 +71,9 @@ class CachePlan:
         return f"{len(self.missing)} cases, about {_gb(self.bytes)} at most (free: {_gb(free)})"
 
     def check_space(self) -> None:
-        """Refuse to begin what will not fit.
+        """Check that the missing cases fit on the disk.
 
-        Raises: InputError that names what is needed and what is free.
+        Raises: InputError that names the space that is needed and the space that is free.
         """
         free = free_bytes(self.folder)
         if self.bytes > free:
@@ -82,11 +85,13 @@ class CachePlan:
 
 
 def planned_bytes(cases: Iterable[Case], spec: PreprocessSpec, compress: bool = False) -> int:
-    """What some cases will take in the cache, at most, read off the headers of their scans.
+    """An upper estimate of the bytes that some cases take in the cache, from the headers of their scans.
 
     Args:
-        cases: Case of each. One whose header cannot be read counts nothing: what is wrong with it is said when the
-            whole of it is read. Nor does a DICOM series.
+        cases: Case of each. A scan whose header cannot be read counts as 0, since reading the whole scan will raise
+            the error; a DICOM series counts as 0 as well.
+        spec: PreprocessSpec.
+        compress: as in ``preprocess_cases``.
     """
     sizes = []
     for case in cases:

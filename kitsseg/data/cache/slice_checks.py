@@ -1,4 +1,4 @@
-"""What is looked for in folders of single slices before any of them is cached: it shows in several images only."""
+"""Checks of a folder of single slices before it is cached, for faults that show only when images are compared."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ LOOKED_AT = 40  # images whose outlines are compared with their edges
 
 
 def check_slices(cases: Sequence[Case], spec: PreprocessSpec) -> None:
-    """Refuse what no split and no training can make up for; scans among the cases are passed over.
+    """Refuse single slices that would spoil a split or a training; cases that are scans are not checked.
 
     Args:
         cases: those that are to be cached. spec: PreprocessSpec of the recipe.
 
-    Raises: InputError for images whose pixel size or HU the recipe needs to know and that are not told, for one file
-        that is called two patients' slice, and for images that are mirrored against their masks.
+    Raises: InputError if the recipe needs the pixel size or the HU of an image and the table does not state them, if
+        one file is listed for two patients, or if the masks are mirrored against their images.
     """
     slices = [item for case in cases for item in case.slices]
     for item in slices:
@@ -56,7 +56,7 @@ def check_hu_of_slices(item: SliceImage, spec: PreprocessSpec) -> None:
 
 
 def _check_copies(slices: Sequence[SliceImage]) -> None:
-    """The same file under two names: of two patients it is a leak, of one it counts twice."""
+    """Refuse one file under two names: for two patients it would be a leak, for one patient it would count twice."""
     sizes: dict[int, list[SliceImage]] = {}
     for item in slices:
         sizes.setdefault(item.image.stat().st_size, []).append(item)

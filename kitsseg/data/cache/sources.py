@@ -1,4 +1,4 @@
-"""Which files a cached case was made from, so that others in their place are noticed without reading them whole."""
+"""Records of the files that a cached case was made from. They show if a file was replaced, without a full read."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ _END_BYTES = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a file was when it was read: its size, its time, and the SHA-256 of its first and its last 64 KiB."""
+    """Size and time of a file when it was read, and the SHA-256 of its first and its last 64 KiB."""
 
     bytes: int
     modified_ns: int
@@ -20,11 +20,11 @@ class Source:
 
 
 def source_of(path: Path) -> Source:
-    """What a file is now.
+    """The Source of a file as it is now.
 
-    Of a file, the first 64 KiB hold the header, and the last eight bytes of a gzip file are checksum and length of all
-    its contents. Of a folder (a DICOM series) count the names, sizes and times of its files and of the files in its
-    folders, and the latest time.
+    The first 64 KiB of a file hold the header, and the last eight bytes of a gzip file hold checksum and length of its
+    contents. For a folder (a DICOM series) the names, sizes and times of all files in it are hashed, and the latest
+    time counts as its time.
     """
     if path.is_dir():
         files = sorted(item for item in path.rglob("*") if item.is_file())
@@ -44,9 +44,10 @@ def source_of(path: Path) -> Source:
 
 
 def unchanged(source: Source, path: Path) -> bool:
-    """Whether a file is still what ``source_of`` described.
+    """Whether a file is still the one that ``source_of`` described.
 
-    A gzip file may have another time, as after copying: its checksum tells. Anything else may not, whatever its name.
+    A gzip file may have another time, such as after copying, because its checksum tells that it is the same. A file of
+    another format must have the same time.
     """
     now = source_of(path)
     if path.is_file() and now.modified_ns != source.modified_ns:

@@ -1,4 +1,4 @@
-"""Single images from the cache, as a network of a fixed size sees them: to calibrate and to check exported networks."""
+"""Single images from the cache in the input size of a network, to calibrate and to check exported networks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ __all__ = ["cached_images"]
 def cached_images(
     cases: Sequence[CachedCase], shape: Sequence[int], spec: PreprocessSpec, count: int
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield float32 images (1, *shape) from the cache: in turn a slice with kidney or tumor, and any slice.
+    """Yield float32 images (1, *shape) from the cache, by turns a slice with kidney or tumor and any slice.
 
-    Each is a window around the middle of the case's labels, as large as ``shape``, edges repeated where a slice is
-    smaller. For a 3D ``shape`` one window of each case.
+    Each image is a window of size ``shape`` around the middle of the case's labels; where a slice is smaller, its edges
+    are repeated. For a 3D ``shape`` there is one window of each case.
 
     Args:
-        cases: CachedCase of each. spec: their PreprocessSpec. count: at most so many.
+        cases: CachedCase of each case.
+        shape: (rows, columns, channels), or (slices, rows, columns, channels).
+        spec: PreprocessSpec of the cache.
+        count: yield at most so many images.
     """
     if len(shape) == 4:
         for case in cases[:count]:

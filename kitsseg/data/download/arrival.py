@@ -1,4 +1,4 @@
-"""One file of KiTS19 on its way to its place in a data folder: checked before it gets its name, then recorded."""
+"""Bring one file of KiTS19 into a data folder: it is checked before it gets its final name, then recorded."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Landing:
-    """Where files go and where they come from; ``land`` may be called by several threads, for different files.
+    """Brings files to a data folder. Several threads may call ``land``, for different files.
 
     Attributes:
         dest: the data folder.
         source: a folder to take files from, or None for the network.
-        connections: of the download; says when to stop.
-        hashes: what the folder's record held at the start.
-        arrived: path of a file -> bytes of it that have arrived; written here, for whoever shows them.
+        connections: of the download; they also tell when to stop.
+        hashes: the hashes that were recorded in the data folder at the start.
+        arrived: path of a file -> bytes of it that have arrived, for a progress bar.
     """
 
     dest: Path
@@ -61,7 +61,7 @@ class Landing:
         return fetched, remark
 
     def _check_existing(self, file: KitsFile, path: Path) -> tuple[str, str | None] | None:
-        """(SHA-256, remark) of a file that is there and not recorded; None if it is not whole and must be fetched."""
+        """(SHA-256, remark) of an existing file without a recorded hash; None if it must be fetched again."""
         try:
             sha256, remark = check_file(path, file)
         except DamagedFile as damage:

@@ -1,4 +1,4 @@
-"""The files of KiTS19: where they are served today, where they lie in folders people have, and whether one is right."""
+"""The files of KiTS19: their addresses today, their places in common folders, and the check that a file is right."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _SPARE = 1 << 20  # a header; a page that says what is wrong should be seen
 
 
 class DamagedFile(Exception):
-    """A file is not whole, or whole but not what it should be; the message says how."""
+    """A file is not whole, or it is whole but another file; the message says which."""
 
     def __init__(self, message: str, whole: bool = True) -> None:
         super().__init__(message)
@@ -88,12 +88,12 @@ class KitsFile:
     Attributes:
         path: below the data folder, such as ``case_00000/imaging.nii.gz``.
         url: where it is served.
-        places: where it may lie below a folder that people have, in the order they are looked at.
+        places: paths in common layouts of KiTS19 where the file may lie, in the order in which they are tried.
         bytes, sha256: of the released file; None for the imaging of the 90 test cases.
-        strict: labels: nothing but the released file will do. The imaging may differ from 2019.
-        not_sha256: the hash of this case's other file, for which it must not be mistaken.
-        most_bytes: no such file is larger; more than that is never fetched.
-        most_unpacked: nor is what it holds.
+        strict: True for labels, which must be the released file; the imaging may differ from the release of 2019.
+        not_sha256: the hash of this case's other file, which must not be taken for this one.
+        most_bytes: upper limit of the file's size; no more than this is fetched.
+        most_unpacked: upper limit of its size when it is decompressed.
     """
 
     path: str
@@ -113,7 +113,7 @@ def parse_cases(text: str, manifest: Mapping[str, ManifestCase]) -> list[str]:
     Args:
         manifest: name of a case -> ManifestCase.
 
-    Raises: InputError if the text is something else, or names a case that KiTS19 does not have.
+    Raises: InputError if the text has another form, or names a case that KiTS19 does not have.
     """
     if text == "all-training":
         return [name for name, case in manifest.items() if case.label_sha256]
@@ -142,12 +142,16 @@ def wanted_files(
     images_url: str | None = None,
     labels_url: str = LABELS_URL,
 ) -> list[KitsFile]:
-    """The files of some cases (ManifestCase), labels first: they are small.
+    """The files of some cases, labels first, because they are small.
 
     Args:
-        images_url: another address of the imaging than that of its repository on the Hub.
+        cases: ManifestCase of each case.
+        labels_only: no imaging.
+        images_url: address of the imaging, with ``{case}`` in it; None: its repository on the Hub.
+        labels_url: address of the label maps, with ``{case}`` in it.
 
-    Raises: InputError if an address lacks ``{case}`` or is none, or if only labels are wanted of a case without.
+    Raises: InputError if an address lacks ``{case}`` or is no address, or if ``labels_only`` is True and the labels of
+        a case are not public.
     """
     place = "--images-url" if images_url else "HF_ENDPOINT"
     images_url = images_url or _hub_url()
@@ -186,7 +190,7 @@ def _hub_url() -> str:
 
 
 def _unpacked(row: ManifestCase, bytes_of_voxel: int) -> int:
-    """The most that a file of a case can hold: its voxels, of a type of so many bytes."""
+    """Upper limit of a case's file when decompressed: its voxels, with ``bytes_of_voxel`` bytes each, and a header."""
     return math.prod(row.shape) * bytes_of_voxel + _SPARE if row.shape else _LARGEST
 
 
@@ -198,13 +202,15 @@ def find_local(folder: str | os.PathLike[str], file: KitsFile) -> Path | None:
 def check_file(
     path: str | os.PathLike[str], file: KitsFile, announced: str | None = None
 ) -> tuple[str, str | None]:
-    """Is ``path`` the whole and right ``file``?
+    """Check that ``path`` is the whole and right ``file``.
 
     Args:
-        announced: SHA-256 that its host announces for it.
+        path: of the file on this disk.
+        file: which file of KiTS19 it should be.
+        announced: the SHA-256 that the host announces for the file, or None.
 
-    Returns: (SHA-256, a remark or None): imaging that is whole, but not as released in 2019, has a remark.
-    Raises: DamagedFile.
+    Returns: (SHA-256, remark). The remark is None unless the file is imaging that is whole but differs from 2019.
+    Raises: DamagedFile if it is not whole or not the right file.
     """
     sha256 = sha256_of(path)
     if sha256 == file.sha256:
@@ -226,9 +232,9 @@ def check_file(
 
 
 def _check_whole(path: str | os.PathLike[str], most_unpacked: int) -> None:
-    """Read to the end: the checksum that gzip keeps there is then compared, and the length that NIfTI states.
+    """Read a file to its end, so that gzip's checksum is compared, and compare its length with the NIfTI header.
 
-    What a host announces about a file does not tell whether the file is a scan: a log-in page may have a hash, too.
+    The hash that a host announces does not tell whether the file is a scan: a log-in page may have a hash, too.
     """
     with Path(path).open("rb") as opened:
         start = opened.read(64).lstrip()

@@ -1,9 +1,9 @@
-"""KiTS19 on disk, verified: from its hosts or from a folder, several files at once, as often interrupted as need be.
+"""Download KiTS19 from its hosts, or take it from a folder: several files at once, verified, resumable at any time.
 
-A file gets its name (``DEST/case_00000/imaging.nii.gz``) only when it is whole and right: label maps by the SHA-256 of
-the manifest; imaging by that of 2019, or by the one that the host announces, or at least by the checksum of gzip, and
-is then trusted on first use and recorded (``hash_record``). A call that finds files of an earlier one goes on from
-there; what an earlier call recorded is not read again (``kitsseg verify`` does).
+A file gets its name (``DEST/case_00000/imaging.nii.gz``) only after it was found whole and right. A label map must have
+the SHA-256 of the manifest. Imaging must have the SHA-256 of 2019 or the one that its host announces; if neither is
+known, the checksum of gzip must be right. Its hash is then trusted on first use and recorded (``trusted_hashes``). A
+call goes on where an earlier one stopped. It does not read files again whose hash is recorded; ``kitsseg verify`` does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SPARE_BYTES = 64 << 20
 
 @dataclass
 class Downloaded:
-    """What a call did: paths of files below the data folder, and remarks on imaging that differs from 2019."""
+    """Result of a download: paths of files below the data folder, and remarks on imaging that differs from 2019."""
 
     fetched: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -69,12 +69,13 @@ def choose_files(
     Args:
         cases: such as ``0,3-7`` or ``all-training``; without it all training cases, or all that ``source`` holds.
         labels_only: no imaging.
-        source: the folder they are to be taken from, if any.
-        images_url, labels_url: other addresses, with ``{case}`` in them; without, the imaging comes from the Hub.
+        source: a folder to take the files from; None for the network.
+        images_url, labels_url: other addresses, with ``{case}`` in them; None: the imaging comes from the Hub and the
+            labels from the repository of KiTS19.
         manifest: name -> ManifestCase; that of the package by default.
 
     Returns: list of KitsFile, label maps first.
-    Raises: InputError for cases or addresses that cannot be, or if ``source`` holds none.
+    Raises: InputError for cases that KiTS19 does not have, an address that is none, or a ``source`` without any case.
     """
     manifest = read_manifest() if manifest is None else manifest
     if cases is not None or source is None:
@@ -107,13 +108,14 @@ def download_files(
         dest: the data folder, in KiTS19 layout.
         files: list of KitsFile.
         source: a folder to take the files from instead of the network; they are linked, or copied to another disk.
-        jobs: files at once.
-        patience: a Patience, other than the usual one.
-        say: called with lines for the user: the license of the data, once a folder; remarks.
+        jobs: number of files that are fetched at once.
+        patience: how often and how long to try; None: ``Patience()``.
+        say: called with lines for the user: the license of the data (once for each folder) and remarks.
         progress: called as ``progress(description, bytes done, bytes in total)``.
 
     Returns: Downloaded.
-    Raises: InputError if files are missing at the end, saying why; HostError; OSError. All that arrived is kept.
+    Raises: InputError if files are missing at the end, saying why; HostError if a host cannot be reached; OSError of
+        the disk. All bytes that have arrived are kept.
     """
     dest, say = Path(dest), say or (lambda text: None)
     source = None if source is None else Path(source)
@@ -256,7 +258,7 @@ def _show_license(dest: Path, say: Say) -> None:
 
 
 def _check_space(dest: Path, work: _Work) -> None:
-    """What is still to come must fit on the disk; what is linked needs no space."""
+    """Refuse files that do not fit on the disk; files that are linked need no space."""
     missing = [file for file in work.todo if not (dest / file.path).exists()]
     if work.source is not None:
         disk = dest.stat().st_dev

@@ -1,14 +1,15 @@
-"""One file over HTTP: resumed where it stopped, tried again after what passes, never taken for whole before it is.
+"""Fetch one file over HTTP: resume where the download stopped, and try again after an error that may pass.
 
-What has arrived lies in a ``.part`` file, with what the server said about the file beside it in ``.part.json``. The
-next attempt, or the next call, asks for the rest only, and only of the same file: the one with the SHA-256 that the
-host announces (Hugging Face does), else with the same ETag or date (``If-Range``). If the server ignores the range, or
-its file has changed, the file is fetched from its beginning.
+The bytes that have arrived lie in a ``.part`` file; ``.part.json`` beside it holds what the server said about the file.
+The next attempt, or the next call, asks only for the rest, and only of the same file: one with the SHA-256 that the
+host announced (Hugging Face does), else one with the same ETag or date (``If-Range``). If the server ignores the range,
+or its file has changed, the file is fetched from its beginning.
 
 huggingface_hub gives the address of the imaging (``HF_ENDPOINT``), the user's token, the offline mode and the host's
-rate limits; the HTTP client that it brings makes all requests, those to a plain file server as well. Its
-``hf_hub_download`` is not called: after a kill it begins again at the first byte, it names a file without comparing
-the hash that the host announces, and it writes a body without end until the disk is full (docs/dependencies.md).
+rate limits. The HTTP client that it brings makes all requests, also those to a plain file server. Its function
+``hf_hub_download`` is not called: after a kill it begins again at the first byte, it gives a file its name without
+comparing the hash that the host announced, and it writes an endless body until the disk is full
+(docs/dependencies.md).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = [
     "part_size",
 ]
 
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status of what may be better in a while
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status of errors that may pass
 _MOST_REDIRECTS = 10
 _KEPT = "Call again to go on: what has arrived is kept."
 
@@ -57,13 +58,15 @@ class Stopped(Exception):
 
 
 class HostError(InputError):
-    """A host cannot be reached: none of its files can be had now."""
+    """A host cannot be reached, so that none of its files can be fetched now."""
 
 
 class _Passing(Exception):
-    """What may be better at the next attempt, not before ``wait_s`` seconds if the server asks for them.
+    """An error that may have passed at the next attempt.
 
-    ``unreachable`` is the host that gave no answer, if that was the problem.
+    Attributes:
+        wait_s: seconds that the server asks to wait before it; None if it does not ask.
+        unreachable: the host, if it gave no answer; else None.
     """
 
     def __init__(self, reason: str, wait_s: float = 0.0, unreachable: str | None = None) -> None:
@@ -73,14 +76,15 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How often something that may pass is tried again, and how long is waited.
+    """How often a request is tried again after an error that may pass, and how long to wait between attempts.
 
     Attributes:
-        attempts: in a row without one new byte, then it is an error.
-        first_attempts: the same as long as the host has never answered: offline is said at once.
-        first_wait_s: after the first failure; it doubles with each, up to ``longest_wait_s``.
-        longest_asked_wait_s: a server that asks for more (Retry-After) is not waited for.
-        stall_s: without a byte for so long, a connection counts as dropped.
+        attempts: give up after so many attempts in a row that bring no new byte.
+        first_attempts: give up after so many attempts if the host has never answered, as when the machine is offline.
+        first_wait_s: seconds after the first failure; they double with each failure, up to ``longest_wait_s``.
+        longest_wait_s: longest wait between two attempts, in seconds.
+        longest_asked_wait_s: give up if a server asks to wait longer than this (Retry-After).
+        stall_s: a connection that brings no byte for so many seconds counts as dropped.
     """
 
     attempts: int = 6
@@ -111,10 +115,10 @@ class Connections:
 
     @contextlib.contextmanager
     def open(self, url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, str | None]]:
-        """Open a URL and what it redirects to, never leaving https.
+        """Open a URL and follow its redirects, but never from https to http.
 
-        Gives (the client's response, whose body is still to come; the SHA-256 that the host announces or None).
-        Raises: InputError for a redirect to elsewhere; HostError in offline mode; Stopped; errors of the client.
+        Gives (response of the client, whose body has not been read; the SHA-256 that the host announces or None).
+        Raises: InputError for a redirect that is not allowed; HostError in offline mode; Stopped; the client's errors.
         """
         self.check_stopped()
         client = self._make_client()
@@ -179,7 +183,7 @@ class Connections:
 
 
 def _wake(waiting: socket.socket) -> None:
-    """Make a thread that waits for bytes of a connection go on: its connection ends."""
+    """End a connection, so that the thread that waits for its bytes goes on."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(waiting, socket.SHUT_RDWR)
 
@@ -246,9 +250,9 @@ def fetch_file(
     """Fetch ``url`` into the file ``part``, from where it stops, up to the end that the server announces.
 
     Args:
-        connections: the Connections of this download; its patience says how often, and how long to wait.
+        connections: the Connections of this download, with the patience for errors that may pass.
         on_bytes: called with the size that ``part`` has reached.
-        most_bytes: the file cannot be larger; a longer one is cut off, and an error.
+        most_bytes: upper limit of the file's size. A longer file is cut off, and an error is raised.
 
     Returns: the SHA-256 that the host announces, or None. Whether the file is right is for the caller to check.
     Raises: HostError; InputError if the file cannot be had; Stopped; OSError of the disk. ``part`` is kept.
@@ -280,7 +284,7 @@ def fetch_file(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The file of an address, where its bytes go, how many it can have, and who is told how many there are."""
+    """A file that is fetched: its address, the ``.part`` file, its largest size, and the callback for progress."""
 
     url: str
     part: Path
@@ -288,7 +292,7 @@ class _Wanted:
     on_bytes: Callable[[int], object]
 
     def check_length(self, size: int) -> None:
-        """Raise InputError for a file that is longer than it can be; what has arrived of it goes."""
+        """Raise InputError for a file that is longer than it can be, and remove its ``.part`` file."""
         if self.most_bytes is not None and size > self.most_bytes:
             forget_part(self.part)
             raise InputError(
@@ -337,7 +341,7 @@ def _receive(
     have: int,
     connections: Connections,
 ) -> str | None:
-    """Write the body of a response to the part, and before it what the server says of the file."""
+    """Write the server's headers to ``.part.json``, then the body of a response to the ``.part`` file."""
     part, validator = wanted.part, _validator(response.headers)
     if response.status_code == 206 and have:
         found = re.fullmatch(
@@ -384,7 +388,7 @@ def _receive(
 
 
 def _without_body(response: Any, wanted: _Wanted, facts: _Facts, have: int) -> str | None:
-    """What an HTTP status without the file means."""
+    """Handle a response with an HTTP status that brings no bytes of the file."""
     code, reason = response.status_code, response.reason_phrase
     if code == 416 and have:  # nothing from there on: all was there, or the file is another one
         if response.headers.get("Content-Range", "").strip() == f"bytes */{have}":
@@ -457,7 +461,7 @@ def _facts_path(part: Path) -> Path:
 
 
 def _read_facts(wanted: _Wanted) -> _Facts:
-    """What is known about the file whose beginning is there; nothing, if that is of another address or damaged."""
+    """The facts about the file whose beginning is there; empty if they are damaged or of another address."""
     with contextlib.suppress(FileNotFoundError, InputError):
         facts = read_record(_facts_path(wanted.part), _Facts, "what is known of a download", "")
         validator = facts.validator or ""  # it goes into a header
@@ -467,7 +471,10 @@ def _read_facts(wanted: _Wanted) -> _Facts:
 
 
 def _open(part: Path, have: int) -> io.FileIO:
-    """To go on at ``have`` bytes, or with an emptied file: before new facts are written, so that they never mix."""
+    """Open the ``.part`` file to go on at ``have`` bytes; 0 empties it.
+
+    It is opened before new facts are written, so that facts and bytes never belong to two files.
+    """
     part.parent.mkdir(parents=True, exist_ok=True)
     return part.open("ab" if have else "wb", buffering=0)
 

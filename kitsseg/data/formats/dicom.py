@@ -1,10 +1,10 @@
-"""DICOM in: one CT series, a file a slice, as the volume and the grid that its NIfTI file would give.
+"""Read a DICOM CT series with one file for each slice. Volume and grid are those that its NIfTI file would give.
 
-Slices are put in order by their position along their normal, never by name or instance number. A folder that would
-give a wrong volume without a word is refused: several series or phases, a missing slice, a tilted gantry, slices
-that are not parallel, and any file that ought to be a slice but cannot be read. The grid is that of a NIfTI file with
-axes (columns, rows, slices), as the common converters write it: affine in mm and RAS+, code "scanner"; it is judged
-where all grids are (``kitsseg.data.formats.grid``). Peak memory is the int16 volume plus a few slices.
+Slices are put in order by their position along their normal, never by name or instance number. A folder is refused if
+it would silently give a wrong volume: several series or phases, a missing slice, a tilted gantry, slices that are not
+parallel, or a file that should be a slice but cannot be read. The grid is that of a NIfTI file with the axes (columns,
+rows, slices), as the common converters write it: an affine in mm and RAS+, code "scanner". Like every grid it is
+checked by ``kitsseg.data.formats.grid``. Peak memory is the int16 volume plus a few slices.
 
 Needs pydicom (the extra ``dicom``).
 """
@@ -143,16 +143,16 @@ _NAMED = 3  # files in a message
 
 @dataclass(frozen=True)
 class Slice:
-    """What the header of one file says.
+    """Values from the header of one file.
 
     Attributes:
         series, description: which series it belongs to.
         shape: (rows, columns).
         spacing_mm: between rows, between columns.
         orientation: unit vectors along a row and down a column, in LPS.
-        position: of the center of the first pixel, in mm and LPS.
-        slope, intercept: from stored numbers to HU.
-        rounding_mm: of each coordinate of the position, half a unit of its last digit.
+        position: center of the first pixel, in mm and LPS.
+        slope, intercept: HU = slope * stored number + intercept.
+        rounding_mm: half a unit of the last written digit of each coordinate of the position.
         number: InstanceNumber, or None.
         marks: what tells patients, acquisitions and reconstructions apart, by name.
         times_s: when it was taken and made, by name.
@@ -179,7 +179,8 @@ def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
     """Sort the slices of one series by their position along their normal.
 
     Args:
-        folder: for the messages.
+        folder: of the series, for the messages.
+        slices: in any order.
 
     Raises: InputError if they do not make one volume of parallel, evenly spaced slices of one acquisition.
     """
@@ -225,9 +226,9 @@ def _directions(
 
 
 def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
-    """Slices of two moments may make one evenly spaced volume: they must not alternate along it.
+    """Refuse slices of two acquisitions that alternate along the volume: together they may look evenly spaced.
 
-    An acquisition that is a piece of the whole, such as one turn of a sequential scan, is next to the others.
+    Acquisitions that follow each other along the volume, such as the turns of a sequential scan, are allowed.
     """
     for name in ONE:
         values = sorted({item.marks[name] for item in slices if name in item.marks})
@@ -252,7 +253,7 @@ def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
 
 
 def _split_by_time(seconds: Sequence[float | None]) -> list[str]:
-    """The acquisition of each slice, where a pause between them is longer than any within them."""
+    """The number of each slice's acquisition, if the pause between acquisitions is longer than any pause within one."""
     known = [moment for moment in seconds if moment is not None]
     if len(seconds) < 4 or len(known) < len(seconds):
         return []
@@ -273,7 +274,7 @@ def _in_turn(groups: list[str]) -> list[str]:
 
 
 def _split_by_number(numbers: Sequence[int | None]) -> list[str]:
-    """The acquisition of each slice, where every second one is numbered on from the last of the others."""
+    """The number of each slice's acquisition, if one acquisition's numbers begin after the last of the other's."""
     if len(numbers) < 10 or None in numbers:
         return []
     halves = [np.array(numbers[start::2]) for start in (0, 1)]
@@ -284,7 +285,7 @@ def _split_by_number(numbers: Sequence[int | None]) -> list[str]:
 
 
 def _rounding_mm(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
-    """How far each coordinate of the positions may be from where the slice was, for they were written rounded."""
+    """How far each coordinate of the positions may lie from the true place, because positions are written rounded."""
     # a number without trailing zeros looks coarser than it is: of all slices the finest counts
     finest: npt.NDArray[np.float64] = np.min([item.rounding_mm for item in slices], axis=0)
     return finest
@@ -327,7 +328,7 @@ def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np
 
 
 def _check_none_left_out(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np.float64]) -> None:
-    """Every second file that is missing leaves an even series: its numbers and its gaps tell of it together."""
+    """Refuse a series of which every second file is missing. It is evenly spaced, but its numbers and gaps show it."""
     numbers, thick = [item.number for item in slices], {item.marks.get("SliceThickness") for item in slices}
     if None in numbers or None in thick or len(thick) > 1 or len(slices) < 3:
         return
@@ -364,7 +365,7 @@ def _unevenness(depth: npt.NDArray[np.float64]) -> float:
 
 
 def _step(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
-    """From a slice to the next, in mm and LPS: along the normal, unless they are shifted by more than rounding."""
+    """The step from slice to slice in mm and LPS: along the normal, unless the shift is larger than rounding."""
     _, _, normal = _directions(slices[0])
     step = (np.array(slices[-1].position) - slices[0].position) / (len(slices) - 1)
     beside = step - (step @ normal) * normal
@@ -418,12 +419,12 @@ class DicomSeries:
     """One of the series among some files.
 
     Attributes:
-        uid: SeriesInstanceUID; None: of a folder in which no header can be read.
-        folder: the deepest one that holds all its files.
-        alone: nothing in this folder is of another series.
-        files: how many there are.
-        patient, number, description: as the headers name them, or empty.
-        why_not: what the series is if it is no CT of a patient, in words; None for a CT.
+        uid: SeriesInstanceUID; None for a folder in which no header can be read.
+        folder: the deepest folder that holds all files of the series.
+        alone: True if this folder holds no file of another series.
+        files: number of files.
+        patient, number, description: from the headers, or empty.
+        why_not: None for a CT; else words that say what the series is instead.
     """
 
     uid: str | None
@@ -440,9 +441,9 @@ _OF_SERIES = ["SeriesInstanceUID", "Modality", "PatientID", "SeriesNumber", "Ser
 
 
 def series_of(files: Sequence[Path]) -> list[DicomSeries]:
-    """The series that DICOM files belong to, wherever the files lie, in the order of their folders.
+    """The series that some DICOM files belong to, in the order of their folders; the files may lie anywhere.
 
-    A file whose header cannot be read counts with the series of its folder, so that reading this one names it.
+    A file whose header cannot be read counts to the series of its folder, so that reading that series names the file.
 
     Raises: InputError if pydicom is missing.
     """
@@ -494,7 +495,7 @@ def series_of(files: Sequence[Path]) -> list[DicomSeries]:
 
 
 def _series_header(path: Path) -> Any:
-    """What tells the series of a file; None where it cannot be read."""
+    """The part of a file's header that tells its series; None if the header cannot be read."""
     module = _pydicom(path)
     try:
         return module.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_OF_SERIES)
@@ -517,7 +518,7 @@ def slice_files(folder: Path, series: str | None = None) -> list[Path]:
 def read_series_grid(folder: str | os.PathLike[str], series: str | None = None) -> Grid:
     """The grid of a series, from the headers of its files alone.
 
-    Raises: InputError as ``read_series``, but for damage in the pixels.
+    Raises: InputError as ``read_series``, except for damage in the pixels.
     """
     with _quiet_pydicom():
         return grid_of(series_header(_ordered(Path(folder), series)), folder)
@@ -531,7 +532,7 @@ def _ordered(folder: Path, series: str | None) -> list[Slice]:
 def _files_of_series(folder: Path, uid: str) -> list[Path]:
     """The files of one series in a folder and the folders in it.
 
-    Raises: InputError if there are none, or a file beside them may be one of its slices and cannot be read.
+    Raises: InputError if there is none, or if a file beside them cannot be read and may be one of its slices.
     """
     found = []
     for here in [folder, *(entry for entry in sorted(folder.rglob("*")) if entry.is_dir())]:
@@ -586,8 +587,8 @@ def _stated_slices(slices: Sequence[Slice]) -> int | None:
 def _slice_files(folder: Path) -> list[Path]:
     """The DICOM files of a folder.
 
-    Raises: InputError if there are none, or other entries that may be slices too: what is left out in silence makes
-        a shorter patient, or slices at twice their distance.
+    Raises: InputError if there is none, or if other files may be slices too. To leave them out silently would make the
+        patient shorter, or double the distance of slices.
     """
     dicom, others = [], []
     for path in _entries(folder):
@@ -624,7 +625,7 @@ def _check_all_read(folder: Path, dicom: Sequence[Path], others: Sequence[Path])
 
 
 def _deeper(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Files of the folders in a folder; links to folders are followed, but for those that lead up again."""
+    """Files of the folders in a folder. Links to folders are followed unless they lead up again."""
     above = (*above, folder.resolve())
     for entry in _entries(folder):
         if entry.is_dir() and entry.resolve() not in above:
@@ -649,7 +650,7 @@ def _what(path: Path) -> str:
 
 @contextmanager
 def _quiet_pydicom() -> Iterator[None]:
-    """pydicom warns of every value that is written a little wrong, and logs what it raises too."""
+    """Silence pydicom, which warns of every value that is written a little wrong and logs the errors that it raises."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     with warnings.catch_warnings():
@@ -666,7 +667,7 @@ def _entries(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do; DICOMDIR is none of a scan."""
+    """Whether a file begins like a DICOM file of a scan; DICOMDIR does not count."""
     if path.name.upper() == "DICOMDIR":
         return False
     with path.open("rb") as file:
@@ -718,7 +719,7 @@ def _stated(dataset: Any, name: str) -> bool:
 
 
 def _half_a_digit(value: Any) -> float:
-    """Half a unit of the last digit of a decimal string that is not 0: some software writes 2.0 for 2."""
+    """Half a unit of a decimal string's last digit that is not 0, because some software writes 2.0 for 2."""
     exponent = Decimal(str(value)).normalize().as_tuple().exponent
     return 0.5 * 10.0 ** min(int(exponent), 0)
 
@@ -812,7 +813,7 @@ def _hu(item: Slice) -> npt.NDArray[np.int16]:
 
 
 def _syntax(path: Path, dataset: Any) -> Any:
-    """How the pixels are written; a file that begins with its data set does not say, but was read in one way."""
+    """How the pixels are encoded. A file without the head "DICM" does not name its encoding; pydicom has guessed it."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     meta = dataset.file_meta
@@ -840,7 +841,7 @@ def _pydicom(path: Path) -> ModuleType:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Makes one error that names the file of the many kinds that pydicom raises."""
+    """In this block each of the many errors of pydicom becomes an InputError that names the file."""
     try:
         yield
     except (InputError, MemoryError):

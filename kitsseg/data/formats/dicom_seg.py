@@ -37,12 +37,12 @@ def write_segmentation(
     """Write a DICOM Segmentation object; it appears whole or not at all.
 
     Args:
-        labels: (slices, rows, columns) as they lie in ``files``: 0 background, 1 kidney, 2 tumor.
-        files: of the series, a file for each slice, in order.
-        made_by: what found the labels, for the header.
+        path: of the new file.
+        labels: (slices, rows, columns) in the order of ``files``: 0 background, 1 kidney, 2 tumor.
+        files: the files of the series, one for each slice, in order.
+        made_by: name of the software or network that made the labels, for the header.
 
-    Raises: InputError where the headers of the series do not hold what such an object must repeat, and if highdicom is
-        missing.
+    Raises: InputError if the headers of the series lack values that the object must repeat, or if highdicom is missing.
     """
     hd = _highdicom()
     import pydicom
@@ -97,7 +97,7 @@ def write_segmentation(
 
 
 def _fill_thickness(source: Sequence[Any]) -> None:
-    """Where a series does not state how thick its slices are, which it need not: as far as they lie apart."""
+    """Fill in the slice thickness where a series does not state it: the distance of the slices."""
     if len(source) < 2:
         return
     first, second = (np.array(each.ImagePositionPatient, float) for each in source[:2])

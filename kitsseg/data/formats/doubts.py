@@ -1,9 +1,9 @@
-"""Scans that can be read but are doubtful: numbers that are hardly Hounsfield units, or hardly a patient.
+"""Scans that can be read but are doubtful: their numbers are hardly Hounsfield units, or their extent is no patient's.
 
-``doubts_about`` is the one place that decides; verify lists its findings, preprocess and predict warn. In HU air is
--1000, fat -100, water 0, soft tissue 20 to 80 and little bone above 800: these leave marks in the histogram of a
-scan. Most of the ways in which HU get lost move or remove a mark. A CT of the trunk that has none of them is none in
-HU, but nothing here can prove that one with all of them is.
+Only ``doubts_about`` decides; verify lists its findings, preprocess and predict warn. In HU air is -1000, fat -100,
+water 0, soft tissue 20 to 80, and little bone lies above 800: each of these leaves a mark in the histogram of a scan.
+Most ways to lose HU move or remove a mark. A CT of the trunk without any of these marks is not in HU; a CT with all
+of them may still not be in HU.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ KIDNEY_MM = 36.0  # a third of a kidney's length
 
 @dataclass(frozen=True)
 class Doubt:
-    """What is doubtful about a scan, in words: ``check`` is what was looked at, ``advice`` what to do."""
+    """One doubt about a scan, in words: ``check`` names what was checked, ``advice`` says what to do."""
 
     check: str
     found: str
@@ -49,8 +49,9 @@ def doubts_about(volume: Volume, clip_hu: tuple[float, float] | None = None) -> 
     """What is doubtful about a CT: at most one Doubt about its HU, its extent and its slices.
 
     Args:
-        volume: (slices, rows, columns) int16, as ``read_image`` returns it, and its grid.
-        clip_hu: of the PreprocessSpec: the user says that HU are clipped to this window, and that is no doubt then.
+        volume: Volume of (slices, rows, columns) int16, as ``read_image`` returns it.
+        clip_hu: ``PreprocessSpec.clip_hu``. If the user states that HU are clipped to this window, clipping to it
+            causes no doubt.
     """
     doubts = (_about_hu(volume.array, clip_hu), _about_extent(volume.grid), _about_slices(volume))
     return [doubt for doubt in doubts if doubt]

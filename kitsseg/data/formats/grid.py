@@ -1,8 +1,8 @@
 """Where the voxels of a volume lie: the file's own grid, the volume in KiTS axes, and the way between them.
 
-``grid_of`` is the one place that judges a grid, of NIfTI and DICOM alike: are its axes at right angles, do all parts
-of the header give one voxel size, is that the voxel size of a human being's scan? Spacing alone describes a grid
-here, so that volumes in ml, distances in mm and every resampled picture would be wrong where it does not.
+``grid_of`` checks every grid, of NIfTI and DICOM alike: the axes must be at right angles, all parts of the header must
+give the same voxel size, and this must be the voxel size of a human being's scan. This package describes a grid by its
+spacing alone, so volumes in ml, distances in mm and resampled pictures would be wrong for any other grid.
 """
 
 import math
@@ -37,14 +37,14 @@ _MM = {"meters": 1000.0, "centimeters": 10.0, "micrometers": 0.001}
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a file lie, and how to get back to it.
+    """Where the voxels of a file lie, and how an array returns to the axes of the file.
 
     Attributes:
         shape: (slices, rows, columns) of the volume in KiTS axes.
         spacing_mm: distance of voxel centers along these axes, from the affine's columns.
         axes: for each axis of the file, the KiTS axis it becomes.
         flipped: for each KiTS axis, whether it runs against the file's axis.
-        header: the file's own header; what is written back keeps it.
+        header: the file's own header; a label map that is written on this grid keeps it.
     """
 
     shape: tuple[int, int, int]
@@ -76,16 +76,16 @@ class Volume:
 def grid_of(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> Grid:
     """The grid that a NIfTI header describes.
 
-    The affine is the sform where the header has one, else the qform. A file with neither says nothing about which
-    way the patient lies, and a network trained on patients the right way up would find nothing or the wrong side:
-    it is refused, and so are two forms that name different axes or other voxel sizes.
+    The affine is the sform if the header has one, else the qform. A file with neither does not say which way the
+    patient lies; a network that was trained on upright patients would find nothing or the wrong side. Such a file is
+    refused, and so is a file whose two forms name different axes or different voxel sizes.
 
     Args:
-        header: ``nibabel.Nifti1Header`` or ``Nifti2Header``; that of a DICOM series is made of its slices.
+        header: ``nibabel.Nifti1Header`` or ``Nifti2Header``; for a DICOM series it is made from its slices.
         path: of the file, for the messages.
 
-    Raises: InputError for what is no 3-D volume of at least two axial slices with perpendicular axes and voxel sizes
-        in mm as a scan of a human being has them, or lies nobody knows how.
+    Raises: InputError unless the header describes a 3-D volume of at least two axial slices, with perpendicular axes,
+        with the voxel sizes in mm of a human being's scan, and with a known orientation.
     """
     shape = _checked_shape(header, path)
     affine = _affine(header, path)
@@ -162,7 +162,7 @@ def _affine(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> npt.NDArr
 
 
 def _nearest_axes_are_clear(affine: npt.NDArray[np.float64]) -> bool:
-    """Whether every axis lies within 35 degrees of one of the patient's: only then can two forms contradict."""
+    """Whether each axis lies within 35 degrees of an axis of the patient. Only then can two forms contradict."""
     if not np.isfinite(affine).all():
         return False
     cosines = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
@@ -172,7 +172,7 @@ def _nearest_axes_are_clear(affine: npt.NDArray[np.float64]) -> bool:
 def _check_one_size(
     header: nib.Nifti1Header, lengths: npt.NDArray[np.float64], path: str | os.PathLike[str]
 ) -> None:
-    """Sform, qform and pixdim must give one voxel size; the qform has none of its own but takes that of pixdim."""
+    """Refuse a header whose sform and pixdim give two voxel sizes. The qform takes its voxel size from pixdim."""
     stated = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
     if not np.allclose(stated, lengths, rtol=SIZE_TOLERANCE, atol=0):  # NaN never is
         other = "pixdim and the qform" if header["qform_code"] > 0 else "pixdim"
@@ -188,7 +188,7 @@ def _check_human(
     shape: tuple[int, int, int],
     path: str | os.PathLike[str],
 ) -> None:
-    """Voxel sizes and extents must be those of a human being in mm, whatever the field of units says."""
+    """Refuse voxel sizes and extents that no human being's scan has in mm, whatever the header names as its unit."""
     unit = _UNITS.get(int(header["xyzt_units"]) & 7)
     if unit is None and _is_human(lengths, shape):
         return

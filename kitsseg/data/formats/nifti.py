@@ -1,4 +1,4 @@
-"""NIfTI in and out: volumes in KiTS axes (slices, rows, columns), the file's own grid kept for the way back.
+"""Read and write NIfTI: volumes in KiTS axes (slices, rows, columns), with the file's own grid for the way back.
 
 A file is decompressed as a stream straight into the array that is returned, and read to its end, so that the
 checksum of a ``.nii.gz`` is always verified: nibabel's lazy reader stops before it, and one flipped bit then goes
@@ -70,7 +70,7 @@ def read_image(path: str | os.PathLike[str], series: str | None = None) -> Volum
     Args:
         path: a ``.nii`` or ``.nii.gz`` file, NIfTI-1 or -2, any integer or float data type, any axis order; or the
             folder of one DICOM series (see ``kitsseg.data.formats.dicom``).
-        series: the SeriesInstanceUID of one, where the folder holds several.
+        series: the SeriesInstanceUID of the series to read, if the folder holds several.
 
     Returns: Volume with int16 ``array``; fractions of HU are rounded, values outside int16 saturate.
     Raises: InputError for anything that is not a whole, finite 3-D volume of at least two slices;
@@ -95,8 +95,9 @@ def read_labels(path: str | os.PathLike[str], values: LabelValues = KITS_LABELS)
     """Read a label map: uint8 ``array``, 0 background, 1 kidney, 2 tumor.
 
     Args:
-        values: what the file's labels 0, 1, 2, ... become; None for one that is not allowed. (0, 1, 2, 1) takes
-            label 3, the cyst of KiTS21 and KiTS23, as kidney.
+        path: a ``.nii`` or ``.nii.gz`` file.
+        values: the classes that the file's labels 0, 1, 2, ... become; None for a label that is not allowed. With
+            (0, 1, 2, 1) label 3, the cyst of KiTS21 and KiTS23, becomes kidney.
 
     Raises: InputError as ``read_image``, and for labels that are not among ``values``.
     """
@@ -129,10 +130,10 @@ def read_labels(path: str | os.PathLike[str], values: LabelValues = KITS_LABELS)
 def _whole_numbers(
     numbers: npt.NDArray[np.floating], header: nib.Nifti1Header, path: Path
 ) -> npt.NDArray[np.floating]:
-    """Round what is whole but for its storage.
+    """Round labels that differ from whole numbers only because of how they are stored.
 
-    An array of floats that is saved under a header of an integer type gets a slope: 0, 1 and 2 are then read as 0,
-    0.9999999 and 2.0000305. Each is off by half of the slope at most.
+    An array of floats that is saved with a header of an integer type gets a slope: 0, 1 and 2 are then read as 0,
+    0.9999999 and 2.0000305. The error is half of the slope at most.
     """
     slope = abs(header.get_slope_inter()[0]) if _is_scaled(header) else 0.0
     tolerance = min(max(0.51 * slope, FLOAT_LABEL_TOLERANCE), SCALED_LABEL_TOLERANCE)
@@ -179,7 +180,7 @@ def _hu_from_stored(stored: npt.NDArray[Any], header: nib.Nifti1Header, path: Pa
     over="ignore", invalid="ignore"
 )  # numbers beyond float64 are found where they are no HU or labels
 def _scaled(stored: npt.NDArray[Any], header: nib.Nifti1Header) -> npt.NDArray[Any]:
-    """Apply the header's slope and intercept; the result is float64 only if they say so."""
+    """Apply the header's slope and intercept; the result is float64 unless they are 1 and 0."""
     if not _is_scaled(header):
         return stored
     slope, intercept = header.get_slope_inter()
@@ -243,7 +244,7 @@ def is_phantom(header: Any) -> bool:
 
 
 def says_phantom(path: str | os.PathLike[str]) -> bool:
-    """Whether an image says that kitsseg synthesized it. Of a file that is damaged further on, the header is enough."""
+    """Whether an image's header says that kitsseg synthesized it. Damage behind the header does not matter."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(4096)
@@ -283,8 +284,11 @@ def write_image(
     """Write a volume (slices, rows, columns) in KiTS19 layout: its axes, affine and no origin.
 
     Args:
+        path: ends in ``.nii`` or ``.nii.gz``.
+        array: (slices, rows, columns), int16 HU or uint8 labels.
+        spacing_mm: (slices, rows, columns) voxel size.
         description: at most 79 characters for the header's ``descrip``.
-        made_from: at most 23 characters for its ``aux_file``.
+        made_from: at most 23 characters for the header's ``aux_file``.
     """
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = -np.asarray(spacing_mm, float)

@@ -1,6 +1,6 @@
-"""The bytes of a NIfTI file: decompressed as a stream, its header checked before memory is asked for, damage named.
+"""The bytes of a NIfTI file: decompress it as a stream, check its header before memory is used, name any damage.
 
-What the numbers mean is ``kitsseg.data.formats.nifti``.
+``kitsseg.data.formats.nifti`` makes HU and labels from the bytes.
 """
 
 import gzip
@@ -49,7 +49,7 @@ _OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".im
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Makes one error that names the file of what the layers below raise."""
+    """In this block the errors of gzip, nibabel and the file system become an InputError that names the file."""
     if path.is_dir():
         raise InputError(f"{path}: expected a NIfTI file (.nii or .nii.gz), found a folder.")
     if path.name.lower().endswith(_OTHER_FORMATS) and path.exists():
@@ -71,19 +71,20 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """The content of a file, decompressed if it is gzip, whatever its name says."""
+    """Open the content of a file; it is decompressed if it is gzip, whatever its name says."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return _gzip_open(path, "rb") if zipped else path.open("rb")
 
 
 def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
-    """The header at the beginning of a stream, which then stands at the first number of the data.
+    """Read the header at the beginning of a stream. The stream then stands at the first number of the data.
 
     Args:
-        path: of the file, whose length is compared with what the header says.
+        stream: of ``open_stream``.
+        path: of the file, whose length is compared with the length that the header states.
 
-    Raises: InputError or one of ``DAMAGE`` for what is no whole single-file NIfTI header.
+    Raises: InputError or one of ``DAMAGE`` if this is not a whole NIfTI header of a single file.
     """
     start = stream.read(4)
     if not start:
@@ -131,7 +132,7 @@ def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
 
 
 def _check_length(path: Path, header: nib.Nifti1Header, offset: int) -> None:
-    """Before memory is asked for: can the file hold as many numbers as its header says?"""
+    """Refuse a file that is too short for the numbers that its header states, before memory is used."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     there = path.stat().st_size * (MOST_INFLATED if zipped else 1)

@@ -1,11 +1,11 @@
-"""Single slices as PNG or JPEG images: gray values in and out of HU, masks in and out of labels.
+"""Single slices as PNG or JPEG images: gray values from and to HU, masks from and to labels.
 
-An image of 8 or 16 bits says nothing about HU. Whoever made it clipped HU to a window and spread the window over the
-gray values; this window has to be said, and what lay outside of it is lost. A mask is a PNG whose values are the
-labels, or other values that are named, such as 0, 128 and 255.
+An image of 8 or 16 bits does not hold HU: they were clipped to a window, and the window was spread over the gray
+values. The user has to state this window; HU outside of it are lost. A mask is a PNG whose values are the labels, or
+other values that the user states, such as 0, 128 and 255.
 
-What nobody can tell from such files: which side of the patient is left, and whether image and mask were mirrored
-together. An image that was mirrored against its mask is noticed over several images (``mirrored_masks``).
+Such files do not tell which side of the patient is left, or whether image and mask were mirrored together. Masks that
+are mirrored against their images are noticed when several images are compared (``mirrored_masks``).
 """
 
 from collections.abc import Sequence
@@ -49,10 +49,10 @@ class SliceImage:
     Attributes:
         name: the file's name without its ending.
         image: the file.
-        labels: its mask; None where there is none.
-        patient: who it shows; None where nobody says.
-        spacing_mm: (rows, columns); None where nobody says.
-        hu_window: HU of the gray values 0 and 255 (65,535 of 16 bits); None where nobody says.
+        labels: its mask; None if there is none.
+        patient: the patient that it shows; None if not stated.
+        spacing_mm: (rows, columns); None if not stated.
+        hu_window: HU of the gray values 0 and 255 (65,535 of 16 bits); None if not stated.
         mask_values: the mask's values of background, kidney and tumor.
     """
 
@@ -191,17 +191,17 @@ def slice_size(path: Path) -> tuple[int, int]:
 def mirrored_masks(
     images: Sequence[npt.NDArray[np.int16]], masks: Sequence[npt.NDArray[np.uint8]]
 ) -> str | None:
-    """How masks seem to be mirrored against their images, from where the images have edges.
+    """Find out from the edges in images whether their masks are mirrored against them.
 
     A mask's outline lies on edges of its image. Over all images together the mean slope of HU along the outlines is
     compared with that along the outlines of the mirrored masks. On real KiTS19 slices the right way round wins in 99 %
     of single images against mirrored columns, in 96 % against mirrored rows.
 
     Args:
-        images, masks: HU and labels (rows, columns) of the same size; images without foreground count nothing.
+        images, masks: HU and labels (rows, columns) of the same size; images without foreground are not used.
 
     Returns: "left and right", "top and bottom" or "both"; None if the masks fit as they are, or if fewer than
-        ``LEAST`` images have foreground: then nobody can tell.
+        ``LEAST`` images have foreground, which are too few to tell.
     """
     slopes: dict[str, list[float]] = {name: [] for name in ("", *_MIRRORED)}
     for hu, labels in zip(images, masks, strict=True):
@@ -254,7 +254,7 @@ def _size(plane: npt.NDArray[np.int16], item: SliceImage) -> str:
 
 
 def _grid(planes: Sequence[npt.NDArray[Any]], item: SliceImage) -> Grid:
-    """The grid of a stack. How far its images lie apart is not known: 1 mm stands for it, and is used nowhere."""
+    """The grid of a stack. The distance of its images is unknown; the 1 mm in this grid is never used."""
     shape = (len(planes), *planes[0].shape)
     spacing = (1.0, *(item.spacing_mm or (1.0, 1.0)))
     header = nib.Nifti1Header()

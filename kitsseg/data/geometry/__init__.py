@@ -1,1 +1,1 @@
-"""From the scan's grid to the network's, and back."""
+"""The way from the grid of a scan to the grid of a network, and back."""

@@ -33,8 +33,9 @@ def foreground_planes(
     """Slices of the case's grid with foreground: (k, row offset, column offset, boxed labels).
 
     Args:
-        boxed, first: of ``foreground_box``. geometry: Geometry.
-        area: int64 (3, slices), zeros; pixels of each label are counted into it.
+        boxed, first: from ``foreground_box``.
+        geometry: Geometry of the case.
+        area: int64 (3, slices) of zeros, into which the pixels of each label are counted.
     """
     z, y, x = (
         nearest_index(n, m, a, b) - offset

@@ -1,4 +1,4 @@
-"""From a scan to the slices a network sees, the same way for training and for prediction."""
+"""Make the slices that a network sees from a scan, in the same way for training and for prediction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def network_planes(
 
     Args:
         image: (slices, rows, columns) int16 HU of the scan.
-        geometry: Geometry. spec: PreprocessSpec.
+        geometry: Geometry of the case.
+        spec: PreprocessSpec.
 
     Yields: (rows, columns) int16 HU, rounded; or (rows, columns, channels) uint8 where ``spec.windows`` is given.
     """
@@ -48,11 +49,12 @@ def network_planes(
 def normalize(
     planes: npt.NDArray[Any], spec: PreprocessSpec, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
-    """What ``network_planes`` or the cache gives to what the network sees.
+    """Clip and scale the slices of ``network_planes``, or of the cache, to the input of the network.
 
     Args:
         planes: (..., rows, columns) HU, or (..., rows, columns, channels) of 8 bit; integers or floats.
-        out: float32 array to write to.
+        spec: PreprocessSpec.
+        out: float32 array for the result, or None.
 
     Returns: float32 (..., rows, columns, channels), clipped and scaled (see PreprocessSpec).
     """
@@ -93,7 +95,7 @@ def windowed(hu: npt.NDArray[np.integer[Any]], width: float, level: float) -> np
 
 
 def histogram_scaled(hu: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-    """A slice of integers with its histogram spread evenly over 0..1, as in fastai's medical imaging code.
+    """Spread the histogram of a slice of integers evenly over 0..1, as fastai's medical imaging code does.
 
     Break points are the unique values at 102 quantiles of the pixels (0.1 %, 0.5 %, 1.5 %, ... 99.5 %, 99.9 %);
     values are interpolated linearly from them to evenly spaced numbers. A slice of one value becomes 0.
@@ -103,7 +105,7 @@ def histogram_scaled(hu: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32
 
 
 def _places(hu: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-    """(where each pixel lies among them, all integers from the lowest to the highest HU)."""
+    """(index of each pixel's HU in the second array, all integers from the lowest to the highest HU)."""
     low = int(hu.min())
     return np.subtract(hu, low, dtype=np.intp), np.arange(low, int(hu.max()) + 1)
 

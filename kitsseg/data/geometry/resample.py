@@ -28,10 +28,14 @@ def resampled_shape(
 def linear_taps(
     n_in: int, n_out: int, start: int = 0, stop: int | None = None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Where outputs ``start..stop`` of ``n_out`` read an axis of length ``n_in``.
+    """The two input indices and the weight from which each output is interpolated along an axis.
 
-    Returns: (low, high, weight): value = (1 - weight) * x[low] + weight * x[high]; weight is float32. Where it is 0,
-        high is low: nothing is read that is not needed.
+    Args:
+        n_in, n_out: length of the axis before and after resampling.
+        start, stop: range of the outputs.
+
+    Returns: (low, high, weight): value = (1 - weight) * x[low] + weight * x[high]; weight is float32. If a weight is 0,
+        ``high`` equals ``low``, so that no other slice is read.
     """
     position = (np.arange(start, n_out if stop is None else stop) + 0.5) * (n_in / n_out) - 0.5
     position = np.clip(position, 0, n_in - 1)
@@ -54,7 +58,7 @@ def blend(
     high: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32] | float | np.float32,
 ) -> npt.NDArray[np.float32]:
-    """(1 - weight) * low + weight * high; an array that needs no second one is passed on untouched."""
+    """(1 - weight) * low + weight * high; with weight 0 it is ``low`` itself, not a copy."""
     if np.ndim(weight) == 0 and weight == 0:
         return low
     out = high - low
@@ -76,9 +80,9 @@ def resample_slices(
     Args:
         volume: (slices, rows, columns), any numeric type, memory-mapped or not.
         grid_shape: shape of the whole resampled volume.
-        start, stop: (slice, row, column) bounds of the part that is wanted.
-        linear: trilinear, as float32; otherwise nearest, in the volume's own type.
-        clip: (low, high) that values are clipped to before they are interpolated; for linear only.
+        start, stop: (slice, row, column) bounds of the box.
+        linear: True interpolates trilinearly to float32; False takes the nearest voxel, in the volume's own type.
+        clip: (low, high) to which values are clipped before linear interpolation.
     """
     shape = volume.shape
 

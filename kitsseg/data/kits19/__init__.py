@@ -1,1 +1,1 @@
-"""What is known of KiTS19's cases, and checking them against it."""
+"""The manifest of KiTS19's cases, and the check of a data folder against it."""

@@ -1,4 +1,4 @@
-"""Comparing the files of one case with each other, with the manifest and with the recorded hashes."""
+"""Compare the files of one case with each other, with the manifest and with the recorded hashes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Finding:
     """One line of the table.
 
     Attributes:
-        level: ``error`` (do not train on this), ``warning``, or ``note`` (what was not checked, and why).
-        case, check: what was looked at.
+        level: ``error`` (do not train on this case), ``warning``, or ``note`` (something was not checked, and why).
+        case: name of the case.
+        check: name of the check.
         found, expected, advice: in words.
-        folds: whether the table may show it once for all cases that have it.
+        folds: True if the table may show the finding in one line for all cases that have it.
     """
 
     level: str
@@ -43,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Known:
-    """What the cases of a folder are compared with.
+    """The values with which the cases of a folder are compared.
 
     Attributes:
         manifest: name -> ManifestCase.
@@ -60,7 +61,7 @@ class Known:
         return next((row.case for row in self.manifest.values() if row.label_sha256 == sha256), None)
 
     def owner_of_image(self, sha256: str, case: str) -> str | None:
-        """The other case that this image belongs to by the hashes of 2019, the record, or this very check."""
+        """Another case that has this image: by the hashes of 2019, the recorded hashes, or the cases checked so far."""
         owners = [row.case for row in self.manifest.values() if row.image_sha256_2019 == sha256]
         owners += [name for name, file in self.recorded.items() if file.sha256 == sha256]
         owners.append(self.seen.setdefault(sha256, case))
@@ -95,7 +96,7 @@ def compare_grid(what: str, grid: Grid, row: ManifestCase, known: Known) -> list
 
 
 def compare_pair(case: str, image: Grid, labels: Grid) -> list[Finding]:
-    """Image and labels must lie on the same voxels, in the file and in the patient."""
+    """Check that image and labels have the same voxels, in the file and in the patient."""
     shapes = [grid.header.get_data_shape()[:3] for grid in (image, labels)]
     affines = [grid.header.get_best_affine() for grid in (image, labels)]
     if shapes[0] != shapes[1]:
@@ -115,12 +116,16 @@ def compare_pair(case: str, image: Grid, labels: Grid) -> list[Finding]:
 def compare_image(
     case: str, path: Path, sha256: str, row: ManifestCase | None, known: Known
 ) -> tuple[list[Finding], bool]:
-    """Compare the hash of an image with that of 2019, the recorded one, and those of the other cases.
+    """Compare the hash of an image with the hash of 2019, the recorded hash, and the hashes of the other cases.
 
     Args:
-        row: ManifestCase, or None for a case that is none of KiTS19 or a phantom.
+        case: name of the case.
+        path: of the image.
+        sha256: of the image.
+        row: ManifestCase; None for a phantom or a case that is not part of KiTS19.
+        known: Known.
 
-    Returns: (findings, whether the hash is new and ought to be recorded).
+    Returns: (findings, whether the hash is new and should be recorded).
     """
     recorded = known.recorded.get(case)
     of_2019 = row is not None and sha256 == row.image_sha256_2019
@@ -143,7 +148,7 @@ def compare_image(
 
 
 def _grid_difference(grid: Grid, row: ManifestCase) -> tuple[str, str] | None:
-    """(found, expected) where a grid is not that of the manifest, or None."""
+    """(found, expected) in words if a grid differs from the manifest, else None."""
     if row.shape is not None and grid.shape != row.shape:
         return f"shape {_numbers(grid.shape)}", f"shape {_numbers(row.shape)}"
     if row.spacing_mm is not None and not _equal_mm(grid.spacing_mm, row.spacing_mm):
@@ -156,7 +161,7 @@ def _equal_mm(left: npt.ArrayLike, right: npt.ArrayLike) -> bool:
 
 
 def _file(size: int | None, sha256: str) -> str:
-    """In words; a size that is not known is left out."""
+    """Size and hash of a file in words; an unknown size is left out."""
     return f"{'' if size is None else f'{size:,} bytes, '}SHA-256 {sha256[:12]}…"
 
 

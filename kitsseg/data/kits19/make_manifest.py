@@ -1,4 +1,4 @@
-"""Computing the manifest's rows from the files of KiTS19, and what is publicly known to be wrong with some labels."""
+"""Compute the rows of the manifest from the files of KiTS19, and list the publicly known faults of some labels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_manifest(
     images_2019: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict[str, ManifestCase], list[str]]:
-    """Compute the 300 rows; what the data folder does not hold is kept from a manifest that is known already.
+    """Compute the 300 rows. Values of cases that the data folder does not hold are taken from ``known``.
 
     Args:
         data: folder in KiTS19 layout with label maps of some or all of the 210 training cases; None: none.
@@ -91,7 +91,7 @@ def make_manifest(
 
 
 def label_figures(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of a ManifestCase that a label file says, as a dict.
+    """The fields of a ManifestCase that can be computed from a label file, as a dict.
 
     Raises: InputError for a damaged file or labels other than 0, 1, 2.
     """

@@ -1,12 +1,12 @@
-"""What is known about each of the 300 cases of KiTS19: ``data_manifest.csv``, shipped with the package.
+"""The manifest of the 300 cases of KiTS19: ``data_manifest.csv``, shipped with the package.
 
-A row a case. For the 210 training cases: the grid, voxels and slices per class, size and SHA-256 of the label file as
-the official repository holds it today and of the imaging file as it was released in 2019 (its host has changed since,
-so another imaging hash is no error), the part of every named split, and the known problems of labels. Of the 90 test
-cases the labels are not public: their fields are empty.
+Each case has one row. A row of the 210 training cases holds the grid, the voxels and slices of each class, size and
+SHA-256 of the label file as the official repository holds it today and of the imaging file as it was released in 2019
+(its host has changed since, so another imaging hash is no error), the part of every named split, and the known
+problems of the labels. The labels of the 90 test cases are not public: their fields are empty.
 
 Sources: the label files of https://github.com/neheller/kits19 (CC BY-NC-SA 4.0), counted and hashed by
-``scripts/make_manifest.py``; the known problems as ``manifest_rows`` lists them, each with its own source.
+``scripts/make_manifest.py``; the known problems from ``make_manifest``, which lists them with the source of each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SPLIT = "split_"
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestCase:
-    """One row. What is not known, or not public, is None.
+    """One row. A value that is not known, or not public, is None.
 
     Attributes:
         case: such as ``case_00000``.

@@ -1,7 +1,7 @@
-"""SHA-256 of the files of a data folder as they were when they were first trusted: ``hashes.json``.
+"""``hashes.json``: the SHA-256 of each file of a data folder when the file was first trusted.
 
-The imaging of KiTS19 moved to another host since 2019, so a file that differs from the one of 2019 need not be wrong:
-it is trusted on first use, written down here, and from then on must stay as it was.
+The imaging of KiTS19 has moved to another host since 2019, so a file that differs from the one of 2019 need not be
+wrong. Such a file is trusted on first use: its hash is recorded here, and from then on the file must not change.
 """
 
 import os
@@ -21,14 +21,14 @@ _LOCK = "hashes"
 
 @dataclass(frozen=True)
 class RecordedHash:
-    """What a file was when it was first trusted."""
+    """SHA-256 and size of a file when it was first trusted."""
 
     sha256: str
     bytes: int
 
 
 def read_hashes(folder: str | os.PathLike[str]) -> dict[str, RecordedHash]:
-    """What is recorded in a data folder: dict of path below it, with slashes -> RecordedHash; empty without a record.
+    """The record of a data folder: path below the folder, with slashes -> RecordedHash; empty if there is no record.
 
     Raises: InputError if the record is damaged.
     """
@@ -48,7 +48,7 @@ def read_hashes(folder: str | os.PathLike[str]) -> dict[str, RecordedHash]:
 
 
 def read_hashes_alone(folder: str | os.PathLike[str]) -> dict[str, RecordedHash]:
-    """As ``read_hashes``, while nobody else writes the record; the lock of a process that was killed goes with it."""
+    """As ``read_hashes``, under the lock of the record, so that no other process writes it meanwhile."""
     with folder_lock(folder, _LOCK):
         return read_hashes(folder)
 
@@ -59,8 +59,9 @@ def record_hash(
     """Record one file. The record is whole at any time; threads and processes may record at once.
 
     Args:
-        relative_path: of the file, below ``folder``.
-        sha256: hexadecimal. An earlier record of this path is replaced.
+        folder: the data folder.
+        relative_path: of the file, below ``folder``. An earlier record of this path is replaced.
+        sha256: hexadecimal.
         bytes: size of the file.
     """
     with folder_lock(folder, _LOCK):

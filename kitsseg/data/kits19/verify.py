@@ -1,8 +1,8 @@
-"""Is a data folder whole? Files, hashes, grids, labels and HU of every case, and whether it is the case it says it is.
+"""Check a data folder: files, hashes, grids, labels and HU of every case, and that each case has its right name.
 
-An image whose hash is not that of 2019 is trusted on first use: the hash is recorded in the folder, and from then on
-the file must stay as it was. A label map of KiTS19 must be the released one, byte for byte. Of phantoms and of cases
-that KiTS19 does not have, only what a case says about itself is checked.
+An image whose hash is not the one of 2019 is trusted on first use: its hash is recorded in the folder, and from then on
+the file must not change. A label map of KiTS19 must be the released one, byte for byte. The manifest does not hold
+phantoms and other patients; their files are compared with each other only.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def verify_data(
     """Check the cases of a folder.
 
     Every file is read to its end, one at a time. Hashes of the images of cases without an error are recorded in the
-    folder (``hash_record``); those of phantoms are not.
+    folder (``trusted_hashes``), except for phantoms.
 
     Args:
         folder: of cases in KiTS19 layout, or another that ``find_cases`` knows; or of one case.
         cases: names of the cases to check; all by default.
-        manifest: name -> ManifestCase to compare with; that of the package by default. An empty one compares nothing.
+        manifest: name -> ManifestCase to compare with; the package's own by default. With an empty dict nothing is
+            compared.
         labels_only: images are neither expected nor read.
-        layout: Layout, of data that need one to be found.
+        layout: where the files lie, if the folder alone does not tell it.
         progress: called as ``progress(description, done, total)``.
 
     Returns: (findings: list of Finding in the order of the cases, names of the cases that were checked).
@@ -93,7 +94,7 @@ def verify_data(
 
 
 def _root(folder: Path, case: Case) -> Path:
-    """The folder that keeps the record: that of all cases, also where only one or one part of them is given."""
+    """The folder that holds ``hashes.json``: the folder of all cases, even if only one case or one part is given."""
     here, file = as_given(folder), case.image or case.truth
     if file.parent == here and in_case_folder(file):
         return here.parent
@@ -145,7 +146,7 @@ def _has_cysts(case: Case) -> bool:
 
 
 def _not_compared(case: Case, row: ManifestCase | None, phantom: bool) -> list[Finding]:
-    """A note on what the manifest says nothing about."""
+    """A note that the manifest holds nothing about a case."""
     if phantom:
         found, advice = "a phantom", "Nothing to do: files, grids and values were checked"
     elif row is None:
@@ -162,7 +163,7 @@ def _not_compared(case: Case, row: ManifestCase | None, phantom: bool) -> list[F
 def _files(
     case: Case, row: ManifestCase | None, labels_only: bool
 ) -> tuple[Path | None, Path | None, list[Finding]]:
-    """(image, labels, findings): None for a file that is not there, and a finding if it ought to be."""
+    """(image, labels, findings): None for a file that does not exist, and a finding if it should exist."""
     image = case.image if case.image and case.image.exists() and not labels_only else None
     folder = (case.image or case.truth).parent
     if not folder.is_dir():
@@ -188,7 +189,7 @@ def _files(
 def _read(
     path: Path, case: str, what: str, reader: Callable[[Path], Volume]
 ) -> tuple[Grid | None, str | None, list[Finding]]:
-    """(grid, SHA-256, findings) of a file; grid and hash are None where they cannot be had."""
+    """(grid, SHA-256, findings) of a file; grid and hash are None if the file cannot be read."""
     expected = {"image": "a whole CT in HU", "labels": "a whole map of the labels 0, 1, 2"}[what]
     grid = sha256 = None
     findings = []
@@ -216,7 +217,7 @@ def _read(
 
 
 def _stored_as(header: nib.Nifti1Header) -> str | None:
-    """How labels are stored that other programs may take for an image; None: as integers."""
+    """How labels are stored if other programs may take them for an image; None if they are stored as integers."""
     if header.get_slope_inter() not in ((None, None), (1.0, 0.0)):
         return f"with a scale factor (scl_slope {header.get_slope_inter()[0]:g})"
     dtype = header.get_data_dtype()

@@ -1,1 +1,1 @@
-"""Where the cases of a folder are: KiTS, nnU-Net, DICOM series, patterns."""
+"""Find the cases of a folder: KiTS, nnU-Net, DICOM series, patterns."""

@@ -1,7 +1,8 @@
-"""Cases on disk, whatever the layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
+"""Find cases on disk in any layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
 
-Preprocessing and evaluation find their cases here, prediction those that it is given by pattern; what else it takes is
-found by ``kitsseg.data.layouts.scans``. How each is called is decided by ``kitsseg.data.layouts.names``.
+Preprocessing and evaluation find their cases with this module, and so does prediction if patterns are given; without
+patterns prediction finds scans with ``kitsseg.data.layouts.scans``. The name of each case comes from
+``kitsseg.data.layouts.names``.
 """
 
 import os
@@ -42,10 +43,10 @@ def find_cases(
             its ``imagesTr``, ``imagesTs`` or ``labelsTr``; where no labels are needed, the folder of a DICOM series or
             a folder of such. With patterns in ``layout``, any folder.
         need_labels: a case without a label map is an error.
-        need_image: a case without a CT is an error; otherwise ``image`` is where it would be.
-        layout: Layout; None: what the folder holds decides.
-        options: "--images", "--labels" or both: those that an error may advise, since the command has them. None:
-            those for the files that are needed.
+        need_image: a case without a CT is an error; otherwise ``image`` is the path where the CT would lie.
+        layout: Layout; None finds the layout out from the folder.
+        options: the options "--images" and "--labels" that the command has, so that an error may advise them. None:
+            the options for the files that are needed.
         slices: the folder may hold single slices (``kitsseg.data.layouts.slices``); a case is then a patient.
 
     Raises: InputError if there is no case, more than one layout, or a case that lacks a file it needs.
@@ -135,7 +136,7 @@ def _folders_of_series(folder: Path) -> list[Path]:
 
 
 def _advice(folder: Path, layout: Layout, options: tuple[str, ...]) -> str:
-    """What to do about a folder without cases: another folder, or a pattern for what lies in it."""
+    """Advice about a folder without cases: another folder, or a pattern for the files in it."""
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and entry.name[0] != "." and (kits_cases(entry, layout) or nnunet_root(entry)):
             return f"There are some in {entry}: give that folder."
@@ -161,7 +162,7 @@ def _advice(folder: Path, layout: Layout, options: tuple[str, ...]) -> str:
 
 
 def _patterns(files: list[Path], options: tuple[str, ...]) -> str:
-    """The options of a command with a pattern for the files that lie least deep."""
+    """The options of a command, with a pattern for the files that lie least deep in the folder."""
     depth = min(len(path.parts) for path in files)
     pattern = pattern_of([path for path in files if len(path.parts) == depth])
     if options == ("--images", "--labels"):
@@ -171,7 +172,7 @@ def _patterns(files: list[Path], options: tuple[str, ...]) -> str:
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
-    """NIfTI files and DICOM series in the folders below, relative to it, and names of other files; not all of many."""
+    """NIfTI files and DICOM series below a folder, relative to it, and names of other files; at most a few of each."""
     files: list[Path] = []
     series: list[Path] = []
     others: list[str] = []
@@ -193,9 +194,13 @@ def _below(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
 
 
 def checked_case(case: Case, need_labels: bool, need_image: bool) -> Case:
-    """A case whose files are there; without its label map where that is not needed and not there.
+    """The case after a check that its files exist. A label map that does not exist and is not needed is left out.
 
-    Raises: InputError for a file that is missing, or a link to nothing.
+    Args:
+        case: Case.
+        need_labels, need_image: whether a missing file is an error.
+
+    Raises: InputError for a missing file, or a link that leads nowhere.
     """
     for needed, path in ((need_image, case.image), (need_labels, case.labels)):
         if needed and path is not None and not path.exists():

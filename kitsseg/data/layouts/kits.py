@@ -1,7 +1,7 @@
-"""What a case is, how the user says where its files lie, and the case folders of KiTS.
+"""The classes Case and Layout, and the case folders of KiTS.
 
-Each finder (this one, ``nnunet_cases``, ``pattern_cases``) says where a case's files are expected; whether they are
-there is looked at by ``kitsseg.data.layouts.find.find_cases``, which chooses the finder.
+Each finder (``kits_cases``, ``nnunet_cases``, ``pattern_cases``) says where the files of a case are expected.
+``kitsseg.data.layouts.find.find_cases`` chooses the finder and checks that the files exist.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Case:
     """One patient's files.
 
     Attributes:
-        image: the CT, a NIfTI file or the folder of a DICOM series; None where only label maps were asked for.
-        labels: the label map; None where there is none.
-        label_values: what its labels 0, 1, 2, ... become (see ``read_labels``).
-        slices: of a patient of whom there are single images only; ``image`` and ``labels`` are their folders then.
+        image: the CT, a NIfTI file or the folder of a DICOM series; None if only label maps were searched.
+        labels: the label map; None if there is none.
+        label_values: the classes that its labels 0, 1, 2, ... become (see ``read_labels``).
+        slices: the single images of a patient without a scan; ``image`` and ``labels`` are then their folders.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the user says about a folder of cases; all None: found out from the folder.
+    """Where the files of a folder of cases lie, as the user states it. If all is None, the folder decides.
 
     Attributes:
-        images, labels: patterns such as ``*/ct.nii.gz``, relative to the folder. What the wildcards stand for names
-            the case, and belongs together where it is the same.
+        images, labels: patterns such as ``*/ct.nii.gz``, relative to the folder. The text that the wildcards stand for
+            is the name of the case; an image and a label map with the same name belong together.
         cyst: "kidney", "tumor" or "background": what cysts (label 3 of KiTS21 and KiTS23) become. None refuses them.
-        hu_window: of single images, HU of their darkest and brightest value.
-        mask_values: of single images, the values of background, kidney and tumor in their masks; None: 0, 1, 2.
+        hu_window: for single images, the HU of their darkest and brightest value.
+        mask_values: for single images, the values of background, kidney and tumor in their masks; None: 0, 1, 2.
     """
 
     images: str | None = None
@@ -96,10 +96,12 @@ class Layout:
 def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> list[Case]:
     """Cases of KiTS19, KiTS21 or KiTS23: folders of a CT and a label map. Empty if there are none.
 
-    A link to nothing counts as a file: a scan that has not been fetched is missed, not overlooked.
+    A link that leads nowhere counts as a file, so that a scan which has not been fetched is reported as missing.
 
     Args:
-        options: those for patterns that the command has, for the messages.
+        folder: of case folders, or one case folder.
+        layout: Layout.
+        options: the options for patterns that the command has, for the messages.
 
     Raises: InputError for a case with two label maps or two images.
     """
@@ -120,7 +122,7 @@ def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> l
 
 
 def _files_of(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder that are called as a case's files, by that name; capital letters do not count."""
+    """Name of a case's file -> the file of this name in a folder; capital and small letters count as the same."""
     found: dict[str, list[Path]] = {}
     known = {name.lower(): name for name in IMAGE_NAMES + LABEL_NAMES}
     for path in sorted(folder.iterdir()):
@@ -132,7 +134,7 @@ def _files_of(folder: Path) -> dict[str, list[Path]]:
 def _only(
     folder: Path, files: dict[str, list[Path]], names: tuple[str, ...], options: tuple[str, ...]
 ) -> Path:
-    """The one of these files that is there, or else where the first would be."""
+    """The file that exists under one of these names; if there is none, the path of the first name."""
     found = [path for name in names for path in files.get(name, ())]
     if len(found) > 1:
         which = f", or say which is meant with {' or '.join(options)}" if options else ""

@@ -1,7 +1,7 @@
-"""How a case is called: the one place that makes a name of a path, and a file's name of a case.
+"""Names of cases: all names of cases that come from paths, and all names of files that come from cases, are made here.
 
-A name is taken from the path as the user gave it. Where a link leads is never asked: data sets of links into a store
-(git-annex, DVC, a download cache) have other names there. A scan has the same name whether its file or its folder is
+A name comes from the path that the user gave. Links are not followed, because a file in a store to which a link leads
+(git-annex, DVC, a download cache) has another name there. A scan has the same name whether its file or its folder is
 given.
 """
 
@@ -33,15 +33,15 @@ _ENDINGS = (".nii.gz", ".nii")
 
 
 def check_name(name: str, path: Path) -> None:
-    """See that a case's name can be written: every file of kitsseg is UTF-8.
+    """Check that a case's name can be written to the files of kitsseg, which are all UTF-8.
 
-    Raises: InputError for bytes that are no UTF-8, as archives of the time before have them.
+    Raises: InputError for bytes that are not UTF-8, as in names from archives in an old encoding.
     """
     check_utf8(name, path, "Rename the case: tables and reports could not name it.")
 
 
 def folder_name(path: str | os.PathLike[str]) -> str:
-    """The name of a folder as it was given, also where it was given as ``.`` or ``..``."""
+    """The name of a folder, without following links; ``.`` and ``..`` are replaced by the name of their folder."""
     return as_given(path).name
 
 
@@ -57,7 +57,7 @@ def stem_of(name: str) -> str:
 
 
 def in_case_folder(file: Path) -> bool:
-    """Whether a file is called as those in the folder of a KiTS case, whose name is then that of the folder."""
+    """Whether a file has a name as in the case folders of KiTS, so that its folder names the case."""
     return file.name.lower() in _OF_FOLDERS
 
 
@@ -67,7 +67,7 @@ def nnunet_part(folder: Path) -> tuple[str, str] | None:
 
 
 def _part_of(folder: Path) -> tuple[str, str] | None:
-    """As ``nnunet_part``, of a folder that is absolute."""
+    """As ``nnunet_part``, for the absolute path of a folder."""
     for name in (folder.name, folder.resolve().name):
         if match := re.fullmatch("(images|labels)(Tr|Ts)", name):
             return match[1], match[2]
@@ -75,7 +75,7 @@ def _part_of(folder: Path) -> tuple[str, str] | None:
 
 
 def scan_name(file: Path) -> str:
-    """The case that the file of a scan belongs to, as ``find_cases`` calls it when its folder is given."""
+    """Name of the case that a scan's file belongs to. It is the name that ``find_cases`` gives it for its folder."""
     folder = as_given(file).parent
     if in_case_folder(file):
         return folder.name
@@ -96,7 +96,7 @@ def prediction_name(case_name: str) -> str:
 
 
 def case_of_prediction(file: Path) -> str:
-    """The case that a label map belongs to: the inverse of ``prediction_name``, and two other common ways.
+    """The case that a label map belongs to: the inverse of ``prediction_name``, for two other common names as well.
 
     Raises: InputError as ``check_name``.
     """
@@ -109,11 +109,11 @@ def case_of_prediction(file: Path) -> str:
 
 
 def pattern_of(paths: list[Path], fixed: bool = True) -> str | None:
-    """A pattern as for --images that finds these files or folders, and tells them apart by its wildcards.
+    """A pattern for --images that finds these files or folders, with a different text for each in its wildcards.
 
     Args:
         paths: relative to one folder.
-        fixed: keep the names of folders that all paths have in common; otherwise they are part of the case's name.
+        fixed: True keeps the names of folders that all paths share; False puts wildcards for them, too.
 
     Returns: the pattern, or None if the paths do not lie equally deep.
     """

@@ -1,4 +1,4 @@
-"""nnU-Net raw datasets: their cases, and what the labels that ``dataset.json`` names become."""
+"""nnU-Net raw datasets: their cases, and the classes that the labels of ``dataset.json`` become."""
 
 import os
 from pathlib import Path
@@ -24,9 +24,9 @@ _SPELLINGS = {
 
 
 def nnunet_root(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """(folder of an nnU-Net raw dataset, its parts "Tr" and "Ts" that are meant), or None.
+    """(folder of an nnU-Net raw dataset, the parts of it that were given: "Tr", "Ts" or both), or None.
 
-    A link to ``imagesTr`` may be called otherwise; a folder of that name may be a link to anywhere.
+    A link to ``imagesTr`` may have another name, and a folder named ``imagesTr`` may be a link to another place.
     """
     if any((folder / f"{kind}{part}").is_dir() for kind in ("images", "labels") for part in _PARTS):
         return folder, _PARTS
@@ -42,8 +42,10 @@ def nnunet_cases(
     """Cases of an nnU-Net raw dataset: ``imagesTr/NAME_0000.nii.gz`` with ``labelsTr/NAME.nii.gz``.
 
     Args:
-        folder: holds ``dataset.json``, of version 1 or 2. parts: "Tr", "Ts" or both.
-        options: those for patterns that the command has, for the messages.
+        folder: holds ``dataset.json``, of version 1 or 2.
+        parts: "Tr", "Ts" or both.
+        layout: Layout, of which only ``cyst`` is used.
+        options: the options for patterns that the command has, for the messages.
 
     Raises: InputError for other channels than one CT, labels other than kidney, tumor and cyst, or a name in both
         parts.
@@ -93,7 +95,7 @@ def _read_json(path: Path, options: tuple[str, ...]) -> dict[str, object]:
 
 
 def values_of_labels(labels: Any, cyst: str | None, path: str | os.PathLike[str]) -> tuple[int | None, ...]:
-    """What the labels of an nnU-Net dataset become.
+    """The classes that the labels of an nnU-Net dataset become.
 
     Args:
         labels: of dataset.json: {"kidney": 1} of version 2, {"1": "kidney"} of version 1, or regions as nnU-Net's own
@@ -101,7 +103,7 @@ def values_of_labels(labels: Any, cyst: str | None, path: str | os.PathLike[str]
         cyst: "kidney", "tumor", "background" or None.
         path: of the file, for the messages.
 
-    Returns: tuple; entry k is what label k becomes, None where it is not allowed.
+    Returns: tuple; entry k is the class that label k becomes, None if label k is not allowed.
     Raises: InputError that lists the names found.
     """
     meant: dict[int, set[str]] = {}  # label -> names of the regions it lies in
@@ -139,7 +141,7 @@ def _whole(number: Any) -> int:
 
 
 def _value(names: set[str], cyst: str | None) -> int | str | None:
-    """What a label becomes that lies in the regions of these names."""
+    """The class of a label that lies in the regions of these names."""
     if names == {"background"}:
         return 0
     if names == {"kidney"}:

@@ -18,7 +18,12 @@ __all__ = ["pattern_cases"]
 
 
 def pattern_cases(folder: Path, layout: Layout, need_labels: bool, need_image: bool) -> list[Case]:
-    """Cases by the patterns of a layout. A pattern may also name the folders of DICOM series.
+    """Find cases by the patterns of a layout. A pattern may also name the folders of DICOM series.
+
+    Args:
+        folder: to which the patterns are relative.
+        layout: Layout with the patterns.
+        need_labels, need_image: whether a pattern for these files must be given.
 
     Raises: InputError for a pattern that is missing or cannot be used, or two cases of one name.
     """
@@ -54,7 +59,7 @@ def pattern_cases(folder: Path, layout: Layout, need_labels: bool, need_image: b
 
 
 class _Pattern:
-    """A relative path in which ``*`` and ``?`` stand for what names a case."""
+    """A relative path with the wildcards ``*`` and ``?``; the text that they stand for names a case."""
 
     def __init__(self, text: str) -> None:
         path = PurePosixPath(text)
@@ -68,7 +73,7 @@ class _Pattern:
         self.wildcards = len(self.parts) // 2
 
     def matches(self, folder: Path) -> Iterator[tuple[str, ...]]:
-        """What the wildcards stand for, for each path that there is."""
+        """The text that the wildcards stand for -> path, for each existing path that fits the pattern."""
         regex = "".join(
             f"({part.replace('*', '[^/]*').replace('?', '[^/]')})" if i % 2 else re.escape(part)
             for i, part in enumerate(self.parts)
@@ -80,7 +85,7 @@ class _Pattern:
                 yield match.groups()
 
     def filled(self, found: Sequence[str]) -> str:
-        """The path with ``found`` in the place of the wildcards."""
+        """The path with the texts ``found`` in place of the wildcards."""
         parts = list(self.parts)
         parts[1::2] = found
         return "".join(parts)

@@ -1,14 +1,14 @@
-"""The scans that a prediction is asked for, in whatever they come: files, folders of any kind, archives, a mixture.
+"""Find the scans for a prediction, given as files, folders of any kind, archives, or a mixture of these.
 
-A folder is looked through with all that lies in it. What is taken for a scan:
+A folder is searched with all folders in it. These count as scans:
 
     case folders of KiTS, data sets of nnU-Net    as ``kitsseg.data.layouts.find`` finds them, named as there
     NIfTI files                                   each; not what is called a label map (``seg``, ``mask`` ...)
     DICOM files                                   each CT series, however many lie in a folder, or across folders
     zip archives                                  what lies in them, unpacked into a temporary folder
 
-Nothing is left out in silence: ``Found`` names what was left out and why, and what could not be looked at. A damaged
-file among the scans is found when it is read.
+Nothing is left out silently: ``Found`` names everything that was left out, and everything that could not be searched,
+with the reason. A damaged scan is noticed when it is read.
 """
 
 import hashlib
@@ -52,10 +52,10 @@ class Scan:
     """One scan.
 
     Attributes:
-        path: what is read: a NIfTI file, the folder of a DICOM series, or the image of a single slice.
-        kind: what it was found as, in words.
-        series: the SeriesInstanceUID, where the folder holds several.
-        shown: how the user finds it, where ``path`` is a temporary file: the archive, and the path in it.
+        path: of a NIfTI file, of the folder of a DICOM series, or of the image of a single slice.
+        kind: in words, such as "DICOM series".
+        series: the SeriesInstanceUID, if the folder holds several series.
+        shown: the archive and the path in it, if ``path`` is a temporary file unpacked from an archive.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Scan:
 
     @property
     def place(self) -> Path:
-        """How the user finds it."""
+        """The path that the user knows: in an archive, the archive and the path in it."""
         return as_given(self.shown or self.path)
 
     @property
@@ -76,12 +76,12 @@ class Scan:
 
 @dataclass
 class Found:
-    """What some inputs hold.
+    """The result of a search for scans.
 
     Attributes:
-        scans: by name, in the order in which they were given and found.
-        left_out: (what, why) of what is no scan, or was not asked for.
-        wrong: (what, why) of what should hold scans and cannot be looked at.
+        scans: name -> Scan, in the order in which they were given and found.
+        left_out: (path, reason) of each file or folder that is not a scan.
+        wrong: (path, reason) of each file or folder that should hold scans but cannot be searched.
     """
 
     scans: dict[str, Scan] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Found:
 def scan_grid(scan: Scan) -> Grid:
     """The grid of a scan, from its headers alone.
 
-    Raises: InputError, OSError as ``read_image``, but for damage further on.
+    Raises: InputError, OSError as ``read_image``, except for damage behind the headers.
     """
     return read_series_grid(scan.path, scan.series) if scan.path.is_dir() else read_grid(scan.path)
 
@@ -102,16 +102,16 @@ def find_scans(
     layout: Layout | None = None,
     unpacked: Callable[[], Path] | None = None,
 ) -> Found:
-    """The scans among some inputs. A scan that is given twice, as by its file and its folder, counts once.
+    """Find the scans in some inputs. A scan that is given twice, such as by its file and its folder, counts once.
 
     Args:
         inputs: files, archives, or folders.
-        layout: Layout of the folders among them; with a pattern nothing else in them is looked at.
-        unpacked: gives a new, empty folder for what an archive holds, which must stay until the scans are read. None:
-            archives are refused.
+        layout: Layout of the folders; if it has patterns, only files that fit them are scans.
+        unpacked: returns a new, empty folder into which an archive is unpacked. The folder must stay until the scans
+            are read. None: archives are refused.
 
-    Raises: InputError for an input that is not there or holds nothing of use, two scans of one name, or whose label
-        maps would have one name.
+    Raises: InputError for an input that does not exist or holds no scan, for two scans of one name, and for two scans
+        whose label maps would have one name.
     """
     layout = layout or Layout()
     all_found = Found()
@@ -143,9 +143,9 @@ def find_scans(
 
 
 def _in_folder(folder: Path, layout: Layout, unpacked: Callable[[], Path] | None) -> Found:
-    """The scans of a folder that was given.
+    """The scans of a folder that the user gave.
 
-    Raises: InputError if there are none, and nothing that could not be looked at.
+    Raises: InputError if there is no scan, unless something in the folder could not be searched.
     """
     if layout.images is not None or layout.labels is not None:
         cases = find_cases(folder, need_labels=False, layout=layout)
@@ -194,11 +194,13 @@ def _into_archive(archive: Path, layout: Layout, unpacked: Callable[[], Path] | 
 
 
 class _Search:
-    """One search through a folder with all that lies in it.
+    """One search through a folder and all folders in it.
 
     Args:
-        folder: where it begins. layout: for cysts and cases. unpacked: for archives; None: they are left out.
-        archive: that the folder was unpacked from.
+        folder: where the search begins.
+        layout: Layout, for the case folders among them.
+        unpacked: as in ``find_scans``; None: archives are left out.
+        archive: the archive from which the folder was unpacked, or None.
     """
 
     def __init__(
@@ -266,7 +268,7 @@ class _Search:
                     self.result.wrong.append((self._shown(path), f"cannot be read ({error.strerror})"))
 
     def _cases_in(self, here: Path) -> set[Path]:
-        """Add case folders and nnU-Net's; returns what belongs to them."""
+        """Add the cases of case folders and nnU-Net datasets; returns the files and folders that belong to them."""
         done: set[Path] = set()
         try:
             cases = kits_cases(here, self.layout, ("--images",))
@@ -342,7 +344,7 @@ class _Search:
             self._add(name, Scan(item.folder, "DICOM series", None if item.alone else item.uid))
 
     def _named_series(self, series: list[DicomSeries]) -> Iterator[tuple[str, DicomSeries]]:
-        """Folders of one series each, no deeper than one level, keep their names; else patient and series name them."""
+        """Add DICOM series. Folders of one series each, at most one level deep, give the names; else the headers do."""
         if self.archive is None and all(
             item.alone and self.folder in (item.folder, item.folder.parent) for item in series
         ):
@@ -366,7 +368,7 @@ class _Search:
 
 
 def _named_files(files: list[Path], folder: Path) -> list[tuple[str, Path]]:
-    """NIfTI files by their names, or, where several have one name, by their paths in the folder."""
+    """Add NIfTI files under their names, or, if several have the same name, under their paths in the folder."""
     written = [prediction_name(scan_name(path)).casefold() for path in files]
     counts = Counter(written)
     named = []
@@ -392,7 +394,7 @@ def _second(name: str, scan: Scan, other: Scan) -> InputError:
 
 
 def _apart(path: Path, other: Path) -> str:
-    """How to give scans that would have one name."""
+    """Advice about two scans that would have the same name."""
     given = [as_given(path), as_given(other)]
     folder = Path(os.path.commonpath([path.parent for path in given]))
     pattern = pattern_of([path.relative_to(folder) for path in given], fixed=False)

@@ -1,8 +1,8 @@
 """Folders of single slices: ``images/`` and ``labels/`` (or ``masks/``) beside a table ``slices.csv`` of patients.
 
-The table has a row for each image: ``file``, ``patient`` (or ``case``), and where they are known ``spacing_mm_rows``,
+The table has a row for each image: ``file``, ``patient`` (or ``case``), and if they are known ``spacing_mm_rows``,
 ``spacing_mm_columns`` (or one ``spacing_mm``), ``hu_low``, ``hu_high``. A case is then a patient: a stack of all slices
-of the patient, which need not be neighbors. So no split can put slices of one patient on two sides.
+of the patient, which need not be neighbors. So no split can separate slices of one patient.
 """
 
 import math
@@ -22,12 +22,12 @@ _MASKS = ("labels", "masks")
 
 
 def has_slices(folder: Path) -> bool:
-    """Whether a folder is one of single slices: it holds their table."""
+    """Whether a folder holds ``slices.csv``, the table of single slices."""
     return (folder / SLICES).is_file()
 
 
 def has_images(folder: Path) -> bool:
-    """Whether a folder holds images of which a table could tell whose slices they are."""
+    """Whether a folder holds images that could be single slices, with or without ``slices.csv``."""
     return bool(_images_in(folder) or _images_in(folder / "images"))
 
 
@@ -35,11 +35,12 @@ def find_slices(folder: Path, layout: Layout, need_labels: bool) -> list[SliceIm
     """The slices of a folder, sorted by name.
 
     Args:
-        layout: its ``hu_window`` holds for all images, as do its ``mask_values``.
+        folder: with ``slices.csv`` and the folder ``images``.
+        layout: its ``hu_window`` and ``mask_values`` hold for all images.
         need_labels: every image needs a mask and a patient.
 
-    Raises: InputError for a folder without the table, a table without what is needed, files that are missing, not in
-        the table or named alike, and a window that contradicts the table.
+    Raises: InputError if the table or a needed value in it is missing, if a file is missing, is not in the table, or
+        has the name of another, or if ``layout.hu_window`` contradicts the table.
     """
     table = folder / SLICES
     if not table.is_file():
@@ -83,10 +84,11 @@ def slice_cases(folder: Path, layout: Layout, need_labels: bool) -> list[Case]:
 
 
 def slices_of_inputs(inputs: Iterable[str | os.PathLike[str]], layout: Layout) -> list[SliceImage] | None:
-    """The slices among the inputs of a prediction, sorted by name; None where there are only scans.
+    """The slices among the inputs of a prediction, sorted by name; None if all inputs are scans.
 
     Args:
-        inputs: folders of slices, or single images of such; their masks and patients are not needed.
+        inputs: folders of slices, or single images in them; masks and patients are not needed.
+        layout: Layout.
 
     Raises: InputError for scans and slices together, an image that no table names, and two slices of one name.
     """
@@ -172,7 +174,7 @@ def _slice_of(
 def _pair(
     row: dict[str, str], table: Path, file: str, names: tuple[str, str], both: str = ""
 ) -> tuple[float, float] | None:
-    """Two numbers of a row, or the one that stands for both; None where the row has neither."""
+    """Two numbers of a row, or one number that stands for both; None if the row has none."""
     texts = [(row.get(name) or row.get(both) or "").strip() for name in names]
     if not any(texts):
         return None

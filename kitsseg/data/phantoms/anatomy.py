@@ -1,4 +1,4 @@
-"""A patient's body as a phantom: the HU of everything around given kidneys and tumors.
+"""The body of a synthetic patient: HU of all tissues around given kidneys and tumors.
 
 All positions are millimeters in the patient: z runs to inferior, y to posterior, x to the patient's left,
 from a point between the two kidneys. Shapes are given by their approximate signed distance, so that they
@@ -103,16 +103,16 @@ def draw_enhancement(rng: np.random.Generator) -> Enhancement:
 
 @dataclass(frozen=True)
 class Patient:
-    """Where a patient lies in a volume.
+    """Position and size of a patient in a volume, all in mm.
 
     Attributes:
         origin_mm: (z, y, x) of the point between the kidneys, from the center of the first voxel.
-        half_width: of the body, along x.
-        front, back: y of the skin.
-        fat: thickness under the skin.
+        half_width: half the width of the body along x.
+        front, back: y of the skin at the belly and at the back.
+        fat: thickness of the fat under the skin.
         muscle: thickness of the muscular wall.
         spine: y of the middle of the vertebral bodies.
-        kidneys: (z, y, x) center of each kidney, at most one to a side.
+        kidneys: (z, y, x) center of each kidney, at most one on each side.
     """
 
     origin_mm: tuple[float, float, float]

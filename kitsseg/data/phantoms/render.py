@@ -129,8 +129,9 @@ class _Tissues:
     """HU (slices, rows, columns) in the thinned grid's box around kidneys and tumors.
 
     Attributes:
-        shrink: by how many mm the tissue ends inside the label.
-        edge: width of its border in mm. blur: deviation in mm of the scanner's blur in plane.
+        shrink: the tissue ends so many mm inside the label's border.
+        edge: width of the tissue's border in mm.
+        blur: standard deviation in mm of the scanner's blur within a slice.
     """
 
     box: tuple[slice, ...]
@@ -314,7 +315,7 @@ def upsample(
 def _neighbors(
     index: npt.NDArray[np.int64], step: int, count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Neighbors of fine indices in the thinned grid: low, high and weight of high; its last value goes on."""
+    """Neighbors of fine indices in the thinned grid: (low, high, weight of high), clamped at its end."""
     low = np.minimum(index // step, count - 1)
     weight = np.minimum(index / step - low, 1).astype(np.float32)
     return low, np.minimum(low + 1, count - 1), weight

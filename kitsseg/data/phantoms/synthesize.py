@@ -1,7 +1,8 @@
-"""Synthetic patients on disk in KiTS19 layout: what everything else can be tried on without the dataset.
+"""Write synthetic patients in KiTS19 layout, on which the whole package can be tried without the dataset.
 
-A case is a function of the seed and its number or name alone: asking for more cases changes none of them. The header
-of its scan says what it was made from, so that a call that was stopped goes on: its finished cases are left alone.
+A case depends only on the seed and on its number or name: asking for more cases changes none of the others. The header
+of its scan records what it was made from, so that a call can go on where an earlier one stopped and leave finished
+cases alone.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_empty(folders: Sequence[Path], made_from: Sequence[str]) -> set[Path]:
-    """The folders that are still to be made. Nothing is ever overwritten: it might be the only copy of a real case.
+    """The folders that have to be made. An existing case is never overwritten: it could be the only copy of a real one.
 
     Raises: InputError for a folder that holds anything but the case that would be made there.
     """
@@ -167,7 +168,7 @@ def _check_empty(folders: Sequence[Path], made_from: Sequence[str]) -> set[Path]
 
 
 def _is_made_from(folder: Path, digest: str) -> bool:
-    """Whether a folder holds the synthetic case that says in its header that it was made from this."""
+    """Whether a folder holds a synthetic case whose header says that it was made from ``digest``."""
     files = folder / "imaging.nii.gz", folder / "segmentation.nii.gz"
     try:
         image, labels = (cast("nib.Nifti1Image", nib.load(file)) for file in files)
@@ -178,7 +179,7 @@ def _is_made_from(folder: Path, digest: str) -> bool:
 
 
 def _digest(*values: object) -> str:
-    """23 characters that say what a case was made from."""
+    """23 characters that identify the inputs from which a case is made."""
     return hashlib.sha256(" ".join(map(str, (__version__, *values))).encode()).hexdigest()[:23]
 
 

@@ -1,9 +1,9 @@
-"""Random crop, scale and flips of one slice: what Chen and Jin do with batchgenerators, twice.
+"""Random crop, scale and flips of one slice, as Chen and Jin do with batchgenerators, in two implementations.
 
-``draw_crop`` and ``cut`` are the fast path: an unscaled crop is a view, a flip a negative stride, and only the scaled
-share is interpolated (linearly; labels nearest). ``batchgenerators_transform`` is the same in the library that the
-authors used (cubic), for its own pipelines and for the parity path, ``cut_batchgenerators``. Both draw from the same
-distributions, except for the last start of an unscaled crop, which batchgenerators never takes.
+``draw_crop`` and ``cut`` are the fast one: an unscaled crop is a view, a flip is a negative stride, and only scaled
+crops are interpolated (linearly; labels by the nearest pixel). ``batchgenerators_transform`` expresses the same
+augmentation in the library of the authors (cubic interpolation); ``cut_batchgenerators`` applies it to a slice. Both
+draw from the same distributions, except that batchgenerators never takes the last possible start of an unscaled crop.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ def _blend_lines(
     high: npt.NDArray[np.intp],
     weight: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
-    """Interpolate along the first axis, which changes places with the second: whole lines are taken, not pixels.
+    """Interpolate along the first axis and transpose, so that whole lines are combined instead of single pixels.
 
-    In blocks that stay in the processor's cache: arrays of a whole slice would be asked of the system, and given
-    back to it, each time.
+    It works in blocks that stay in the processor's cache. For arrays of a whole slice, memory would be taken from the
+    system and given back in each call.
     """
     out = np.empty((plane.shape[1], len(low), *plane.shape[2:]), np.float32)
     weight = weight.reshape(-1, *(1,) * (plane.ndim - 1))
@@ -172,7 +172,10 @@ def change_appearance(
     0.2 to 0.8 pixels (0.3); noise (0.6: up to 24 HU). The figures are deviations or maxima at ``strength`` 1.
 
     Args:
-        hu: (rows, columns). labels: (rows, columns), 0 background.
+        hu: (rows, columns).
+        labels: (rows, columns), 0 background.
+        strength: factor on these deviations and maxima.
+        rng: ``numpy.random.Generator``.
 
     Returns: float32 HU, a new array.
     """

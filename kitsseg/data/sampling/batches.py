@@ -1,4 +1,4 @@
-"""What a source of batches is, and sources that change the batches of another one."""
+"""The protocol of a source of batches, and sources that change the batches of another source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ class BatchForm:
     """The form of all batches of a source.
 
     Attributes:
-        batch_size: images in a batch that comes out: of several processes, in the part that this one draws.
+        batch_size: number of images in a batch; with several processes, in the share of this process.
         image_shape: of one image, (rows, columns, channels) or (slices, rows, columns, channels).
         label_shape: the same without channels.
         shard: (index, count) of the process that draws; None for one that draws whole batches.
@@ -66,7 +66,7 @@ class CountedBatches(Batches, Protocol):
 
 
 class BatchesInParts:
-    """Batches in equal parts, one after the other: part ``i % n`` of batch ``i // n``, for n sources."""
+    """Batches in n equal parts, from n sources: item ``i`` is part ``i % n`` of batch ``i // n``."""
 
     def __init__(self, parts: Sequence[Batches]) -> None:
         self.parts, self.form = parts, parts[0].form
@@ -76,9 +76,10 @@ class BatchesInParts:
 
 
 class RepeatedBatches:
-    """Batches that have no equal parts, repeated ``times``: the loss of a batch is the same, and each device has one.
+    """Batches that are repeated ``times`` within a batch, so that each device gets a whole copy of them.
 
-    (The smoothing constant of a loss then counts once for all of them, not for each.)
+    The loss of the repeated batch is the loss of the batch, but the smoothing constant of a loss counts only once for
+    all the copies.
     """
 
     def __init__(self, batches: CountedBatches, times: int) -> None:

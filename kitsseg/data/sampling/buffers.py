@@ -1,4 +1,4 @@
-"""Memory for one batch after another: fresh pages would cost as much time as what is written to them."""
+"""Memory that is used again for each batch, because new memory costs as much time as writing the batch does."""
 
 import math
 import weakref
@@ -13,7 +13,7 @@ ALIGNMENT = 64  # TensorFlow takes an array over that starts at such an address,
 
 
 class Buffers:
-    """Hands out uninitialized arrays, and their memory again once nothing refers to an array or to a part of it.
+    """Gives uninitialized arrays. The memory of an array is used again when nothing refers to it or to a view of it.
 
     Args:
         most: how many unused pieces are kept.

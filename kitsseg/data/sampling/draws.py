@@ -1,4 +1,4 @@
-"""What the samplers of slices and of patches share: who may be drawn, in which order, from which random numbers."""
+"""Functions of both samplers, of slices and of patches: random numbers, order of the cases, shares of a batch."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["batch_rng", "checked_index", "empty_batch", "in_circles", "own_place
 
 
 class _Source(Protocol):
-    """What ``empty_batch`` needs of a source of batches."""
+    """The attributes of a source of batches that ``empty_batch`` uses."""
 
     form: BatchForm
     buffers: Buffers
 
 
 def batch_rng(seed: int, index: int, stream: int) -> np.random.Generator:
-    """The random numbers of batch ``index``; each ``stream`` of them is independent of the others."""
+    """The random generator of batch ``index``. Generators of different ``stream`` are independent."""
     return np.random.Generator(np.random.Philox(key=[seed, (int(index) << 32) | stream]))
 
 
 def checked_index(index: SupportsIndex, n: int | None = None) -> int:
     """The number of a batch as an int.
 
-    Raises: IndexError below 0 and from ``n`` on: that ends a loop over a list of batches.
+    Raises: IndexError below 0 and from ``n`` on. Python ends a loop over the batches at this error.
     """
     index = operator.index(index)
     if index < 0 or (n is not None and index >= n):
@@ -48,26 +48,29 @@ def in_circles(
 ) -> npt.NDArray[np.int64]:
     """The ``size`` items of batch ``index``: each of ``n`` once before any again, all different if ``size <= n``.
 
-    A shuffled order is gone through in a circle until a batch ends where the circle does: a new order in the middle
-    of a batch could repeat an item in it.
+    A shuffled order of the items is repeated until its end is also the end of a batch; then a new order is drawn. A new
+    order in the middle of a batch could put an item into it twice.
 
     Args:
-        order_of: from the number of a circle to a permutation of ``n``.
+        order_of: called with the number of the order, returns a permutation of ``n`` items.
+        n: number of items.
+        size: items in a batch.
+        index: number of the batch, from 0.
     """
     batches = n // math.gcd(n, size)
     return order_of(index // batches)[(index % batches * size + np.arange(size)) % n]
 
 
 def own_places(size: int, shard: tuple[int, int] | None) -> range:
-    """Which places of a batch one of several processes draws.
+    """The places of a batch that one of several processes draws.
 
     Args:
         size: of the batch of all processes together.
         shard: (index, count) of the process; None for one that draws the whole batch.
 
     Returns: range of places; those of all processes, one after the other, are the batch of one process.
-    Raises: ValueError for a shard that is none, and for a batch that cannot be divided evenly: unequal parts would
-        weigh their images differently.
+    Raises: ValueError for an index that is not below the count, and for a batch that cannot be divided evenly. In
+        unequal parts the images would have unequal weights.
     """
     index, count = (0, 1) if shard is None else shard
     if not 0 <= index < count:

@@ -43,14 +43,14 @@ _Drawn = tuple[int, int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ClassRuns:
-    """Where the voxels of each class of a case lie.
+    """The voxels of each class of a case, as runs.
 
     Attributes:
         case: CachedCase.
         counts: voxels of background, kidney and tumor.
         ends: for kidney and tumor, how many voxels its runs hold up to the end of each run (uint32).
-        shifts: for each run, what to add to the number of a voxel within its class to get its flat index in
-            the label box (uint32).
+        shifts: number for each run (uint32). The flat index of a voxel in the label box is its number within its
+            class plus this.
     """
 
     case: CachedCase
@@ -119,9 +119,10 @@ class PatchBatches:
         cases: dict from name to CachedCase (``open_cache``).
         split: CaseSplit; only the cases of ``part`` are drawn.
         part: "train", "validation" or "test".
-        sampler: PatchSampler. augmentation: Augmentation, flips of rows and columns only.
+        sampler: PatchSampler.
+        augmentation: Augmentation, flips of rows and columns only.
         spec: PreprocessSpec of the cache, one channel.
-        draws: seed, library ("batchgenerators" flips) and part of the batch; by default seed 0, all of it, fast.
+        draws: Draws: seed, library of the flips, share of the batch; by default seed 0, the fast path, whole batches.
 
     Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, or a patient in two parts of the
         split; ValueError for scaling, for a specification of several channels and for a batch that cannot be
@@ -164,7 +165,7 @@ class PatchBatches:
         self._runs: dict[int, ClassRuns] = {}
 
     def draw(self, index: int) -> list[_Drawn]:
-        """What batch ``index`` holds: a list of (case number, label of the center, center voxel)."""
+        """The patches of batch ``index``: a list of (case number, label of the center, center voxel)."""
         cases, drawn = self._cases_of_batch(index), []
         for position in range(self._places.start // len(LABELS), -(-self._places.stop // len(LABELS))):
             # random numbers of its own for each case: no process need look into those of another
@@ -294,7 +295,7 @@ def _take(
 def _overlap(
     start: Sequence[int], size: Sequence[int], box_start: Sequence[int], box_size: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a patch and a box share voxels: slices of the box, and of the patch; empty if they share none."""
+    """The voxels that a patch and a box share: (slices of the box, slices of the patch), empty if they share none."""
     low = [max(a, b) for a, b in zip(start, box_start)]
     high = [max(x, min(a + m, b + n)) for x, a, m, b, n in zip(low, start, size, box_start, box_size)]
     return (

@@ -8,8 +8,8 @@ here needs TensorFlow but ``batch_dataset``, which hands the very same batches t
     part = SliceBatches(..., Draws(seed=0, shard=(1, 4)))[1000]             # the second quarter of that batch
     dataset = batch_dataset(batches, 1000, 2000)                            # goes on after 1,000 steps
 
-For training in several processes (the JAX backend, tf.distribute's multi-worker strategies) each of them gives its own
-``shard``: together they make the batches of one process, so that its loss curve is theirs.
+For training in several processes (the JAX backend, tf.distribute's multi-worker strategies) each process gives its own
+``shard``. Together their batches are the batches of one process, so that the loss curve is the same.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ class SliceBatches:
         cases: dict from name to CachedCase (``open_cache``).
         split: CaseSplit; only the cases of ``part`` are drawn.
         part: "train", "validation" or "test".
-        sampler: SliceSampler. augmentation: Augmentation. spec: PreprocessSpec of the cache.
-        draws: seed, library and part of the batch; by default seed 0, all of it, the fast way.
+        sampler: SliceSampler.
+        augmentation: Augmentation.
+        spec: PreprocessSpec of the cache.
+        draws: Draws: seed, library, share of the batch; by default seed 0, the fast path, whole batches.
 
     Attributes:
-        form: of the batches that come out; its batch size is the sampler's, divided by the number of processes.
+        form: BatchForm of the batches. Its batch size is the sampler's, divided by the number of processes.
 
     Raises: TypeError if ``split`` is no CaseSplit; InputError for missing cases, a case without a positive slice, or a
         patient in two parts of the split; ValueError for a batch that cannot be divided evenly.
@@ -115,7 +117,7 @@ class SliceBatches:
             self._positive.append((slices, np.cumsum(weights)))
 
     def draw(self, index: int) -> list[tuple[int, int]]:
-        """Which slices batch ``index`` holds: a list of (case number, slice number), order shuffled."""
+        """The slices of batch ``index``: a list of (case number, slice number) in shuffled order."""
         drawn = self._draw_all(index)
         return [drawn[place] for place in self._places]
 
@@ -123,7 +125,7 @@ class SliceBatches:
         """Batch ``index``: images (batch, rows, columns, channels) float32, labels (batch, rows, columns) int32."""
         images, labels = empty_batch(self)
         rng = self._rng(index, 1)
-        # for the places of other processes too: what a place holds must not depend on who draws it
+        # drawn for the places of other processes, too, so that a place holds the same slice whichever process draws it
         drawn = [(self.cases[case], k, self._draw_crop(rng, case)) for case, k in self._draw_all(index)]
         for own, place in enumerate(self._places):
             window, labels[own] = self._cut(*drawn[place])
@@ -179,7 +181,7 @@ class SliceBatches:
         return cut_batchgenerators(image, truth, size, self.augmentation, np.random.default_rng(crop))
 
     def _draw_slices(self, index: int) -> list[tuple[int, int]]:
-        """The next slices of a random order of all slices, drawn anew each time it is used up."""
+        """The next slices of a random order of all slices. A new order is drawn when all slices were used."""
         total, size, drawn = int(self._ends[-1]), self.sampler.batch_size, []
         for position in range(index * size, (index + 1) * size):
             order = self._order(position // total, total)
@@ -263,10 +265,11 @@ def batch_dataset(
 
     Args:
         batches: Batches, such as SliceBatches, ValidationSlices, or the patches of ``kitsseg.data.sampling.patches``.
-        targets: applied to the labels; for networks whose outputs want different targets.
+        start, stop: numbers of the first batch, and of the batch after the last one.
+        targets: function of the labels that makes the targets of the network's outputs, if they are not the labels.
 
-    A strategy of tf.distribute divides each batch among its replicas (``fit`` under its scope does that); among
-    several workers give each of them batches of its own ``shard``.
+    A strategy of tf.distribute divides each batch among its replicas when ``fit`` runs under its scope. With several
+    workers, give each worker batches of its own ``shard``.
     """
     import tensorflow as tf
 
@@ -280,7 +283,8 @@ def batch_dataset(
     # one is in the making, one in use: 34 MB each for the 39 patches of deeplab3d
     dataset = tf.data.Dataset.range(start, stop).map(load).prefetch(1)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread holds every call of fit up at the end, up to twice the time
+    # the thread of autotuning delays the end of every call of fit, which can then take twice as long
+    options.autotune.enabled = False
     policies = tf.data.experimental.AutoShardPolicy
     # a worker that draws its own shard must not be given every n-th batch of it
     options.experimental_distribute.auto_shard_policy = policies.OFF if batches.form.shard else policies.DATA

@@ -1,4 +1,4 @@
-"""What the 2-D U-Nets of several papers share."""
+"""Layers and checks that the 2-D U-Nets of several papers share."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["UpsampleBilinear", "check_image_shape", "set_norm_momentum"]
 class UpsampleBilinear(layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """Double rows and columns: bilinear, half-pixel centers, edges clamped.
 
-    The values of ``UpSampling2D(interpolation="bilinear")``, which TensorFlow refuses inside ``fit`` and
-    ``predict`` when a size is unknown to the graph. Where sizes are known, as in training, the backend's own
-    resizing is used; on a CPU without XLA it is about ten times as fast as arithmetic on slices.
+    The result equals ``UpSampling2D(interpolation="bilinear")``, which TensorFlow refuses inside ``fit`` and
+    ``predict`` if the graph does not know a size. If the sizes are known, as in training, the backend's own resizing
+    is used; on a CPU without XLA it is about ten times as fast as arithmetic on slices.
 
     Shapes: (batch, rows, columns, channels), sizes may be unknown, to (batch, 2 rows, 2 columns, channels).
     """
@@ -40,9 +40,14 @@ class UpsampleBilinear(layers.Layer):  # type: ignore[misc]  # Keras ships no ty
 
 
 def check_image_shape(input_shape: tuple[int | None, ...], step: int, name: str) -> None:
-    """Raise ValueError unless it is ``(rows, columns, channels)``, sizes multiples of ``step`` or None.
+    """Raise ValueError unless ``input_shape`` is ``(rows, columns, channels)``, with multiples of ``step`` or None.
 
-    Without this check a wrong size fails later, in a ``Concatenate`` that names neither model nor remedy.
+    Without this check a wrong size fails later, in a ``Concatenate`` whose error names neither model nor remedy.
+
+    Args:
+        input_shape: ``(rows, columns, channels)`` without the batch axis.
+        step: the total stride of the network.
+        name: of the network, for the message.
     """
     if len(input_shape) != 3:
         raise ValueError(f"{name}: input_shape must be (rows, columns, channels); got {tuple(input_shape)}.")
@@ -54,11 +59,11 @@ def check_image_shape(input_shape: tuple[int | None, ...], step: int, name: str)
 
 
 def set_norm_momentum(model: keras.Model, momentum: float) -> None:
-    """Let batch normalization forget faster than Keras' 0.99, which needs several hundred steps to settle.
+    """Set the momentum of all batch normalizations. With Keras' 0.99 their statistics need hundreds of steps to settle.
 
     Args:
         model: a network; changed in place, before it is compiled.
-        momentum: of all its batch normalizations.
+        momentum: 0..1; a lower one forgets old batches faster.
     """
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):

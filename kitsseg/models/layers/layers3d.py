@@ -19,9 +19,9 @@ __all__ = ["DepthwiseConv3D", "UpsampleTrilinear", "double"]
 class DepthwiseConv3D(layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """3x3x3 convolution of each channel by itself, SAME padding, no bias.
 
-    Computed as three 2D depthwise convolutions, one per kernel slice, on the volume shifted along the slices,
-    and summed: in TensorFlow on a CPU faster than a dense ``Conv3D``, and by far than ``Conv3D(groups=channels)``.
-    Padding is that of ``Conv3D(padding="same")``, also with strides.
+    It is the sum of three 2D depthwise convolutions, one for each slice of the kernel, of the volume shifted along the
+    slices. In TensorFlow on a CPU this is faster than a dense ``Conv3D``, and much faster than
+    ``Conv3D(groups=channels)``. The padding equals that of ``Conv3D(padding="same")``, also with strides.
 
     Args:
         strides: one number for all axes, 1 or 2.
@@ -145,14 +145,14 @@ def double(x: Tensor, axis: int) -> Tensor:
 
 
 def _cut(x: keras.KerasTensor, where: Mapping[int, tuple[int, int]]) -> keras.KerasTensor:
-    """What lies within these bounds, as ``x[:, begin : begin + size]`` would give.
+    """Cut a part out of a tensor, as ``x[:, begin : begin + size]`` does.
 
-    On TensorFlow an index is a strided slice. On a CPU strided slices and their gradients took half of a training step
-    of deeplab3d (benchmarks/depthwise3d.py); the gradient of ``ops.slice`` is a plain padding.
+    TensorFlow turns an index into a strided slice. On a CPU strided slices and their gradients took half of a training
+    step of deeplab3d (benchmarks/depthwise3d.py); the gradient of ``ops.slice`` is a plain padding.
 
     Args:
         x: tensor of any rank.
-        where: axis to (begin, size), numbers or, where sizes are unknown, tensors; other axes are kept whole.
+        where: axis -> (begin, size), which are numbers, or tensors if sizes are unknown; other axes are kept whole.
     """
     begins, sizes = [0] * len(x.shape), list(ops.shape(x))
     for axis, (begin, size) in where.items():

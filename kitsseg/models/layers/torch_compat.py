@@ -1,6 +1,6 @@
-"""What torch has and Keras lacks: pixel shuffle, nearest resizing by torch's index rule, ICNR kernels.
+"""Layers and initializers of torch that Keras lacks: pixel shuffle, nearest resizing by torch's index rule, ICNR.
 
-Code:  torch ``nn.PixelShuffle`` and ``interpolate(mode="nearest")``, fastai ``icnr_init``. Our own wording.
+Code:  torch ``nn.PixelShuffle`` and ``interpolate(mode="nearest")``, fastai ``icnr_init``; written anew here.
 Check: fastai's ``DynamicUnet`` with the same weights gives the same outputs to float rounding.
 """
 

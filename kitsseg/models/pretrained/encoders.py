@@ -29,7 +29,7 @@ RESNET50_SKIPS = ("conv1_relu", "conv2_block3_out", "conv3_block4_out", "conv4_b
 
 
 def encoder_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of ``model``'s encoder, first to last: those to freeze, or to fill with ImageNet weights."""
+    """The layers of ``model``'s encoder, first to last, to be frozen or filled with ImageNet weights."""
     return [layer for layer in model.layers if layer.name.startswith("encoder_")]
 
 
@@ -117,8 +117,8 @@ def _resnet_norm(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
 def resnet50(image: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.KerasTensor]]:
     """``keras.applications.ResNet50``: 2048 channels at 1/32 of the size; skips of 64, 256, 512, 1024.
 
-    Not torchvision's: the stride sits in another convolution and convolutions have biases, so only
-    :func:`load_resnet50_imagenet` fills it.
+    It differs from torchvision's ResNet-50: the stride lies in another convolution, and convolutions have biases. So
+    only :func:`load_resnet50_imagenet` can fill it.
     """
     original = keras.applications.ResNet50(include_top=False, weights=None, input_shape=image.shape[1:])
 
@@ -133,11 +133,12 @@ def resnet50(image: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.Ke
 def load_resnet50_imagenet(model: keras.Model, pretrained: keras.Model | None = None) -> None:
     """Copy ``keras.applications``' ImageNet weights into a model with the :func:`resnet50` encoder.
 
-    They were trained on blue, green, red; the first kernel's channels are turned round, so that this encoder
-    takes red, green, blue like the others. A one-channel model gets their sum.
+    The weights were trained on blue, green, red. The order of the first kernel's channels is reversed, so that this
+    encoder takes red, green, blue like the others. A model with one channel gets the sum of the three.
 
     Args:
-        pretrained: a ``keras.applications.ResNet50(include_top=False)``; by default the ImageNet one,
+        model: from ``build_squeeze_unet(encoder="resnet50")``.
+        pretrained: a ``keras.applications.ResNet50(include_top=False)``; by default the one with ImageNet weights,
             which Keras downloads and caches.
     Raises: InputError if Keras cannot download the weights.
     """

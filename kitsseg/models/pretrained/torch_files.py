@@ -1,7 +1,7 @@
-"""Read a torch state dict without torch, and without running what a file says.
+"""Read a torch state dict without torch, and without running code from the file.
 
-Code: torch's two file formats: the zip file since version 1.6, a chain of pickles before.
-Ours: the unpickler allows exactly the names that a dict of tensors needs; every other one is refused.
+Code: torch's two file formats: a zip file since version 1.6, several pickles in a row before.
+Ours: the unpickler allows only the names that a dict of tensors needs and refuses all others.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]
 
 
 def _check_size(tensors: Iterable[_Tensor], n_bytes: int) -> None:
-    """Strides of 0 and tensors that share their values could make a small file fill any memory.
+    """Refuse tensors that are larger together than the file.
 
-    A state dict has neither: together its tensors are no larger than the file.
+    With strides of 0, or with tensors that share their values, a small file could fill any memory. A state dict has
+    neither.
     """
     total = 0
     for tensor in tensors:
@@ -78,9 +79,9 @@ def _check_size(tensors: Iterable[_Tensor], n_bytes: int) -> None:
 
 
 def _loaded(unpickler: _TensorUnpickler, file: io.BytesIO) -> Any:
-    """The object of the pickle that begins here, unless it would set aside memory for more objects than it holds.
+    """The object of the pickle that begins here. A pickle that would reserve memory for too many objects is refused.
 
-    Raises: ValueError, and whatever a damaged pickle makes of itself.
+    Raises: ValueError, or any error that a damaged pickle can cause.
     """
     start = file.tell()
     for position, (opcode, argument, _) in enumerate(pickletools.genops(file)):
