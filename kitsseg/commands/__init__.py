@@ -1,5 +1,5 @@
-"""What each command does, a module per group: its arguments, then calls of the library.
+"""The commands, one module for each group: the arguments of a command, then calls of the library.
 
-Nothing here is imported before it is needed: ``kitsseg --help`` reads the arguments of all groups and must stay
-instant, so rich, NumPy, Keras and the library are imported inside the functions.
+``kitsseg --help`` reads the arguments of all groups and must be instant. Therefore rich, NumPy, Keras and the library
+are imported inside the functions.
 """

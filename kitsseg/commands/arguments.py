@@ -134,7 +134,7 @@ def mask_values(text: str) -> tuple[int, ...]:
 
 
 def add_layout(sub: argparse.ArgumentParser, labels: bool = True) -> None:
-    """The options that say how cases lie in a folder, where it does not tell by itself."""
+    """Add the options that say where the files of cases lie, if the folder alone does not tell it."""
     sub.add_argument("--images", metavar="PATTERN", help="which files are the scans, such as '*/ct.nii.gz'")
     sub.add_argument(
         "--hu-window",

@@ -87,7 +87,7 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
 
 
 def _command(a: argparse.Namespace) -> str:
-    """The command that does the rest."""
+    """The command that trains the remaining folds and scores all cases."""
     words = ["kitsseg cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
     defaults: dict[str, object] = {"folds": 5, "epochs": None, "steps": None, "seed": 0}
     defaults |= {"precision": "float32", "accumulate": 1, "ema": None}

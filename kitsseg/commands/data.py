@@ -224,7 +224,7 @@ def write_manifest(data: Path, out: Path, images_2019: bool = False) -> None:
 
 
 def _lines() -> Progress:
-    """A progress that prints a line at every tenth: a download goes on for hours, and a log has no bar."""
+    """A progress function that prints a line at every tenth, because a download takes hours and a log has no bar."""
     from kitsseg.runtime.console import done
 
     said = [0]

@@ -1,4 +1,4 @@
-"""kitsseg demo: the whole road on synthetic patients."""
+"""kitsseg demo: all steps from data to report on synthetic patients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def demo(recipe: Recipe, out: Path, n_cases: int, seed: int) -> None:
-    """The whole road on synthetic patients; each step is shown as the command that does the same."""
+    """Run all steps from data to report on synthetic patients, and show each step as the command that does the same."""
     from kitsseg.data.splits import save_split
     from kitsseg.runtime.console import console, without_next
     from kitsseg.training.options import TrainOptions

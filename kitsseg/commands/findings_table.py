@@ -10,7 +10,7 @@ LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 def fold_alike(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, errors first, and of warnings and notes that are alike only the first, the others counted."""
+    """The findings, errors first. Of equal warnings and notes only the first is kept, with the number of all."""
     folded = [finding for finding in findings if finding.level == "error"]
     for level in list(LEVELS)[1:]:
         groups: dict[tuple[str, str, tuple[str, str] | None], list[Finding]] = {}

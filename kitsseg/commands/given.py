@@ -27,7 +27,8 @@ def add_given(sub: argparse.ArgumentParser, what: str) -> None:
     """Add the option; ``with_given`` reads it.
 
     Args:
-        what: which settings it takes, with an example.
+        sub: parser of the command.
+        what: text about the settings that the option takes, with an example.
     """
     sub.add_argument(
         "--set",
@@ -49,14 +50,16 @@ def with_given(
     """The recipe with the settings that a user gives.
 
     Args:
-        texts: NAME=VALUE each, the name dotted; ``none`` as value of a group, such as ``postprocess`` or
-            ``phases.NAME.schedule``, leaves the group out.
-        only: the one group whose settings may be given here.
-        steps: of every epoch of every phase; None: the recipe's.
-        batch_size: slices in a batch of every phase; the share that holds kidney or tumor stays. None: the recipe's.
+        recipe: Recipe.
+        texts: NAME=VALUE each, with the dotted name of a setting. The value ``none`` of a group, such as
+            ``postprocess`` or ``phases.NAME.schedule``, leaves the group out.
+        only: the only group whose settings may be given; None: all groups.
+        steps: steps of every epoch of every phase; None: the recipe's.
+        batch_size: slices in a batch of every phase; the share of slices with kidney or tumor stays. None: the
+            recipe's.
 
-    Raises: InputError for a name that is no setting, one that is given twice, a value of another type, and values that
-        do not go together.
+    Raises: InputError for a name that is not a setting, a name that is given twice, a value of another type, and values
+        that do not go together.
     """
     values: dict[str, object] = {}
     for text in texts:
@@ -104,7 +107,7 @@ def _of_batch(
 
 
 def spoken_settings(recipe: Recipe) -> dict[str, str]:
-    """What a user gave, as the command line takes it."""
+    """The settings that a user gave, by name, with values as the command line takes them."""
     return {name: _said(value_of(recipe, name)) for name in given_settings(recipe)}
 
 
@@ -143,7 +146,7 @@ def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
 
 
 def _like(value: object) -> Any:
-    """A type for an option of which only a value is known."""
+    """The type of an option, found out from its value."""
     if value is None:
         return Any
     if isinstance(value, str):
@@ -157,7 +160,7 @@ def _like(value: object) -> Any:
 
 
 def _read(text: str, hint: Any) -> Any:
-    """A number, a word, or several of them with commas between; what is no number stays text."""
+    """A number, a word, or several of them separated by commas; anything that is not a number stays text."""
     if hint is str:
         return text
     spelled = re.sub(
@@ -175,7 +178,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """The value as this type. Raises: TypeError, whose text says what was expected."""
+    """The value as this type. Raises: TypeError, whose text names the expected type."""
     if hint is Any:
         return value
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

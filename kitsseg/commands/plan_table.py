@@ -1,4 +1,4 @@
-"""What ``kitsseg predict`` shows before it begins: what was found, and what will be done."""
+"""The table that ``kitsseg predict`` shows before it begins: the scans that it found, and what it will do with each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ SHOWN = 20  # scans, and lines about what is left out, unless all are asked for
 
 
 def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
-    """Print a table of the scans, a line for what is left out or cannot be looked at, and a sentence with the numbers.
+    """Print a table of the scans, lines about files that are left out or cannot be searched, and the numbers of all.
 
     Args:
-        out: folder for the label maps. all_rows: a row for each scan, however many there are.
+        plan: Plan.
+        out: folder for the label maps.
+        all_rows: print a row for each scan, however many there are.
     """
     from rich.table import Table
     from rich.text import Text

@@ -43,7 +43,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
 
 
 def _listed(name: str) -> dict[str, object]:
-    """A paper, and the names that its recipe is had by."""
+    """A paper, and the names of its recipes."""
     from kitsseg import recipes
 
     recipe = recipes.get(name)

@@ -1,4 +1,4 @@
-"""What ``kitsseg evaluate`` prints: a line per case, the means, and the ladder beside an empty prediction."""
+"""The tables of ``kitsseg evaluate``: a line for each case, the means, and the ladder beside an empty prediction."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ COLUMNS = {
 
 
 def print_scores(rows: Sequence[Mapping[str, Any]], summary: Summary, console: Console) -> None:
-    """Print the ladder, the scores of each case, their means, and what is to be known beside them.
+    """Print the ladder, the scores of each case, their means, and sentences about missing or doubtful cases.
 
     Args:
-        rows, summary: of ``Evaluation``.
-        console: where there is no terminal, the tables have no lines and no line is folded.
+        rows, summary: from ``Evaluation``.
+        console: if it is not a terminal, the tables have no lines and no line is folded.
     """
     beside = summary.beside_all_background
     _print(_ladder(beside, console), console)  # long: what matters most is to stand last
@@ -97,7 +97,7 @@ def _add(
 
 
 def _print(table: Table, console: Console) -> None:
-    """On a terminal within its width; elsewhere as wide as the table is, for who reads it later."""
+    """Print a table within the width of the terminal, or in its full width if there is no terminal."""
     if console.is_terminal:
         console.print(table)
     else:
@@ -117,7 +117,7 @@ def _ladder(beside: Ladders, console: Console) -> Table:
 
 
 def _sentences(summary: Summary) -> list[str]:
-    """What is to be known beside the table."""
+    """Sentences about missing or doubtful cases, to stand below the table."""
     low, high = summary.composite_interval_95
     n = summary.n_cases
     lines = [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]

@@ -156,7 +156,7 @@ def _print_ranking(console: Console, files: Mapping[str, Path]) -> None:
 
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:
-    """Scores files by what to call them: NAME of NAME=FILE, else their folder, else what tells them apart in it."""
+    """Name -> scores file. The name is NAME of NAME=FILE, else the file's folder, else the name of the file."""
     files: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.rpartition("=")
@@ -199,7 +199,7 @@ def report(source: Path, out: Path) -> None:
 
 
 def _after_report(source: Path) -> str:
-    """The command that usually follows on a page about ``source``."""
+    """The command that usually comes after a report about ``source``."""
     scores = source / "scores.csv" if source.is_dir() else source
     if scores.exists():
         return f"kitsseg compare {scores} OTHER_SCORES"

@@ -260,14 +260,16 @@ def _sparsity_line(totals: Mapping[str, Any]) -> str:
 def choose_split(
     cache: Path, recipe: Recipe, name: str | None, fractions: tuple[float, float, float] | None = None
 ) -> CaseSplit:
-    """The split of a training: a named one or a file, the one of the recipe's paper where all of KiTS19 is at hand,
-    or one drawn from the cases that are.
+    """The split of a training: the named split, the split of the paper if all its cases are available, or a new one.
+
+    It does not depend on the seed of the training, so that runs with different seeds can be compared.
 
     Args:
-        fractions: of the cases at hand that train, validate and test; None: the paper's split if it fits, or
+        cache: folder given to ``preprocess_cases``.
+        recipe: Recipe.
+        name: of a split of the package, or path of a split file; None: the paper's split or a new one.
+        fractions: of the available cases for training, validation and test; None: the paper's split if it fits, else
             80/10/10.
-
-    It never depends on the seed of the training, so that runs with other seeds stay comparable.
     """
     from kitsseg.data.cache.cases import open_cache
     from kitsseg.data.splits import load_split, make_split
@@ -296,7 +298,7 @@ def choose_split(
 
 
 def train_on(recipe: Recipe, cache: Path, split: CaseSplit, run: Path, options: TrainOptions) -> None:
-    """Train, with all that the user sees of it.
+    """Train, and show progress and messages to the user.
 
     Args: as for ``train_recipe``; progress and messages are added to the options here.
     """
@@ -315,7 +317,7 @@ def train_on(recipe: Recipe, cache: Path, split: CaseSplit, run: Path, options: 
 
 
 def _say_made(what: str, run: Path, test: Sequence[str]) -> None:
-    """What was made, and how to predict the patients it has not seen."""
+    """Print what was made, and the command that predicts the patients whom the network has not seen."""
     from kitsseg.runtime.console import done
 
     part = "test" if test else "validation"

@@ -1,4 +1,4 @@
-"""Options of every command that trains: what it computes with, and what it shows and writes meanwhile."""
+"""Options of every command that trains: devices and precision, and the output during training."""
 
 import argparse
 from pathlib import Path
@@ -142,7 +142,7 @@ def say(text: str) -> None:
 
 
 def saying_what_computes(progress: "Progress", options: "TrainOptions") -> "Progress":
-    """``progress``, which says at the first step which devices and precision are used; loudly, if a GPU is not."""
+    """``progress``, but its first call also prints the devices and the precision, and warns if a GPU is not used."""
     told = False
 
     def call(description: str, done: float, total: int) -> None:

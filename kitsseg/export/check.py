@@ -1,4 +1,4 @@
-"""Whether an exported network labels as the one it came from, judged where background cannot hide a difference."""
+"""Check that an exported network gives the labels of the network it came from, apart from the background."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ FEW = 10  # voxels: so many may differ in all images, whatever share of a tiny t
 
 @dataclass(frozen=True)
 class Agreement:
-    """An exported network beside the one it came from.
+    """The comparison of an exported network with the network it came from.
 
     Attributes:
         images: number of slices (3D: tiles) compared.
-        largest_difference: of the outputs (logits, or with softmax probabilities).
+        largest_difference: largest difference of the outputs (logits; probabilities if the softmax is inside).
         agreement: share of all voxels with equal labels.
-        tk_dice: Dice between both's kidney with tumor, all images pooled.
-        tu_dice: the same of the tumor; None where neither finds any.
-        tk_differing, tu_differing: voxels that only one of them calls so.
+        tk_dice: Dice between the two networks' kidney with tumor, all images pooled.
+        tu_dice: the same for the tumor; None if neither network finds any.
+        tk_differing, tu_differing: number of voxels with this label from only one of the two networks.
     """
 
     images: int
@@ -57,7 +57,7 @@ class Agreement:
 
 
 def check_loads(path: str | os.PathLike[str]) -> None:
-    """Load an int8 LiteRT file in a process of its own: at one that it cannot prepare LiteRT ends the process.
+    """Load an int8 LiteRT file in a separate process, because LiteRT ends the process if it cannot prepare the file.
 
     Raises: InputError for such a file.
     """
@@ -73,11 +73,12 @@ def compare(outputs: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
     """Compare outputs of both networks for the same images.
 
     Args:
-        outputs: iterable of pairs (of the network, of the exported one), arrays (..., 3), higher is likelier.
+        outputs: pairs (output of the network, output of the exported one): arrays (..., 3), in which a higher number
+            means a likelier class.
 
     Returns: Agreement.
-    Raises: InputError for outputs of another shape, or not finite; where neither network finds kidney or tumor on
-        any image: there is nothing to compare then.
+    Raises: InputError for outputs of another shape or that are not finite, and if neither network finds kidney or tumor
+        on any image, because then nothing can be compared.
     """
     images = equal = voxels = 0
     largest, common, differing = 0.0, np.zeros(2, int), np.zeros(2, int)
@@ -104,7 +105,7 @@ def compare(outputs: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
 
 
 def check(comparison: Agreement, precision: str) -> None:
-    """Raise InputError if the labels differ by more than this precision excuses.
+    """Raise InputError if the labels differ by more than is allowed for this precision.
 
     Args:
         comparison: Agreement. precision: a key of ``LEAST_DICE``.

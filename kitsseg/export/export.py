@@ -1,8 +1,8 @@
-"""From a finished run to one file that other software can run: LiteRT, ONNX or SavedModel.
+"""Export the network of a finished run to one file that other software can run: LiteRT, ONNX or SavedModel.
 
-What is exported is the network alone, for one image of a fixed size: batch normalizations folded, weights as
-constants. What surrounds it in prediction travels along as metadata (see :mod:`kitsseg.records.exported`). Every
-file is run against the network it came from before it gets its name.
+Only the network is exported, for one image of a fixed size, with batch normalizations folded and weights as constants.
+The settings of preprocessing, inference and post-processing are stored in the file as metadata (see
+:mod:`kitsseg.records.exported`). Every file is compared with the network it came from before it gets its name.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and how it compares with the run's network (``check``): on cached slices of validation and
-    test cases, or, where the cache has none of these, of training cases."""
+    """The file that was written, and its comparison with the run's network (``check``).
+
+    Both are compared on cached slices of validation and test cases, or of training cases if the cache has no others."""
 
     path: Path
     format: str
@@ -78,8 +79,8 @@ def export_run(
         progress: called as progress(description, done, total).
 
     Returns: ExportResult.
-    Raises: InputError for an unfinished run, a missing package, a combination that does not exist, or a file whose
-        labels differ too much from the network's (``export_check``); nothing is kept then.
+    Raises: InputError for an unfinished run, a missing package, options that do not go together, or a file whose labels
+        differ too much from the network's (``kitsseg.export.check``). No file is kept then.
     """
     out, options = Path(out), options or ExportOptions()
     precision, softmax, cache = options.precision, options.softmax, options.cache
@@ -167,7 +168,7 @@ def _outputs(
     softmax: bool,
     output: str,
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    """Yield (output of the network, output of the exported one) of each image; of sigmoid heads the classes."""
+    """Yield (output of the network, output of the exported one) for each image; sigmoid outputs as class scores."""
     for image in images:
         expected = network.predict_on_batch(image)
         if output != "softmax":
@@ -182,7 +183,7 @@ def _last_output(network: keras.Model) -> keras.Model:
 
 
 def _format(out: Path, format: str | None, precision: str, sparse: bool) -> str:
-    """The format, once everything that needs no run is found to be in order."""
+    """The format of the file, after all checks of the options that need no run."""
     by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}
     format = format or by_suffix.get(out.suffix)
     if format not in SUFFIXES or out.suffix != SUFFIXES[format]:

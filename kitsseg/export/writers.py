@@ -38,13 +38,13 @@ class ExportOptions:
 
     Attributes:
         format: "litert", "onnx" or "saved_model"; None goes by the name of the file.
-        precision: "float32"; for LiteRT also "float16" (weights) or "int8" (all but input and output, calibrated on
-            slices of the run's training part).
+        precision: "float32"; for LiteRT also "float16" (weights only) or "int8" (everything except for input and
+            output, calibrated on slices of the run's training part).
         softmax: put the softmax inside, so that the output are probabilities instead of logits.
-        size: (rows, columns), for a 3D network (slices, rows, columns), of the input; None takes the recipe's slice
-            or tile.
-        cache: of ``kitsseg preprocess``; None takes the one the run was trained on.
-        sparse: LiteRT's storage of weights of which many are zero.
+        size: (rows, columns) of the input, for a 3D network (slices, rows, columns); None: the slice or tile of the
+            recipe.
+        cache: of ``kitsseg preprocess``; None: the cache that the run was trained on.
+        sparse: store the weights in LiteRT's sparse format, which is smaller if many weights are zero.
     """
 
     format: str | None = None

@@ -1,4 +1,4 @@
-"""From scans to label maps on the scans' own voxels: one scan or a cohort, here or on a cluster."""
+"""Segment one scan or a cohort, here or on a cluster, and write label maps on the scans' own voxels."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ NAMED = 3  # failed scans in the message; all are in predictions.json
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cohort.
+    """The result for a cohort.
 
     Attributes:
         written: label maps of all scans that have one now, in order.
-        kept: how many of them were there already.
+        kept: number of these label maps that existed before.
         failed: case name -> reason, in order.
         engine: what computed the networks; None where no label map was ever made.
         renewed: names of scans that have changed since their label maps were made, which were made anew.
@@ -111,9 +111,10 @@ def predict_cases(
     layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """As ``predict_cohort``; returns the paths of the label maps, and warns of scans that are doubtful.
+    """Segment scans as ``predict_cohort`` does, warn of doubtful scans, and return the paths of the label maps.
 
-    Raises: InputError if any scan failed, after all others are done.
+    Args: as ``predict_cohort``.
+    Raises: InputError as ``predict_cohort``, and if any scan failed, after all others are done.
     """
     outcome = predict_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
     check_all_done(outcome, out)
@@ -132,21 +133,21 @@ def predict_cohort(
 ) -> Outcome:
     """Segment scans and write one label map each.
 
-    A scan whose label map is there already, whole and made of the same scan by the same networks and settings, is left
-    out; one that fails is put down, with the reason, and the others go on. A call that was stopped goes on where it
-    was. Several calls may write to one folder at once. A label map of another scan of the same name is not replaced:
-    that scan fails.
+    A scan is left out if it has a whole label map that the same networks and settings made from the same scan. If a
+    scan fails, the reason is recorded and the other scans are segmented. A call goes on where an earlier one stopped.
+    Several calls may write to one folder at once. A label map of another scan with the same name is not replaced: the
+    scan fails.
 
     Args:
         run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
             run and for a SavedModel only.
-        inputs: whatever ``find_scans`` of ``kitsseg.data.layouts.scans`` takes: files, folders, archives. Or folders
-            of single slices (``kitsseg.data.layouts.slices``) and images of such: each gets a PNG of its own name, with
-            the values of the masks.
-        out: folder for the label maps, named as KiTS19 asks for them, and for ``predictions.json``.
-        part: "train", "validation" or "test": only those of the scans that are in this part of the run's split.
-        options: PredictOptions; the recipe's own way by default.
-        layout: where a folder alone does not say which files are scans.
+        inputs: files, folders and archives of scans, as ``find_scans`` of ``kitsseg.data.layouts.scans`` takes them; or
+            folders of single slices (``kitsseg.data.layouts.slices``) and images in them. The label map of a slice is a
+            PNG of the same name, with the values of the masks.
+        out: folder for the label maps, which have the names that KiTS19 asks for, and for ``predictions.json``.
+        part: "train", "validation" or "test": segment only the scans in this part of the run's split.
+        options: PredictOptions; the settings of the recipe by default.
+        layout: which files are scans, if a folder alone does not tell it.
         progress: called as progress(description, done, total).
 
     Returns: Outcome.
@@ -168,9 +169,10 @@ def plan_cohort(
     layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Plan]:
-    """What ``predict_cohort`` would do with the same arguments; nothing is computed or written.
+    """Plan what ``predict_cohort`` does with the same arguments. Nothing is computed or written.
 
-    Gives: Plan, which is good for ``carry_out`` in this context.
+    Args: as ``predict_cohort``.
+    Gives: Plan, for ``carry_out``, which must be called in this context.
     Raises: InputError as ``predict_cohort``.
     """
     options = options or PredictOptions()
@@ -204,7 +206,13 @@ def plan_cohort(
 def carry_out(
     plan: Plan, options: PredictOptions | None = None, *, progress: Progress | None = None
 ) -> Outcome:
-    """Segment the scans of a plan, as ``predict_cohort``."""
+    """Segment the scans of a plan.
+
+    Args:
+        plan: from ``plan_cohort``.
+        options: the same as for the plan.
+        progress: called as progress(description, done, total).
+    """
     options, record, scans = options or PredictOptions(), plan.record, plan.scans
     if options.scheduler and (packed := next((scan for scan in plan.todo.values() if scan.shown), None)):
         raise InputError(
@@ -327,10 +335,10 @@ def _with_products(
     options: PredictOptions,
     failed: dict[str, str],
 ) -> PredictedScan | FailedScan:
-    """Make what the options ask for beside a label map.
+    """Write the files that the options ask for beside a label map.
 
-    Returns: the entry of the scan, with the volumes if they were asked for. The reason why a file cannot be made is
-    added to ``failed``.
+    Returns: the entry of the scan, with the volumes if they were asked for. If a file cannot be made, the reason is
+        added to ``failed``.
     """
     if isinstance(entry, FailedScan):
         return entry
@@ -369,7 +377,7 @@ def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
 def _begun(
     todo: Mapping[str, Scan], record: Predictions, failed: dict[str, str]
 ) -> Iterator[tuple[str, Scan]]:
-    """The scans that nobody else has done in the meantime, each after it was put down as begun."""
+    """Yield the scans that no other process has done meanwhile, each after it was recorded as begun."""
     for name, scan in todo.items():
         try:
             if record.begin(name, scan.path, scan.place):
@@ -380,7 +388,7 @@ def _begun(
 
 @dataclass(frozen=True)
 class _Work:
-    """The scans that a call segments: who does it, the scans by name, single slices among them, and where they go."""
+    """The work of a call: the networks, the scans by name, the single slices among them, and the record."""
 
     ensemble: Ensemble
     todo: dict[str, Scan]
@@ -436,12 +444,15 @@ def predict_scan(
     """Segment one scan and write its label map; the networks stay loaded for the next.
 
     Args:
-        ensemble: Ensemble. name: of the case. scan: where it is. out: folder for the label map.
+        ensemble: Ensemble.
+        name: of the case.
+        scan: Scan.
+        out: folder for the label map.
         progress: called as progress(done, total) in slices.
-        item: the slice, if the image is a single one.
+        item: the SliceImage, if the scan is a single slice.
 
     Returns: (PredictedScan, engine), or (FailedScan, engine) if the scan cannot be read or segmented.
-    Raises: InputError for what concerns all scans: a network that cannot be loaded. OSError if writing fails.
+    Raises: InputError if a network cannot be loaded, which concerns all scans. OSError if writing fails.
     """
     with _one_at_a_time:
         members, postprocess, engine = _opened(ensemble)
@@ -548,5 +559,5 @@ def _opened(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | ReassignSmall
 
 
 def _as_shown(text: str, scan: Scan) -> str:
-    """A message that names the scan as the user finds it."""
+    """A message in which the scan has the path that the user knows."""
     return text.replace(str(scan.path), str(scan.shown)) if scan.shown else text

@@ -1,11 +1,11 @@
-"""What computes the logits: one engine, chosen before the first slice, never exchanged for another in silence.
+"""Engines that compute logits. One engine is chosen before the first slice and never replaced silently by another.
 
-A run's ``model.keras`` is computed by TensorFlow, in a compiled function of our own (one slice costs 1.5 to 2 times
-less than ``keras.Model.predict``), or by Keras' ``predict_on_batch``, the only way on the JAX backend. Exported
+A run's ``model.keras`` is computed by TensorFlow in a compiled function of this module (one slice takes 1.5 to 2 times
+less than with ``keras.Model.predict``), or by Keras' ``predict_on_batch``, the only way on the JAX backend. Exported
 networks need neither Keras nor TensorFlow: LiteRT, ONNX Runtime and OpenVINO start in a fraction of a second.
 
-XLA stays off on a CPU: it makes depth-wise convolutions about ten times slower. Batches are not worth it there:
-on a CPU core eight slices at once take as long as eight in turn, and more memory.
+XLA stays off on a CPU, because it makes depth-wise convolutions about ten times slower. Batches bring nothing there: on
+a CPU core eight slices in one batch take as long as eight slices one by one, and more memory.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def _tried(
 ) -> Predict:
     """Load an exported network and compute one image of zeros.
 
-    Raises: InputError, naming the file, for whatever the engine finds wrong with it, outputs that are no scores of
-        each pixel or voxel, and numbers that are not finite; without the engine's package.
+    Raises: InputError, naming the file, for any error of the engine, for outputs that are not scores of each pixel or
+        voxel, and for numbers that are not finite; InputError if the engine's package is missing.
     """
     failed: Exception | str | None = None
     with quiet_stderr():
@@ -161,7 +161,7 @@ def _tried(
 
 
 def _checked(scores: Predict, path: str | os.PathLike[str], output: str | None) -> Predict:
-    """The function of batches that raises InputError where it would give other than the scores of each voxel."""
+    """``scores``, with an InputError if a result does not hold finite scores of each pixel or voxel."""
 
     def checked(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         found = scores(batch)
@@ -183,7 +183,7 @@ def _checked(scores: Predict, path: str | os.PathLike[str], output: str | None) 
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities of logits (..., classes). One class after the other: NumPy is slow along a short last axis."""
+    """Probabilities of logits (..., classes), one class at a time, because NumPy is slow along a short last axis."""
     planes = np.moveaxis(logits, -1, 0)
     exponentials = np.exp(planes - functools.reduce(np.maximum, planes))
     exponentials /= exponentials.sum(axis=0)
@@ -243,9 +243,9 @@ def _of_its_form(
 
 
 def _compiled(network: keras.Model) -> Predict:
-    """The network as a graph for the size of the last batch; sizes change from scan to scan only.
+    """The network as a graph for the size of the last batch, since sizes change only from scan to scan.
 
-    The weights stay variables: as constants of the graph 49 MB of them took 780 MiB more, and it was no faster.
+    The weights stay variables: as constants of the graph, 49 MB of weights took 780 MiB more and were not faster.
     """
     import tensorflow as tf
 
@@ -263,10 +263,10 @@ def _compiled(network: keras.Model) -> Predict:
 
 
 def constant_function(network: keras.Model) -> Callable[[Tensor], Tensor]:
-    """A function of a batch that computes the network with arrays in place of variables.
+    """A function of a batch that computes the network with arrays instead of variables.
 
-    A graph traced from it holds constants: what follows from weights alone is computed once, and every converter
-    understands it.
+    A graph that is traced from it holds constants, so that values which depend only on weights are computed once, and
+    every converter understands it.
     """
     trainable, others = (
         [np.asarray(variable) for variable in variables]
@@ -280,7 +280,7 @@ def constant_function(network: keras.Model) -> Callable[[Tensor], Tensor]:
 
 
 def _one_by_one(compute: Predict, shape: tuple[int, ...]) -> Predict:
-    """A function of batches from one of single images: exported networks have one fixed size."""
+    """A function of batches that calls a function of single images, because exported networks take one image."""
 
     def scores(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if batch.shape[1:] != shape[1:]:

@@ -1,4 +1,4 @@
-"""Which networks segment a scan, and how: one run, the folds of a recipe, or different papers together."""
+"""The networks that segment a scan: one run, the folds of a recipe, or networks of different papers together."""
 
 import os
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ __all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ens
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a process has to know to segment scans; small, so that it travels with every job.
+    """Networks and settings with which scans are segmented; small, because it is sent with every job of a cluster.
 
     Attributes:
         runs: folders of finished runs, or networks from ``kitsseg export``; every one counts the same.
@@ -52,11 +52,11 @@ def ensemble_of(
     precision: str = "float32",
     cleanup: Cleanup | None = None,
 ) -> Ensemble:
-    """Ensemble of these runs; each is read here, once.
+    """Make an Ensemble of some runs; each run is read once.
 
     Args: as in ``PredictOptions``.
 
-    Raises: InputError for an unfinished run, one that is given twice, and options that do not fit.
+    Raises: InputError for an unfinished run, a run that is given twice, and options that do not fit the runs.
     """
     paths = tuple(str(network_path(run).resolve()) for run in runs)
     twice = {path for path in paths if paths.count(path) > 1}
@@ -82,10 +82,11 @@ def ensemble_of(
 
 
 def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
-    """What ``predictions.json`` says about an ensemble; run, paper and split are those of the first run.
+    """The MadeBy of ``predictions.json`` for an ensemble; run, paper and split are those of the first run.
 
     Args:
-        part: the part of the split that is predicted; None: whatever is given.
+        ensemble: Ensemble.
+        part: the part of the split that is predicted; None: all scans that are given.
     """
     first = ensemble.networks[0]
     split = first.record.split
@@ -152,7 +153,8 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
 def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
     """Names of the cases in this part of the first run's split.
 
-    Raises: InputError if a run does not say what it was trained on, or another one was trained on some of them.
+    Raises: InputError if a run has no record of its training cases, or if another run was trained on some of these
+        cases.
     """
     wanted: list[str] | None = None
     for run, network in zip(ensemble.runs, ensemble.networks, strict=True):

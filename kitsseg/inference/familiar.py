@@ -1,4 +1,4 @@
-"""Scans unlike those that the recipes were made for: KiTS19's."""
+"""Find scans that differ from the cases of KiTS19, for which the recipes were made."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ SLACK = 1.2  # beyond these ranges, before anything is said
 
 
 def unlike_kits19(grid: Grid, specs: Sequence[PreprocessSpec]) -> tuple[str, ...]:
-    """What about a scan no case of KiTS19 is like, a sentence each.
+    """A sentence about each way in which a scan's grid differs from those of all cases of KiTS19.
 
     Args:
-        specs: of the networks that segment it. Where all of them resample an axis, slices or pixels that lie closer
-            together than in KiTS19 are no difference.
+        grid: of the scan.
+        specs: PreprocessSpec of each network that segments the scan. If all of them resample an axis, slices or pixels
+            that lie closer together than in KiTS19 do not count as a difference.
     """
     slices, rows, columns = grid.spacing_mm
     extent = [count * mm for count, mm in zip(grid.shape, grid.spacing_mm, strict=True)]

@@ -1,4 +1,4 @@
-"""How scans are segmented: everything about it that the network does not decide."""
+"""Options of a prediction."""
 
 import os
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ __all__ = ["PredictOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """How scans are segmented; the same for one scan and for a cohort, here and on a cluster.
+    """How scans are segmented. The options are the same for one scan and for a cohort, here and on a cluster.
 
     Attributes:
-        whole_slices: take slices in one piece even where the recipe states overlapping tiles; about three times
-            faster, slightly different at the tiles' borders.
+        whole_slices: compute whole slices even if the recipe states overlapping tiles; about three times faster, and
+            slightly different at the tiles' borders.
         mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
         refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
         coarse: True or False overrides the recipe's coarse pass.
@@ -31,7 +31,7 @@ class PredictOptions:
         tumors_on_kidneys: tumors that touch no kidney are removed from the label maps.
         statistics: write the volumes of kidneys and tumors of all label maps as ``statistics.csv`` and ``.json``.
         dicom_seg: write a DICOM Segmentation object of each DICOM series beside its label map.
-        overwrite: segment scans again whose label map is there, and replace what has the name of a label map.
+        overwrite: segment scans again that have a label map, and replace any file with the name of a label map.
     """
 
     whole_slices: bool = False
@@ -51,6 +51,6 @@ class PredictOptions:
 
     @property
     def cleanup(self) -> Cleanup | None:
-        """What is removed from label maps; None for nothing."""
+        """The pieces that are removed from label maps; None for nothing."""
         wanted = Cleanup(remove_small_mm3=self.remove_small_mm3, tumors_on_kidneys=self.tumors_on_kidneys)
         return None if wanted == Cleanup() else wanted

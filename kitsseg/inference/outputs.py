@@ -1,8 +1,8 @@
-"""What a network's outputs mean, turned into probabilities of background, kidney and tumor. NumPy only.
+"""Turn the outputs of a network into probabilities of background, kidney and tumor. NumPy only.
 
 A softmax gives these three itself. A sigmoid head gives one channel for each label, for each region, or for the tumor
-alone; all of prediction goes on with three classes that add up to 1 and whose arg-max is the label that the channels
-say at a threshold of one half.
+alone. Prediction always works with three classes that add up to 1; their arg-max is the label that follows from the
+channels with a threshold of one half.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ def class_probabilities(logits: npt.NDArray[np.floating], output: str) -> npt.ND
         regions: 1 - k, min(k, 1 - t), min(k, t)   the first channel is kidney and tumor together
         tumor:   1 - t, 0, t                   the one channel there is
 
-    These rules are ours: the arg-max is background where no channel is above one half, and the products of the plain
-    rule are recovered where the channels are sure.
+    These rules are ours. The arg-max is background if no channel is above one half. If the channels are near 0 or 1,
+    the result is near the product of their probabilities.
 
     Args:
         logits: (..., channels), as many as ``output`` has.
-        output: as ``InferenceSpec.output``, but for "softmax".
+        output: ``InferenceSpec.output``, any except for "softmax".
 
     Returns: (..., 3), adding up to 1.
     Raises: ValueError for another number of channels.
@@ -61,7 +61,7 @@ def class_probabilities(logits: npt.NDArray[np.floating], output: str) -> npt.ND
 
 
 def network_of_classes(network: Network, output: str) -> Network:
-    """The network with three classes as its result, whatever its outputs mean."""
+    """The network with background, kidney and tumor as its result, made from outputs that mean ``output``."""
     if output == "softmax":
         return network
     convert = _converted(network.scores, output)

@@ -1,4 +1,4 @@
-"""What a prediction is going to do, found out before anything is computed or written."""
+"""Plan a prediction before anything is computed or written."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that conc
 
 @dataclass
 class Plan:
-    """What was found, and what will be done.
+    """The scans that were found, and what will be done with them.
 
     Attributes:
-        ensemble: who segments. record: of the folder for the label maps.
-        scans: all that are asked for, by name. slices: single slices among them.
-        todo: those that have no label map yet, or an old one.
-        refused: scans whose label map cannot be written, with the reason.
-        badly_named: those of them whose name no file can have.
-        left_out: (file or folder, why) for each that holds no scan.
-        wrong: (file or folder, why) for each that should hold scans and cannot be looked at.
+        ensemble: the networks that segment the scans.
+        record: of the folder for the label maps.
+        scans: name -> Scan, of all scans that are asked for.
+        slices: name -> SliceImage, of the single slices among them.
+        todo: the scans without a label map, or with one of an older version of the scan.
+        refused: name -> reason, of scans whose label map cannot be written.
+        badly_named: names of refused scans that no file can have.
+        left_out: (path, reason) of each file or folder that holds no scan.
+        wrong: (path, reason) of each file or folder that should hold scans but cannot be searched.
     """
 
     ensemble: Ensemble
@@ -65,10 +67,10 @@ def planned(
     layout: Layout | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Plan]:
-    """A Plan; in this context what its archives hold can be read.
+    """Make a Plan. Scans from archives can be read only in this context, because they are unpacked for it.
 
     Args:
-        open_networks: gives who segments; called when the inputs have been looked at.
+        open_networks: returns the Ensemble; called after the inputs were searched.
         inputs, out, part, options, layout, progress: as in ``predict_cohort``.
 
     Raises: InputError as ``predict_cohort``.
@@ -116,14 +118,14 @@ def _look_for_label_maps(plan: Plan, progress: Progress | None) -> None:
 
 
 def _other_values(item: SliceImage | None, entry: PredictedScan | FailedScan) -> bool:
-    """Whether the label map of a slice has other values than are asked for now."""
+    """Whether the label map of a slice was written with other values than those that are asked for now."""
     if item is None:
         return False
     return not isinstance(entry, PredictedScan) or entry.mask_values != tuple(item.mask_values)
 
 
 def odd_name(error: OSError, target: Path, name: str) -> str:
-    """Why a label map cannot have the name of its case. Raises: the error, if it is not about the name."""
+    """The reason why a label map cannot have the name of its case. Raises: ``error`` if it is not about the name."""
     if error.errno not in OF_A_NAME:
         raise error
     return (
@@ -143,9 +145,9 @@ def _only(scans: Mapping[str, Scan], wanted: Collection[str], part: str) -> dict
 
 
 def share_of(scans: Mapping[str, Scan], number: int, count: int) -> dict[str, Scan]:
-    """Part ``number`` of ``count`` of the scans, from 0: every one is in one part.
+    """Part ``number`` (from 0) of the scans in ``count`` parts; each scan is in one part.
 
-    Raises: InputError for a part that there is not.
+    Raises: InputError unless 0 <= number < count.
     """
     if not 0 <= number < count:
         raise InputError(f"--shard {number}/{count}: expected a number from 0 to {count - 1}.")

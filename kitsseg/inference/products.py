@@ -1,4 +1,4 @@
-"""What is written beside label maps: their volumes as tables, DICOM SEG, and color tables for viewers."""
+"""Files beside the label maps: tables of volumes, DICOM SEG, and color tables for viewers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _COLORS = {"kidney": (86, 180, 233), "tumor": (230, 159, 0)}
 
 @dataclass(frozen=True, kw_only=True)
 class CaseVolumes:
-    """The volumes of a label map, and which file it is."""
+    """The name of a label map, and its volumes."""
 
     file: str
     volumes: Volumes
@@ -57,10 +57,13 @@ class Statistics:
 def check_products(
     scans: Mapping[str, Scan], single_slices: bool, *, dicom_seg: bool, others: Mapping[str, object]
 ) -> None:
-    """See that what is asked for can be made of these scans, before anything is computed.
+    """Check that the files that the user asked for can be made of these scans, before anything is computed.
 
     Args:
-        dicom_seg: whether it is asked for. others: options that only scans have -> whether they are asked for.
+        scans: name -> Scan.
+        single_slices: whether the scans are single slices.
+        dicom_seg: whether DICOM SEG was asked for.
+        others: option that needs whole scans -> whether it was given.
 
     Raises: InputError.
     """
@@ -118,7 +121,13 @@ def seg_name(label_map: str) -> str:
 
 
 def write_dicom_seg(out: Path, entry: PredictedScan, scan: Scan, made_by: str) -> None:
-    """Write the DICOM SEG of a label map, unless it is there and younger than the label map.
+    """Write the DICOM SEG of a label map, unless there is one that is younger than the label map.
+
+    Args:
+        out: folder of the label maps.
+        entry: of the scan in ``predictions.json``.
+        scan: Scan, a DICOM series.
+        made_by: text for the header.
 
     Raises: InputError as ``write_segmentation``.
     """
@@ -135,7 +144,7 @@ def write_dicom_seg(out: Path, entry: PredictedScan, scan: Scan, made_by: str) -
 
 
 def write_color_tables(out: Path) -> None:
-    """Write the names and colors of the labels for 3D Slicer and for ITK-SNAP, unless they are there."""
+    """Write the names and colors of the labels for 3D Slicer and for ITK-SNAP, unless the files exist."""
     numbered = list(enumerate(_COLORS.items(), 1))
     slicer = ["# 3D Slicer color table: Add Data, then choose it for the label map", "0 background 0 0 0 0"]
     slicer += [f"{k} {name} {red} {green} {blue} 255" for k, (name, (red, green, blue)) in numbered]

@@ -1,7 +1,7 @@
-"""From one scan in memory to its labels: what the recipe does to it, windows and mirroring, the mean of networks.
+"""Make the labels of one scan in memory: preprocessing, windows or tiles, mirroring, the mean of several networks.
 
-One slice of probabilities is in memory at a time for a 2D network, one slab of tiles for a 3D one; a volume of class
-probabilities never is.
+Of the class probabilities, only one slice is in memory at a time for a 2D network, and one slab of tiles for a 3D
+network.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Member:
-    """What predicts on one grid: a network, or the mean of several that see the same.
+    """A network, or the mean of several networks with the same preprocessing, in an ensemble.
 
     Attributes:
-        predict: from (batch, rows, columns, channels), or with slices, to class probabilities of the same size.
+        predict: function from (batch, rows, columns, channels), or with slices, to class probabilities of the same
+            size.
         spec, inference: of its recipe.
-        scores: as ``predict``, cheaper, to logits; used where their arg-max is all that is needed. None: ``predict``.
+        scores: as ``predict``, but to logits, which is faster; used if only their arg-max is needed. None: ``predict``.
         weight: number of networks.
     """
 
@@ -66,8 +67,8 @@ class Member:
 def members_of(networks: Iterable[tuple[Network, PreprocessSpec, InferenceSpec]]) -> list[Member]:
     """Members of an ensemble in which every network counts the same.
 
-    Networks of the same specifications, such as the folds of one recipe, are averaged tile by tile: interpolation
-    and weighted means are linear, so that the mean on the scan's grid is the same, and done once.
+    Networks with the same specifications, such as the folds of one recipe, are averaged tile by tile. Because
+    interpolation and weighted means are linear, the mean on the scan's grid is the same, and is interpolated only once.
 
     Args:
         networks: (Network, PreprocessSpec, InferenceSpec) of each.
@@ -102,13 +103,23 @@ def predict_labels(
     *,
     progress: Callable[[int, int], object] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Segment one scan with one network: ``prepare_scan`` and ``ensemble_labels`` in one."""
+    """Segment one scan with one network: ``prepare_scan`` and ``ensemble_labels`` in one call.
+
+    Args:
+        image: (slices, rows, columns) int16 HU in KiTS axes.
+        spacing_mm: of its voxels.
+        member: Member.
+        postprocess: RemoveFar, ReassignSmall or None.
+        progress: called as progress(done, total) in slices.
+
+    Returns: uint8 labels of the shape of ``image``.
+    """
     return ensemble_labels(prepare_scan(image, spacing_mm, [member]), spacing_mm, postprocess, progress)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scan as one member sees it: its planes, in order, and where they lie."""
+    """A scan in the preprocessing of one member: its planes, in order, and their Geometry."""
 
     member: Member
     geometry: Geometry
@@ -121,17 +132,17 @@ def prepare_scan(
     members: Sequence[Member],
     region: CoarsePass | None = None,
 ) -> list[_Prepared]:
-    """Make what the members see of a scan.
+    """Make the input slices of each member from a scan.
 
-    If all their planes together are smaller than the scan they are made at once, and the scan may go; else they are
-    made one by one, and hold it.
+    If the input slices of all members together are smaller than the scan, they are made at once, and the memory of the
+    scan can be given back. Otherwise they are made one by one, and the scan stays in memory.
 
     Args:
         image: (slices, rows, columns) int16 HU in KiTS axes. spacing_mm: of its voxels.
         members: Member of each, one at least.
         region: of ``find_region``, for the members whose inference has a coarse pass.
 
-    Returns: list of Prepared.
+    Returns: one item for each member, for ``ensemble_labels``.
     """
     geometries = [plan_geometry(image, spacing_mm, member.spec) for member in members]
     if region is not None:
@@ -172,7 +183,7 @@ def ensemble_labels(
     """Segment one scan: the arg-max, on its own grid, of the mean of the members' probabilities.
 
     Args:
-        prepared: of ``prepare_scan``; good for one time.
+        prepared: from ``prepare_scan``; can be used once.
         spacing_mm: of the scan's voxels.
         postprocess: RemoveFar, ReassignSmall or None.
         progress: called as progress(done, total) in slices.
@@ -201,7 +212,7 @@ def _probabilities(item: _Prepared, predict: Predict) -> Iterator[npt.NDArray[np
 
 
 def _argmax_labels(item: _Prepared, progress: SliceProgress | None) -> npt.NDArray[np.uint8]:
-    """Where nothing is averaged or interpolated the arg-max of logits is that of probabilities."""
+    """Labels of one member on the scan's own grid: the arg-max of logits, since nothing is averaged or interpolated."""
     labels, geometry = np.zeros(item.geometry.scan_shape, np.uint8), item.geometry
     box = labels[tuple(slice(a, b) for a, b in zip(geometry.start, geometry.stop, strict=True))]
     for k, plane in enumerate(_probabilities(item, item.member.scores or item.member.predict)):
@@ -216,7 +227,7 @@ def _argmax_labels(item: _Prepared, progress: SliceProgress | None) -> npt.NDArr
 def refined(
     labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], postprocess: RemoveFar | ReassignSmall | None
 ) -> npt.NDArray[np.uint8]:
-    """Labels after a recipe's post-processing, as they are for None."""
+    """Labels after a recipe's post-processing; unchanged if ``postprocess`` is None."""
     if postprocess is None:
         return labels
     # SciPy's graphs take a third of a second to import, of the one in which a prediction can be done
@@ -240,7 +251,7 @@ def probabilities_of(
 
     Args:
         planes: the slices in order, as ``network_planes`` yields them or the cache holds them.
-        shape: (slices, rows, columns) of them together.
+        shape: (slices, rows, columns) of all planes together.
         predict, spec, inference: as in ``Member``.
     """
     if inference.tile is None or len(inference.tile) == 2:
@@ -269,7 +280,8 @@ def as_probabilities(network: keras.Model, output: str = "softmax") -> Predict:
     """A Keras network as a function from a batch of inputs to the class probabilities of its last output.
 
     Args:
-        output: what its channels mean, as ``InferenceSpec.output``.
+        network: ``keras.Model``.
+        output: ``InferenceSpec.output``, the meaning of its channels.
 
     Returns: a function to NumPy float32 (..., 3).
     """
@@ -295,12 +307,13 @@ def score_cached_cases(
     """TK and TU Dice of whole cached cases, on the grid of the cache.
 
     Args:
-        cases: one after the other.
+        cases: CachedCase of each case.
         member: the network and its specifications.
         postprocess, at_once: as in ``label_cached_case``.
-        look: called as look(case, labels) for each.
+        look: called as look(case, labels) for each case.
 
-    Returns: a row of case, tk_dice and tu_dice for each; figures to compare epochs or rounds by, not official scores.
+    Returns: a row with case, tk_dice and tu_dice for each case. These figures are for comparing epochs or rounds; they
+        are not official scores.
     """
     from kitsseg.scoring.dice import score_case
 
@@ -339,7 +352,7 @@ def label_cached_case(
         case: of ``open_cache``.
         member: the network and its specifications.
         postprocess: of the recipe, or None.
-        at_once: slices in a batch, where they are whole and not mirrored: one alone leaves a GPU idle.
+        at_once: slices in a batch if they are whole and not mirrored; single slices would leave a GPU idle.
     """
     spec, inference, predict = member.spec, member.inference, member.predict
     shape = case.geometry.shape

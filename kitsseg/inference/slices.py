@@ -1,4 +1,4 @@
-"""Labels of single slices: a patient's slices are segmented one by one, since they are no neighbors."""
+"""Segment single slices: each slice of a patient is segmented separately, because they need not be neighbors."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,11 +21,11 @@ _Refine = RemoveFar | ReassignSmall | None
 def label_slices(
     items: Sequence[SliceImage], members: Sequence[Member], postprocess: _Refine
 ) -> npt.NDArray[np.uint8]:
-    """Segment some slices of one patient with the mean of some networks.
+    """Segment slices of one patient with the mean of several networks.
 
     Args:
         items: images of one size.
-        members, postprocess: of ``open_ensemble``.
+        members, postprocess: from ``open_ensemble``.
 
     Returns: labels (images, rows, columns).
     Raises: InputError as ``read_slices``.
@@ -46,7 +46,7 @@ def slice_file(item: SliceImage) -> str:
 
 
 def check_2d(ensemble: Ensemble, items: Collection[SliceImage]) -> None:
-    """Refuse 3D networks, and slices of unknown pixel size where a network needs it.
+    """Refuse 3D networks, and slices of unknown pixel size if a network needs the pixel size.
 
     Raises: InputError.
     """
@@ -66,7 +66,7 @@ def check_2d(ensemble: Ensemble, items: Collection[SliceImage]) -> None:
 
 
 def narrow_windows(ensemble: Ensemble, items: Sequence[SliceImage]) -> tuple[str, ...]:
-    """A sentence if images were clipped to less than the networks have seen, else nothing."""
+    """A warning if images were clipped to a narrower HU window than the networks have seen, else nothing."""
     for network in ensemble.networks:
         seen = network.preprocess.seen_hu
         for item in items:
@@ -83,7 +83,7 @@ def narrow_windows(ensemble: Ensemble, items: Sequence[SliceImage]) -> tuple[str
 def names_of_patients(items: Mapping[str, SliceImage], patients: Iterable[str]) -> set[str]:
     """Names of the slices of these patients.
 
-    Raises: InputError for a slice of nobody knows whom.
+    Raises: InputError for a slice without a patient.
     """
     patients = set(patients)
     if unknown := [item for item in items.values() if item.patient is None]:

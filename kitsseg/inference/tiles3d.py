@@ -1,4 +1,4 @@
-"""A whole volume from a 3D network that sees tiles, one slab of it in memory at a time. NumPy only.
+"""Predict a whole volume with a 3D network in tiles; one slab of probabilities is in memory at a time. NumPy only.
 
 Either the border of every tile is discarded and the cores lie side by side, or the tiles overlap and are averaged.
 """
@@ -35,13 +35,13 @@ def volume_probabilities(
 
     The network's zero padding spoils the border of a tile. With margin m only the core, q = tile - 2 m
     voxels of each axis, is used. The cores lie side by side from the first voxel on, so every voxel is
-    predicted exactly once; tiles reach m voxels beyond the volume in front and up to m + q - 1 behind,
-    where it repeats its edge. Probabilities of q slices are in memory at a time.
+    predicted exactly once. Tiles reach m voxels beyond the volume in front and up to m + q - 1 voxels behind it, where
+    the edge of the volume is repeated. Probabilities of q slices are in memory at a time.
 
     Args:
         volume: (slices, rows, columns) int16 HU, memory-mapped or not.
-        prepare: from a tile of it to what the network sees, float32 (slices, rows, columns, channels).
-        predict: from (1, slices, rows, columns, channels) to class probabilities of the same size.
+        prepare: function from a tile of HU to the network's input, float32 (slices, rows, columns, channels).
+        predict: function from (1, slices, rows, columns, channels) to class probabilities of the same size.
         tile: (slices, rows, columns).
         margin: voxels discarded at each border of a tile.
         air_hu: tiles without a voxel above this are not predicted: they are background. None predicts all.
@@ -83,7 +83,9 @@ def volume_probabilities(
         return result
 
     for first in range(0, volume.shape[0], core[0]):
-        yield from slab(first)  # holds no name of it: the last slab is gone before the next is made
+        yield from slab(
+            first
+        )  # no variable refers to a slab, so that its memory is free before the next one is made
 
 
 def overlapping_probabilities(
@@ -94,15 +96,15 @@ def overlapping_probabilities(
     air_hu: float | None = None,
     n_classes: int = 3,
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """As ``volume_probabilities``, as the weighted mean of tiles that overlap.
+    """As ``volume_probabilities``, but with the weighted mean of overlapping tiles.
 
-    Tiles are spread as those of ``sliding_window.slice_probabilities``, along all three axes; where a volume is
-    smaller than a tile it repeats its edge at the end. Sums of as many slices as a tile has are in memory: a slice is
-    divided by its weights, and gone, as soon as no further tile reaches it.
+    Tiles are spread along all three axes as ``windows2d.slice_probabilities`` spreads its windows. If a volume is
+    smaller than a tile, its edge is repeated at the end. Sums of as many slices as a tile has are in memory: a slice is
+    yielded, and its memory used again, as soon as no further tile reaches it.
 
     Args:
-        inference: its tile, (slices, rows, columns), and how tiles overlap and are weighted.
-        The others: as in ``volume_probabilities``; a tile of air adds background with its weights.
+        volume, prepare, predict, air_hu, n_classes: as in ``volume_probabilities``; a tile of air counts as background.
+        inference: InferenceSpec with the tile (slices, rows, columns), the overlap and the weights.
 
     Yields: for each slice in order (rows, columns, classes) float32.
     Raises: ValueError for a tile of another number of axes, or a prediction of another shape.
@@ -124,8 +126,8 @@ def overlapping_probabilities(
         inputs = prepare(np.pad(hu, widths, mode="edge") if np.any(widths) else hu)[None]
         return _checked(predict(inputs), tile, n_classes)
 
-    # NumPy is slow along a short last axis: classes and columns are one, but where a class is meant. One piece of
-    # memory for all slices, taken once and in large pages; slice s is in its part s % tile[0]
+    # NumPy is slow along a short last axis, so columns and classes share one axis here. Memory for as many slices as a
+    # tile has is taken once; slice s of the volume uses slice s % tile[0] of it
     total = np.zeros((tile[0], size[1], size[2] * n_classes), np.float32)
     weighted = np.empty((tile[1], tile[2] * n_classes), np.float32)
 
@@ -137,7 +139,9 @@ def overlapping_probabilities(
         probabilities = tile_probabilities(start)
         rows = slice(start[1], start[1] + tile[1])
         columns = slice(start[2] * n_classes, (start[2] + tile[2]) * n_classes)
-        for k, share in enumerate(share_of_slices):  # one by one: what is multiplied is added from the cache
+        for k, share in enumerate(
+            share_of_slices
+        ):  # one slice at a time, so that ``weighted`` stays in the cache
             window = total[(start[0] + k) % tile[0], rows, columns]
             np.multiply(share_of_pixels, share, out=weighted)
             if probabilities is None:
@@ -157,10 +161,10 @@ def overlapping_probabilities(
 
 
 def _shares(n: int, tile: int, overlap: float, gaussian: bool) -> list[tuple[int, npt.NDArray[np.float32]]]:
-    """(first voxel of a tile, its shares (tile,) in the weighted mean) along one axis; at each voxel they add up to 1.
+    """(first voxel of a tile, its shares (tile,) of the weighted mean) along one axis; they add up to 1 at each voxel.
 
-    The weight of a tile is the product of those of its axes, and so is the sum of all tiles' weights: shares of the
-    axes, multiplied, are those of the tile, and nothing is left to be divided.
+    The weight of a tile is the product of weights along its axes, and so is the sum of the weights of all tiles. The
+    product of the shares along the axes is therefore the share of the tile, and no division remains.
     """
     starts = tile_starts(n, tile, overlap)
     weights = gaussian_weights((tile,)) if gaussian else np.ones(tile, np.float32)

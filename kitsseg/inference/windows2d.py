@@ -1,4 +1,4 @@
-"""Whole slices from a network that sees windows: tiles, their weights, mirrored copies. NumPy only."""
+"""Predict whole slices with a 2D network in windows: their places, their weights, mirrored copies. NumPy only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gaussian_weights(tile: Iterable[int]) -> npt.NDArray[np.float32]:
     divided by its maximum, zeros replaced by the smallest positive value.
 
     Args:
-        tile: (rows, columns), or any number of axes; the map is the product of those of its axes.
+        tile: (rows, columns), or any number of axes; the map is the product of a map along each axis.
     """
     weights = np.ones((), np.float64)
     for n in tile:
@@ -72,8 +72,8 @@ def slice_probabilities(
     """Class probabilities of one slice.
 
     Args:
-        plane: (rows, columns, channels) float32, what the network sees.
-        predict: from (batch, rows, columns, channels) to probabilities (batch, rows, columns, classes).
+        plane: (rows, columns, channels) float32, the input of the network.
+        predict: function from (batch, rows, columns, channels) to probabilities (batch, rows, columns, classes).
         spec: InferenceSpec.
 
     Returns: (rows, columns, classes) float32; sums to 1 where ``predict`` does.
@@ -121,12 +121,14 @@ def _weights(
 def mirrored_mean(
     tile: npt.NDArray[np.float32], predict: Predict, axes: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Mean over mirrored copies, each mirrored back. One copy at a time: a batch is no faster on a CPU, and larger.
+    """Mean prediction of mirrored copies, each mirrored back.
+
+    One copy is predicted at a time: a batch of copies would not be faster on a CPU, and would take more memory.
 
     Args:
         tile: (rows, columns, channels), or with slices in front.
-        predict: from a batch of such to probabilities of the same size.
-        axes: of ``tile``, mirrored in all combinations.
+        predict: function from a batch of tiles to probabilities of the same size.
+        axes: axes of ``tile`` that are mirrored, in all combinations.
 
     Returns: float32 (rows, columns, classes), or with slices in front.
     """

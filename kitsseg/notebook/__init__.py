@@ -1,4 +1,4 @@
-"""What the Colab notebooks call beside the library.
+"""Functions that the Colab notebooks call in addition to the library.
 
 The names below are imported on first use (PEP 562): importing this package alone imports neither NumPy nor Keras.
 """

@@ -1,4 +1,4 @@
-"""What the notebooks call beside the library: the runtime, folders, patients, and trainings that go on."""
+"""Steps of the notebooks: describe the runtime, choose folders, get patients, train or resume."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Place:
 
 
 def describe_device() -> int:
-    """Say what the training will run on; on a machine without a GPU, how to get one on Colab, and go on.
+    """Print the device of the training. Without a GPU, print how to get one on Colab, and go on.
 
     Returns: number of GPUs that Keras sees.
     """
@@ -238,7 +238,7 @@ def choose_split(recipe: Recipe, place: Place) -> CaseSplit:
 def get_patients(
     folder: str | os.PathLike[str], demo: bool, n_synthetic: int = 10, cases: str | None = None
 ) -> Path:
-    """Synthetic patients for the demo, KiTS19 otherwise; what is there already is not made or fetched again.
+    """Make synthetic patients for the demo, or download KiTS19. Existing patients are not made or fetched again.
 
     Args:
         folder: for the cases, in KiTS19 layout.
@@ -319,15 +319,15 @@ def train_or_resume(
     seed: int = 0,
     options: TrainOptions | None = None,
 ) -> Path:
-    """``train_recipe``; goes on with an unfinished run of the same settings, and leaves a finished one alone.
+    """Train a recipe, or go on with an unfinished run of the same settings. A finished run is left alone.
 
     After the first epoch a line says how long the rest takes at the measured rate, and what to do if that is too long.
 
     Args: as ``kitsseg.training.train.train_recipe``; ``epochs`` of 0 or None are the recipe's own. ``options`` are
         taken in place of ``epochs`` and ``seed``.
 
-    Raises: InputError, naming what differs, if the run in the folder is of another recipe, other epochs, another split,
-        seed or other patients.
+    Raises: InputError, naming the difference, if the folder holds a run of another recipe, with other epochs, another
+        split or seed, or other patients.
     """
     from kitsseg.notebook.pace import Pace
     from kitsseg.runtime.console import progress_bar

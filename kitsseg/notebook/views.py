@@ -1,4 +1,4 @@
-"""What the notebooks show: tables of scores, pages, and charts."""
+"""Tables of scores, pages and charts for the notebooks."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def results_table(recipe: Recipe, scores: str | os.PathLike[str]) -> HTML:
 
 
 def comparison_table(scores: Mapping[str, str | os.PathLike[str]]) -> HTML:
-    """Runs side by side on the patients that all were scored on and none has seen.
+    """Compare runs on the patients on whom all runs were scored and whom no run has seen.
 
     Args:
-        scores: dict from what to call a run to its scores.csv.
+        scores: dict from a name for each run to its scores.csv.
 
     Returns: ``IPython.display.HTML``.
     """
@@ -86,7 +86,7 @@ def comparison_table(scores: Mapping[str, str | os.PathLike[str]]) -> HTML:
 
 
 def show_page(path: str | os.PathLike[str], height: int = 900) -> HTML:
-    """An HTML page of ours inside the notebook, apart from the notebook's own styles."""
+    """Show an HTML page, such as a report, inside the notebook, separated from the notebook's own styles."""
     from IPython.display import HTML
 
     return HTML(page_frame(path, height))
@@ -100,10 +100,11 @@ def page_frame(path: str | os.PathLike[str], height: int = 900) -> str:
 
 
 def receptive_field_chart(run: str | os.PathLike[str], recipe: Recipe) -> Figure:
-    """How much what lies so far from a place matters for the network's answer there; needs matplotlib.
+    """A chart of the influence of voxels on the logits of another voxel, by their distance; needs matplotlib.
 
     Args:
-        run: folder of a finished run. recipe: the Recipe it was trained with.
+        run: folder of a finished run.
+        recipe: the Recipe that the run was trained with.
     """
     from matplotlib import pyplot
 

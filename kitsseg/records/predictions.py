@@ -1,16 +1,17 @@
-"""``predictions.json``: what made the label maps of a folder, and what became of every scan.
+"""``predictions.json``: the networks that made the label maps of a folder, and the result for every scan.
 
-    predictions.json            what made them, ``cases`` and, with a reason each, ``failed``
-    predictions-0123abcd.jsonl  the same of a process at work, or killed at it: a line for each scan
+    predictions.json            the networks, ``cases`` and, with a reason each, ``failed``
+    predictions-0123abcd.jsonl  journal of one process that is running or was killed: a line for each scan
 
-Every process appends to a file of its own, so that two lose nothing of each other, a killed one nothing but the scan it
-was at, and ten thousand scans cost ten thousand lines. A process that ends gathers all of them in ``predictions.json``;
-of several entries of a scan the newest counts. It then removes its own file, and those of processes that have been
-killed, which the operating system's locks tell from those at work. Where two end at the same moment, or the file system
-has no locks, files stay until the next call; they are read as well.
+Every process appends to its own journal. So no process can overwrite the entries of another, a killed process loses
+only the scan that it was working on, and ten thousand scans cost ten thousand lines. A process that ends gathers all
+journals in ``predictions.json``; if there are several entries of a scan, the newest one counts. The process then
+removes its own journal and the journals of killed processes, which it recognizes by the operating system's locks. If
+two processes end at the same moment, or the file system has no locks, journals stay until the next call and are read
+together with ``predictions.json``.
 
-An entry says which scan the label map was made of, by the record that the cache keeps of its source files too. A label
-map of another scan, one that somebody has edited, and a file that is in no record are never overwritten.
+An entry identifies the scan from which the label map was made by a ``Source``, as the cache does. A label map of
+another scan, a label map that somebody has edited, and a file that is in no record are never overwritten.
 """
 
 import json
@@ -73,7 +74,7 @@ class NetworkUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class PartOfSplit:
-    """The split of the first run, and which of its parts was predicted; None: not one part alone."""
+    """The split of the first run, and the part of it that was predicted; None if no single part was chosen."""
 
     name: str | None
     hash: str | None
@@ -82,14 +83,15 @@ class PartOfSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class MadeBy:
-    """What made the label maps of a folder.
+    """The networks and settings that made the label maps of a folder.
 
     Attributes:
         kitsseg: its version.
-        run: the first run, or exported network. also: the others.
-        engine: which computed the networks; None: not known yet.
+        run: the first run, or exported network.
+        also: the other runs of an ensemble.
+        engine: the engine that computed the networks; None if it is not known yet.
         inference, postprocess: of the first run.
-        cleanup: what the user asked to be removed afterwards; None: nothing.
+        cleanup: the pieces that the user asked to be removed afterwards; None: nothing.
         recipe, paper, reported: of the first run.
     """
 
@@ -125,7 +127,7 @@ class CoarsePass:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedScan:
-    """A scan that has a label map: where both lie, and what they were when the label map was written.
+    """A scan that has a label map: the places of both, and their checksums when the label map was written.
 
     Attributes:
         doubts: what is doubtful about the scan (``doubts_about``), a sentence each.
@@ -167,10 +169,10 @@ Entry = PredictedScan | FailedScan
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionsRecord(MadeBy):
-    """Content of ``predictions.json``: what made the label maps, and what became of every scan, by its name.
+    """Content of ``predictions.json``: MadeBy, and the entries of all scans by name.
 
     Attributes:
-        begun: scans that a process, which was killed, had begun, and when; None: there are none.
+        begun: name -> time, of scans that a killed process had begun; None if there is none.
     """
 
     phantom: bool
@@ -187,7 +189,7 @@ class PredictionsRecord(MadeBy):
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A line in the file of a process: what it makes the label maps with, a scan that it begins, or one it has done."""
+    """A line of a journal: the networks and settings, a scan that the process begins, or a scan that it has done."""
 
     header: MadeBy | None = None
     begun: str | None = None
@@ -198,14 +200,14 @@ class _Line:
 
 
 def has_journals(folder: Path) -> bool:
-    """Whether a process is at work in a folder of label maps, or was killed at it."""
+    """Whether a process is writing label maps to a folder, or was killed while it did so."""
     return any(folder.glob(JOURNALS))
 
 
 def read_predictions(folder: Path) -> PredictionsRecord | None:
-    """What is recorded of a folder of label maps, with absolute paths; None if there is no record.
+    """The record of a folder of label maps, with absolute paths; None if there is no record.
 
-    Raises: InputError for something else than a record.
+    Raises: InputError if the file holds anything else.
     """
     records = _records(folder)
     if not records:
@@ -224,11 +226,9 @@ class Predictions:
 
     Args:
         out: the folder.
-        header: what makes the label maps; what ``SAME`` names must be the same in every call. An ``engine`` of None
-            agrees with any.
-
-        overwrite: no label map counts as being there: every scan that is asked for is segmented, and whatever has the
-            name of its label map is replaced.
+        header: the networks and settings of this call. The fields in ``SAME`` must be the same in every call; an
+            ``engine`` of None agrees with any engine.
+        overwrite: segment every scan, even if it has a label map, and replace any file with the name of its label map.
 
     Raises: InputError if the folder holds predictions that were made in another way, or a record is damaged.
     """
@@ -244,9 +244,9 @@ class Predictions:
         self.entries, self.begun = self._everything()
 
     def made_by(self, engine: str) -> None:
-        """Say which engine computes the networks.
+        """Record the engine that computes the networks.
 
-        Raises: InputError if another one made the label maps that are there.
+        Raises: InputError if another engine made the label maps that exist already.
         """
         if self.header.engine != engine:
             before, self.header = self.header, replace(self.header, engine=engine)
@@ -259,13 +259,15 @@ class Predictions:
                 self._append(_Line(header=self.header))
 
     def is_whole(self, name: str, image: Path, shown: Path | None = None) -> bool:
-        """Whether the label map of a scan is there, as it was written, and was made of the scan as it is now.
+        """Whether a scan has a label map that is unchanged since it was written, and the scan is unchanged as well.
 
         Args:
-            image: the scan. shown: what the record names it, where ``image`` is a temporary file.
+            name: of the case.
+            image: the file or folder of the scan.
+            shown: the path of the scan in the record, if ``image`` is a temporary file.
 
-        Raises: InputError if a file is there that may not be replaced in silence: of another scan, edited, or in no
-            record.
+        Raises: InputError if a file exists that must not be replaced silently: a label map of another scan, one that
+            was edited, or a file that is in no record.
         """
         entry, file = self.entries.get(name), self.label_map(name)
         self.seen[name] = _modified(file)
@@ -304,7 +306,7 @@ class Predictions:
         return False
 
     def begin(self, name: str, image: Path, shown: Path | None = None) -> bool:
-        """Say that a scan is being segmented now; False if another process has done it in the meantime.
+        """Record that this process segments a scan now. Returns False if another process has done so meanwhile.
 
         Raises: InputError as ``is_whole``.
         """
@@ -317,12 +319,12 @@ class Predictions:
         return True
 
     def forget_file(self, name: str) -> None:
-        """Remove the label map that an earlier call made of a scan which can no longer be segmented."""
+        """Remove the label map of an earlier call if its scan can no longer be segmented."""
         if isinstance(self.entries.get(name), PredictedScan):
             self.label_map(name).unlink(missing_ok=True)
 
     def add(self, name: str, entry: Entry) -> None:
-        """Put down what became of a scan."""
+        """Record the result for a scan."""
         self.at_work.discard(name)
         self.own[name] = self.entries[name] = entry = replace(entry, finished=_now())
         if isinstance(entry, FailedScan):
@@ -331,10 +333,10 @@ class Predictions:
             self._append(_Line(done=name, case=entry))
 
     def finish(self) -> dict[str, str]:
-        """Gather the files of all processes in ``predictions.json``.
+        """Gather the journals of all processes in ``predictions.json``.
 
-        Returns: scans whose label map another process has replaced, in the meantime, by that of another scan of the
-            same name, with the reason; they have failed.
+        Returns: name of a scan -> reason, for scans that failed because another process has meanwhile replaced their
+            label map by one of another scan with the same name.
         """
         if self.journal is None and not any(self.out.glob(JOURNALS)):
             self.entries, self.begun = self._everything()
@@ -359,19 +361,19 @@ class Predictions:
         return lost
 
     def content(self) -> PredictionsRecord:
-        """What ``predictions.json`` says, or would say by now."""
+        """The content that ``predictions.json`` has, or would have if it were written now."""
         return _record_of(self.header, self.entries, self.begun or None)
 
     def label_map(self, name: str) -> Path:
-        """Where the label map of a scan is kept."""
+        """Path of the label map of a scan."""
         return self.out / prediction_name(name)
 
     def fail(self, name: str, image: Path, reason: str) -> None:
-        """Put down that a scan has no label map, and why."""
+        """Record that a scan has no label map, with the reason."""
         self.add(name, FailedScan(image=str(as_given(image)), reason=reason))
 
     def give_up(self) -> None:
-        """As ``finish``, after an error; nothing stays if nothing was done."""
+        """As ``finish``, after an error. If no scan was done, no file is left."""
         if self.journal is None:
             return
         if self.own or any(self.label_map(name).exists() for name in self.at_work):
@@ -382,17 +384,17 @@ class Predictions:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up the file of this process as it is, for the next one to gather."""
+        """Close the journal of this process, so that the next process can gather it."""
         if self.journal:
             self.journal.close()
             self.journal = None
 
     def _gathered(self) -> None:
-        """Write what all files say; then remove own and dead files.
+        """Write the entries of all journals to ``predictions.json``, then remove own and dead journals.
 
-        Whoever reads and writes ``predictions.json`` has a file of its own from before it reads until after it has
-        written. So, if no other process has one once this one has written, nobody will put an older record in its
-        place. Otherwise the file stays, for those who come later.
+        A process has a journal from before it reads ``predictions.json`` until after it has written it. So if no other
+        process has a journal after this one has written, no process can replace the record by an older one. Otherwise
+        the journal stays, and a later process gathers it.
         """
         dead = [
             file for path in sorted(self.out.glob(JOURNALS)) if path != self.path if (file := _dead(path))
@@ -417,7 +419,7 @@ class Predictions:
                 file.close()
 
     def _everything(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        """Newest entry of each scan from all files of the folder, and scans that are begun and not done."""
+        """The newest entry of each scan from all journals, and the scans that were begun but not done."""
         records = _records(self.out)
         begun: dict[str, str] = {}
         for path, record in records.items():
@@ -457,7 +459,7 @@ class Predictions:
 
 
 def _records(folder: Path) -> dict[Path, PredictionsRecord]:
-    """All files of a folder; those of processes that have only just begun are left out."""
+    """The record and all journals of a folder, without the journals of processes that have only just begun."""
     found = {}
     # predictions.json last: what a process that ends in this moment moves there is then found there
     for path in [*sorted(folder.glob(JOURNALS)), folder / PREDICTIONS]:
@@ -468,7 +470,7 @@ def _records(folder: Path) -> dict[Path, PredictionsRecord]:
 
 
 def _newest(records: Iterable[PredictionsRecord]) -> dict[str, Entry]:
-    """Of several entries of a scan the one that was finished last."""
+    """The entry that was finished last, of several entries of a scan."""
     entries: dict[str, Entry] = {}
     for record in records:
         for name, entry in record.entries.items():
@@ -502,7 +504,7 @@ def _check_same(path: Path, there: MadeBy, here: MadeBy) -> None:
 
 
 def _read(path: Path) -> PredictionsRecord | None:
-    """One file of the record, of either kind, checked to its last entry; with absolute paths. None: just begun."""
+    """``predictions.json`` or a journal, checked, with absolute paths; None for a journal that has only just begun."""
     whole = path.name == PREDICTIONS
     record = read_record(path, PredictionsRecord, EXPECTED, ADVICE) if whole else _read_journal(path)
     if record is None:
@@ -520,7 +522,7 @@ def _read(path: Path) -> PredictionsRecord | None:
 
 
 def _read_journal(path: Path) -> PredictionsRecord | None:
-    """The file of one process. Its last line may be cut off: it is left out. None: it has only just begun."""
+    """The journal of one process. A last line that is cut off is left out. None if it has only just begun."""
     header: MadeBy | None = None
     entries: dict[str, Entry] = {}
     begun: dict[str, str] = {}
@@ -536,7 +538,7 @@ def _read_journal(path: Path) -> PredictionsRecord | None:
 
 
 def _moved(line: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A line with its paths relative to the folder of its file."""
+    """A line of a journal with paths relative to the folder of the journal."""
     if "header" in line:
         line["header"] = relative_paths(line["header"], folder)
     for kind in ("case", "failed"):
@@ -546,7 +548,7 @@ def _moved(line: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _dead(path: Path) -> BinaryIO | None:
-    """The opened file of a process that has ended, its lock held; None if the process is at work, or may be."""
+    """The opened journal of a process that has ended, with its lock held; None if the process may still run."""
     try:
         file = path.open("r+b")
     except OSError:

@@ -1,4 +1,4 @@
-"""The run folder: what training leaves behind, and everything that prediction and the report read.
+"""The run folder: the files that training writes and that prediction and the report read.
 
     RUN/run.json       recipe and its settings, split and its hash, seed, versions, data, status, times
     RUN/split.json     the split, readable by ``--split``
@@ -65,7 +65,7 @@ SPARSITY: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """What a run says about its split: name, hash, and the names of the cases of each part."""
+    """The split in a run's record: name, hash, and the names of the cases of each part."""
 
     name: str | None = None
     hash: str | None = None
@@ -74,7 +74,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What the report shows of a ``run.json``; a file that somebody made by hand may lack any of it."""
+    """The entries of a ``run.json`` that the report shows. Each may be missing in a file that was written by hand."""
 
     kitsseg: str | None = None
     recipe: str | None = None
@@ -110,7 +110,7 @@ class SplitOfRun:
 
     @staticmethod
     def of(split: CaseSplit) -> "SplitOfRun":
-        """What a run records of its split."""
+        """The record of a split and its cases."""
         cases = PartsOfSplit(train=[*split.train], validation=[*split.validation], test=[*split.test])
         return SplitOfRun(name=split.name, hash=split.hash, source=split.source, cases=cases)
 
@@ -120,8 +120,8 @@ class Parent:
     """The run that a run started from.
 
     Attributes:
-        run: its folder, from the folder of the run that started.
-        how: "train" where the first phase started from its weights; None for a pruned or shrunk run.
+        run: its folder, relative to the folder of the run that started from it.
+        how: "train" if the first phase started from its weights; None for a pruned or shrunk run.
         patients: "train" and "validation" -> the patients that it, or a run before it, had seen.
     """
 
@@ -135,7 +135,7 @@ class Parent:
 
 @dataclass(kw_only=True)
 class WholeCases:
-    """What scoring whole validation cases took, and the share of all other time, once training has finished."""
+    """Seconds that scoring whole validation cases took, and, after training, their share of all other time."""
 
     seconds: float
     share: float | None = None
@@ -174,16 +174,17 @@ class RunRecord:
 
     Attributes:
         kitsseg: the version that wrote it.
-        given: settings of the recipe that the user gave, by dotted name.
+        given: dotted name -> value, of the settings of the recipe that the user gave.
         settings: all values of the recipe, as JSON has them.
         status: "training" or "finished".
-        phantom: whether any case that trains or validates was synthesized.
-        patients: which patients train and validate, by ``kitsseg.data.cache.cases.patients_digest``.
-        seconds: of training.
+        phantom: whether any training or validation case was synthesized.
+        patients: ``kitsseg.data.cache.cases.patients_digest`` of the training and validation patients.
+        seconds: duration of the training.
         precision, accumulate, ema, devices: of TrainOptions.
-        shrink: of a shrunk run. sparsity: of a pruned run, see ``kitsseg.pruning.sparsity.sparsity_totals``.
-        versions_resumed: where a run went on with other versions.
-        cross_validation: of the folder of a cross-validation only.
+        shrink: only in a shrunk run.
+        sparsity: only in a pruned run, see ``kitsseg.pruning.sparsity.sparsity_totals``.
+        versions_resumed: other versions with which the run was resumed.
+        cross_validation: only in the folder of a cross-validation.
     """
 
     kitsseg: str | None = None
@@ -221,7 +222,10 @@ def create_run(
     """Start a run folder.
 
     Args:
-        folder: must not exist, or be empty but for what the same call leaves when it is killed.
+        folder: must not exist, or hold nothing except for the files of the same call that was killed.
+        recipe: Recipe.
+        split: CaseSplit.
+        seed: of the training.
         details: further entries of ``run.json``.
 
     Raises: InputError if the folder is in use.
@@ -274,7 +278,9 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
 
 
 def seen_patients(record: RunRecord) -> dict[str, set[str]]:
-    """The patients that a run, or one that it started from, was trained on ("train") or chosen by ("validation").
+    """The patients of a run's training ("train") and of the choice of its best epoch ("validation").
+
+    The patients of the run that it started from are included.
 
     Args:
         record: of ``read_run``.
@@ -335,7 +341,7 @@ def read_sparsity(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide about results; needs no import of them."""
+    """Versions of Python and of the packages that influence results; the packages are not imported."""
     found = {"python": platform.python_version(), "kitsseg": __version__}
     for name in ("tensorflow", "keras", "numpy", "nibabel", "jax"):
         try:
@@ -346,7 +352,7 @@ def versions() -> dict[str, str]:
 
 
 def _in_use(folder: Path) -> tuple[str, str]:
-    """What is in the way of a new run, and what to do."""
+    """The error for a folder that holds something already, with advice."""
     with contextlib.suppress(InputError):
         record = read_run(folder)
         if record.status == "finished":
@@ -357,7 +363,7 @@ def _in_use(folder: Path) -> tuple[str, str]:
 
 
 def _only_begun(folder: Path, split: CaseSplit) -> bool:
-    """Whether a folder holds nothing but what ``create_run`` leaves, with this split, if it is killed at once."""
+    """Whether a folder holds only the files that ``create_run`` with this split writes before it can be killed."""
     ours = (".run-kitsseg-", ".split-kitsseg-", ".train.lock")
     entries = [path for path in folder.iterdir() if not path.name.startswith(ours)]
     if [path.name for path in entries] == ["split.json"]:

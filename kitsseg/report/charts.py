@@ -1,4 +1,4 @@
-"""Inline SVG drawings: training curves, and how the scores of the cases are spread."""
+"""Inline SVG drawings: training curves, and the distribution of the cases' scores."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _spread_x(value: float) -> float:
 
 
 def _apart(values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Place of each dot, (x, shift from the middle of the band): those that would overlap move up and down in turn."""
+    """(x, shift from the middle of the band) of each dot. Dots that would overlap are moved up and down by turns."""
     places = [(0.0, 0.0)] * len(values)
     taken: dict[int, int] = {}
     for i in np.argsort(values, kind="stable"):

@@ -1,4 +1,4 @@
-"""What the page says, in the order in which it says it; the HTML itself lies in ``templates``."""
+"""The contents of the page in their order; the HTML itself lies in ``templates``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,17 +31,18 @@ Record = Summary | RunFacts | PredictionsRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the page shows.
+    """The values that the page shows.
 
     Attributes:
         rows: of scores.csv, in the order in which cases are shown; empty if there are no scores.
-        summary: of scores.json, or None.
-        run: of run.json, or None.
+        summary: content of scores.json, or None.
+        run: entries of run.json, or None.
         history: rows of history.csv.
         sparsity: rows of sparsity.csv, for a pruned run.
-        predictions: of predictions.json, where label maps without scores are shown; or None. folder: its place.
-        notes: sentences about what is missing.
-        cautions: sentences about what the network is not.
+        predictions: content of predictions.json if the page shows label maps without scores; else None.
+        folder: of these label maps.
+        notes: sentences about missing files.
+        cautions: sentences about the limits of the network.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -114,7 +115,7 @@ def build_page(contents: Contents, pictures: Mapping[str, CasePicture]) -> str:
 
 
 def _recipes(summary: Summary | None) -> list[str]:
-    """Recipes of the networks whose label maps were scored."""
+    """The recipes of the networks that made the scored label maps."""
     names = [network.get("recipe") for network in (summary and summary.networks) or []]
     return [name for name in names if isinstance(name, str)]
 
@@ -146,7 +147,7 @@ def _tiles(summary: Summary) -> list[Tile]:
 
 @dataclass(frozen=True)
 class Figure:
-    """What stands above the picture of a case."""
+    """The text above the picture of a case."""
 
     name: str
     chips: list[str]
@@ -183,7 +184,7 @@ def _volumes(picture: CasePicture) -> list[str]:
 
 @dataclass(frozen=True)
 class Scan:
-    """What became of a scan that was predicted."""
+    """A scan of a prediction, with its result, in a table of the page."""
 
     name: str
     seconds: float | None
@@ -203,7 +204,7 @@ def _scans(predictions: PredictionsRecord) -> list[Scan]:
 
 
 def _facts(contents: Contents) -> dict[str, Any]:
-    """How everything was made, by the name of each fact."""
+    """Name -> value of each fact about how the scores, label maps and network were made."""
     run, summary, predictions = contents.run or RunFacts(), contents.summary, contents.predictions
     made_by = summary or predictions
     of_run = run.split or SplitFacts()
@@ -238,7 +239,7 @@ def _facts(contents: Contents) -> dict[str, Any]:
 
 
 def _inference(how: Mapping[str, Any] | None) -> str | None:
-    """In words; what a later version may have added stays as it stands."""
+    """The settings of inference in words. An entry that this version does not know is shown as it is."""
     if not how:
         return None
     how = dict(how)

@@ -78,7 +78,7 @@ def case_picture(case: ShownCase, name: str, limit: int) -> CasePicture:
 
 
 def _fitting(sizes: list[int], start: int, limit: int) -> list[int]:
-    """Indices of the slices that fit into ``limit`` bytes: all, or every second, fourth and so on beside ``start``."""
+    """Indices of slices that fit into ``limit`` bytes: all, or every second, fourth and so on, with ``start``."""
     step = 1
     while True:
         keep = [i for i in range(len(sizes)) if (i - start) % step == 0]
@@ -144,7 +144,7 @@ def _path(corners: npt.NDArray[np.int64]) -> str:
 
 
 def _labels_of(view: View) -> str:
-    """Which tumors an axial slice holds, as classes of its mark beside the slider."""
+    """The CSS classes of the mark beside the slider for an axial slice: whether it holds true or predicted tumor."""
     held = [("t", view.truth), ("p", view.prediction)]
     return " ".join(mark for mark, labels in held if labels is not None and (labels == 2).any())
 

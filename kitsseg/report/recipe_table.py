@@ -16,7 +16,7 @@ NAMED = ("postprocess", "split", "metrics", "inference.mirror_axes")
 
 
 def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
-    """What is other than in the paper's recipe: nothing else is."""
+    """Print the settings of a variant that differ from the paper's recipe; all other settings are the same."""
     console.print(f"[bold]{recipe.name}[/bold]: {escape(variant.row)}\n{escape(paper.paper)}\n")
     table = Table(Column("setting", overflow="fold"), paper.name, "here", "evidence")
     for name, value in variant.changes.items():
@@ -29,7 +29,7 @@ def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
 
 
 def _said(value: Any) -> str:
-    """A setting in a table; of a group of them its name is enough."""
+    """The text of a setting's value in a table; a group of settings is shown by its name."""
     if value is None or value == ():
         return "none"
     return type(value).__name__ if is_dataclass(value) else str(value)

@@ -1,6 +1,6 @@
-"""``kitsseg report``: a run, scores or label maps, and pictures of their cases -> one HTML page, complete in itself.
+"""``kitsseg report``: make one self-contained HTML page of a run, of scores or of label maps, with pictures of cases.
 
-The files of a run folder may have been edited, so the report checks what it takes from them.
+The files of a run folder may have been edited, so the report checks all values that it takes from them.
 """
 
 import os
@@ -27,9 +27,9 @@ __all__ = ["draw_report", "run_of_report", "write_preview", "write_report"]
 
 
 def run_of_report(folder: Path) -> RunFacts:
-    """What the page prints of a run.
+    """The entries of ``run.json`` that the page shows.
 
-    Raises: InputError for a folder of no run, and for a damaged or edited ``run.json``.
+    Raises: InputError if ``folder`` is not a run folder, and for a damaged or edited ``run.json``.
     """
     path = Path(folder) / "run.json"
     if not path.is_file():
@@ -55,8 +55,8 @@ def write_report(
         progress: called as ``progress(description, done, total)``.
 
     Returns: path of the page.
-    Raises: InputError if ``source`` is none of these, or damaged. A file that only a picture needs may be missing:
-        the page then says so in its place.
+    Raises: InputError if ``source`` is none of these, or is damaged. If a file is missing that only a picture needs,
+        the page says so in place of the picture.
     """
     source, out = Path(source), Path(out)
     if out.suffix not in (".html", ".htm") or out.is_dir():
@@ -97,7 +97,7 @@ def _shown(files: CaseFiles) -> ShownCase:
 
 
 def _shown_scans(contents: Contents) -> dict[str, ShownCase]:
-    """Scans that are doubtful first, then by name."""
+    """Names of the scans with pictures: doubtful scans first, then the others by name."""
     scans = contents.predictions.cases if contents.predictions else {}
     names = sorted(scans, key=lambda name: (not scans[name].doubts, name))[: WORST + BEST]
     return {name: ShownCase(scans[name].image, str(contents.folder / scans[name].file)) for name in names}
@@ -148,14 +148,14 @@ def _of_predictions(source: Path, predictions: PredictionsRecord) -> Contents:
 
 
 def _no_curves(folder: Path) -> list[str]:
-    """Why there are no training curves; of an exported network nobody expects any."""
+    """A note on why there are no training curves; none for an exported network, which never has curves."""
     if _is_there(folder) and format_of(folder):
         return []
     return [f"No training curves: the run folder {folder} is no longer there."]
 
 
 def _cautions(network: Path | None, phantom: bool, run: RunFacts | None = None) -> list[str]:
-    """What is to be known of a network that learned from synthetic patients, unless the page says it of all."""
+    """Cautions about a network that was trained on synthetic patients, unless the whole page is marked as synthetic."""
     if network is None or phantom:
         return []
     if network == network_path(STARTER):
@@ -205,12 +205,12 @@ def write_preview(
 
 
 def _holds_a_run(folder: Path) -> bool:
-    """Whether there is a run in a folder that a record names."""
+    """Whether a folder that a record names holds a run."""
     return _is_there(folder / "run.json")
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a path that a record names exists; the name may be one that no system takes."""
+    """Whether a path that a record names exists; False for a name that the system does not allow."""
     try:
         return path.exists()
     except (OSError, ValueError):

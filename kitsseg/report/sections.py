@@ -1,4 +1,4 @@
-"""Sections of the report as values: the ladder, the paper's figures, tumors found and missed, what failed, pruning."""
+"""Sections of the report as values: the ladder, the paper's figures, tumors found and missed, failures, pruning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ NAMED = 30  # cases in a list
 
 
 def without_counterpart(name: str) -> str:
-    """Why a paper's figure that is not among ``CLAIMS`` has none of ours beside it."""
+    """The reason why a paper's figure that is not in ``CLAIMS`` has no figure of ours beside it."""
     if name.startswith(("42 named cases", "same weights", "training stops")):  # MLPerf's reference
         return "scored on a resampled grid, not on the scan's own"
     if name.endswith(("precision", "recall")):
@@ -60,7 +60,7 @@ def without_counterpart(name: str) -> str:
 
 @dataclass(frozen=True)
 class Rung:
-    """A line of the ladder: one definition, of these predictions and of empty label maps."""
+    """A line of the ladder: the score by one definition for these predictions and for empty label maps."""
 
     name: str
     definition: str
@@ -87,7 +87,7 @@ def ladder_rows(beside: Ladders) -> list[Rung]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure of the paper; beside it ours and that of predicting nothing, where ``why`` is their definition."""
+    """A figure of the paper, beside our figure and the figure of predicting nothing; ``why`` gives their definition."""
 
     name: str
     value: str
@@ -98,7 +98,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """The figures of the paper that a run follows; or, in ``why_not``, why its figures do not stand beside this run."""
+    """The paper's figures beside those of a run, or in ``why_not`` the reason why they cannot be compared."""
 
     rows: list[Claim]
     why_not: str = ""
@@ -107,14 +107,15 @@ class Claims:
 def claims(
     reported: Mapping[str, Any] | None, beside: Ladders | None, recipe: str | None, networks: Sequence[str]
 ) -> Claims | None:
-    """What the paper reports of the recipe of a run, beside ours where the definition is the same.
+    """The paper's figures for the recipe of a run, beside our figures if the definition is the same.
 
     Args:
-        reported: the figures. beside: None without scores.
-        recipe: of the run: figures of the paper stand beside its own recipe or a row of its tables, and nothing else.
+        reported: the paper's figures.
+        beside: the ladders of the predictions and of empty label maps; None without scores.
+        recipe: of the run. A paper's figures are shown only beside the paper's own recipe or a row of its tables.
         networks: the recipes of all networks whose mean was scored.
 
-    Returns: None where the paper reports nothing.
+    Returns: Claims; None if the paper reports nothing.
     """
     if not reported:
         return None
@@ -151,12 +152,13 @@ class Tumor:
 
 @dataclass(frozen=True)
 class Tumors:
-    """Which tumors were found, by one rule for the whole page.
+    """The tumors of all cases, found and missed, by one rule for the whole page.
 
     Attributes:
         rule: what a tumor is, and when it counts as found.
-        rows: missed ones first, then the large before the small.
-        false, predicted: how many predicted tumors are none; None where a tumor is all tumor of a case.
+        rows: missed tumors first, then found ones, large before small.
+        predicted: number of predicted tumors; None if all tumor of a case counts as one tumor.
+        false: number of predicted tumors that are no tumors; None as ``predicted``.
     """
 
     rule: str
@@ -181,15 +183,16 @@ class Tumors:
 
     @property
     def labeled_ml(self) -> float:
-        """How much of it is predicted as tumor."""
+        """The part of this volume that is predicted as tumor, in ml."""
         return sum(row.ml * row.share for row in self.rows)
 
 
 def tumors(rows: Sequence[Mapping[str, Any]], summary: Summary) -> Tumors:
-    """Each tumor of the truth: by lesion where the lesions were scored, else all tumor of a case together.
+    """The tumors of the truth: each lesion if lesions were scored, else all tumor of a case as one.
 
     Args:
-        rows: of scores.csv. summary: of its scores.json.
+        rows: of scores.csv.
+        summary: content of scores.json.
     """
     files = [(row["case"], summary.cases[row["case"]].lesions) for row in rows]
     lesions = [(case, each) for case, of_case in files for each in of_case or ()]
@@ -213,7 +216,7 @@ def tumors(rows: Sequence[Mapping[str, Any]], summary: Summary) -> Tumors:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Scores of one class: Dice of KiTS23, surface Dice and HD95, each None where it was not asked for."""
+    """Scores of one class: Dice of KiTS23, surface Dice and HD95; a score that was not asked for is None."""
 
     name: str
     dice: float | None = None
@@ -224,7 +227,7 @@ class ClassRow:
 
 
 def class_rows(summary: Summary) -> list[ClassRow]:
-    """Surface Dice and HD95, and the Dice of the KiTS23 classes; nothing where they were not asked for."""
+    """Surface Dice, HD95 and the Dice of the KiTS23 classes; empty if they were not asked for."""
     dice = vars(summary.hec.dice) if summary.hec else {}
     surfaces = summary.surface.classes if summary.surface else {}
     rows = []
@@ -240,10 +243,10 @@ def class_rows(summary: Summary) -> list[ClassRow]:
 
 @dataclass(frozen=True)
 class Failures:
-    """Cases that say nothing good, and cases without scores.
+    """Cases with a bad result, and cases without scores.
 
     Attributes:
-        groups: what is wrong -> text of each case it is wrong with.
+        groups: kind of failure -> a text for each case that failed in this way.
         asides: sentences about cases that were not scored.
     """
 
@@ -252,7 +255,7 @@ class Failures:
 
 
 def failures(rows: Sequence[Mapping[str, Any]], summary: Summary, found: Tumors) -> Failures:
-    """Not predicted, empty, or with a tumor that was missed."""
+    """The failures: cases that were not predicted, are empty, or have a tumor that was missed."""
     failed = summary.failed or {}
     groups = {
         "Prediction failed": [f"{case}: {entry.reason}" for case, entry in failed.items()],
@@ -273,6 +276,6 @@ def failures(rows: Sequence[Mapping[str, Any]], summary: Summary, found: Tumors)
 
 
 def listed(cases: Sequence[str], separator: str = ", ") -> str:
-    """Names in a row; of many the first, and how many more there are."""
+    """Names in a row; of many names only the first, and the number of the others."""
     more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
     return separator.join(map(str, cases[:NAMED])) + more

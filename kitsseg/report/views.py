@@ -1,4 +1,4 @@
-"""What the pictures of a case show: axial slices through the largest tumor and both kidneys, and two more planes."""
+"""Choose the planes for a case's pictures: axial slices through the largest tumor and both kidneys, and two more."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ShownCase:
         image: the CT; None: none lies beside the truth.
         prediction: label map.
         truth: label map; None: there is none.
-        label_values: what the labels of the truth mean, where that is not as in KiTS19.
+        label_values: the classes of the truth's labels, if they differ from KiTS19.
     """
 
     image: str | None
@@ -53,8 +53,10 @@ class View:
     to posterior.
 
     Attributes:
-        plane: such as "axial". where: such as "slice 5 of 8".
-        hu, truth, prediction: (rows, columns); ``truth`` is None where there is none. spacing_mm: of these.
+        plane: such as "axial".
+        where: such as "slice 5 of 8".
+        hu, truth, prediction: (rows, columns); ``truth`` is None if there is none.
+        spacing_mm: of rows and columns.
     """
 
     plane: str
@@ -66,7 +68,7 @@ class View:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """What lies at the left and at the right edge of the picture: R and L, or A and P, of the patient."""
+        """The patient's side at the left and at the right edge of the picture: R and L, or A and P."""
         axis = [plane for plane, _ in PLANES].index(self.plane)
         across = [letter for other, letter in enumerate(KITS_AXES) if other != axis][1]
         return OPPOSITE[across], across
@@ -74,15 +76,16 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class CaseViews:
-    """What is shown of a case.
+    """The planes of a case that are shown.
 
     Attributes:
-        axial: slices from superior to inferior. start: index of the one with most tumor.
-        depths_mm: of each axial slice, how far it lies below the upper edge of the other two planes.
-        coronal, sagittal: through the same tumor.
-        why: what stands at ``start``.
-        outside_ml: how much of the prediction lies above or below all pictures.
-        kidney_ml, tumor_ml: of the prediction, kidney with tumor and tumor.
+        axial: slices from superior to inferior.
+        start: index of the axial slice with most tumor.
+        depths_mm: distance of each axial slice below the upper edge of the other two planes.
+        coronal, sagittal: planes through the same tumor.
+        why: the reason for choosing the slice ``start``, in words.
+        outside_ml: volume of the prediction above and below all pictures.
+        kidney_ml, tumor_ml: volume of the prediction's kidney with tumor, and of its tumor.
     """
 
     axial: tuple[View, ...]
@@ -154,10 +157,11 @@ def case_views(case: ShownCase, n_slices: int = FEWEST_SLICES) -> CaseViews:
 def choose_point(
     truth: npt.NDArray[np.uint8] | None, prediction: npt.NDArray[np.uint8]
 ) -> tuple[tuple[int, ...], str]:
-    """((slice, row, column), reason): in each plane where the largest tumor is largest; without tumor the kidney.
+    """((slice, row, column), reason): the planes in which the largest tumor is largest; without tumor, the kidney.
 
     Args:
-        truth, prediction: labels (slices, rows, columns); without a truth the prediction decides.
+        truth, prediction: labels (slices, rows, columns); the prediction is used if there is no truth.
+        spacing_mm: (slices, rows, columns).
     """
     rules: list[tuple[npt.NDArray[np.uint8], bool, str]] = [
         (prediction, True, "where the predicted tumor is largest"),
@@ -189,8 +193,8 @@ def choose_slices(
     Args:
         kidneys, tumor: first and last slice of each; None: no tumor.
         point: a slice that is always shown.
-        wanted: about how many; never fewer than nine, if the scan has nine.
-        n_slices: of the scan.
+        wanted: about so many slices are chosen, but at least nine if the scan has nine.
+        n_slices: number of slices of the scan.
 
     Returns: indices of slices, sorted.
     """
@@ -219,7 +223,7 @@ def _spread(first: int, last: int, count: int) -> list[int]:
 
 
 def _read(case: ShownCase) -> tuple[Volume, Volume | None, Volume]:
-    """Image, truth and prediction of one shape."""
+    """Read image, truth and prediction, and check that they have one shape."""
     if case.image is None:
         raise InputError(f"no CT lies beside {case.truth or case.prediction}.")
     values = case.label_values or KITS_LABELS
@@ -259,7 +263,7 @@ def _tumor_range(labels: npt.NDArray[np.uint8], point: int) -> tuple[int, int] |
 
 
 def _box(labels: npt.NDArray[np.uint8], point: tuple[int, ...], spacing_mm: Sequence[float]) -> Box:
-    """The part of the volume around all labels, and the point: the place of both kidneys is in the picture."""
+    """The part of the volume around all labels and the point, so that both kidneys are in the picture."""
     start, found = foreground_box(labels)
     box = []
     for axis, size in enumerate(labels.shape):
@@ -275,7 +279,7 @@ def _box(labels: npt.NDArray[np.uint8], point: tuple[int, ...], spacing_mm: Sequ
 
 
 def _body(image: npt.NDArray[np.int16], slices: Sequence[int], spacing_mm: Sequence[float]) -> Box:
-    """Rows and columns of the body in the first, the middle and the last of these slices: without table and air."""
+    """Rows and columns of the body, without table and air, in the first, the middle and the last of these slices."""
     rows: list[int] = []
     columns: list[int] = []
     for at in {slices[0], slices[len(slices) // 2], slices[-1]}:

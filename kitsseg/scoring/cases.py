@@ -1,4 +1,4 @@
-"""One case: a label map beside its truth -> its row of scores.csv, and what scores.json keeps about its files."""
+"""Score one case: its row of scores.csv, and the entry about its files in scores.json."""
 
 import math
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ class Lesion:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """The files of a scored case: what ``scores.json`` keeps.
+    """The files of a scored case, as ``scores.json`` holds them.
 
     Attributes:
         image: the CT, if it lies beside the truth.
-        label_values: what the labels of the truth mean, where that is not as in KiTS19.
-        lesions: of the truth, see ``find_lesions``; where surfaces and lesions were asked for.
+        label_values: the classes of the truth's labels, if they differ from KiTS19.
+        lesions: of the truth, see ``find_lesions``; only if surfaces and lesions were asked for.
         truth_sha256: of the truth's file.
     """
 
@@ -57,9 +57,9 @@ class ScoredCase:
     """Scores of one case.
 
     Attributes:
-        row: of scores.csv, but for the hash of the split.
+        row: of scores.csv, without the hash of the split.
         tables: counts of KiTS19 labels, int64 (slices, truth, predicted).
-        files: what scores.json keeps.
+        files: the entry of scores.json.
     """
 
     row: dict[str, Any]
@@ -84,7 +84,7 @@ def score_pair(pair: Pair, classes: str, surface: bool) -> ScoredCase:
         pair: its files.
         classes, surface: as in ``evaluate_folders``.
 
-    Raises: InputError for files on different grids, or that are no label maps.
+    Raises: InputError for files on different grids, or files that are no label maps.
     """
     values, predicted_values = pair.label_values, KITS_LABELS
     if classes == "kits23":
@@ -119,7 +119,7 @@ def score_pair(pair: Pair, classes: str, surface: bool) -> ScoredCase:
 def _values_with_cysts(pair: Pair) -> tuple[int, ...]:
     """The labels of a pair's truth with cysts kept, as KiTS21 and KiTS23 number them: (0, 1, 2, 3).
 
-    Raises: InputError where the dataset numbers them otherwise.
+    Raises: InputError if the dataset numbers its labels in another way.
     """
     # as the layout says it: cysts not mentioned, or named by the dataset and refused without --cyst
     if pair.label_values not in ((0, 1, 2), (0, 1, 2, None)):

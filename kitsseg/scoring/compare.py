@@ -1,8 +1,8 @@
 """``kitsseg compare``: several runs on the same patients, case by case.
 
-Two networks are compared on the differences of their patients, not on their means: the patients differ far more from
-each other than two networks do on one of them. Patients that any of the runs was trained on or chosen by are left
-out, and named.
+Two networks are compared by the differences of their scores for each patient, not by their means, because patients
+differ far more from each other than two networks do on the same patient. Patients that were used for training or for
+choosing the best epoch of any run are left out, and named.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ METRICS = ("tk_dice", "tu_dice", "composite")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare_scores`` found.
+    """The result of ``compare_scores``.
 
     Attributes:
         cases: names of the patients compared.
-        means: dict of name -> metric -> (mean, low, high), the interval by bootstrap over patients, 95 %.
-        differences: dicts of first, second, metric, difference (second minus first), low, high, p: Wilcoxon's
-            signed-rank test, two-sided; 1 where no patient differs.
-        left_out: dict of patient -> why it is not compared.
+        means: name -> metric -> (mean, low, high), with the 95 % interval by bootstrap over patients.
+        differences: dicts of first, second, metric, difference (second minus first), low, high, and p of Wilcoxon's
+            two-sided signed-rank test, which is 1 if no patient differs.
+        left_out: patient -> the reason why it is not compared.
         phantom: whether any of the scans was synthesized.
-        unchecked: names of the runs whose folder is not there (or that were never known), so that nobody can say which
-            patients they have seen.
+        unchecked: names of the runs whose folder does not exist or is not recorded, so that the patients that they
+            have seen are unknown.
         of_slices: whether the scores of a patient are means over single slices instead of scores of a whole case.
     """
 
@@ -64,7 +64,7 @@ def compare_scores(
     """Compare runs on the patients they were all scored on.
 
     Args:
-        files: dict from what to call a run to its scores.csv (``kitsseg evaluate``), at least two.
+        files: dict from a name for each run to its scores.csv (``kitsseg evaluate``), at least two.
         out: .csv file for the differences, if wanted.
 
     Returns: Comparison.
@@ -135,7 +135,7 @@ def _knows_its_patients(summary: Provenance) -> bool:
 def _left_out(
     tables: Mapping[str, Mapping[str, Mapping[str, Any]]], summaries: Mapping[str, Provenance]
 ) -> dict[str, str]:
-    """Patients that not every run was scored on, or that a run has seen."""
+    """Patients that are not compared: not every run was scored on them, or a run has seen them."""
     found: dict[str, str] = {}
     for name, summary in summaries.items():
         if summary.run and _knows_its_patients(summary):

@@ -1,11 +1,11 @@
-"""Scores of one case and of a run: the official KiTS19 Dice values, and those the papers confuse them with.
+"""Scores of one case and of a run: the official KiTS19 Dice values, and other values with which papers confuse them.
 
 Three values are called "kidney Dice" in the literature. Here they have three names:
 
 * ``tk_dice``: kidney with tumor, labels >= 1. The official KiTS19 value.
 * ``kidney_label_dice``: label 1 alone.
-* ``macro_dice_with_background``: mean over the three classes, background included, pooled over all cases; this and
-  the other definitions that flatter are in ``kitsseg.scoring.ladder``.
+* ``macro_dice_with_background``: mean over the three classes, background included, pooled over all cases. This and
+  other definitions that give higher values are in ``kitsseg.scoring.ladder``.
 
 Everything is computed from tables of voxel counts, one per slice: no temporary array exceeds a slice.
 
@@ -142,31 +142,37 @@ def score_counts(counts: npt.NDArray[np.int64], voxel_ml: float, empty: str = "o
 
 
 def overlap(counts: npt.NDArray[np.int64], labels: Iterable[int]) -> tuple[int, int, int]:
-    """Voxels in both masks, in the predicted one, in the true one, if ``labels`` are taken as one mask.
+    """Number of voxels in both masks, in the predicted mask, and in the true mask.
 
     Args:
         counts: the table of ``count_labels``.
+        labels: the labels that form the mask.
     """
     labels = list(labels)
     return int(counts[np.ix_(labels, labels)].sum()), int(counts[:, labels].sum()), int(counts[labels].sum())
 
 
 def dice_of_overlap(both: int, predicted: int, true: int, empty: str = "one") -> float:
-    """Dice from the three numbers of ``overlap``; ``empty`` as in ``score_case``."""
+    """Dice from the three numbers of ``overlap``.
+
+    Args:
+        both, predicted, true: from ``overlap``.
+        empty: as in ``score_case``.
+    """
     if predicted + true:
         return 2 * both / (predicted + true)
     return 1.0 if empty == "one" else float("nan")
 
 
 def _ratio(both: int, size: int, other: int, empty: str) -> float:
-    """Share of the mask of ``size`` voxels that is in the other; 0 if only this one is empty."""
+    """Share of a mask of ``size`` voxels that lies in the other mask; 0 if only this mask is empty."""
     if size:
         return both / size
     return 0.0 if other else (1.0 if empty == "one" else float("nan"))
 
 
 def bootstrap_draws(n: int) -> npt.NDArray[np.int64]:
-    """Which of ``n`` cases each of the 10,000 resamples draws, (resamples, n); always the same."""
+    """The cases, numbered from 0, that each of the 10,000 resamples draws: (resamples, n), always the same."""
     return np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(RESAMPLES, n))
 
 
@@ -186,9 +192,9 @@ def summarize_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
         * ``scores``: for each of ``SCORES`` the mean, sd (n - 1; None for a single case), median and
           interval_95: percentile interval of the mean over 10,000 resamples of the cases, drawn with a fixed
-          seed. A plain mean: one NaN makes it NaN rather than dropping the case unseen;
-        * ``composite_interval_95``: that of the composite;
-        * ``composite_identity``: the mean of the composites and half of mean TK + mean TU: they must agree;
+          seed. The mean is a plain one: if the score of a case is NaN, the mean is NaN;
+        * ``composite_interval_95``: interval_95 of the composite;
+        * ``composite_identity``: the mean of the composites, and half of mean TK + mean TU, which must be equal;
         * ``empty_cases``: how many cases have an empty mask, so that scores rest on the rule for empty masks.
     """
     if not rows:

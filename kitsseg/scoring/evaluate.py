@@ -1,4 +1,4 @@
-"""``kitsseg evaluate``: predictions and truth -> scores.csv, a row per case, and scores.json, the summary."""
+"""``kitsseg evaluate``: score predictions against their truth, in scores.csv (a row per case) and scores.json."""
 
 import os
 from collections.abc import Sequence
@@ -40,13 +40,13 @@ def evaluate_folders(
         truth: a folder of cases in any layout of ``find_cases``; or, for one prediction file, its label map.
         out: the .csv file to write.
         progress: called as ``progress(description, done, total)``.
-        layout: Layout of the truth, where the folder alone does not say which files are meant.
-        classes: "kits19", or "kits23" for label maps with cysts as label 3: adds the Dice of its hierarchical classes;
-            in all other scores cysts are kidney then, as in KiTS19.
-        surface: also surface Dice and HD95, and which tumors were found; needs the label maps in memory.
+        layout: Layout of the truth, if the folder alone does not tell which files are meant.
+        classes: "kits19", or "kits23" for label maps with cysts as label 3. "kits23" adds the Dice of the hierarchical
+            classes; in all other scores cysts then count as kidney, as in KiTS19.
+        surface: also compute surface Dice, HD95, and the tumors that were found; needs the label maps in memory.
 
-    Where the truth is a folder of single slices the predictions are PNG files, and the scores slice scores (see
-    ``kitsseg.scoring.slices``): no case scores, under other names.
+    If the truth is a folder of single slices, the predictions are PNG files, and the scores are slice scores with other
+    names (see ``kitsseg.scoring.slices``), not case scores.
 
     Returns: Evaluation. Truth cases without a prediction and predictions without a truth are not scored:
         ``truth_without_prediction`` and ``prediction_without_truth`` in the summary name them. ``of_other_scans``
@@ -94,11 +94,11 @@ def evaluate_pairs(
     surface: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score label maps whose truth is known, and write ``out`` and the JSON file beside it.
+    """Score pairs of label maps and truth, and write ``out`` and the JSON file beside it.
 
     Args:
         found: the label maps and their truth.
-        provenance: what made the label maps.
+        provenance: Provenance of the label maps.
         out: the .csv file to write.
         of_other_scans: names of cases whose label map was predicted from another scan than the truth is of.
         classes, surface, progress: as in ``evaluate_folders``.
@@ -119,7 +119,7 @@ def evaluate_pairs(
 
 
 def _recorded_by_predict(folder: Path) -> Provenance:
-    """What predictions.json says, and the files of processes that are still at work or were killed."""
+    """The Provenance from ``predictions.json`` and the journals of processes that still run or were killed."""
     file = folder / PREDICTIONS
     if has_journals(folder) and (record := read_predictions(folder)):
         return provenance_of(record)
@@ -130,7 +130,7 @@ def _recorded_by_predict(folder: Path) -> Provenance:
 
 
 def _record_of_scans(folder: Path) -> PredictionsRecord | None:
-    """What ``kitsseg predict`` says of the folder; None for label maps of another tool, with its own kind of record."""
+    """The record of ``kitsseg predict`` about the folder; None for label maps of another tool with its own record."""
     if (folder / PREDICTIONS).is_file() or has_journals(folder):
         with suppress(InputError):
             return read_predictions(folder)

@@ -1,4 +1,4 @@
-"""Two label maps on disk: how their labels overlap in each slice, and the box of both that holds their foreground."""
+"""Compare two label maps on disk: the overlap of their labels in each slice, and the box around their foreground."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ def count_files(
 ) -> tuple[npt.NDArray[np.int64], tuple[float, float, float]]:
     """Count the labels of two files: (the tables of ``count_slices``, spacing in mm).
 
-    Files stored alike are compared piece by piece while they are decompressed: the volumes are never in memory.
-    Others, such as a prediction whose axes another tool has reordered, are read whole.
+    Files with the same axes are compared piece by piece while they are decompressed, so that the volumes are never in
+    memory. Other files, such as a prediction whose axes another tool has reordered, are read whole.
 
     Args:
-        label_values, predicted_values: what the labels of ``truth`` and ``prediction`` mean (see ``read_labels``).
+        prediction, truth: the two files.
+        label_values, predicted_values: the classes of the labels of ``truth`` and of ``prediction`` (see
+            ``read_labels``).
 
     Raises: InputError if the grids differ, naming both; and as ``read_labels``.
     """
@@ -76,7 +78,7 @@ def read_boxes(
 
     One volume is in memory at a time.
 
-    Args: as ``count_files``, which has checked that the grids agree.
+    Args: as ``count_files``, which must be called before, because it checks that the grids agree.
     """
     found = []
     for path, values in ((prediction, predicted_values), (truth, label_values)):
@@ -139,8 +141,8 @@ def _count_streams(
 ) -> npt.NDArray[np.int64] | None:
     """The tables of two streams of labels; None if a label is out of range.
 
-    Slices may run along any axis of the file, in KiTS19 along its fastest, so the few voxels that are not background
-    in both are found first, eight at a time, and sorted to their slices by their place in the file.
+    Slices may lie along any axis of the file (in KiTS19 along the fastest one). Therefore the few voxels that are not
+    background in both files are found first, eight at a time, and then counted to their slices by their position.
     """
     slices, voxels = grid.shape[0], int(np.prod(grid.shape))
     axis = grid.axes.index(0)

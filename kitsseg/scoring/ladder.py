@@ -1,15 +1,15 @@
 """The Dice ladder: the same label maps under every definition the papers and common code call "Dice" or "accuracy".
 
-Most voxels of a CT are background and most slices hold no tumor, so a definition that counts either gives a high
-figure to an empty label map. The ladder puts all of them side by side; beside the figures of an empty label map it
-shows how much of a figure means anything.
+Most voxels of a CT are background and most slices hold no tumor, so a definition that counts background or slices
+without tumor gives a high figure to an empty label map. The ladder shows all definitions side by side, together with
+the figures of an empty label map, so that a reader sees how much a figure means.
 
-Everything follows from one 3 x 3 table of voxel counts per slice (``kitsseg.scoring.dice.count_slices``): no voxel is
-looked at here. A mean over nothing, such as over the slices with tumor of cases without any, is None.
+All figures are computed from one 3 x 3 table of voxel counts for each slice (``kitsseg.scoring.dice.count_slices``). A
+mean over nothing, such as over the slices with tumor if no case has any, is None.
 
 Sources: WP-UNet (eq. 4 and 5), SqueezeNet U-Net (fastai's ``DiceMulti``), 3D DeepLab (per label), the KiTS19 starter
-code; what the others count is stated with each rung. Names of libraries say where a definition is met, not that it
-is their only one.
+code; the other rungs state what they count. The name of a library says where a definition is used; the library may
+have other definitions as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REGIONS = {"tk": (1, 2), "tu": (2,)}
 
 @dataclass(frozen=True)
 class Rung:
-    """One definition: its name in a table, a sentence that defines it, and where it is met."""
+    """One definition: its name in a table, a sentence that defines it, and where it is used."""
 
     name: str
     definition: str
@@ -175,7 +175,7 @@ def _classes(
 def _region(
     counts: npt.NDArray[np.int64], labels: Iterable[int]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The same for a set of labels taken as one mask, each (...)."""
+    """The numbers of ``_classes`` for a set of labels taken as one mask, each (...)."""
     labels = list(labels)
     rows = counts[..., labels, :]
     return (
@@ -196,7 +196,7 @@ def _ratio(
 
 
 def _mean(values: npt.ArrayLike) -> float | None:
-    """Mean of what is not NaN; None of nothing."""
+    """Mean of the values that are not NaN; None if there is none."""
     numbers = np.asarray(values, float)
     numbers = numbers[~np.isnan(numbers)]
     return float(numbers.mean()) if numbers.size else None

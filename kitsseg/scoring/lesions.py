@@ -1,11 +1,11 @@
-"""Which tumors were found: scores by lesion instead of by voxel.
+"""Tumors found and missed: scores by lesion instead of by voxel.
 
 A case with one large and two small tumors can have a high TU Dice although both small ones were missed. A lesion is a
 26-connected component of tumor (label 2).
 
 Chosen (ours): a lesion of the truth is found if at least a tenth of its volume is predicted as tumor; a predicted
-lesion is false if less than a tenth of its volume is tumor in truth. The lesions' volumes and shares are returned as
-well, for any other rule: 50 % of the union is that of the LiTS challenge, any overlap that of autoPET.
+lesion is false if less than a tenth of its volume is tumor in truth. The volumes and shares of all lesions are returned
+as well, so that other rules can be applied: the LiTS challenge asks for 50 % of the union, autoPET for any overlap.
 """
 
 import math
@@ -35,7 +35,7 @@ def find_lesions(
     spacing_mm: Sequence[float],
     tumor: int = 2,
 ) -> dict[str, list[dict[str, float]]]:
-    """The lesions of truth and prediction, and how much of each the other one has.
+    """The lesions of truth and prediction, and the share of each that is tumor in the other label map.
 
     Args:
         prediction, truth: uint8 labels (slices, rows, columns) of one shape.
@@ -65,7 +65,7 @@ def find_lesions(
 
 
 def is_found(share: float, min_share: float = MIN_SHARE) -> bool:
-    """Whether a tumor counts as found of whose volume this share, 0 to 1, is predicted as tumor."""
+    """Whether a tumor counts as found if this share (0 to 1) of its volume is predicted as tumor."""
     return share >= min_share
 
 

@@ -1,4 +1,4 @@
-"""Predictions beside their truth: which files belong together."""
+"""Find pairs of a prediction and its truth."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LABELS = {name.lower() for name in LABEL_NAMES}
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction with its truth, what the truth's labels mean (see ``read_labels``), and the CT if it is there."""
+    """A prediction with its truth, the classes of the truth's labels (see ``read_labels``), and the CT if it exists."""
 
     case: str
     prediction: Path
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs, sorted by case, and the names of what has no other side."""
+    """The pairs, sorted by case, and the names of predictions without a truth and of truths without a prediction."""
 
     pairs: list[Pair]
     truth_without_prediction: list[str] = field(default_factory=list)
@@ -77,7 +77,9 @@ def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layou
     """Match label maps whose cases are known, as (case, file), with their truth.
 
     Args:
-        truth: a folder of cases. layout: Layout of it.
+        predictions: (name of the case, label map) of each.
+        truth: a folder of cases.
+        layout: Layout of ``truth``.
 
     Raises: InputError as ``evaluate_folders``.
     """
@@ -115,7 +117,8 @@ def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layou
 def of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> list[str]:
     """Cases whose label map was made of another scan than the one beside the truth, as far as ``record`` knows.
 
-    Of a file its size, its first and its last bytes count, of a DICOM series its size: copies have other times.
+    Two files count as the same scan if their sizes and their first and last bytes are equal; two DICOM series if their
+    sizes are equal. Times are not compared, because a copy has another time.
     """
     if record is None:
         return []

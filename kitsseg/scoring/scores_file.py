@@ -1,4 +1,4 @@
-"""scores.csv, a row per case, and scores.json beside it: written together, read only if they belong together."""
+"""Write and read scores.csv (a row per case) and scores.json together; two files that do not match are refused."""
 
 import math
 import os
@@ -34,7 +34,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SliceEvaluation:
-    """Slice scores of a set of single slices (``kitsseg.scoring.slices``), which are no scores of cases."""
+    """Slice scores of a set of single slices (``kitsseg.scoring.slices``); they are not scores of cases."""
 
     rows: list[dict[str, Any]]
     summary: SliceSummary
@@ -88,7 +88,7 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], Sum
 
 
 def _check_ladders(summary: Summary, path: Path) -> None:
-    """Raise InputError where a definition is missing, or has no value though one is always defined."""
+    """Raise InputError if a definition is missing, or has no value although it is always defined."""
     for which in ("prediction", "all_background"):
         values = getattr(summary.beside_all_background, which)
         for key in RUNGS:

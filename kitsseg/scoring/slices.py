@@ -1,8 +1,8 @@
 """Slice scores: Dice of single slices, and their means over patients. They are never mixed with case scores.
 
-A case score counts all voxels of a scan, most slices of which hold no kidney. A slice score counts the pixels of one
-image that somebody chose. So columns and entries have other names here, volumes are pixels, and the interval is one
-over patients: slices of one patient are alike.
+A case score counts all voxels of a scan, and most slices of a scan hold no kidney. A slice score counts the pixels of
+one image that somebody chose. Therefore columns and entries have other names here, and numbers of pixels replace
+volumes. The interval is computed over patients, because slices of one patient are alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,12 +52,13 @@ class SliceFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class SliceSummary(Provenance):
-    """Content of the JSON file beside slice scores; first, what made the label maps.
+    """Content of the JSON file beside slice scores; the fields of Provenance come first.
 
     Attributes:
-        unit, rule: what is counted, and how.
-        patient_means: of each score, over the means of the patients.
-        slice_means: of each score, over all slices.
+        unit: always ``UNIT``.
+        rule: how slices and patients are averaged, in words.
+        patient_means: score -> SliceSpread over the means of the patients.
+        slice_means: score -> mean over all slices.
         beside_all_background: ``patient_means`` of predicting nothing.
         truth_without_prediction: names of slices that could not be scored.
         slices: name -> its files.
@@ -92,8 +93,8 @@ def evaluate_slices(
     Args:
         prediction: a folder of PNG label maps named as their images, or one of them.
         truth: a folder of slices with masks and patients.
-        made_by: what ``predictions.json`` says of the folder, if it is there.
-        mask_values: name of a slice -> the value of each label in its label map, where that is known.
+        made_by: Provenance of the label maps.
+        mask_values: name of a slice -> the value of each label in its label map, if it is known.
         progress: called as progress(description, done, total).
 
     Returns: (rows as in the table, summary as in the JSON file).
@@ -153,10 +154,9 @@ def holds_slice_scores(path: Path) -> bool:
 
 
 def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
-    """A row for each patient, with the scores of ``read_scores`` as means over the patient's slices, and what made the
-    label maps.
+    """(a row for each patient with the means of the scores over its slices, Provenance of the label maps).
 
-    Raises: InputError for what ``evaluate_slices`` has not written.
+    Raises: InputError for a file that ``evaluate_slices`` has not written.
     """
     beside, expected, advice = path.with_suffix(".json"), "the slice scores of kitsseg evaluate", AGAIN
     kinds: dict[str, Callable[[str], Any]] = {"slice": str, "patient": str}
@@ -212,7 +212,7 @@ def _of_patients(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spreads(scores: Mapping[str, Any]) -> dict[str, SliceSpread]:
-    """Those of ``summarize_scores`` over the patients."""
+    """SliceSpread of each score, from the result of ``summarize_scores`` over the patients."""
     found = {name: scores["scores"][name] for name in SCORES}
     return {
         f"slice_{name}": SliceSpread(mean=of["mean"], sd=of["sd"], interval_95=of["interval_95"])

@@ -1,4 +1,4 @@
-"""All cases together: the content of scores.json, as one definition."""
+"""The content of scores.json, which summarizes all cases."""
 
 import os
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ HD95_RULE = "the same surface elements, 95 % of their area; not defined where a 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a scan has no label map."""
+    """A scan without a label map, and the reason."""
 
     reason: str
 
@@ -54,7 +54,7 @@ class ScoredSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made the label maps that are scored, as ``predictions.json`` says it; all None for others.
+    """The origin of the scored label maps, from ``predictions.json``; all None for label maps of other tools.
 
     Attributes: as of ``kitsseg.records.predictions.MadeBy``.
     """
@@ -76,11 +76,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is named beside the scores.
+    """Cases that are named beside the scores.
 
     Attributes:
         truth_without_prediction, prediction_without_truth: names of cases that could not be scored.
-        of_other_scans: scored, but predicted from another scan than the one beside the truth.
+        of_other_scans: names of scored cases that were predicted from another scan than the one beside the truth.
     """
 
     truth_without_prediction: list[str]
@@ -114,7 +114,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Defined:
-    """A figure that is not defined for every case: over the cases where it is, and how many these are."""
+    """A figure that is not defined for every case: its statistics over the cases with a value, and their number."""
 
     mean: float | None
     sd: float | None = None
@@ -185,12 +185,13 @@ class Summary(Provenance):
     Attributes:
         composite_interval_95: bootstrap interval of the mean composite.
         composite_identity: the mean of the composites and half of mean TK + mean TU: they must agree.
-        empty_cases: how many cases have an empty mask, so that scores rest on ``empty_rule``.
-        classes: "kits19" or "kits23". hec: of KiTS23's classes only.
-        surface, lesions: only where they were asked for.
+        empty_cases: number of cases with an empty mask, whose scores depend on ``empty_rule``.
+        classes: "kits19" or "kits23".
+        hec: only with the classes of KiTS23.
+        surface, lesions: only if they were asked for.
         beside_all_background: the ladder of definitions.
-        label_release: how many cases were scored against labels of KiTS19 as they are today, and how many not.
-        cases: the files of each case, by its name.
+        label_release: number of cases that were scored against today's labels of KiTS19, and against others.
+        cases: name -> the files of the case.
     """
 
     kitsseg: str | None = None
@@ -215,7 +216,7 @@ class Summary(Provenance):
 
 
 def provenance_of(record: object) -> Provenance:
-    """What a record of ``kitsseg predict`` says about what made the label maps.
+    """The Provenance of label maps from the record of ``kitsseg predict``.
 
     Args:
         record: PredictionsRecord, with absolute paths.
@@ -229,9 +230,9 @@ def summarize(
     """The content of scores.json.
 
     Args:
-        cases: all that were scored, one at least.
-        provenance: what made the label maps.
-        left_out: what is to be named.
+        cases: all scored cases, at least one.
+        provenance: Provenance of the label maps.
+        left_out: LeftOut.
         classes, surface: as in ``evaluate_folders``.
     """
     rows, tables = [case.row for case in cases], [case.tables for case in cases]
@@ -256,7 +257,7 @@ def summarize(
 
 
 def _details(rows: list[dict[str, Any]], classes: str, surface: bool) -> dict[str, Any]:
-    """What the summary says about these columns: entries ``hec``, ``surface`` and ``lesions``."""
+    """The entries ``hec``, ``surface`` and ``lesions`` of the summary, from the columns of scores.csv."""
     summary: dict[str, Any] = {"classes": classes}
     if classes == "kits23":
         dice = {name: _describe(rows, f"{name}_dice") for name in HEC_LABELS}
@@ -279,7 +280,7 @@ def _details(rows: list[dict[str, Any]], classes: str, surface: bool) -> dict[st
 
 
 def _describe(rows: list[dict[str, Any]], column: str) -> dict[str, Any]:
-    """Mean, standard deviation and median over the cases where the value is defined, and how many these are."""
+    """Mean, standard deviation and median over the cases for which the value is defined, and their number."""
     values = np.array([row[column] for row in rows if row[column] is not None], float)
     many = len(values) > 1
     return {

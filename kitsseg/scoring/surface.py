@@ -8,11 +8,12 @@ marching-cubes mesh of this one cell, at the spacing of the scan. Distances run 
     HD95              = the larger of two distances: the one within which 95 % of the area of the truth's surface
                         lies, and the same of the prediction's
 
-Others take percentiles over border voxels instead of areas (MONAI, MedPy), and so get another HD95: say which.
+MONAI and MedPy take percentiles over border voxels instead of areas, and so get another HD95. A paper should say which
+HD95 it uses.
 
-Distances are the exact Euclidean ones that a distance transform gives, but only where surface elements are: those
-whose partner lies within a few voxels look for it there, the others in a k-d tree. Beside the masks there are at most
-128 MiB in memory, and what grows with the surfaces.
+Distances are the exact Euclidean distances of a distance transform, computed only for surface elements. The nearest
+element of the other surface is first searched within a few voxels, and then in a k-d tree. Beside the masks at most
+128 MiB are in memory, and arrays as long as the number of surface elements.
 
 Source: Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and neck anatomy"; the
 evaluation of KiTS23.
@@ -37,7 +38,7 @@ LOOKED_UP = 1 << 27  # voxels; only the tree is used for larger boxes
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Elements of two surfaces: distance to the other surface in mm (inf if that is empty), and area in mm2."""
+    """Elements of two surfaces: distance to the other surface in mm (inf if that surface is empty), and area in mm2."""
 
     truth_mm: npt.NDArray[np.float64]
     truth_mm2: npt.NDArray[np.float64]
@@ -95,7 +96,7 @@ def surface_dice(found: SurfaceDistances, tolerance_mm: float) -> float:
 
 
 def hausdorff_mm(found: SurfaceDistances, percent: float = 95.0) -> float:
-    """The robust Hausdorff distance in mm; NaN if a surface is empty, since no distance is defined then."""
+    """The robust Hausdorff distance in mm; NaN if a surface is empty, because no distance is defined then."""
     if not (len(found.truth_mm) and len(found.predicted_mm)):
         return float("nan")
     return max(
@@ -108,8 +109,8 @@ def hausdorff_mm(found: SurfaceDistances, percent: float = 95.0) -> float:
 def element_areas(spacing_mm: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """Area in mm2 of a surface element for each of the 256 neighborhoods, float64 (256,).
 
-    The bits of a neighborhood, from the highest, are its voxels in C order. A neighborhood and its complement have
-    the same surface: the smaller of their two meshes, which differ where inside meets inside at an edge or a corner.
+    The bits of a neighborhood, from the highest, are its voxels in C order. A neighborhood and its complement count as
+    the same surface. Their meshes differ if voxels inside meet only at an edge or a corner; the smaller area counts.
 
     Args:
         spacing_mm: tuple (slices, rows, columns).

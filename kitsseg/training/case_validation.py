@@ -1,11 +1,12 @@
-"""Whole validation cases while a network is trained: TK and TU Dice of each, on the grid of the cache.
+"""Score whole validation cases during training: TK and TU Dice of each case, on the grid of the cache.
 
-The validation loss of an epoch is that of a few slices or patches of each case, most of them chosen because they hold
-kidney or tumor; false tumors elsewhere cost it nothing. A whole case shows them. Neither its score nor anything else
-here decides what is trained or kept, apart from the rounds of progressive training, which are scored here too.
+The validation loss of an epoch comes from a few slices or patches of each case, most of which were chosen because they
+hold kidney or tumor. False tumors elsewhere do not change this loss; the score of a whole case shows them. These scores
+decide which round of a progressive training is kept, and nothing else.
 
-Between rounds whole cases are labeled as cheaply as the recipe allows: slices in one piece where it states overlapping
-tiles, no mirroring. Figures to compare epochs by, not official scores, which are those of the scan's own grid.
+After an epoch whole cases are labeled as cheaply as the recipe allows: whole slices even if the recipe states
+overlapping tiles, and no mirroring. The scores are for comparing epochs; they are not official scores, which are
+computed on the scan's own grid.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class CaseLog:
     """RUN/validation_cases.csv: a row for each whole case and each epoch it was scored after.
 
     Args:
-        run: its folder; a file that is there is read, and goes on.
+        run: folder of the run; if the file exists, new rows are added to it.
         cases: dict from name to CachedCase.
         record: of the run; ``record.whole_case_validation.seconds`` counts the seconds of scoring.
     """
@@ -78,11 +79,13 @@ class CaseLog:
         *,
         look: Callable[[CachedCase, npt.NDArray[np.uint8]], object] | None = None,
     ) -> list[dict[str, Any]]:
-        """Score cases and write their rows, in place of earlier ones of the same phase and epoch.
+        """Score cases and write their rows, which replace earlier rows of the same phase and epoch.
 
         Args:
-            phase: name of the phase or round. epoch: of it, counted from 1.
-            names: of the cases. The others: as in ``score_cached_cases``.
+            phase: name of the phase or round.
+            epoch: number of the epoch in it, counted from 1.
+            names: of the cases.
+            member, postprocess, look: as in ``score_cached_cases``.
 
         Returns: the rows.
         """

@@ -1,4 +1,4 @@
-"""What happens around each epoch: learning rate, history, checkpoints, progress."""
+"""Callback for the beginning and the end of each epoch: learning rate, history, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
         pruning: PruneLowMagnitude of the phase, or None; it comes before this one in the list of callbacks.
         monitor: Monitor of the run, or None.
 
-    Raises: InputError, out of ``fit``, at the first step whose loss is no number.
+    Raises: InputError from ``fit`` at the first step whose loss is NaN or infinite.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships n
 
 
 def _seed_dropout(model: keras.Model, key: Sequence[int]) -> None:
-    """Begin an epoch's dropout at a state that follows from its number: Keras saves the state with no network."""
+    """Set the random state of dropout from the number of the epoch, because Keras does not save it with a network."""
     for i, layer in enumerate(model.layers):
         if generator := getattr(layer, "seed_generator", None):
             # 31 bits: JAX takes uint32, TensorFlow int64

@@ -1,6 +1,4 @@
-"""The epochs of a phase, by its rows of the history: how many steps, which is the best, whether all are done, and where
-the files that each leaves behind are kept.
-"""
+"""Epochs of a phase, from its rows of the history: number of steps, best epoch, whether it is finished, checkpoints."""
 
 from __future__ import annotations
 
@@ -30,12 +28,12 @@ __all__ = [
 
 
 def checkpoints_of(run: Path) -> Path:
-    """The folder in a run where the files of its epochs are kept while it trains."""
+    """The folder in a run that holds the checkpoints of its epochs during training."""
     return run / "checkpoint"
 
 
 def steps_of(phase: Phase) -> int:
-    """Training steps of a phase, of all its rounds together."""
+    """Number of training steps of a phase, in all its rounds together."""
     rounds = phase.progressive.rounds if phase.progressive else 1
     return rounds * phase.epochs * phase.steps_per_epoch
 
@@ -47,12 +45,18 @@ def needed_checkpoints(folder: Path, phase: Phase, rows: Sequence[Mapping[str, A
 
 
 def checkpoint(folder: Path, phase: Phase, epoch: int) -> Path:
-    """Where the weights and the optimizer after an epoch of a phase are kept; ``folder`` is of ``checkpoints_of``."""
+    """Path of the checkpoint of weights and optimizer after an epoch of a phase.
+
+    Args:
+        folder: from ``checkpoints_of``.
+        phase: name of the phase or round.
+        epoch: counted from 1.
+    """
     return folder / f"{phase.name}-{epoch:05d}.keras"
 
 
 def pruning_state(path: Path) -> Path:
-    """Where the masks that belong to a checkpoint are kept."""
+    """Path of the pruning masks that belong to a checkpoint."""
     return path.with_suffix(".npz")
 
 
@@ -61,7 +65,7 @@ def best_epoch(rows: Sequence[Mapping[str, Any]], first: int = 1) -> int:
 
     Args:
         rows: of a phase, at least one.
-        first: earlier epochs are out of the question; as long as there is none but those, the last one is taken.
+        first: only this epoch and later ones may be the best; if there is none yet, the last epoch is returned.
     """
     choice = [row for row in rows if row["epoch"] >= first] or rows[-1:]
     return int(min(choice, key=lambda row: row["val_loss"])["epoch"])
@@ -84,13 +88,16 @@ def losses_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def needed_files(recipe: Recipe, run: Path, history: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Files without which training cannot go on after these rows of the history.
+    """The files that training needs to go on after these rows of the history.
 
-    Of the last phase in it: its best epoch, and its last one unless it is over. Of a round: its last epoch, unless the
-    round is over: the loop of the rounds sees to what those have left.
+    They belong to the last phase in the history: the checkpoints of its best epoch and, unless the phase is finished,
+    of its last epoch. In a progressive phase it is the checkpoint of the round's last epoch, unless the round is
+    finished; ``run_rounds`` checks the files of finished rounds.
 
     Args:
-        recipe: as it is trained. run: folder of the run. history: its rows, at least one.
+        recipe: Recipe with the epochs of the options.
+        run: folder of the run.
+        history: rows of ``history.csv``, at least one.
     """
     name, folder = history[-1]["phase"], checkpoints_of(run)
     for phase in recipe.phases:

@@ -1,6 +1,6 @@
-"""What is watched while a network is trained: the labels it is given, whole validation cases, TensorBoard, time left.
+"""Watch a training: the labels in its batches, scores of whole validation cases, TensorBoard, the time left.
 
-Nothing here changes what is trained: whole cases are labeled by a network of its own, which is given the weights, and
+Watching does not change the training: whole cases are labeled by a second network that gets a copy of the weights, and
 no random number is drawn.
 """
 
@@ -39,14 +39,15 @@ LARGEST_SHARE = 0.1  # of the time spent training, for whole cases
 def check_training_labels(
     cases: Mapping[str, CachedCase], split: CaseSplit, positive: bool = False
 ) -> list[str]:
-    """See that there is something to learn, before training starts.
+    """Check before training starts that the labels hold kidney and tumor.
 
     Args:
-        cases: dict from name to CachedCase. split: CaseSplit.
-        positive: the recipe draws slices with kidney or tumor of every case.
+        cases: dict from name to CachedCase.
+        split: CaseSplit.
+        positive: True if the recipe draws slices with kidney or tumor from every case.
 
     Returns: warnings, each a sentence.
-    Raises: InputError if no training case holds kidney or tumor, or with ``positive`` if one of them does not.
+    Raises: InputError if no training case holds kidney or tumor; with ``positive``, if any training case holds none.
     """
     found = {
         part: [cases[name] for name in getattr(split, part) if name in cases]
@@ -84,7 +85,7 @@ def check_training_labels(
 
 
 class WatchedBatches:
-    """The training batches, and which of them held kidney or tumor."""
+    """The training batches, with a record of which of them held kidney or tumor."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches, self.form = batches, batches.form
@@ -96,7 +97,7 @@ class WatchedBatches:
         return images, labels
 
     def any_positive(self, start: int, stop: int) -> bool:
-        """Whether one of these batches held any; what is known of them and of earlier ones is forgotten."""
+        """Whether a batch from ``start`` to ``stop`` held kidney or tumor. The record up to ``stop`` is dropped."""
         answer = any(self.found.get(index, True) for index in range(start, stop))
         for index in [index for index in self.found if index < stop]:  # later ones are drawn ahead
             del self.found[index]
@@ -107,7 +108,7 @@ class Monitor:
     """Watches one run.
 
     Args:
-        training: Training; its options say who is told, and whether TensorBoard is written.
+        training: Training; its options hold the callbacks and the folder for TensorBoard.
         names: of the validation cases.
     """
 
@@ -135,16 +136,16 @@ class Monitor:
             warnings.warn(text, stacklevel=2)
 
     def watch(self, batches: Batches) -> WatchedBatches:
-        """The training batches of a phase, to be drawn from what this returns."""
+        """Wrap the training batches of a phase. Training must draw from the batches that this returns."""
         self.batches = watched = WatchedBatches(batches)
         return watched
 
     def step(self, done: int) -> None:
-        """Note that ``done`` steps of the run are over, for the time left."""
+        """Record that ``done`` steps of the run are done, from which the time left follows."""
         self.pace = self.pace or (time.monotonic(), done)
 
     def epoch_scores(self, model: keras.Model, phase: Phase, epoch: int) -> dict[str, float]:
-        """Columns of history.csv: means over whole validation cases after an epoch, where they are due."""
+        """Columns of history.csv with means over whole validation cases; empty if this epoch is not scored."""
         if not is_due(phase, epoch):
             return {}
         recipe, weights = self.training.recipe, averaged_weights(model)
@@ -178,10 +179,12 @@ class Monitor:
         return self.log.score(name, epoch, names, member, recipe.postprocess, look=look)
 
     def epoch_ended(self, phase: Phase, row: Mapping[str, Any], done: int) -> None:
-        """After an epoch is in the history: warn, tell, write for TensorBoard.
+        """Warn, report scores and write for TensorBoard, after an epoch was written to the history.
 
         Args:
-            row: of the history. done: steps of the run so far.
+            phase: Phase.
+            row: of the history.
+            done: steps of the run so far.
         """
         training = self.training
         steps = phase.steps_per_epoch * training.options.accumulate
@@ -202,7 +205,7 @@ class Monitor:
             self._outside(lambda: tensorboard.epoch(len(training.history), row, cases))
 
     def finish(self) -> None:
-        """Put down in the record what whole cases took, as a share of all other time; say so."""
+        """Record and report the time that whole cases took, as a share of all other time."""
         if self.tensorboard:
             self.tensorboard.close()
         spent = self.training.begun.whole_case_validation
@@ -217,7 +220,7 @@ class Monitor:
             self.say(text)
 
     def _left(self, done: int) -> str:
-        """The time left by the pace of this process; it cannot know of a phase that stops early."""
+        """The time left at the pace of this process, as text; a phase that stops early will take less."""
         if not self.pace or done <= self.pace[1]:
             return ""
         started, first = self.pace
@@ -228,7 +231,10 @@ class Monitor:
         return f"; about {hours}:{rest // 60:02d}:{rest % 60:02d} left"
 
     def _outside(self, function: Callable[[], Answer]) -> Answer:
-        """Call a function where the strategy of several devices is not in force: it is that of a thread."""
+        """Call ``function`` in a new thread if several devices are used.
+
+        A tf.distribute strategy is active per thread, so the new thread computes on one device.
+        """
         if self.training.options.devices.count == 1:
             return function()
         with ThreadPoolExecutor(1) as pool:

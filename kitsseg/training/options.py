@@ -1,4 +1,4 @@
-"""How a training is computed and watched: everything about it that does not belong to the recipe."""
+"""Options of a training that do not belong to the recipe: how it is computed and watched."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,22 +16,23 @@ class TrainOptions:
     """Options of a training; the same for ``train_recipe``, fine-tuning, folds and the command line.
 
     Attributes:
-        seed: of the initial weights and of the sampling; None: 0, or where a run is pruned or shrunk that of the run.
+        seed: of the initial weights and of the sampling. None: 0; if a run is pruned or shrunk, the seed of the run.
         epochs: epochs of every phase, instead of the recipe's.
-        resume: go on with an unfinished run; everything but ``devices``, ``xla``, ``steps_per_execution``,
-            ``tensorboard``, ``progress`` and ``say`` must be as it was started.
+        resume: go on with an unfinished run. All options except for ``devices``, ``xla``, ``steps_per_execution``,
+            ``tensorboard``, ``progress`` and ``say`` must be the same as when the run was started.
         start_from: folder of a finished run of the same network: the first phase starts from its weights instead of
-            random ones. ``run.json`` and the model card say so.
-        precision: one of ``kitsseg.runtime.execution.PRECISIONS``; the network that is saved is of float32.
-        accumulate: compute each batch in so many equal parts, one after the other, where it does not fit the memory
-            of the device. Batch normalization, and sums over the batch in a loss, are then those of a part.
-        ema: momentum, such as 0.999, of an average of the weights over the steps, which is validated, kept and handed
-            on in their place (``kitsseg.optimizers.ema``); None: no averages.
-        xla: "on" or "off": compile the steps with XLA or not; "auto": as Keras does on a GPU, never on a CPU with
-            TensorFlow, which then takes 2 to 13 times as long.
-        steps_per_execution: steps in one call, where nothing is set before each of them (see
-            ``kitsseg.runtime.execution``).
-        devices: ``kitsseg.runtime.devices.use_devices(...)``. Of several processes all are given the same options.
+            random ones. ``run.json`` and the model card record this.
+        precision: one of ``kitsseg.runtime.execution.PRECISIONS``; the saved network is always of float32.
+        accumulate: number of equal parts in which each batch is computed, one after the other, if a whole batch does
+            not fit into the memory of the device. Batch normalization, and sums over the batch in a loss, then go over
+            one part.
+        ema: momentum, such as 0.999, of an average of the weights over the steps. The average is validated, kept and
+            handed on instead of the weights (``kitsseg.optimizers.ema``). None: no averages.
+        xla: "on" or "off": compile the steps with XLA or not; "auto": Keras decides on a GPU, and XLA is off on a CPU
+            with TensorFlow, where it would take 2 to 13 times as long.
+        steps_per_execution: number of steps in one call. More than one is possible only if nothing is set before each
+            step (see ``kitsseg.runtime.execution``).
+        devices: result of ``kitsseg.runtime.devices.use_devices``. Several processes must get the same options.
         validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
             recipe's number; 0: never.
         tensorboard: folder for TensorBoard; may be another one, or None, when a run is resumed.

@@ -1,4 +1,4 @@
-"""What a phase trains: its network with optimizer and loss, its masks, its batches."""
+"""Set up a phase: its network with optimizer and loss, its pruning, its batches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,14 @@ __all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "w
 def batches_of(
     training: Training, phase: Phase, split: CaseSplit, seed: int
 ) -> tuple[Batches, CountedBatches]:
-    """Training batches, in parts if gradients are accumulated, and validation batches: what this process draws."""
+    """The training and validation batches that this process draws. If gradients are accumulated, batches come in parts.
+
+    Args:
+        training: Training.
+        phase: Phase.
+        split: CaseSplit, in a round the split of the round.
+        seed: of the sampling.
+    """
     spec, devices, parts = training.recipe.preprocess, training.options.devices, training.options.accumulate
     cases, sampler = training.cases, phase.sampler
 
@@ -63,7 +70,14 @@ def batches_of(
 def compiled_network(
     training: Training, phase: Phase, rows: Sequence[Mapping[str, Any]], weights: Path | None
 ) -> keras.Model:
-    """The network: as the last checkpoint left it, or with the weights of the phase before."""
+    """The compiled network: from the last checkpoint of the phase, or with the weights of the phase before.
+
+    Args:
+        training: Training.
+        phase: Phase.
+        rows: of the phase in the history; if there are any, the last checkpoint is loaded.
+        weights: file of the weights to start from; None: new weights.
+    """
     recipe, devices = training.recipe, training.options.devices
     if rows:
         model = load_checkpoint(checkpoint(training.checkpoints, phase, rows[-1]["epoch"]), compile=True)
@@ -95,7 +109,13 @@ def compiled_network(
 
 
 def pruning_of(training: Training, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> PruneLowMagnitude:
-    """The callback that prunes: from the start, or as it was after the last epoch."""
+    """The callback that prunes: a new one, or in the state after the last epoch; None for a phase without pruning.
+
+    Args:
+        training: Training.
+        phase: Phase.
+        rows: of the phase in the history.
+    """
     words = phase.pruning
     if words is None:
         raise ValueError(f"Phase {phase.name}: expected one with pruning.")
@@ -114,7 +134,7 @@ def pruning_of(training: Training, phase: Phase, rows: Sequence[Mapping[str, Any
 
 
 def weights_of(training: Training, path: Path) -> list[npt.NDArray[Any]]:
-    """The weights of a checkpoint as they are used: their averages, if the run keeps some."""
+    """The weights of a checkpoint that validation and later phases use: the averages if the run keeps averages."""
     # another run's network is saved as it is used, without an optimizer that could hold averages
     averaged = training.options.ema is not None and path != training.start
     return averaged_weights(load_checkpoint(path, compile=averaged))
@@ -141,7 +161,7 @@ def _set_execution(model: keras.Model, training: Training, phase: Phase) -> None
 
 
 def _check_mirrored(optimizer: keras.optimizers.Optimizer, training: Training) -> None:
-    """Keras 3 adds the gradients of replicas after all this, which then sees those of a part of the batch."""
+    """Refuse options that need the gradients of the whole batch: Keras 3 adds those of the replicas only afterwards."""
     clipped = any(getattr(optimizer, name) for name in ("clipnorm", "clipvalue", "global_clipnorm"))
     for found, what in (
         (clipped, "gradient clipping"),
@@ -156,7 +176,7 @@ def _check_mirrored(optimizer: keras.optimizers.Optimizer, training: Training) -
 
 
 class _Pruning(PruneLowMagnitude):
-    """Counts a batch that comes in parts once."""
+    """PruneLowMagnitude that counts one step for a batch in several parts."""
 
     parts = 1
 

@@ -1,4 +1,4 @@
-"""The rounds of progressive training (He et al.): what is drawn, when it stops, and the loop around them."""
+"""The rounds of progressive training (He et al.): the subset of a round, when to stop, and the loop over rounds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run_rounds(
     score_round: Callable[[int], Mapping[str, float]],
     keep_round: Callable[[int], object],
 ) -> list[dict[str, Any]]:
-    """Train round after round until it no longer helps; goes on after the rounds that ``rounds.csv`` holds.
+    """Train round after round until the score no longer rises. Rounds in ``rounds.csv`` are not trained again.
 
     Args:
         progressive: Progressive.
@@ -61,7 +61,8 @@ def run_rounds(
         cases: names of all training cases.
         seed: of the subsets.
         train_round: called as train_round(round number, names of the subset); returns a dict for the row.
-        score_round: called after it with the number of the round; returns a dict with "composite", which counts.
+        score_round: called after it with the number of the round; returns a dict with "composite", the score by which
+            rounds are compared.
         keep_round: called with the number of a round that is the best so far, before its row is written.
 
     Returns: the rows of all rounds.

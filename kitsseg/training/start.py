@@ -1,4 +1,4 @@
-"""Where a training starts, if not from random weights: the network of another run."""
+"""Start a training from the network of another run instead of random weights."""
 
 import os
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Start:
     """The network of another run.
 
     Attributes:
-        weights: its file.
-        parent: what ``run.json`` records about it.
+        weights: the file of its weights.
+        parent: the entry about it in the new ``run.json``.
         warnings: sentences for the user.
     """
 
@@ -39,14 +39,14 @@ class Start:
 def start_from_run(
     run: str | os.PathLike[str], recipe: Recipe, split: CaseSplit, out: str | os.PathLike[str]
 ) -> Start:
-    """See that a training can start from a run's weights, and that its scores will mean something.
+    """Check that a training can start from a run's weights, and that the run has not seen the patients of its scores.
 
     Args:
         run: folder of a finished run.
-        recipe: what is trained now; its network must have the same weights, one by one.
-        split: of the training that starts. The run may not have been trained on its validation or test patients, nor
-            chosen by its test patients.
-        out: folder of the training that starts.
+        recipe: of the new training; its network must have the same weights, one by one.
+        split: of the new training. The run must not have been trained on its validation or test patients, and its
+            best epoch must not have been chosen by its test patients.
+        out: folder of the new training.
 
     Raises: InputError for an unfinished run, another network, and patients that the run has seen.
     """
@@ -54,8 +54,8 @@ def start_from_run(
     record, weights = network.record, network.source
     _check_same_network(weights, record, recipe, run)
     seen = seen_patients(record)
-    # the epochs of both may be chosen by the same validation patients; nobody is to be trained on them, or tested on
-    # patients who have decided anything
+    # both runs may choose epochs by the same validation patients, but neither may be trained on them, and test
+    # patients may not have decided anything
     for part, deciding in (("validation", seen["train"]), ("test", seen["train"] | seen["validation"])):
         if known := sorted(deciding & set(getattr(split, part))):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What all phases of one training share, and what an unfinished run is checked for before it goes on."""
+"""The state that all phases of one training share, and the checks of an unfinished run before it goes on."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["Training", "clear_up", "differences", "unfinished"]
 
 @dataclass(kw_only=True)
 class Training:
-    """What all phases of one run share.
+    """The state that all phases of one run share.
 
     Attributes:
-        recipe: as it is trained, with the epochs of the options.
+        recipe: Recipe with the epochs of the options.
         cases: name -> CachedCase.
         run: the folder that this process writes to.
         seed: of the initial weights and of the sampling.
         options: TrainOptions.
         record: content of ``run.json``.
         history: rows of ``history.csv``.
-        started: when training would have started, by ``time.monotonic``, had it never been interrupted.
-        start: file of the weights that the first phase starts from; None: random ones.
+        started: ``time.monotonic`` at which training would have started without interruptions.
+        start: file of the weights that the first phase starts from; None: random weights.
     """
 
     recipe: Recipe
@@ -50,9 +50,9 @@ class Training:
 
     @property
     def begun(self) -> RunRecord:
-        """``record`` of a training that has begun.
+        """The record of a training that has begun.
 
-        Raises: ValueError before.
+        Raises: ValueError if the training has not begun.
         """
         if self.record is None:
             raise ValueError(f"{self.run}: this training has no record yet.")
@@ -68,7 +68,7 @@ class Training:
 
 
 def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe, as the version of kitsseg wrote them that began a run."""
+    """The settings of a recipe in the form of the kitsseg version that began the run."""
     settings: dict[str, Any] = as_builtins(recipe.as_dict())
     if settings["postprocess"] and "kind" not in (record.settings.get("postprocess") or {}):
         del settings["postprocess"]["kind"]
@@ -76,7 +76,7 @@ def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
 
 
 def clear_up(run: str | os.PathLike[str]) -> None:
-    """Remove what is left in a finished run by a process that was killed at its very end."""
+    """Remove files that a process left in a finished run because it was killed at the end of training."""
     if (Path(run) / "model.keras").is_file():
         shutil.rmtree(checkpoints_of(Path(run)), ignore_errors=True)
     remove_unfinished(run)
@@ -85,9 +85,13 @@ def clear_up(run: str | os.PathLike[str]) -> None:
 def unfinished(
     run: str | os.PathLike[str], recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
 ) -> tuple[RunRecord, list[dict[str, Any]]]:
-    """Record and history of the run to go on with.
+    """Record and history of an unfinished run, after a check that it was started with the same arguments.
 
-    Raises: InputError for a finished run, and for one that was started with something else.
+    Args:
+        run: folder of the run.
+        recipe, split, seed, details: as in ``create_run``.
+
+    Raises: InputError for a finished run, and for a run that was started with other arguments.
     """
     record = read_run(run)
     if record.status == "finished":
@@ -106,10 +110,11 @@ def unfinished(
 def differences(
     record: RunRecord, recipe: Recipe, split: CaseSplit, seed: int, details: Mapping[str, Any]
 ) -> str | None:
-    """What a run was started with, and is another now, in words; None if all is the same.
+    """The differences between a run and the arguments of this call, in words; None if there is none.
 
     Args:
-        record: of the run. The others: what would be started now; ``details`` are further entries of the record.
+        record: of the run.
+        recipe, split, seed, details: as in ``create_run``.
     """
     for key, then, now in (
         ("recipe", _values(record.settings), _values(_settings_as_in(record, recipe))),
@@ -129,7 +134,7 @@ def differences(
 
 
 def _values(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without where they come from: the recipe's own value, given once more, is the same value."""
+    """Settings without their evidence, because a user may give the recipe's own value, which is no difference."""
     return {key: value for key, value in settings.items() if key != "evidence"}
 
 

@@ -1,8 +1,8 @@
-"""What TensorBoard shows of a training: the columns of history.csv, TK and TU Dice of each case, pictures of cases.
+"""Write a training for TensorBoard: the columns of history.csv, TK and TU Dice of each case, pictures of cases.
 
-The files are written by TensorFlow, which is there on the JAX backend of Keras too, and by nothing else: looking at
-them needs ``pip install tensorboard``, training does not. (``keras.callbacks.TensorBoard`` needs it to write, and knows
-neither phases nor cases.) Epochs are counted through all phases; each point is an epoch that ``history.csv`` holds.
+TensorFlow writes the files, also if Keras runs on JAX. To look at them, ``pip install tensorboard``; training does not
+need that package. (``keras.callbacks.TensorBoard`` would need it, and knows neither phases nor cases.) Epochs are
+counted through all phases; each point is an epoch in ``history.csv``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCALAR, IMAGES = (1, "scalars"), (3, "images")  # data classes and plugins of Te
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise InputError unless event files can be written to a folder, or it can be made; nothing is made yet."""
+    """Raise InputError unless event files can be written to a folder or the folder can be made. Nothing is made yet."""
     there = folder = Path(folder).absolute()
     while not there.exists():
         there = there.parent
@@ -46,8 +46,8 @@ class TensorBoardLog:
     """Writes event files.
 
     Args:
-        folder: made if it is not there. Event files of a resumed run are added.
-        history: rows of ``history.csv`` so far; they are written at once, so that a resumed run is shown whole.
+        folder: is made if it does not exist. A resumed run adds event files.
+        history: rows of ``history.csv`` so far. They are written at once, so that a resumed run is shown completely.
 
     Raises: InputError if the folder cannot be written to.
     """
@@ -62,11 +62,12 @@ class TensorBoardLog:
             self.epoch(epoch, row)
 
     def epoch(self, epoch: int, row: Mapping[str, Any], cases: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write what is known of an epoch.
+        """Write the values of an epoch.
 
         Args:
-            epoch: counted from 1 through all phases. row: of ``history.csv``.
-            cases: rows of ``validation_cases.csv``, of this epoch.
+            epoch: counted from 1 through all phases.
+            row: of ``history.csv``.
+            cases: rows of ``validation_cases.csv`` of this epoch.
         """
         for name, value in row.items():
             if name not in ("phase", "epoch"):
@@ -103,11 +104,12 @@ class TensorBoardLog:
 def case_slice(case: CachedCase, labels: npt.NDArray[np.uint8]) -> Image.Image:
     """One slice of a cached case with the outlines of truth and prediction, at its true proportions.
 
-    The slice is that with the largest true tumor; without tumor, kidney; without both, the middle one. Truth is blue
-    (kidney) and white (tumor), the prediction orange and yellow, as in the report.
+    It is the slice with the largest area of true tumor; without tumor, of true kidney; without both, the middle slice.
+    Truth is blue (kidney) and white (tumor), the prediction orange and yellow, as in the report.
 
     Args:
-        case: CachedCase. labels: uint8 (slices, rows, columns) that were predicted for it.
+        case: CachedCase.
+        labels: uint8 (slices, rows, columns), predicted for the case.
 
     Returns: ``PIL.Image`` in RGB.
     """

@@ -1,7 +1,7 @@
-"""One training loop for every recipe: its phases in order, the best weights handed on, resumable after each epoch.
+"""One training loop for every recipe: phases run in order, hand their best weights on, and can resume at each epoch.
 
-Nothing but weights, optimizer and the masks of pruning is stored to resume: learning rate, best epoch, round and the
-position of the sampler all follow from ``history.csv`` and ``rounds.csv``, so they cannot disagree with them.
+To resume, only weights, optimizer and the masks of pruning are stored. Learning rate, best epoch, round and the
+position of the sampler are computed from ``history.csv`` and ``rounds.csv``, so they cannot disagree with these files.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def train_recipe(
         recipe: its phases run in order; each starts from the best weights of the one before.
         cache: folder given to ``preprocess_cases``.
         split: of cases in the cache; only its train and validation parts are read.
-        run: folder for the result; new, unless an unfinished run is resumed.
-        options: TrainOptions; its defaults by default.
+        run: folder for the result; must be new unless an unfinished run is resumed.
+        options: TrainOptions; None: ``TrainOptions()``.
 
     Returns: the run folder.
-    Raises: InputError for an unusable cache, split, run folder or batch size, for labels without kidney and tumor,
-        or when the loss is no number: the epochs before are kept.
+    Raises: InputError for an unusable cache, split, run folder or batch size, for labels without kidney and tumor, and
+        if the loss becomes NaN or infinite; the epochs before are kept then.
     """
     options = options or TrainOptions()
     recipe, one_by_one = _checked(recipe, options)
@@ -149,7 +149,7 @@ def check_same(
     run: str | os.PathLike[str],
     options: TrainOptions | None = None,
 ) -> None:
-    """See that a run is the one that ``train_recipe`` with these arguments would make.
+    """Check that a run is the one that ``train_recipe`` makes with these arguments.
 
     Raises: InputError, naming what is different: a setting of the recipe such as the epochs, the split, the seed, the
         run that it starts from, or the patients that the names of its cases mean.
@@ -175,9 +175,9 @@ def _patients(cases: Mapping[str, CachedCase], split: CaseSplit) -> dict[str, st
 
 @contextlib.contextmanager
 def _alone_in(run: Path, resume: bool, say: Callable[[str], object] | None) -> Iterator[None]:
-    """Let one process at a time train a run, as when a cluster starts a job a second time.
+    """Lock a run for training, so that a job that a cluster starts twice does not train it twice.
 
-    Raises: InputError if another one does; without a run to resume.
+    Raises: InputError if another process trains the run, or if there is no run to resume.
     """
     if resume:
         read_run(run)  # before a folder is made
@@ -186,9 +186,10 @@ def _alone_in(run: Path, resume: bool, say: Callable[[str], object] | None) -> I
 
 
 def _of_single_slices(recipe: Recipe, cases: Mapping[str, CachedCase], split: CaseSplit) -> bool:
-    """Whether the cases that train and validate are stacks of single slices.
+    """Whether the training and validation cases are stacks of single slices.
 
-    Raises: InputError if some are and others are scans, whose scores mean something else, and for a 3D recipe.
+    Raises: InputError if some cases are stacks and others are scans, because their scores have different meanings;
+        InputError for stacks with a 3D recipe.
     """
     names = [name for name in (*split.train, *split.validation) if name in cases]
     stacks = [name for name in names if cases[name].slices]
@@ -207,7 +208,7 @@ def _of_single_slices(recipe: Recipe, cases: Mapping[str, CachedCase], split: Ca
 
 
 def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]:
-    """The recipe with the epochs of the options, and a sentence about steps that go one by one, or None.
+    """(recipe with the epochs of the options, a sentence if the steps of a phase must be single calls, or None).
 
     Raises: InputError for options that do not fit the recipe.
     """
@@ -232,7 +233,7 @@ def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]
 
 
 def _with_steps_of(recipe: Recipe, split: CaseSplit, cases: Mapping[str, CachedCase]) -> Recipe:
-    """The recipe with the steps per epoch that follow from the training cases of a split, unless the user gave some.
+    """The recipe with the steps per epoch that follow from a split's training cases, unless the user gave a number.
 
     Raises: InputError if a phase would then be too short for the schedule of its pruning.
     """
@@ -251,7 +252,7 @@ def _with_steps_of(recipe: Recipe, split: CaseSplit, cases: Mapping[str, CachedC
 
 
 def _check_built(recipe: Recipe) -> None:
-    """Build network and loss once, before a folder is made: weights may be missing, options may not fit.
+    """Build network and loss once before a folder is made, to find out if weights are missing or options do not fit.
 
     Raises: InputError.
     """
@@ -263,7 +264,7 @@ def _check_built(recipe: Recipe) -> None:
 
 
 def _finish(monitor: Monitor, weights: Path) -> None:
-    """Write what a finished run holds; the network computes in float32, whatever it was trained in."""
+    """Write the files of a finished run. Its network computes in float32, whatever the precision of the training."""
     training = monitor.training
     recipe, run, record = training.recipe, training.run, training.begun
     with computing_in("float32"):
@@ -342,7 +343,7 @@ class _Rounds:
     """The rounds of one progressive phase.
 
     The score of a round is the mean of (TK + TU Dice) / 2 over whole validation cases, on the grid of the cache and
-    with the recipe's post-processing: a stopping rule, not the official score, which is that of the scan's own grid.
+    with the recipe's post-processing. It decides when to stop; the official score is computed on the scan's own grid.
 
     Attributes:
         best: path of the best weights of the rounds so far.
@@ -393,7 +394,7 @@ class _Rounds:
 
 
 def _validated_every(recipe: Recipe, epochs: int) -> Recipe:
-    """The recipe with another number of epochs between scores of whole validation cases; 0: none."""
+    """The recipe with another number of epochs between scores of whole validation cases; 0: never score them."""
     if epochs < 0:
         raise InputError(f"--validate-cases-every: expected at least 0, found {epochs}.")
     return _given(recipe, "validate_cases_every", epochs or None)

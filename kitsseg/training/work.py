@@ -1,4 +1,4 @@
-"""How much arithmetic a recipe's training is: what it takes on a device, before anybody has run it there."""
+"""Count the operations of a recipe's training, to estimate its time on a device where it was never run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ REACHED = (0.13, 0.61)
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What a training adds up to.
+    """The amount of work of a training.
 
     Attributes:
-        steps: of all phases and rounds.
-        images: slices or patches in all of these steps, repeated ones counted again.
+        steps: number of steps in all phases and rounds.
+        images: number of slices or patches in all these steps; one that is used twice counts twice.
         what: "slices" or "patches".
         flops: floating-point operations; the backward pass counts as twice the forward pass.
     """
@@ -37,15 +37,15 @@ class TrainingWork:
     flops: float
 
     def hours(self, peak: float = T4_FLOPS) -> tuple[float, ...]:
-        """(least, most) hours on a device of so many floating-point operations a second: arithmetic, no measurement.
+        """(least, most) hours on a device with ``peak`` floating-point operations a second, by computation only.
 
-        Reading and validating are not in it.
+        The time for reading and validation is not included.
         """
         return tuple(self.flops / (peak * share) / 3600 for share in reversed(REACHED))
 
 
 def training_work(recipe: Recipe) -> TrainingWork:
-    """TrainingWork of a recipe's own phases; a progressive one counts all its rounds, a plateau ends nothing early.
+    """TrainingWork of a recipe's own phases, with all rounds of progressive phases and without an early stop.
 
     Args:
         recipe: Recipe. Its network is built.

@@ -1,14 +1,14 @@
-"""Cross-validation: every case is scored by the one run that was neither trained on it nor chosen by it.
+"""Cross-validation: every case is scored by the run that used it neither for training nor for choosing an epoch.
 
     OUT/run.json      the folds and the settings that they share
-    OUT/fold-0/       the run that leaves fold 0 out, an ordinary one; its own predictions/ hold the cases of the fold
+    OUT/fold-0/       the run without the cases of fold 0, an ordinary run; its predictions/ hold the cases of the fold
     OUT/predictions/  the label maps of all cases
     OUT/scores.csv    a row per case, and scores.json beside it
     OUT/folds.csv     the means of each fold, and last those of all cases
     OUT/report.html   one page; its curves are those of OUT/history.csv, all folds one after another
 
-The fold is the *test* part of its run; the best epoch is chosen by validation cases drawn from the others. Folds that
-serve for that choice too, as in much published code, flatter their own scores.
+The fold is the *test* part of its run; the best epoch is chosen by validation cases, which are drawn from the other
+folds. If the fold itself is used for this choice, as in much published code, its scores are too high.
 """
 
 import os
@@ -57,7 +57,7 @@ class Scans:
 
     Attributes:
         data: a folder in any layout of ``find_cases``.
-        layout: where the folder alone does not say which files are meant.
+        layout: which files are meant, if the folder alone does not tell it.
     """
 
     data: str | os.PathLike[str]
@@ -66,7 +66,7 @@ class Scans:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What was written: ``rows`` as in scores.csv, ``folds`` as in folds.csv, ``summary`` as in scores.json."""
+    """The result: ``rows`` as in scores.csv, ``folds`` as in folds.csv, ``summary`` as in scores.json."""
 
     rows: list[dict[str, Any]]
     folds: list[dict[str, Any]]
@@ -83,9 +83,9 @@ def train_folds(
     only: Iterable[int] | None = None,
     scans: Scans | None = None,
 ) -> list[int]:
-    """Train the folds, or some of them; those that are done are left out, unfinished ones go on.
+    """Train the folds, or some of them. Finished folds are left alone, unfinished ones go on.
 
-    Several processes may share ``out`` if each trains other folds.
+    Several processes may use the same ``out`` if each trains other folds.
 
     Args:
         recipe, cache: as in ``train_recipe``.
@@ -93,10 +93,10 @@ def train_folds(
         options: of the training of each fold; its seed does not change the folds.
         folds: number of folds of the cases in the cache.
         only: numbers of the folds to train, from 0; all by default.
-        scans: where the scans lie, to predict the cases of each fold at once; None: train only.
+        scans: where the scans lie, to predict the cases of a fold right after its training; None: train only.
 
     Returns: numbers of the folds that are not trained yet.
-    Raises: InputError if ``out`` holds something else, and whatever ``train_recipe`` and ``predict_cases`` refuse.
+    Raises: InputError if ``out`` holds anything else, and as ``train_recipe`` and ``predict_cases``.
     """
     out, options = Path(out), options or TrainOptions()
     _only_scans(None if scans is None else scans.data)
@@ -125,13 +125,13 @@ def train_folds(
 
 
 def _clear_up(run: Path) -> None:
-    """Of a fold that is trained, unless another process is just ending there."""
+    """Remove the remains of killed processes from a trained fold, unless another process is still writing there."""
     with suppress(InputError), folder_lock(run, "train", wait=False):
         clear_up(run)
 
 
 def _only_scans(data: str | os.PathLike[str] | None) -> None:
-    """Refuse single slices: what is scored here are whole cases.
+    """Refuse single slices, because a cross-validation scores whole cases.
 
     Raises: InputError.
     """
@@ -145,10 +145,10 @@ def _only_scans(data: str | os.PathLike[str] | None) -> None:
 def score_folds(
     out: str | os.PathLike[str], scans: Scans, progress: Progress | None = None
 ) -> CrossValidation:
-    """Predict every case with the run that never saw it, score all, and write tables and report.
+    """Predict every case with the run that has not seen it, score all cases, and write tables and report.
 
     Args:
-        out: folder of ``train_folds``, all of whose folds are trained.
+        out: folder of ``train_folds`` in which all folds are trained.
         scans: where the scans and their label maps lie.
         progress: called as progress(description, done, total).
 
@@ -185,14 +185,14 @@ def score_folds(
 
 
 def _of_fold(number: int, folds: int, progress: Progress | None) -> Progress | None:
-    """What is reported of a fold says which it is."""
+    """``progress`` with the number of the fold in each description."""
     if progress is None:
         return None
     return lambda description, done, total: progress(f"fold {number} of {folds}: {description}", done, total)
 
 
 def _predict(run: Path, cases: Sequence[str], scans: Scans, progress: Progress | None) -> PredictionsRecord:
-    """Label maps of the cases that a fold leaves out, and what its predictions.json says."""
+    """Predict the cases of a fold: their label maps, and the content of its predictions.json."""
     folder = run / "predictions"
     outcome = predict_cohort(run, [scans.data], folder, "test", layout=scans.layout, progress=progress)
     check_all_done(outcome, folder)
@@ -208,7 +208,7 @@ def _predict(run: Path, cases: Sequence[str], scans: Scans, progress: Progress |
 def _gather(
     folder: Path, runs: Sequence[FoldRun], predicted: Sequence[PredictionsRecord]
 ) -> list[tuple[str, Path]]:
-    """Copy the label map of every case to one folder, from the fold that left the case out; returns (case, file)."""
+    """Copy the label map of every case from the predictions of its fold to one folder; returns (case, file) of each."""
     files = []
     for run, record in zip(runs, predicted, strict=True):
         for case in run.split.test:
@@ -220,7 +220,7 @@ def _gather(
 
 
 def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> PredictionsRecord:
-    """What made the label maps of all cases: the networks of all folds, one for each case."""
+    """The MadeBy of the label maps of all cases: the networks of all folds, one for each case."""
     cases = {case: entry for record in predicted for case, entry in record.cases.items()}
     return replace(
         predicted[0],
@@ -235,9 +235,9 @@ def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> 
 
 
 def _finish(out: Path, folds: Folds) -> tuple[RunRecord, list[list[dict[str, Any]]]]:
-    """Write what all folds add up to: run.json and history.csv.
+    """Write run.json and history.csv of the whole cross-validation.
 
-    Returns: (content of run.json, rows of the history of each fold, whose phases say which fold it is).
+    Returns: (content of run.json, rows of the history of all folds; the name of a phase includes the fold).
     """
     records = [run.record for run in folds.runs]
     history = [

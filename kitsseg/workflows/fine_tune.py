@@ -1,4 +1,7 @@
-"""Train a finished run on, in another form, into a new run that remembers where it came from."""
+"""Fine-tune a finished run: change its network, such as by pruning, and train it into a new run.
+
+The new run records the run from which it started.
+"""
 
 import os
 from collections.abc import Callable
@@ -38,7 +41,7 @@ class FromRun:
 
 
 def check_recipe(recipe: Recipe, record: RunRecord, run: str | os.PathLike[str]) -> None:
-    """Raise InputError unless the run was trained with this recipe: its cache and its loss are used again."""
+    """Raise InputError unless the run was trained with this recipe, whose cache and loss the fine-tuning uses."""
     ours = as_builtins(recipe.as_dict())
     for key in ("preprocess", "model", "loss"):
         if ours[key] != record.settings[key]:
@@ -70,18 +73,18 @@ def fine_tune(
     command: str,
     options: TrainOptions,
 ) -> Path:
-    """Train in one phase from the network that ``build_model`` makes; split and seed are those of the run.
+    """Train one phase from the network that ``build_model`` makes, with the split and the seed of the run.
 
     Args:
         origin: the finished run, its recipe and cache.
-        out: folder for the new run, an ordinary one for predict, evaluate and report.
-        phase: ``last_phase(recipe)`` with what is different.
-        build_model: to the network to start from; called again at the end and on resuming.
-        command: the kitsseg command that asks for this; named as the source of the phase's settings.
-        options: how to train; the epochs are those of the phase.
+        out: folder for the new run, which predict, evaluate and report take like any other.
+        phase: ``last_phase(recipe)`` with changed settings.
+        build_model: returns the network to start from; called again at the end and on resuming.
+        command: the kitsseg command that fine-tunes, recorded as the evidence of the phase's settings.
+        options: TrainOptions; its epochs must be those of the phase.
 
     Returns: ``out``.
-    Raises: InputError for a run that is unfinished or of another recipe, or whatever ``train_recipe`` refuses.
+    Raises: InputError for a run that is unfinished or of another recipe, and as ``train_recipe``.
     """
     recipe, run = origin.recipe, origin.run
     network = finished_run(run)

@@ -1,4 +1,4 @@
-"""The folds of a cross-validation: which cases each leaves out, what they share, and that nobody saw what it scores."""
+"""The folds of a cross-validation: their cases, their settings, and the check that no run scores cases it has seen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VALIDATION = 0.1  # ours: of the cases that are not in the fold
 
 @dataclass(frozen=True)
 class FoldRun:
-    """A trained fold: its folder, the split that it was trained with, and what it recorded."""
+    """A trained fold: its folder, the split that it was trained with, and its record."""
 
     folder: Path
     split: CaseSplit
@@ -46,22 +46,22 @@ class FoldRun:
 
 @dataclass(frozen=True)
 class Folds:
-    """A cross-validation all of whose folds are trained: what they share, and the run of each."""
+    """A cross-validation in which all folds are trained: its FoldsPlan, and the run of each fold."""
 
     plan: RunRecord
     runs: tuple[FoldRun, ...]
 
 
 def fold_splits(cases: Iterable[str], folds: int = 5) -> tuple[CaseSplit, ...]:
-    """Divide cases into folds; each gives a split whose test part it is.
+    """Divide cases into folds, and make for each fold the split of which it is the test part.
 
-    The folds of all 210 cases of KiTS19 are those of the named splits ``5-fold-0`` to ``5-fold-4``.
+    For all 210 cases of KiTS19 these are the named splits ``5-fold-0`` to ``5-fold-4``.
 
     Args:
         cases: names; their order does not matter. The same names give the same folds on every machine.
         folds: from 2 to the number of cases.
 
-    Returns: CaseSplit of each fold; of the cases outside it, a tenth validates.
+    Returns: CaseSplit of each fold. A tenth of the cases outside the fold is its validation part.
     Raises: InputError for too few cases.
     """
     cases = sorted(cases)
@@ -83,13 +83,15 @@ def fold_splits(cases: Iterable[str], folds: int = 5) -> tuple[CaseSplit, ...]:
 
 
 def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: Mapping[str, Any]) -> None:
-    """Write what all folds share, or check that it is what was written.
+    """Write the settings that all folds share, or check that they equal the settings that were written before.
 
     Args:
-        out: folder of the cross-validation. splits: of the folds.
-        shared: options that must be the same for all, "seed" among them.
+        out: folder of the cross-validation.
+        recipe: Recipe.
+        splits: CaseSplit of each fold.
+        shared: options that must be the same for all folds, "seed" among them.
 
-    Raises: InputError if ``out`` holds something else, or was started with something else.
+    Raises: InputError if ``out`` holds anything else, or was started with other settings.
     """
     everything = tuple(sorted(case for split in splits for case in split.test))
     digest = hashlib.sha256(" ".join(split.hash for split in splits).encode()).hexdigest()[:12]
@@ -135,7 +137,7 @@ def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: 
 
 
 def _then(there: RunRecord, plan: RunRecord, key: str) -> str:
-    """What the folds were started with, and is another now."""
+    """The old value of an entry that differs between the folds and this call, in words."""
     if key == "settings":
         if there.recipe != plan.recipe:
             return there.recipe
@@ -154,9 +156,9 @@ def _folds_of(record: RunRecord) -> FoldsPlan:
 
 
 def _read_plan(out: Path) -> RunRecord:
-    """What ``start_folds`` wrote.
+    """Read the record that ``start_folds`` wrote.
 
-    Raises: InputError if ``out`` is no folder of a cross-validation.
+    Raises: InputError if ``out`` is not the folder of a cross-validation.
     """
     record = read_run(out)
     if record.cross_validation is None:
@@ -180,11 +182,12 @@ def is_trained(run: Path, split: CaseSplit) -> bool:
 
 
 def check_unseen(out: str | os.PathLike[str]) -> Folds:
-    """Check, by what the runs themselves recorded, that each case is left to one run that has not seen it.
+    """Check, from the records of the runs, that each case is the test case of exactly one run, which has not seen it.
 
-    Returns: Folds, each run read once.
-    Raises: InputError, naming the case or the fold, if a run is missing, unfinished or trained with another split, or
-        if a case is trained on, chosen by, left out twice or not at all.
+    Returns: Folds; the record of each run is read once.
+    Raises: InputError, naming the case or the fold, if a run is missing, unfinished or trained with another split, if
+        a run has used one of its test cases for training or validation, or if a case is a test case of two runs or of
+        none.
     """
     out = Path(out)
     plan = _read_plan(out)

@@ -29,11 +29,11 @@ def prune_run(
     schedule: str = "polynomial",
     block: int | None = None,
 ) -> Path:
-    """Prune a finished run of any recipe into a new run, an ordinary one for predict, evaluate and report.
+    """Prune a finished run of any recipe into a new run, which predict, evaluate and report take like any other.
 
-    A polynomial schedule rises from the sparsity the run has already, reaches ``sparsity`` after half of the epochs
-    and fine-tunes for the others; "one-shot" zeroes before the first batch, as the paper's text says. Split and seed
-    are those of the run. The best epoch is chosen among those at the final sparsity.
+    A polynomial schedule begins at the sparsity of the run, reaches ``sparsity`` after half of the epochs, and
+    fine-tunes in the other half. "one-shot" sets weights to zero before the first batch, as the paper's text says. The
+    new run has the split and the seed of the run. The best epoch is chosen among epochs with the final sparsity.
 
     Args:
         origin: the finished run, its recipe and cache.
@@ -44,8 +44,7 @@ def prune_run(
         block: prune so many neighboring output channels of 1x1 convolutions together; None: single weights.
 
     Returns: ``out``.
-    Raises: InputError for a run that is unfinished, of another recipe or sparser already, or whatever
-        ``train_recipe`` refuses.
+    Raises: InputError for a run that is unfinished, of another recipe, or sparser already, and as ``train_recipe``.
     """
     if not 0 < sparsity < 1:
         raise InputError(f"sparsity: expected a share of zeros between 0 and 1, found {sparsity:g}.")

@@ -1,4 +1,4 @@
-"""Make a finished run smaller: remove channels of its network, then train on what is left."""
+"""Make a finished run smaller: remove channels of its network, then train the smaller network."""
 
 import os
 from dataclasses import replace
@@ -25,21 +25,22 @@ def shrink_run(
     by: str = "magnitude",
     multiple: int = 8,
 ) -> Path:
-    """Remove channels from the network of a finished run and train it on into a new run, an ordinary one.
+    """Remove channels from the network of a finished run, and train the smaller network into a new, ordinary run.
 
-    The recipe's last phase is repeated, with its learning rate and schedule, but not in progressive rounds.
-    The masks of a pruned run are not kept: shrink first, then prune what is left.
+    The recipe's last phase is repeated with its learning rate and schedule, but not in progressive rounds. The masks of
+    a pruned run are not kept, so shrink a network before you prune it.
 
     Args:
         origin: the finished run, shrunk or pruned ones included, its recipe and cache.
         out: folder for the new run.
-        keep, multiple: as ``shrink.choose_channels``; without ``keep`` only the channels go whose weights are all 0.
+        keep, multiple: as in ``choose_channels``; if ``keep`` is None, only channels whose weights are all 0 are
+            removed.
         by: as ``shrink.channel_scores``.
         options: TrainOptions; ``EPOCHS`` by default, each as long as one of the recipe's last phase.
 
     Returns: ``out``. The entry "shrink" of its ``run.json`` holds the parameters before and after.
-    Raises: InputError for a choice that removes nothing or cannot be made, for a run that is unfinished or of
-        another recipe, or whatever ``train_recipe`` refuses.
+    Raises: InputError if no channel would be removed or the choice is impossible, for a run that is unfinished or of
+        another recipe, and as ``train_recipe``.
     """
     options, run = options or TrainOptions(), origin.run
     if (epochs := EPOCHS if options.epochs is None else options.epochs) < 1:

@@ -1,4 +1,4 @@
-"""Several sparsities of one run in one table: what each costs in Dice and saves in size, arithmetic and time."""
+"""Compare several sparsities of one run in one table: Dice, size, number of operations and time of each."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def sweep_run(
 ) -> list[dict[str, Any]]:
     """Prune or shrink a finished run to several sparsities, and measure each beside the run itself.
 
-    Dice is the mean over whole *validation* cases on the grid of the cache: it may be used to choose by. A folder
-    ``out/METHOD-SPARSITY`` per network is an ordinary run; those that are finished are kept, unfinished ones resumed.
+    Dice is the mean over whole *validation* cases on the grid of the cache, so it may be used to choose a sparsity. The
+    folder ``out/METHOD-SPARSITY`` of each network is an ordinary run. Finished runs are kept, unfinished ones resumed.
 
     Args:
         origin: the finished run, its recipe and cache.
         out: folder for the new runs and ``sweep.csv``.
-        sparsities: shares of zeros, or with "channel" of channels that go.
-        options: of the training of each; those that are unfinished are resumed in any case.
-        method: "magnitude" single weights, "block" ``block`` output channels of 1x1 convolutions together, "channel"
-            whole channels (the network gets smaller).
-        block: of the method "block".
+        sparsities: shares of zeros; with the method "channel" shares of channels that are removed.
+        options: TrainOptions of each training; unfinished runs are always resumed.
+        method: "magnitude" prunes single weights, "block" prunes ``block`` output channels of 1x1 convolutions
+            together, "channel" removes whole channels, so that the network gets smaller.
+        block: number of channels for the method "block".
 
     Returns: dicts of ``COLUMNS``, the dense run first. ``effective_mac`` counts multiply-adds with weights other than
         zero, ``milliseconds`` is the median time of one image by the default engine, which does not skip zeros.
@@ -128,7 +128,7 @@ def _measure(origin: FromRun, runs: dict[str, Path]) -> list[dict[str, Any]]:
 
 
 def _image_shape(inference: InferenceSpec, case: CachedCase, spec: PreprocessSpec) -> tuple[int, ...]:
-    """What the network sees at once: a tile, or a whole slice of the cache padded to the network's stride."""
+    """Shape of the network's input: a tile, or a whole slice of the cache padded to the network's stride."""
     size = inference.tile or [
         -(-n // inference.multiple) * inference.multiple for n in case.geometry.shape[1:]
     ]
