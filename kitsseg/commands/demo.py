@@ -41,7 +41,14 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def demo(recipe: Recipe, out: Path, n_cases: int, seed: int) -> None:
-    """Run all steps from data to report on synthetic patients, and show each step as the command that does the same."""
+    """Run all steps from data to report on synthetic patients, and show each step as the command that does the same.
+
+    Args:
+        recipe: Recipe.
+        out: folder for everything.
+        n_cases: number of patients.
+        seed: of the patients and of the training.
+    """
     from kitsseg.data.splits import save_split
     from kitsseg.runtime.console import console, without_next
     from kitsseg.training.options import TrainOptions

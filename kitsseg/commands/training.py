@@ -300,7 +300,9 @@ def choose_split(
 def train_on(recipe: Recipe, cache: Path, split: CaseSplit, run: Path, options: TrainOptions) -> None:
     """Train, and show progress and messages to the user.
 
-    Args: as for ``train_recipe``; progress and messages are added to the options here.
+    Args:
+        recipe, cache, split, run: as in ``train_recipe``.
+        options: TrainOptions; progress and messages are added here.
     """
     from kitsseg.runtime.console import progress_bar
     from kitsseg.training.train import train_recipe

@@ -125,7 +125,15 @@ def _other_values(item: SliceImage | None, entry: PredictedScan | FailedScan) ->
 
 
 def odd_name(error: OSError, target: Path, name: str) -> str:
-    """The reason why a label map cannot have the name of its case. Raises: ``error`` if it is not about the name."""
+    """The reason why a label map cannot have the name of its case.
+
+    Args:
+        error: of the system.
+        target: path of the label map.
+        name: of the case.
+
+    Raises: ``error`` if it is not about the name.
+    """
     if error.errno not in OF_A_NAME:
         raise error
     return (
@@ -145,7 +153,12 @@ def _only(scans: Mapping[str, Scan], wanted: Collection[str], part: str) -> dict
 
 
 def share_of(scans: Mapping[str, Scan], number: int, count: int) -> dict[str, Scan]:
-    """Part ``number`` (from 0) of the scans in ``count`` parts; each scan is in one part.
+    """One part of the scans; each scan is in exactly one part.
+
+    Args:
+        scans: name -> Scan.
+        number: of the part, from 0.
+        count: number of parts.
 
     Raises: InputError unless 0 <= number < count.
     """

@@ -227,7 +227,13 @@ def _argmax_labels(item: _Prepared, progress: SliceProgress | None) -> npt.NDArr
 def refined(
     labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], postprocess: RemoveFar | ReassignSmall | None
 ) -> npt.NDArray[np.uint8]:
-    """Labels after a recipe's post-processing; unchanged if ``postprocess`` is None."""
+    """Labels after a recipe's post-processing.
+
+    Args:
+        labels: uint8 (slices, rows, columns).
+        spacing_mm: of their voxels.
+        postprocess: RemoveFar, ReassignSmall, or None for no change.
+    """
     if postprocess is None:
         return labels
     # SciPy's graphs take a third of a second to import, of the one in which a prediction can be done

@@ -25,7 +25,12 @@ __all__ = [
 
 
 def tile_starts(n: int, tile: int, overlap: float = 0.5) -> list[int]:
-    """First pixels of tiles that cover ``n`` pixels, evenly spread, neighbors sharing at least ``overlap``.
+    """First pixels of tiles along an axis, evenly spread.
+
+    Args:
+        n: pixels of the axis.
+        tile: pixels of a tile.
+        overlap: least share of a tile that its neighbor covers too.
 
     With overlap 0.5 and n > tile: count = ceil((n - tile) / (tile / 2)) + 1 and start i =
     round(i * (n - tile) / (count - 1)).

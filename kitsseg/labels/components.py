@@ -164,7 +164,13 @@ def copy_labels(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def paint(labels: npt.NDArray[np.uint8], runs: Runs, value: int | npt.NDArray[np.uint8]) -> None:
-    """Set the voxels of ``runs`` in the C-order array ``labels`` to ``value``, one number or one per run."""
+    """Set the voxels of some runs.
+
+    Args:
+        labels: uint8 array in C order; changed.
+        runs: Runs of the array.
+        value: one number, or one for each run.
+    """
     value = np.broadcast_to(value, len(runs))
     for first in range(0, len(runs), PAINTED):
         block = runs.take(slice(first, first + PAINTED))

@@ -45,7 +45,13 @@ MIN_MM3 = MappingProxyType({0: 100.0, 1: 500.0, 2: 200.0})
 def refine(
     labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], spec: RemoveFar | ReassignSmall | None
 ) -> npt.NDArray[np.uint8]:
-    """What a recipe does to predicted labels: RemoveFar, ReassignSmall, or nothing (None)."""
+    """Apply the post-processing of a recipe to predicted labels.
+
+    Args:
+        labels: uint8 (slices, rows, columns), 0 background.
+        spacing_mm: voxel size (slices, rows, columns).
+        spec: RemoveFar, ReassignSmall, or None for no change.
+    """
     if spec is None:
         return labels
     if isinstance(spec, RemoveFar):
@@ -71,7 +77,9 @@ def remove_far_components(
     Args:
         labels: uint8 (slices, rows, columns), 0 background.
         spacing_mm: voxel size (slices, rows, columns).
-        max_distance_mm: 0 removes everything but the main components.
+        max_distance_mm: 0 removes everything except for the main components.
+        min_ratio: least volume of a main component, relative to the largest one.
+        n_main: largest number of main components.
 
     Returns: a new uint8 array; equal to ``labels`` if there is nothing to remove.
     Raises: ValueError for a bad argument.

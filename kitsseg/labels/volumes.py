@@ -70,7 +70,13 @@ class Cleanup:
 def cleaned(
     labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], cleanup: Cleanup | None
 ) -> npt.NDArray[np.uint8]:
-    """Labels without the pieces that ``cleanup`` removes; pieces are 26-connected. The input is not changed."""
+    """Labels without the pieces that ``cleanup`` removes. The input is not changed.
+
+    Args:
+        labels: uint8 (slices, rows, columns); pieces are 26-connected.
+        spacing_mm: of the voxels.
+        cleanup: Cleanup.
+    """
     if cleanup is None:
         return labels
     # SciPy's graphs take a third of a second to import: only where they are needed

@@ -1,10 +1,15 @@
-"""3D DeepLab v3+ with a small Xception encoder, of Daza, Gomez and Arbelaez (KiTS19 entry).
+"""3D DeepLab v3+ with a small Xception encoder of Daza, Gomez and Arbelaez.
 
-Stated: the encoder of table 1; residual blocks of depthwise separable convolutions, an extra one in front
-    with the stride, if any; an ASPP of rates 1, 1, 2, 3 with 32 maps per layer and dropout 0.5; its output
-    upsampled to the stage-2 map, concatenated, two convolutions of 48 maps with dropout 0.5 and 0.1,
-    upsampled, 1x1x1 output; batch normalization and ReLU after every convolution but the last; fewer than
-    560k parameters.
+Reference: Daza, Gomez and Arbelaez, "Semantic Segmentation of Kidney Tumor using Convolutional Neural Networks",
+    manuscript of the KiTS19 challenge, 2019. No DOI was found; https://kits19.grand-challenge.org.
+
+Numbers in brackets are those of the paper's statements in docs/papers/deeplab3d.md.
+
+Stated: fewer than 560k parameters [1]; the encoder of table 1 [2]; residual blocks of depthwise separable
+    convolutions, with an extra one in front for a stride (figure 2) [3]; an ASPP of rates 1, 1, 2, 3 with 32 maps per
+    layer and dropout 0.5 [4]; its output upsampled to the stage-2 map, concatenated, two convolutions of 48 maps with
+    dropout 0.5 and 0.1, upsampled, 1x1x1 output [5]; batch normalization and ReLU after every convolution but the
+    last [6].
 Code:   (not published; a 2D DeepLab v3+ with the same dropouts and rates, and later code of the group) the
     first ASPP branch of rate 1 is a 1x1x1 convolution; a 1x1x1 shortcut where the channels change; no biases
     beside batch normalization.
@@ -12,9 +17,33 @@ Ours:   He-normal initial weights; batch normalization with momentum 0.9 and eps
     convolution; two residual blocks of one convolution in stage 4; dense decoder convolutions; no image
     pooling in the ASPP, and no reduction of the stage-2 map; trilinear upsampling. The output convolution
     runs before the last upsampling: the two commute, and it moves 3 maps instead of 48.
-Check:  559,667 trainable parameters, just below the paper's 560k; 562,307 with the batch statistics. Ablation
-    rows (trainable / total): bigger encoder 579,763 / 582,659; ASPP of 64 maps 949,619 / 952,579; a decoder
+Check:  559,667 trainable parameters, just below the paper's 560k [1]; 562,307 with the batch statistics. Ablation
+    rows [20] (trainable / total): bigger encoder 579,763 / 582,659; ASPP of 64 maps 949,619 / 952,579; a decoder
     on every stage with one convolution each 725,651 / 728,387, with two 912,563 / 915,587.
+
+Steps of the network for a patch of (48, 48, 48, 1), without the batch axis; parameters include batch statistics:
+
+    ==============  ====================  ==========
+    step            output                parameters
+    ==============  ====================  ==========
+    stem            (48, 48, 48, 8)               40
+    s1b1            (48, 48, 48, 16)           1,352
+    s1b2            (24, 24, 24, 16)           2,256
+    s2b1            (24, 24, 24, 32)           3,728
+    s2b2            (12, 12, 12, 32)           8,064
+    s3b1            (12, 12, 12, 32)           6,048
+    s3b2            (12, 12, 12, 64)          11,552
+    s4b1            (12, 12, 12, 96)          14,784
+    s4b2            (12, 12, 12, 128)         28,192
+    aspp            (12, 12, 12, 32)         340,608
+    up_s2, dec_s2   (24, 24, 24, 48)         145,536
+    logits          (48, 48, 48, 3)              147
+    ==============  ====================  ==========
+
+Example:
+    >>> network = build_deeplab3d((8, 8, 8, 1), width_divisor=16)
+    >>> network.output_shape
+    (None, 8, 8, 8, 3)
 """
 
 import keras

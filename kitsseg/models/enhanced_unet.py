@@ -1,18 +1,48 @@
-"""Attention U-Net with input pyramid and deep supervision of He, Leung and Wang (ASTRI; KiTS19 entry).
+"""Attention U-Net with input pyramid and deep supervision of He, Leung and Wang.
 
-The paper varies the network of Abraham and Khan, "A Novel Focal Tversky Loss Function with Improved Attention
-U-Net for Lesion Segmentation" (ISBI 2019), called the base network here, and trains it progressively.
+Reference: He, Leung and Wang (ASTRI), enhanced attention U-Net with progressive training, manuscript of the KiTS19
+    challenge, 2019. No DOI was found; https://kits19.grand-challenge.org.
+Base network: Abraham and Khan, "A Novel Focal Tversky Loss Function with Improved Attention U-Net for Lesion
+    Segmentation", ISBI 2019, https://arxiv.org/abs/1810.07842. The paper varies this network and trains it
+    progressively.
 
-Stated: the base network with an attention gate on the top level too, so four gates; input pyramid of four
-    scales by 2x2 average pooling; a head on each of the four decoder levels. No filters are given.
-Code:   (the base network's authors) filters of the encoder 32-64-128-64, center 512, of the transposed
-    convolutions 32-64-32-32, all 3x3; gates of 128, 64 and 32 inner channels; gate 3 takes its gating signal
-    from ``up1``, one level too low (``third_from="up1"``); heads of two 3x3 convolutions, then a 1x1 one.
-Ours:   gate 3 from ``up2``, the decoder tensor directly below, like the others; the top gate has 16 inner
-    channels, continuing the halving, and its signal from ``up3``. ``widths="regular"``: encoder 32-64-128-256
-    and transposed convolutions 256-128-64-32, as the 64 and 32 above look like slips. Three classes.
-Check:  5,687,504 parameters, 5,680,016 of them trainable. The base network, from the switches in
-    ``build_enhanced_unet``, one class: 5,638,503 / 5,631,463, as its code.
+Numbers in brackets are those of the paper's statements in docs/papers/enhanced_unet.md.
+
+Stated: the base network [1] with an attention gate on the top level too, so four gates [2]; an input pyramid of four
+    scales by 2x2 average pooling [3]; a head on each of the four decoder levels [4]. No filters are given.
+Code:   (the base network's, github.com/nabsabraham/focal-tversky-unet) filters of the encoder 32-64-128-64, center
+    512, of the transposed convolutions 32-64-32-32, all 3x3; gates of 128, 64 and 32 inner channels; gate 3 takes its
+    gating signal from ``up1``, one level too low (``third_from="up1"``); heads of two 3x3 convolutions, then a 1x1 one.
+Ours:   gate 3 takes its signal from ``up2``, the decoder tensor directly below, like the other gates; the top gate has
+    16 inner channels, which continues the halving, and takes its signal from ``up3``. ``widths="regular"``: encoder
+    32-64-128-256 and transposed convolutions 256-128-64-32, because the 64 and 32 above look like slips. Three classes.
+Check:  5,687,504 parameters, 5,680,016 of them trainable. The base network, from the switches of
+    ``build_enhanced_unet``, with one class: 5,638,503 / 5,631,463, as its code.
+
+Steps of the network for one slice of (256, 256, 1), without the batch axis:
+
+    ================  ====================  ==========
+    step              output                parameters
+    ================  ====================  ==========
+    conv1             (256, 256, 32)             9,824
+    scale2, conv2     (128, 128, 64)            93,440
+    scale3, conv3     (64, 64, 128)            371,200
+    scale4, conv4     (32, 32, 64)             261,248
+    center            (16, 16, 512)          2,659,328
+    g1, attn1, up1    (32, 32, 96)             662,881
+    g2, attn2, up2    (64, 64, 192)            158,113
+    g3, attn3, up3    (128, 128, 96)           121,249
+    g4, attn4, up4    (256, 256, 64)            44,513
+    head1, pred1      (32, 32, 3)              814,339
+    head2, pred2      (64, 64, 3)              370,307
+    head3, pred3      (128, 128, 3)             92,995
+    head4, final      (256, 256, 3)             28,067
+    ================  ====================  ==========
+
+Example:
+    >>> network = build_enhanced_unet((16, 16, 1), base=16)
+    >>> [output.shape[1:] for output in network.outputs]
+    [(2, 2, 3), (4, 4, 3), (8, 8, 3), (16, 16, 3)]
 """
 
 from dataclasses import dataclass

@@ -1,16 +1,38 @@
-"""U-Net on a pretrained SqueezeNet or ResNet encoder of Ashlin Deepa et al., "A Novel Deep-Learning Based
-Segmentation Of Kidney Tumor".
+"""U-Net on a pretrained SqueezeNet or ResNet encoder.
 
-Stated: a SqueezeNet encoder in "the u-net learner", ImageNet weights, "18 layers"; ResNet for comparison;
-        Dice 0.9758 and 0.9906. No loss, optimizer, image size, class list or depth.
-Code:   none published; "u-net learner" and ``dice_multi`` are fastai's, hence its ``DynamicUnet`` as decoder.
-Ours:   ``skips=True`` as the default. ``unet_learner`` cuts torchvision's SqueezeNet to a single child, finds
-        no change of size inside and attaches **no skip connection at all**: that is ``skips=False``. Given
-        the flat ``features`` the same code attaches three, what the paper describes, at 6.6 times fewer
-        operations. ``decoder="lite"`` is ours altogether: fastai's costs 130 times its SqueezeNet encoder.
+Reference: Ashlin Deepa et al., "A Novel Deep-Learning Based Segmentation Of Kidney Tumor". No DOI was found.
+
+Numbers in brackets are those of the paper's statements in docs/papers/squeeze_unet.md.
+
+Stated: a SqueezeNet encoder in "the u-net learner", ImageNet weights, "18 layers" [4]; ResNet for comparison [5];
+    Dice 0.9758 and 0.9906 [7] (table I has 0.97 [10]). No loss, optimizer, image size, class list or depth.
+Code:   none published; "u-net learner" and ``dice_multi`` [7] are fastai's, hence its ``DynamicUnet`` as decoder.
+Ours:   ``skips=True`` as the default [4]. ``unet_learner`` cuts torchvision's SqueezeNet to a single child, finds
+    no change of size inside and attaches **no skip connection at all**: this is ``skips=False``. With
+    the flat ``features`` the same code attaches three skip connections, which the paper describes, at 6.6 times fewer
+    operations. ``decoder="lite"`` is our own: fastai's decoder costs 130 times its SqueezeNet encoder.
 Check:  trainable / all parameters for (256, 256, 3) and 3 classes: SqueezeNet 19,702,260 / 19,704,180,
-        without skips 15,989,492 / 15,990,516; ResNet-34 41,221,268 / 41,240,340; ResNet-18 31,113,108
-        trainable; ResNet-18, ResNet-34 and SqueezeNet compute what fastai 2.8 does with the same weights.
+    without skips 15,989,492 / 15,990,516; ResNet-34 41,221,268 / 41,240,340; ResNet-18 31,113,108
+    trainable; ResNet-18, ResNet-34 and SqueezeNet compute what fastai 2.8 does with the same weights.
+
+Steps with SqueezeNet and fastai's decoder for one slice of (256, 256, 3), without the batch axis:
+
+    =========  =====================  ==========
+    step       output                 parameters
+    =========  =====================  ==========
+    encoder    (15, 15, 512)             722,496
+    middle     (15, 15, 512)           9,440,768
+    up1        (31, 31, 512)           5,245,952
+    up2        (63, 63, 384)           3,180,800
+    up3        (127, 127, 128)           738,560
+    full       (256, 256, 131)           375,208
+    logits     (256, 256, 3)                 396
+    =========  =====================  ==========
+
+Example:
+    >>> network = build_squeeze_unet((32, 32, 3), decoder="lite")
+    >>> network.output_shape
+    (None, 32, 32, 3)
 """
 
 import os

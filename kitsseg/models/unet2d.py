@@ -1,16 +1,46 @@
-"""2-D U-Net of Chen and Jin, "A 2D U-Net for Automated Kidney and Renal Tumor Segmentation" (KiTS19 entry).
+"""2-D U-Net of Chen and Jin for kidney and tumor.
 
-Stated: a recursive U-Net; six levels of 20 * 2**level filters; per level, sub-blocks whose last output is
-    the skip; the decoder upsamples bilinearly by 2, concatenates and applies two sub-blocks; five
-    upsamplings; a last 1x1 convolution; softmax inside the loss; 12M parameters. The authors advise
-    30 or more starting filters.
-Code:   (the authors' branch of the challenge's deadline) two sub-blocks on every level; a sub-block is a 3x3
-    convolution with bias, LeakyReLU of slope 0.3, then batch normalization; 2x2 max-pooling; the upsampled
-    tensor comes first in the concatenation. Its upsampling layer is the nearest one by default.
-Ours:   bilinear upsampling, as stated; it has no parameters either way.
+Reference: Joseph Chen and Benson Jin, "A 2D U-Net for Automated Kidney and Renal Tumor Segmentation", manuscript of the
+    KiTS19 challenge, 2019. No DOI was found; https://www.researchgate.net/publication/336247303.
+
+Numbers in brackets are those of the paper's statements in docs/papers/unet2d.md.
+
+Stated: a recursive U-Net; on each level sub-blocks, of which the last one is the skip; the decoder upsamples
+    bilinearly by 2, concatenates and applies two sub-blocks; five upsamplings; a last 1x1 convolution [1]. 20 filters
+    on the top level, doubled with each level below [2]. 12M parameters [3]. Softmax inside the loss [4]. The authors
+    advise 30 or more starting filters [15].
+Code:   (github.com/jchen42703/kits19-cnn, branch preprocess-test-set at the challenge's deadline) two sub-blocks on
+    every level; a sub-block is a 3x3 convolution with bias, LeakyReLU of slope 0.3, then batch normalization; 2x2
+    max-pooling; the upsampled tensor comes first in the concatenation. Its upsampling layer is the nearest one by
+    default.
+Ours:   bilinear upsampling, as stated [1]; it has no parameters either way.
 Check:  12,298,643 parameters, 12,291,123 of them trainable. Other readings: 1 or 3 sub-blocks 6,147,643 or
     18,449,643, 2x2 transposed convolutions 12,162,863, convolutions without bias 12,294,883, six pools
-    49,181,843, 30 starting filters 27,657,663. Only two sub-blocks give 12M.
+    49,181,843, 30 starting filters 27,657,663. Only two sub-blocks give 12M [3].
+
+Steps of the network for one slice of (224, 224, 1), without the batch axis:
+
+    ============  ===================  ==========
+    step          output               parameters
+    ============  ===================  ==========
+    down0         (224, 224, 20)            3,980
+    down1         (112, 112, 40)           22,000
+    down2         (56, 56, 80)             87,200
+    down3         (28, 28, 160)           347,200
+    down4         (14, 14, 320)         1,385,600
+    bottom        (7, 7, 640)           5,536,000
+    up4, merge4   (14, 14, 320)         3,689,600
+    up3, merge3   (28, 28, 160)           923,200
+    up2, merge2   (56, 56, 80)            231,200
+    up1, merge1   (112, 112, 40)           58,000
+    up0, merge0   (224, 224, 20)           14,600
+    logits        (224, 224, 3)                63
+    ============  ===================  ==========
+
+Example:
+    >>> network = build_unet2d((16, 16, 1), start_filters=2, n_pools=2)
+    >>> network.output_shape, network.count_params()
+    ((None, 16, 16, 3), 2063)
 """
 
 from dataclasses import dataclass

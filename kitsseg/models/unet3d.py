@@ -1,16 +1,41 @@
 """3D U-Net of MLPerf's KiTS19 benchmark: not one of the five papers, but a public reference with a public score.
 
-Stated: (README of the benchmark) a 3D U-Net variant after "No New-Net" (Isensee et al., 2018).
-Code:   (mlcommons/training, image_segmentation/pytorch) levels of 32, 64, 128, 256 and 320 filters and a bottleneck
-    of 320, each two blocks of 3x3x3 convolution without bias, instance normalization with scale and shift
-    (epsilon 1e-5), ReLU; the first convolution of every level but the top one has stride 2, its windows starting
-    one voxel before the patch; the decoder doubles with 2x2x2 transposed convolutions of stride 2, puts their
-    result first in the concatenation and applies two blocks; a last 1x1x1 convolution; PyTorch's initial
-    kernels, uniform within 1 / sqrt(fan-in).
+Reference: MLCommons, "3D U-Net on KiTS19", 2021, https://github.com/mlcommons/training
+    (image_segmentation/pytorch); after Isensee et al., "No New-Net", 2018, https://arxiv.org/abs/1809.10483.
+
+Stated: (README of the benchmark) a 3D U-Net variant after "No New-Net".
+Code:   (the same repository) levels of 32, 64, 128, 256 and 320 filters and a bottleneck of 320, each with
+    two blocks of 3x3x3 convolution without bias, instance normalization with scale and shift (epsilon 1e-5), ReLU; the
+    first convolution of every level but the top one has stride 2, its windows starting one voxel before the patch; the
+    decoder doubles with 2x2x2 transposed convolutions of stride 2, puts their result first in the concatenation and
+    applies two blocks; a last 1x1x1 convolution; PyTorch's initial kernels, uniform within 1 / sqrt(fan-in).
 Ours:   biases (transposed and last convolutions only) start at zero.
 Check:  31,190,243 parameters, all trainable, from 27 a b + 2 b for a block of a to b filters and 8 a b + b for a
-    transposed convolution: input 28,640; encoder 166,144, 664,064, 2,655,232, 4,977,920; bottleneck 5,530,880;
-    decoder 9,115,200, 5,965,056, 1,589,888, 397,632, 99,488; output 99. 477.30 G multiply-adds at 128^3.
+    transposed convolution. 477.30 G multiply-adds for a patch of 128 voxels a side.
+
+Steps of the network for a patch of (128, 128, 128, 1), without the batch axis:
+
+    ============  =====================  ==========
+    step          output                 parameters
+    ============  =====================  ==========
+    down0         (128, 128, 128, 32)        28,640
+    down1         (64, 64, 64, 64)          166,144
+    down2         (32, 32, 32, 128)         664,064
+    down3         (16, 16, 16, 256)       2,655,232
+    down4         (8, 8, 8, 320)          4,977,920
+    bottom        (4, 4, 4, 320)          5,530,880
+    up4, merge4   (8, 8, 8, 320)          9,115,200
+    up3, merge3   (16, 16, 16, 256)       5,965,056
+    up2, merge2   (32, 32, 32, 128)       1,589,888
+    up1, merge1   (64, 64, 64, 64)          397,632
+    up0, merge0   (128, 128, 128, 32)        99,488
+    logits        (128, 128, 128, 3)             99
+    ============  =====================  ==========
+
+Example:
+    >>> network = build_unet3d((8, 8, 8, 1), filters=(2, 2))
+    >>> network.output_shape, network.count_params()
+    ((None, 8, 8, 8, 3), 1359)
 """
 
 from collections.abc import Sequence

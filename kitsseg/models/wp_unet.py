@@ -1,18 +1,44 @@
-"""WP-UNet and its two siblings: Rao, Chatterjee and Sharma, "WP-UNet: Weight Pruning U-Net with Depth-wise
-Separable Convolutions for Semantic Segmentation of Kidney Tumours".
+"""WP-UNet and its two siblings.
 
-Stated: 256x256 slices; an ordinary first convolution, the others depth-wise separable; in a block
-    convolution, ReLU, batch normalization, max-pooling, in this order; the parameter counts of table 2.
-    The authors' first preprint adds: blocks 2-4 hold two separable convolutions and one normalization,
+Reference: Rao, Chatterjee and Sharma, "WP-UNet: Weight Pruning U-Net with Depth-wise Separable Convolutions for
+    Semantic Segmentation of Kidney Tumours", 2022, https://doi.org/10.4103/jmss.jmss_108_21 (journal),
+    https://doi.org/10.21203/rs.3.rs-526418/v1 (preprint).
+
+Numbers in brackets are those of the paper's statements in docs/papers/wp_unet.md.
+
+Stated: slices of 256 x 256 [2]; an ordinary first convolution, all others depth-wise separable [4]; a block is a
+    convolution, ReLU, batch normalization and max-pooling, in this order [5]; the parameter counts of table 2 [13].
+    The authors' first preprint (section 3.2) adds: blocks 2-4 hold two separable convolutions and one normalization,
     dropout, a mixture of ordinary and separable blocks in the decoder.
-Ours:   what the counts of table 2 select: filters 32-64-128-256-256, 3x3 transposed convolutions of stride 2
-    with bias, separable convolutions without bias, and the layouts in ``LAYOUTS``. Dropout 0.5 after block 4
-    (before its pooling; so on its skip too) and after block 5. He-normal kernels in front of a ReLU; a
-    depth-wise filter has kernel_size**2 inputs, which Keras would count once per channel. A head with
-    background, kidney and tumor.
-Check:  trainable parameters with one output channel, as in table 2: ``unet`` 5,680,353, ``dw_unet``
-    2,601,921, ``wp_unet`` 1,297,441; each output channel more adds 33. The first two fits are unique among
-    the layouts we searched; the third is plausible (it has no block 5, which the preprint mentions).
+Ours:   the layouts that give the counts of table 2 [13]: filters 32-64-128-256-256, 3x3 transposed convolutions of
+    stride 2 with bias, separable convolutions without bias, and ``LAYOUTS``. Dropout 0.5 after block 4 (before its
+    pooling, and so on its skip connection too) and after block 5. He-normal kernels in front of a ReLU; a depth-wise
+    filter has kernel_size**2 inputs, which Keras would count once for each channel. A head with background, kidney
+    and tumor [6].
+Check:  trainable parameters with one output channel, as in table 2 [13]: ``unet`` 5,680,353, ``dw_unet``
+    2,601,921, ``wp_unet`` 1,297,441; each further output channel adds 33. The first two fits are unique among
+    the layouts that we searched; the third is plausible (it has no block 5, which the preprint mentions).
+
+Steps of ``wp_unet`` for one slice of (256, 256, 1), without the batch axis; parameters include batch statistics:
+
+    ==========  ===================  ==========
+    step        output               parameters
+    ==========  ===================  ==========
+    enc0        (256, 256, 32)              448
+    enc1        (128, 128, 64)            7,264
+    enc2        (64, 64, 128)            26,816
+    enc3        (32, 32, 256)           102,784
+    up3, dec3   (32, 32, 256)           726,784
+    up2, dec2   (64, 64, 128)           330,624
+    up1, dec1   (128, 128, 64)           83,392
+    up0, dec0   (256, 256, 32)           21,216
+    logits      (256, 256, 3)                99
+    ==========  ===================  ==========
+
+Example:
+    >>> network = build_wp_unet((16, 16, 1), filters=(2, 2, 2, 2, 2))
+    >>> network.output_shape, network.count_params()
+    ((None, 16, 16, 3), 553)
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def plateau_learning_rate(learning_rate: float, losses: Iterable[float], plateau
 
 
 def plateau_stops(learning_rate: float, losses: Iterable[float], plateau: Plateau) -> bool:
-    """Whether the rate that would follow is below ``plateau.stop_below``; arguments as above."""
+    """Whether the rate that would follow is below ``plateau.stop_below``. Args: as ``plateau_learning_rate``."""
     if plateau.stop_below is None:
         return False
     # 1e-3 times 0.1 five times is not exactly 1e-8

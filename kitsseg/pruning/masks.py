@@ -47,6 +47,8 @@ def block_mask(
 
     Args:
         weights: array (..., columns).
+        sparsity: share of zeros in 0..1.
+        block: number of neighboring entries.
 
     Returns: (bool mask, float32 threshold of the mean magnitudes).
     """

@@ -50,6 +50,12 @@ def polynomial_decay(
 ) -> Schedule:
     """``tfmot.sparsity.keras.PolynomialDecay`` from step 0, power 3: sparsity rises fast first, then slowly.
 
+    Args:
+        final_sparsity: share of zeros at the end, in 0..1.
+        end_step: step at which it is reached.
+        frequency: masks are drawn every so many steps.
+        initial_sparsity: share of zeros at step 0.
+
     Raises: ValueError if the last mask would be drawn before ``end_step``, short of the final sparsity.
     """
     if end_step % frequency:

@@ -308,6 +308,7 @@ class Predictions:
     def begin(self, name: str, image: Path, shown: Path | None = None) -> bool:
         """Record that this process segments a scan now. Returns False if another process has done so meanwhile.
 
+        Args: as ``is_whole``.
         Raises: InputError as ``is_whole``.
         """
         if name in self.seen and _modified(self.label_map(name)) != self.seen[name]:
@@ -369,7 +370,13 @@ class Predictions:
         return self.out / prediction_name(name)
 
     def fail(self, name: str, image: Path, reason: str) -> None:
-        """Record that a scan has no label map, with the reason."""
+        """Record that a scan has no label map.
+
+        Args:
+            name: of the case.
+            image: path of the scan for the record.
+            reason: a sentence.
+        """
         self.add(name, FailedScan(image=str(as_given(image)), reason=reason))
 
     def give_up(self) -> None:

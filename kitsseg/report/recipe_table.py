@@ -16,7 +16,13 @@ NAMED = ("postprocess", "split", "metrics", "inference.mirror_axes")
 
 
 def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
-    """Print the settings of a variant that differ from the paper's recipe; all other settings are the same."""
+    """Print the settings of a variant that differ from the paper's recipe; all other settings are the same.
+
+    Args:
+        paper: the paper's Recipe.
+        variant: Variant.
+        recipe: the Recipe of the variant.
+    """
     console.print(f"[bold]{recipe.name}[/bold]: {escape(variant.row)}\n{escape(paper.paper)}\n")
     table = Table(Column("setting", overflow="fold"), paper.name, "here", "evidence")
     for name, value in variant.changes.items():

@@ -255,7 +255,13 @@ class Failures:
 
 
 def failures(rows: Sequence[Mapping[str, Any]], summary: Summary, found: Tumors) -> Failures:
-    """The failures: cases that were not predicted, are empty, or have a tumor that was missed."""
+    """The failures: cases that were not predicted, are empty, or have a tumor that was missed.
+
+    Args:
+        rows: of scores.csv.
+        summary: content of scores.json.
+        found: Tumors.
+    """
     failed = summary.failed or {}
     groups = {
         "Prediction failed": [f"{case}: {entry.reason}" for case, entry in failed.items()],

@@ -55,6 +55,11 @@ def step_by_step(phase: Phase) -> bool:
 def check_execution(recipe: Recipe, devices: Devices, xla: str, steps_per_execution: int) -> str | None:
     """Check that the options fit the recipe, before training starts.
 
+    Args:
+        recipe: Recipe.
+        devices: Devices.
+        xla, steps_per_execution: as in TrainOptions.
+
     Returns: a line for the user, or None.
     Raises: InputError.
     """
@@ -100,7 +105,11 @@ def set_execution(
     """Set a compiled model to what ``check_execution`` let pass.
 
     Args:
-        accumulate: parts of a batch, each a call of its own.
+        model: compiled ``keras.Model``.
+        phase: Phase.
+        devices: Devices.
+        xla, steps_per_execution: as in TrainOptions.
+        accumulate: number of parts of a batch; each part is a call of its own.
     """
     # TensorFlow's XLA makes separable networks 13 times slower on a CPU, and older Keras turns it on by itself
     on_tensorflow = keras.config.backend() == "tensorflow"

@@ -40,7 +40,9 @@ def in_processes(
     killed they end after the item they are at.
 
     Args:
-        function: of a module, not of ``__main__``. items: what ``pickle`` takes.
+        function: of a module, not of ``__main__``.
+        items: objects that ``pickle`` takes.
+        workers: number of processes.
 
     Raises: what ``function`` raises, other than InputError; InputError if a process dies.
     """

@@ -79,9 +79,9 @@ def count_labels(prediction: npt.ArrayLike, truth: npt.ArrayLike, n_labels: int 
 
 
 def count_slices(prediction: npt.ArrayLike, truth: npt.ArrayLike, n_labels: int = 3) -> npt.NDArray[np.int64]:
-    """As ``count_labels``, for each slice: int64 (slices, truth label, predicted label).
+    """Count voxels for each slice and pair of labels: int64 (slices, truth label, predicted label).
 
-    A 1-D or 2-D array is one slice.
+    Args: as ``count_labels``; a 1-D or 2-D array is one slice.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     shape = prediction.shape[:-1] if prediction.ndim == 4 else prediction.shape
@@ -119,7 +119,13 @@ def _labels(block: npt.NDArray[Any], n_labels: int, name: str) -> npt.NDArray[np
 
 
 def score_counts(counts: npt.NDArray[np.int64], voxel_ml: float, empty: str = "one") -> dict[str, Any]:
-    """``score_case`` from the table of ``count_labels`` and the volume of a voxel in ml."""
+    """The scores of ``score_case``, from a table of voxel counts.
+
+    Args:
+        counts: from ``count_labels``.
+        voxel_ml: volume of a voxel in ml.
+        empty: as in ``score_case``.
+    """
     if empty not in ("one", "nan"):
         raise ValueError(f'empty must be "one" or "nan", not {empty!r}.')
     counts = np.asarray(counts)

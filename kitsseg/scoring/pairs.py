@@ -54,6 +54,7 @@ def find_pairs(
     """Match predictions and truth by name.
 
     Args:
+        prediction, truth: as in ``evaluate_folders``.
         layout: Layout of the truth.
 
     Raises: InputError as ``evaluate_folders``.

@@ -93,6 +93,8 @@ def evaluate_slices(
     Args:
         prediction: a folder of PNG label maps named as their images, or one of them.
         truth: a folder of slices with masks and patients.
+        out: the .csv file to write.
+        layout: Layout of the truth.
         made_by: Provenance of the label maps.
         mask_values: name of a slice -> the value of each label in its label map, if it is known.
         progress: called as progress(description, done, total).

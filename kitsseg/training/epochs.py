@@ -39,7 +39,13 @@ def steps_of(phase: Phase) -> int:
 
 
 def needed_checkpoints(folder: Path, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Checkpoints of the last and of the best epoch of a phase with these rows in its history."""
+    """Checkpoints of the last and of the best epoch of a phase.
+
+    Args:
+        folder: from ``checkpoints_of``.
+        phase: Phase.
+        rows: of the phase in the history.
+    """
     numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
     return [checkpoint(folder, phase, number) for number in numbers]
 

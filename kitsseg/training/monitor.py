@@ -145,7 +145,13 @@ class Monitor:
         self.pace = self.pace or (time.monotonic(), done)
 
     def epoch_scores(self, model: keras.Model, phase: Phase, epoch: int) -> dict[str, float]:
-        """Columns of history.csv with means over whole validation cases; empty if this epoch is not scored."""
+        """Columns of history.csv with means over whole validation cases; empty if this epoch is not scored.
+
+        Args:
+            model: the network that is trained.
+            phase: Phase.
+            epoch: counted from 1.
+        """
         if not is_due(phase, epoch):
             return {}
         recipe, weights = self.training.recipe, averaged_weights(model)
@@ -159,7 +165,13 @@ class Monitor:
         return {"val_case_tk_dice": scores["tk"], "val_case_tu_dice": scores["tu"]}
 
     def round_scores(self, name: str, epoch: int, weights: list[npt.NDArray[Any]]) -> dict[str, float]:
-        """{"tk", "tu", "composite"} of all validation cases after a round, as the recipe labels a scan."""
+        """{"tk", "tu", "composite"} of all validation cases after a round, with the inference of the recipe.
+
+        Args:
+            name: of the round.
+            epoch: number of the round's last epoch.
+            weights: arrays of the round's weights.
+        """
         self.network.set_weights(weights)
         rows = self._score(name, epoch, self.names, self.training.recipe.inference)
         scores = mean_scores(rows)

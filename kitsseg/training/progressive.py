@@ -20,7 +20,14 @@ __all__ = ["best_round", "draw_subset", "read_rounds", "rounds_finished", "run_r
 
 
 def draw_subset(cases: Sequence[str], share: float, seed: int, round_number: int) -> tuple[str, ...]:
-    """The training cases of a round: a share of all, rounded up, drawn without replacement."""
+    """The training cases of a round, drawn without replacement.
+
+    Args:
+        cases: names of all training cases.
+        share: of the cases; their number is rounded up.
+        seed: of the run.
+        round_number: of the round; it changes the draw.
+    """
     rng = np.random.Generator(np.random.Philox(key=[seed, round_number]))
     chosen = rng.choice(len(cases), math.ceil(share * len(cases)), replace=False)
     return tuple(cases[i] for i in sorted(chosen))

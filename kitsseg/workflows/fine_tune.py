@@ -41,7 +41,13 @@ class FromRun:
 
 
 def check_recipe(recipe: Recipe, record: RunRecord, run: str | os.PathLike[str]) -> None:
-    """Raise InputError unless the run was trained with this recipe, whose cache and loss the fine-tuning uses."""
+    """Raise InputError unless a run was trained with this recipe, whose cache and loss the fine-tuning uses.
+
+    Args:
+        recipe: Recipe.
+        record: of the run.
+        run: its folder, for the message.
+    """
     ours = as_builtins(recipe.as_dict())
     for key in ("preprocess", "model", "loss"):
         if ours[key] != record.settings[key]:

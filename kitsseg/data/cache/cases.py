@@ -183,7 +183,12 @@ class CachedCase:
     def labels(
         self, k: int, rows: slice = slice(None), columns: slice = slice(None)
     ) -> npt.NDArray[np.uint8]:
-        """Labels of slice ``k``, or of a window of it (slices with non-negative bounds)."""
+        """Labels of a slice, or of a window of it: uint8 (rows, columns).
+
+        Args:
+            k: number of the slice, from 0.
+            rows, columns: the window, as Python slices with non-negative bounds.
+        """
         _, height, width = self.geometry.shape
         y0, y1, _ = rows.indices(height)
         x0, x1, _ = columns.indices(width)

@@ -250,6 +250,8 @@ def fetch_file(
     """Fetch ``url`` into the file ``part``, from where it stops, up to the end that the server announces.
 
     Args:
+        url: of the file.
+        part: the ``.part`` file.
         connections: the Connections of this download, with the patience for errors that may pass.
         on_bytes: called with the size that ``part`` has reached.
         most_bytes: upper limit of the file's size. A longer file is cut off, and an error is raised.

@@ -263,6 +263,11 @@ def write_labels(path: str | os.PathLike[str], labels: npt.NDArray[np.uint8], gr
     The file has the scan's shape, affine, orientation and units; only data type and scaling differ.
     It appears whole or not at all.
 
+    Args:
+        path: ends in ``.nii`` or ``.nii.gz``.
+        labels: uint8 (slices, rows, columns): 0 background, 1 kidney, 2 tumor.
+        grid: Grid of the scan.
+
     Raises: ValueError if ``labels`` does not have the grid's shape.
     """
     if labels.shape != grid.shape:

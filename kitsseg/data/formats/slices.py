@@ -176,7 +176,13 @@ def read_masks(items: Sequence[SliceImage]) -> Volume:
 
 
 def write_mask(path: Path, labels: npt.NDArray[np.uint8], mask_values: tuple[int, ...] = (0, 1, 2)) -> None:
-    """Write labels (rows, columns) as a PNG; it appears whole or not at all."""
+    """Write the labels of a slice as a PNG; it appears whole or not at all.
+
+    Args:
+        path: of the PNG.
+        labels: uint8 (rows, columns): 0 background, 1 kidney, 2 tumor.
+        mask_values: the pixel values of background, kidney and tumor.
+    """
     values = np.array(mask_values, np.uint8 if max(mask_values) < 256 else np.uint16)[labels]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         Image.fromarray(values).save(file, format="PNG")

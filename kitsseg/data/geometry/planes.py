@@ -88,7 +88,12 @@ def _eight_bit_channels(
 
 
 def windowed(hu: npt.NDArray[np.integer[Any]], width: float, level: float) -> npt.NDArray[np.float32]:
-    """HU to 0..1 over the window ``level - width // 2`` to ``level + width // 2``."""
+    """HU to 0..1 over the window ``level - width // 2`` to ``level + width // 2``.
+
+    Args:
+        hu: HU of any shape.
+        width, level: of the window, in HU.
+    """
     low, high = level - width // 2, level + width // 2
     share: npt.NDArray[np.float32] = (np.clip(hu, low, high).astype(np.float32) - low) / (high - low)
     return share

@@ -18,7 +18,13 @@ __all__ = ["area_resize", "blend", "linear_taps", "nearest_index", "resample_sli
 def resampled_shape(
     shape: tuple[int, ...], spacing_mm: Sequence[float], target_mm: Sequence[float | None]
 ) -> tuple[int, ...]:
-    """Shape after resampling from ``spacing_mm`` to ``target_mm``; None in the target keeps that axis."""
+    """Shape of a volume after resampling.
+
+    Args:
+        shape: (slices, rows, columns).
+        spacing_mm: voxel size along these axes.
+        target_mm: voxel size after resampling; None keeps an axis as it is.
+    """
     return tuple(
         n if new is None else max(1, round(n * old / new))
         for n, old, new in zip(shape, spacing_mm, target_mm, strict=True)
@@ -45,7 +51,7 @@ def linear_taps(
 
 
 def nearest_index(n_in: int, n_out: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.intp]:
-    """Input index of the voxel that holds the center of each output ``start..stop``."""
+    """Input index of the voxel that holds the center of each output. Args: as ``linear_taps``."""
     index = np.floor((np.arange(start, n_out if stop is None else stop) + 0.5) * (n_in / n_out)).astype(
         np.intp
     )
@@ -58,7 +64,12 @@ def blend(
     high: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32] | float | np.float32,
 ) -> npt.NDArray[np.float32]:
-    """(1 - weight) * low + weight * high; with weight 0 it is ``low`` itself, not a copy."""
+    """(1 - weight) * low + weight * high; with weight 0 it is ``low`` itself, not a copy.
+
+    Args:
+        low, high: arrays of one shape.
+        weight: 0 to 1.
+    """
     if np.ndim(weight) == 0 and weight == 0:
         return low
     out = high - low

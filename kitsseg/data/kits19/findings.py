@@ -69,7 +69,14 @@ class Known:
 
 
 def compare_labels(path: Path, sha256: str, row: ManifestCase, known: Known) -> list[Finding]:
-    """Compare a label file of KiTS19 with the released one, byte for byte."""
+    """Compare a label file of KiTS19 with the released one, byte for byte.
+
+    Args:
+        path: of the file.
+        sha256: of the file.
+        row: ManifestCase.
+        known: Known.
+    """
     if row.label_sha256 is None or sha256 == row.label_sha256:
         return []
     owner = known.owner_of_labels(sha256)
@@ -82,7 +89,14 @@ def compare_labels(path: Path, sha256: str, row: ManifestCase, known: Known) -> 
 
 
 def compare_grid(what: str, grid: Grid, row: ManifestCase, known: Known) -> list[Finding]:
-    """Compare shape and spacing of a file of KiTS19 with the manifest."""
+    """Compare shape and spacing of a file of KiTS19 with the manifest.
+
+    Args:
+        what: "image" or "labels".
+        grid: Grid of the file.
+        row: ManifestCase.
+        known: Known.
+    """
     if row.shape is None or not (difference := _grid_difference(grid, row)):
         return []
     others = [
@@ -96,7 +110,12 @@ def compare_grid(what: str, grid: Grid, row: ManifestCase, known: Known) -> list
 
 
 def compare_pair(case: str, image: Grid, labels: Grid) -> list[Finding]:
-    """Check that image and labels have the same voxels, in the file and in the patient."""
+    """Check that image and labels have the same voxels, in the file and in the patient.
+
+    Args:
+        case: name of the case.
+        image, labels: Grid of each file.
+    """
     shapes = [grid.header.get_data_shape()[:3] for grid in (image, labels)]
     affines = [grid.header.get_best_affine() for grid in (image, labels)]
     if shapes[0] != shapes[1]:

@@ -74,6 +74,7 @@ def find_slices(folder: Path, layout: Layout, need_labels: bool) -> list[SliceIm
 def slice_cases(folder: Path, layout: Layout, need_labels: bool) -> list[Case]:
     """The patients of a folder of slices, each as one Case.
 
+    Args: as ``find_slices``.
     Raises: InputError as ``find_slices``.
     """
     patients: dict[str, list[SliceImage]] = {}

@@ -177,7 +177,13 @@ class Canvas:
         return z, bent_y, bent_x
 
     def blend(self, box: Box, distance: Coordinate, value: float | Coordinate) -> None:
-        """Paint ``value`` (HU) where the signed distance is negative."""
+        """Paint where a signed distance is negative, blended over a voxel's width at the border.
+
+        Args:
+            box: slices of the grid.
+            distance: signed distance in mm of the voxels in the box.
+            value: HU, one number or one for each voxel.
+        """
         part = self.hu[box]
         part += np.clip(0.5 - distance / self.edge_mm, 0, 1) * (value - part)
 
@@ -192,7 +198,14 @@ class Canvas:
         ],
         within: Within = _anywhere,
     ) -> None:
-        """Paint an ellipsoid; ``within(y, x)`` is a signed distance that bounds it."""
+        """Paint an ellipsoid.
+
+        Args:
+            center: (z, y, x) in mm.
+            radii: along the same axes, in mm.
+            value: HU.
+            within: called as within(y, x); a signed distance in mm that bounds the ellipsoid. None: no bound.
+        """
         # Python's floats, not NumPy's: those would make float64 volumes of float32 coordinates
         center, radii = [float(c) for c in center], [float(r) for r in radii]
         box = self.box(np.subtract(center, radii), np.add(center, radii))
@@ -208,7 +221,14 @@ class Canvas:
         value: float,
         within: Within = _anywhere,
     ) -> None:
-        """Paint a tube with round ends; ``within`` as for ``ellipsoid``."""
+        """Paint a tube with round ends.
+
+        Args:
+            start, end: (z, y, x) in mm.
+            radius: in mm.
+            value: HU.
+            within: as in ``ellipsoid``.
+        """
         start, way = [float(p) for p in start], [float(q - p) for p, q in zip(start, end)]
         box = self.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
         z, y, x = self.points(box)
@@ -235,6 +255,8 @@ def random_field(
 
     Args:
         axes: coordinates in mm along slices, rows and columns, ascending.
+        length_mm: size of the structures.
+        rng: ``numpy.random.Generator``.
 
     Returns: float32 (slices, rows, columns).
     """
@@ -253,7 +275,14 @@ def random_field(
 
 
 def paint_body(canvas: Canvas, patient: Patient, hu: Enhancement, rng: np.random.Generator) -> None:
-    """Paint everything but kidneys and tumors."""
+    """Paint everything except for kidneys and tumors.
+
+    Args:
+        canvas: Canvas; changed.
+        patient: Patient.
+        hu: Enhancement.
+        rng: ``numpy.random.Generator``.
+    """
     whole = tuple(slice(None) for _ in canvas.axes)
     z, y, x = canvas.points(whole, bend=0.6)
     _paint_table(canvas, patient, whole, y, x, rng)

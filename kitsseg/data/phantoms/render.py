@@ -85,6 +85,7 @@ def place_patient(
     Args:
         labels: (slices, rows, columns) integers, possibly thinned out.
         step_mm: distance of its voxels.
+        rng: ``numpy.random.Generator``.
 
     Returns: ``Patient``, with all labels inside the skin.
     Raises: InputError if no voxel is labeled.
@@ -196,7 +197,15 @@ def kidney_texture(
     noise: Callable[[float], npt.NDArray[np.float32]],
     rng: np.random.Generator,
 ) -> npt.NDArray[np.float32]:
-    """HU of kidney tissue in a box: cortex, pyramids, sinus with fat and calyces, cysts; uneven enhancement."""
+    """HU of kidney tissue in a box: cortex, pyramids, sinus with fat and calyces, cysts; uneven enhancement.
+
+    Args:
+        labels: of the box, (slices, rows, columns).
+        step_mm: distance of its voxels.
+        hu: Enhancement.
+        noise: called as noise(length_mm); smooth noise on the box.
+        rng: ``numpy.random.Generator``.
+    """
     depth = ndimage.distance_transform_edt(labels > 0, step_mm).astype(np.float32)
     # columns of cortex reach down between the pyramids
     inner = np.clip((depth - rng.uniform(4.5, 8) - 1.8 * noise(rng.uniform(6, 12))) / 3 + 0.5, 0, 1)
@@ -294,7 +303,14 @@ def _insert_kidneys(
 def upsample(
     field: npt.NDArray[np.floating[Any]], numbers: range, shape: tuple[int, ...], steps: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Interpolate slices ``numbers`` of (rows, columns) ``shape`` from a field thinned by ``steps``."""
+    """Interpolate slices from a thinned field.
+
+    Args:
+        field: (slices, rows, columns), thinned by ``steps``.
+        numbers: of the slices, on the full grid.
+        shape: (rows, columns) of a slice.
+        steps: (slices, rows, columns) by which the field is thinned.
+    """
     result = np.empty((len(numbers), *shape), np.float32)
     rows, columns = (
         _neighbors(np.arange(n), step, m) for n, step, m in zip(shape, steps[1:], field.shape[1:])
@@ -325,6 +341,11 @@ def noise_maker(
     shape: tuple[int, ...], spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> Callable[[], npt.NDArray[np.float32]]:
     """A function that gives the noise of one slice after another, (rows, columns) float32.
+
+    Args:
+        shape: (slices, rows, columns) of the scan.
+        spacing_mm: voxel size along these axes.
+        rng: ``numpy.random.Generator``.
 
     Each is the sum of two random crops of a bank, whose making would cost ten times as much for each slice.
     """

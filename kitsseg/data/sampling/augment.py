@@ -61,8 +61,14 @@ def draw_crop(
 ) -> Crop:
     """Draw a crop of a slice that is at least as large as the crop.
 
-    A scaled crop keeps its center at least half an unscaled crop from the border, as batchgenerators does; what it
-    shows beyond the border repeats the edge.
+    A scaled crop keeps its center at least half an unscaled crop from the border, as batchgenerators does; beyond the
+    border the edge is repeated.
+
+    Args:
+        rng: ``numpy.random.Generator``.
+        shape: (rows, columns) of the slice.
+        size: (rows, columns) of the crop.
+        augmentation: Augmentation.
     """
     # the same seven numbers whatever becomes of them: one call, where each of its own would cost more than a crop
     whether, side, amount, *place, flip_rows, flip_columns = rng.random(7).tolist()
@@ -222,7 +228,14 @@ def _paint_ellipse(
 def pad_to(
     image: npt.NDArray[Any], labels: npt.NDArray[np.uint8], size: Sequence[int], value: float
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
-    """Pad a slice that is smaller than ``size`` evenly, the image with ``value``, the labels with background."""
+    """Pad a slice that is smaller than ``size`` evenly on both sides.
+
+    Args:
+        image: (rows, columns), perhaps with channels as the last axis.
+        labels: (rows, columns); they are padded with background.
+        size: least (rows, columns) of the result.
+        value: with which the image is padded.
+    """
     missing = [max(m - n, 0) for n, m in zip(image.shape, size)]
     if not any(missing):
         return image, labels
@@ -291,6 +304,8 @@ def cut_batchgenerators(
 
     Args:
         image, labels: a slice (rows, columns), at least ``size``; the image may have channels as its last axis.
+        size: (rows, columns) of the crop.
+        augmentation: Augmentation.
         rng: numpy Generator; NumPy's global state is seeded from it and put back.
 
     Returns: (image float32, labels uint8), both of ``size``.
@@ -307,7 +322,14 @@ def apply_batchgenerators(
     labels: npt.NDArray[np.uint8],
     rng: np.random.Generator,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Apply a transform of batchgenerators to one image (channels, *space) and its labels (*space)."""
+    """Apply a transform of batchgenerators to one image and its labels.
+
+    Args:
+        transform: from ``batchgenerators_transform``.
+        channels: the image, (channels, *space).
+        labels: (*space).
+        rng: numpy Generator, from which NumPy's global state is seeded.
+    """
     before = np.random.get_state()
     try:
         np.random.seed(rng.integers(2**32))

@@ -28,7 +28,13 @@ class _Source(Protocol):
 
 
 def batch_rng(seed: int, index: int, stream: int) -> np.random.Generator:
-    """The random generator of batch ``index``. Generators of different ``stream`` are independent."""
+    """The random generator of a batch.
+
+    Args:
+        seed: of the sampler.
+        index: number of the batch, from 0.
+        stream: generators of one batch with different streams are independent.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, (int(index) << 32) | stream]))
 
 

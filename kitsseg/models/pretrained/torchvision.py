@@ -64,6 +64,11 @@ def assign_state_dict(
     channels is summed over them for a model with one, as fastai does. The classifier (``classifier.*``,
     ``fc.*``) and ``num_batches_tracked`` are left out. Nothing is changed unless everything fits.
 
+    Args:
+        model: from ``build_squeeze_unet``.
+        state: dict from torch's names to arrays.
+        source: where the state comes from, for the message.
+
     Raises: InputError naming the tensors that are missing, left over, or of another shape.
     """
     variables = _torch_variables(model)
