@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, **options)
         if name not in ANSWERS:
-            sub.add_argument("--quiet", "-q", action="store_true", help="say warnings and errors only")
+            sub.add_argument("--quiet", "-q", action="store_true", help="print only warnings and errors")
         sub.set_defaults(run_command=function, parser=sub, root_parser=parser)
         return sub
 

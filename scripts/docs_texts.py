@@ -1,19 +1,19 @@
-"""What docs/commands says about each command beside its arguments: a paragraph and an example."""
+"""The paragraph and the example of each command in docs/commands, where its arguments are listed as well."""
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "recipes": (
-        "A recipe is one paper as the authors state it, with `NAME:practical` for what one would run today and `NAME:tiny` "
-        "for a demo; further rows of its tables are variants, such as `deeplab3d:bigger-encoder`, which change what their "
-        "pages name and nothing else. `show` prints the evidence of every setting: stated by the paper, read in the authors' code, or ours "
-        "and why.",
+        "A recipe is one paper as its authors state it. `NAME:practical` is the recipe that we would run today, `NAME:tiny` "
+        "a small one for a demo. Further rows of the paper's tables are variants, such as `deeplab3d:bigger-encoder`, which "
+        "change only the settings that their pages name. `show` prints the evidence of every setting: stated by the paper, "
+        "read in the authors' code, or our choice with the reason.",
         "kitsseg recipes\nkitsseg recipes show unet2d:practical\nkitsseg recipes --json",
     ),
     "info": (
-        "What to send with a question: versions of Python and of the packages that decide about results, the engines and "
-        "extras that are installed, and the NVIDIA devices that the driver names. TensorFlow is imported with `--devices` "
-        "only, which then says how long that took and whether a GPU goes unused.",
+        "Prints the information to send with a question: versions of Python and of the packages that influence results, the "
+        "engines and extras that are installed, and the NVIDIA devices that the driver names. Only `--devices` imports "
+        "TensorFlow; it also prints how long the import took, and whether a GPU is not used.",
         "kitsseg info\nkitsseg info --devices",
     ),
     "completion": (
@@ -27,25 +27,26 @@ COMMANDS = {
         "kitsseg demo --recipe wp_unet --out demo",
     ),
     "synthesize": (
-        "Procedural patients for demos and tests; or, with `--labels`, a rendered CT for each real label map. The files "
-        "say in their headers that they are phantoms, and every report made from them repeats it.",
+        "Makes procedural patients for demos and tests; or, with `--labels`, a rendered CT for each real label map. The headers "
+        "of the files say that they are phantoms, and every report made from them says so too.",
         "kitsseg synthesize DATA --cases 12\nkitsseg synthesize DATA --labels KITS19_LABELS",
     ),
     "download": (
-        "Label maps come from the official repository, images from the host it names today. Files are resumed where they "
-        "broke off, retried, checked against the manifest (size and SHA-256) and appear under their names only when whole. "
-        "The images' host re-encoded the files of 2019: a new hash is a warning once, then recorded and held to. "
+        "Label maps come from the official repository, images from the host that it names today. A download goes on where it "
+        "broke off, and is tried again after an error. A file gets its name only when it is whole and its size and SHA-256 "
+        "agree with the manifest. The host of the images re-encoded the files of 2019: an image with a new hash causes one "
+        "warning; its hash is then recorded, and the file must not change any more. "
         "The data are CC BY-NC-SA 4.0.",
         "kitsseg download DATA --cases 0,3-7\nkitsseg download DATA --from /mnt/kits19",
     ),
     "verify": (
-        "Reads every file to its end. Errors are what makes a case unfit (damaged, swapped, another grid, other labels, "
-        "NaN); warnings are worth knowing (an image hash other than that of 2019, a known label problem). Exit code 1 with "
-        "errors, 0 with warnings only.",
+        "Reads every file to its end. An error means that a case cannot be used (damaged, swapped, another grid, other labels, "
+        "NaN). A warning is for your information (an image hash other than that of 2019, a known label problem). The exit "
+        "code is 1 if there are errors, else 0.",
         "kitsseg verify DATA",
     ),
     "manifest": (
-        "For maintainers: what `data_manifest.csv` says about each case, computed anew from the files.",
+        "For maintainers: computes the values of `data_manifest.csv` anew from the files.",
         "kitsseg manifest DATA --out data_manifest.csv",
     ),
     "preprocess": (
@@ -69,19 +70,19 @@ COMMANDS = {
     ),
     "cross-validate": (
         "Divides the patients into folds and trains one run for each; every patient is then segmented by the one run that "
-        "was neither trained on it nor chosen by it, which is checked before anything is scored. Folds that are done are "
-        "left out and unfinished ones go on, so that the same command does the rest; jobs of an array share the folder by "
+        "used it neither for training nor for choosing the best epoch; this is checked before anything is scored. The same "
+        "command goes on after an interruption: finished folds are left out. Jobs of an array share the folder by "
         "`--shard`. `OUT/folds.csv` holds the means of each fold and of all patients, `OUT/scores.csv` a row for each "
         "patient, `OUT/report.html` one page; each `OUT/fold-I` is an ordinary run. The best epoch of a fold is chosen by "
-        "a tenth of the other patients, not by the fold itself. The folds of all 210 patients are those of the splits "
+        "a tenth of the other patients, not by the fold itself. With all 210 patients the folds are those of the splits "
         "`5-fold-0` to `5-fold-4`, so that figures can be compared patient by patient.",
         "kitsseg cross-validate unet2d CACHE OUT --data DATA\n"
         "kitsseg cross-validate unet2d CACHE OUT --data DATA --shard $SLURM_ARRAY_TASK_ID/5   # in each job of an array 0-4\n"
         "kitsseg cross-validate unet2d CACHE OUT --data DATA                                  # after them: scores",
     ),
     "prune": (
-        "Zeroes the smallest weights of a finished run of any recipe and trains the others on, by the schedules of "
-        "tensorflow-model-optimization. Zeros make a compressed file smaller; nothing gets faster by them alone: see "
+        "Sets the smallest weights of a finished run of any recipe to zero and trains the others on, by the schedules of "
+        "tensorflow-model-optimization. Zeros make a compressed file smaller, but they alone make no network faster: see "
         "`shrink` and `export`.",
         "kitsseg prune RUN CACHE PRUNED --sparsity 0.8\nkitsseg prune RUN CACHE PRUNED --preset paper",
     ),
@@ -90,9 +91,9 @@ COMMANDS = {
         "kitsseg shrink RUN CACHE SMALL --keep 0.5",
     ),
     "export": (
-        "One file for other software, batch norm folded, checked after writing against the network it came from: largest "
-        "difference and share of equal labels are printed, and a file that fails is not kept. Labels, preprocessing and the "
-        "note that this is no medical device travel inside.",
+        "Writes one file for other software, with batch normalization folded. The file is compared with the network that it "
+        "came from: the largest difference and the share of equal labels are printed, and a file that differs too much is not "
+        "kept. The file also holds the meaning of the labels, the preprocessing, and the note that it is no medical device.",
         "kitsseg export RUN --out kidney.tflite --precision int8\nkitsseg export RUN --out kidney.onnx",
     ),
     "predict": (
@@ -113,20 +114,20 @@ COMMANDS = {
         "kitsseg predict RUN STUDIES --out PREDICTIONS --dicom-seg --statistics --remove-small 500",
     ),
     "evaluate": (
-        "The official KiTS19 scores per case and their mean, and beside them what other definitions in use make of the same "
-        "predictions, and of predicting nothing.",
+        "Computes the official KiTS19 scores of each case and their mean. Beside them it shows the scores of the same "
+        "predictions, and of predicting nothing, by other definitions that are in use.",
         "kitsseg evaluate PREDICTIONS DATA --out scores.csv",
     ),
     "compare": (
-        "Patient by patient, on the patients that all runs were scored on and none was trained on or chosen by: mean "
-        "differences with bootstrap intervals and Wilcoxon's signed-rank test.",
+        "Compares runs patient by patient: mean differences with bootstrap intervals and Wilcoxon's signed-rank test. It uses "
+        "the patients on whom all runs were scored, and whom no run used for training or for choosing its best epoch.",
         "kitsseg compare unet2d=A/scores.csv wp_unet=B/scores.csv --out compare.csv",
     ),
     "report": (
-        "One HTML file, without external resources and below 5 MB. Pictures come first: slices through both kidneys and the "
-        "largest tumor, to be gone through with wheel and arrow keys, with the outlines of truth and prediction; the worst "
-        "case first. Then scores, which tumors were found and by what rule, the paper's figures beside the run that follows "
-        "its recipe, and training curves. Of a folder of predictions without truth it shows the pictures and volumes.",
+        "Writes one HTML file without external resources, below 5 MB. It begins with pictures, the worst case first: slices "
+        "through both kidneys and the largest tumor, with the outlines of truth and prediction; mouse wheel and arrow keys "
+        "change the slice. Scores follow, then the tumors that were found and the rule for it, the paper's figures beside a run "
+        "of its recipe, and training curves. For a folder of predictions without truth it shows pictures and volumes.",
         "kitsseg report scores.csv --out report.html",
     ),
 }

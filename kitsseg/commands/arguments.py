@@ -157,7 +157,7 @@ def add_layout(sub: argparse.ArgumentParser, labels: bool = True) -> None:
         sub.add_argument(
             "--cyst",
             choices=["kidney", "tumor", "background"],
-            help="what cysts become (label 3 of KiTS21 and KiTS23; default: refuse them)",
+            help="class that cysts become (label 3 of KiTS21 and KiTS23; default: an error if there are any)",
         )
 
 

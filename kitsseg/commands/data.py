@@ -46,7 +46,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument("dest", type=Path, help="folder for the cases")
     sub.add_argument(
         "--cases",
-        help="numbers such as 0,3-7, or all-training (default: these 210, or with --from all that are there)",
+        help="numbers such as 0,3-7, or all-training (default: all-training, or with --from all cases of that folder)",
     )
     sub.add_argument("--labels-only", action="store_true", help="label maps only: 65 MB for all")
     sub.add_argument(
@@ -62,10 +62,14 @@ def add(command: AddCommand) -> None:
 
     sub = command("verify", _verify, "check files, hashes, grids, labels and HU of every case")
     sub.add_argument("data", type=Path, help="folder of cases: KiTS19, 21 or 23, nnU-Net raw, or by pattern")
-    sub.add_argument("--cases", help="numbers such as 0,3-7, or all-training (default: all that are there)")
+    sub.add_argument(
+        "--cases", help="numbers such as 0,3-7, or all-training (default: all cases of the folder)"
+    )
     sub.add_argument("--labels-only", action="store_true", help="neither expect nor read images")
     sub.add_argument(
-        "--not-kits19", action="store_true", help="own cases, though they are called as those of KiTS19"
+        "--not-kits19",
+        action="store_true",
+        help="the cases are your own, although they have names of KiTS19 cases",
     )
     add_layout(sub)
 

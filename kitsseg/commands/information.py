@@ -38,7 +38,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--devices",
         action="store_true",
-        help="also what Keras sees, which imports its backend (several seconds)",
+        help="also the devices that Keras finds; this imports its backend (several seconds)",
     )
     sub = command(
         "completion", _completion, "print a script by which a shell completes kitsseg's commands and options"

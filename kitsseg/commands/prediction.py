@@ -63,17 +63,19 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--overwrite",
         action="store_true",
-        help="segment scans again whose label map is there, and replace files that have the names of label maps; "
+        help="segment scans again that have a label map, and replace files with the names of label maps; "
         "predictions of other networks or settings still need a folder of their own",
     )
     sub.add_argument(
-        "--dry-run", action="store_true", help="say what was found and what would be done, and do nothing"
+        "--dry-run", action="store_true", help="list the scans and what would be done with each, then stop"
     )
     sub.add_argument(
-        "--part", choices=["train", "validation", "test"], help="only this part of the run's split"
+        "--part", choices=["train", "validation", "test"], help="segment only this part of the run's split"
     )
     sub.add_argument(
-        "--whole-slices", action="store_true", help="no overlapping tiles: about three times faster"
+        "--whole-slices",
+        action="store_true",
+        help="compute whole slices instead of overlapping tiles: about three times faster",
     )
     sub.add_argument(
         "--mirror", action=argparse.BooleanOptionalAction, help="override the recipe's mirroring"
@@ -115,7 +117,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--engine",
         choices=ENGINE_NAMES,
-        help="what computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
+        help="engine that computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
         "litert; for an .onnx file onnxruntime)",
     )
     sub.add_argument(

@@ -46,7 +46,7 @@ def add(command: AddCommand) -> None:
         "--batch-size",
         metavar="N",
         type=at_least(1),
-        help="slices in a batch, instead of the recipe's; another number is another training (--accumulate keeps it)",
+        help="slices in a batch, instead of the recipe's; another number changes the training; --accumulate saves memory and does not",
     )
     add_given(
         sub,
@@ -55,8 +55,8 @@ def add(command: AddCommand) -> None:
     )
     sub.add_argument(
         "--split",
-        help="a split file or a named split (default: the one of the paper where all 210 cases of KiTS19 are at hand, "
-        "or 80/10/10 of the cases that are)",
+        help="a split file or a named split (default: the paper's split if all 210 cases of KiTS19 are available, "
+        "else 80/10/10 of the available cases)",
     )
     sub.add_argument("--seed", default=0, type=at_least(0))
     sub.add_argument(
@@ -115,7 +115,7 @@ def add(command: AddCommand) -> None:
         "--by",
         choices=("magnitude", "batch_norm"),
         default="magnitude",
-        help="what ranks channels: their weights (default), or the scales of their batch normalization",
+        help="rank channels by their weights (default), or the scales of their batch normalization",
     )
     sub.add_argument(
         "--multiple",

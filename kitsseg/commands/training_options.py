@@ -35,13 +35,13 @@ def add_hardware(sub: argparse.ArgumentParser) -> None:
         metavar="N",
         type=at_least(1),
         default=1,
-        help="compute each batch in N parts, where it does not fit the memory of the GPU (default: 1)",
+        help="compute each batch in N parts if it does not fit into the memory of the GPU (default: 1)",
     )
     group.add_argument(
         "--ema",
         metavar="MOMENTUM",
         type=float,
-        help="average the weights over the steps, such as 0.999 (of the last thousand, about); the averages are "
+        help="average the weights over the steps; 0.999 averages about the last thousand steps. The averages are "
         "validated and kept (default: no averages)",
     )
     group.add_argument(
@@ -68,13 +68,13 @@ def add_hardware(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="several machines, with KERAS_BACKEND=jax: where their first process runs, and a free port there",
+        help="for several machines, with KERAS_BACKEND=jax: host of the first process, and a free port of it",
     )
     group.add_argument(
         "--process",
         metavar="I/N",
         type=_process,
-        help="the number of this process, from 0, and how many there are; the run folder must be one that all see",
+        help="number of this process, from 0, and number of all processes; all must see the run folder",
     )
 
 
