@@ -117,8 +117,8 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--engine",
         choices=ENGINE_NAMES,
-        help="engine that computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite file "
-        "litert; for an .onnx file onnxruntime)",
+        help="engine that computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite "
+        "file litert; for an .onnx file onnxruntime)",
     )
     sub.add_argument(
         "--precision",

@@ -46,7 +46,7 @@ def add(command: AddCommand) -> None:
         "--batch-size",
         metavar="N",
         type=at_least(1),
-        help="slices in a batch, instead of the recipe's; another number changes the training; --accumulate saves memory and does not",
+        help="slices in a batch, instead of the recipe's; another number changes the training (--accumulate does not)",
     )
     add_given(
         sub,

@@ -169,8 +169,8 @@ def _checked(scores: Predict, path: str | os.PathLike[str], output: str | None) 
         if found.shape != (*batch.shape[:-1], channels):
             raise InputError(
                 f"{path}: expected outputs of shape {(*batch.shape[:-1], channels)} for the recipe's {output or 'own'} "
-                f"output, found {found.shape}: this is another network than the one of its record. Train or export "
-                "again."
+                f"output, found {found.shape}: the record describes another network than this one. Train or "
+                "export again."
             )
         if not np.isfinite(found).all():
             raise InputError(

@@ -168,7 +168,7 @@ def cases_of_run_part(ensemble: Ensemble, part: str) -> list[str]:
         elif part != "train" and (seen := set(wanted) & seen_patients(network.record)["train"]):
             raise InputError(
                 f"--part {part}: expected runs whose training leaves these {len(wanted)} cases out, found {run}, "
-                f"which was trained on {len(seen)} of them, such as {min(seen)}. Its figures would flatter."
+                f"which was trained on {len(seen)} of them, such as {min(seen)}. The scores would be too high."
             )
     if wanted is None:
         raise ValueError("cases_of_run_part: expected a run, found none.")

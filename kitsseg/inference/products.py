@@ -79,7 +79,7 @@ def check_products(
     if scans and not any(scan.is_dicom for scan in scans.values()):
         raise InputError(
             f"--dicom-seg: expected DICOM series, found none among {len(scans)} scans, such as "
-            f"{next(iter(scans.values())).place}. Leave the option out: NIfTI says nothing of the study."
+            f"{next(iter(scans.values())).place}. Leave the option out: a NIfTI file does not name the DICOM study."
         )
 
 

@@ -44,7 +44,7 @@ def go_back(
     what = f"{newest}: {'damaged' if newest.exists() else 'gone'}"
     if not rows and len(history) > 1:
         raise InputError(
-            f"{what}, and so is every checkpoint before it; {len(history)} epochs cannot be gone on from. Bring "
+            f"{what}, and so is every checkpoint before it; training cannot go on after {len(history)} epochs. Bring "
             f"{newest.parent} back if it was moved or is not mounted, or start again in another folder."
         )
     first = history[len(rows)]

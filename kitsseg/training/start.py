@@ -60,7 +60,7 @@ def start_from_run(
         if known := sorted(deciding & set(getattr(split, part))):
             raise InputError(
                 f"--from {run}: it has seen {len(known)} of the {part} patients of split {split.name}, such as "
-                f"{known[0]}; their scores would flatter. Give a split that keeps them apart, such as "
+                f"{known[0]}; their scores would be too high. Give a split that keeps them apart, such as "
                 f"--split {Path(run) / 'split.json'}"
             )
     found = []

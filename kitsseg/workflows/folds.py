@@ -69,8 +69,8 @@ def fold_splits(cases: Iterable[str], folds: int = 5) -> tuple[CaseSplit, ...]:
         raise InputError(f"--folds: expected 2 to {len(cases)}, as many as there are cases; found {folds}.")
     if (others := len(cases) - -(-len(cases) // folds)) < 2:
         raise InputError(
-            f"--folds {folds}: of {len(cases)} cases that leaves {others} outside a fold; expected 2 at least, one to "
-            "train and one to validate with. Add cases."
+            f"--folds {folds}: with {len(cases)} cases {others} is outside a fold; expected at least 2, one for "
+            "training and one for validation. Add cases."
         )
     order = [cases[i] for i in np.random.Generator(np.random.Philox(key=[0, 1])).permutation(len(cases))]
     splits = []
@@ -196,16 +196,20 @@ def check_unseen(out: str | os.PathLike[str]) -> Folds:
     for number, expected in enumerate(_folds_of(plan).folds):
         run = out / f"fold-{number}"
         if not (run / "run.json").is_file():
-            raise InputError(f"{run}: this fold is not trained yet. The command without --data trains it.")
+            raise InputError(
+                f"{run}: this fold is not trained yet. Give the command without --data to train it."
+            )
         record = read_run(run)
         if record.status != "finished":
-            raise InputError(f"{run}: this fold is not finished. The command without --data goes on with it.")
+            raise InputError(
+                f"{run}: this fold is not finished. Give the command without --data to go on with it."
+            )
         parts = record.split.cases
         split = CaseSplit(record.split.name, tuple(parts.train), tuple(parts.validation), tuple(parts.test))
         for case in split.test:
             if case in tested:
                 raise InputError(
-                    f"{run}: {case} is left out by {tested[case]} too. Remove the run; train it again."
+                    f"{run}: {case} is a test case of {tested[case]}, too. Remove the run, and train it again."
                 )
             tested[case] = run
         if split.hash != expected.hash:
@@ -217,5 +221,5 @@ def check_unseen(out: str | os.PathLike[str]) -> Folds:
             )
         runs.append(FoldRun(run, split, record))
     if missing := sorted(set(plan.split.cases.test) - set(tested)):
-        raise InputError(f"{out}: no run leaves {missing[0]} out. Start in a new folder.")
+        raise InputError(f"{out}: {missing[0]} is a test case of no run. Start in a new folder.")
     return Folds(plan, tuple(runs))

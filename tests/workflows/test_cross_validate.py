@@ -57,7 +57,7 @@ def test_every_case_is_left_out_once_and_seen_by_all_other_folds(n, folds):
     ("n", "folds", "message"),
     [
         *((n, folds, f"--folds: expected 2 to {n}") for n, folds in ((9, 1), (9, 10), (0, 5))),
-        *((n, 2, f"--folds 2: of {n} cases that leaves 1 outside a fold") for n in (2, 3)),
+        *((n, 2, f"--folds 2: with {n} cases 1 is outside a fold") for n in (2, 3)),
     ],
 )
 def test_too_few_cases_are_refused(n, folds, message):
@@ -280,14 +280,14 @@ def test_a_run_that_was_chosen_by_a_case_of_its_fold_is_found(copied, trained, m
     train_recipe(micro, trained.cache, exchanged, copied / "fold-2", TrainOptions(seed=3))
     with pytest.raises(InputError, match="fold-2: expected a run with the split"):
         train_folds(micro, trained.cache, copied, TrainOptions(seed=3), folds=FOLDS)
-    refused(copied, trained.data, "fold-2: .* is left out by .*fold-|fold-2: expected the split of fold 2")
+    refused(copied, trained.data, "fold-2: .* is a test case of .*fold-|fold-2: expected the split of fold 2")
 
 
 def test_a_case_that_two_runs_leave_out_is_found(copied, trained):
     """The folder of one fold copied over that of another."""
     shutil.rmtree(copied / "fold-1")
     shutil.copytree(copied / "fold-0", copied / "fold-1")
-    refused(copied, trained.data, r"fold-1: case_\d+ is left out by .*fold-0 too")
+    refused(copied, trained.data, r"fold-1: case_\d+ is a test case of .*fold-0, too")
 
 
 def test_folds_that_are_not_trained_are_not_scored(copied, trained, micro):

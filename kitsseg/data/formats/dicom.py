@@ -247,8 +247,8 @@ def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
         if sum(one != other for one, other in pairwise(values)) >= max(len(distinct), 2):
             found = ", ".join(list(distinct)[:_NAMED]) + ("" if len(distinct) <= _NAMED else ", ...")
             raise InputError(
-                f"{folder}: expected slices of one acquisition, found {len(distinct)} acquisitions or phases between "
-                f"each other ({name} {found}). Put the files of each in a folder of their own."
+                f"{folder}: expected slices of one acquisition, found {len(distinct)} acquisitions or phases that "
+                f"alternate ({name} {found}). Put the files of each in a folder of their own."
             )
 
 

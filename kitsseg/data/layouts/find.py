@@ -206,7 +206,7 @@ def checked_case(case: Case, need_labels: bool, need_image: bool) -> Case:
         if needed and path is not None and not path.exists():
             if path.is_symlink():
                 raise InputError(
-                    f"{path}: is a link to {path.readlink()}, and there is nothing. Fetch the file, as with "
+                    f"{path}: is a link to {path.readlink()}, which does not exist. Fetch the file, as with "
                     "git annex get or dvc pull, or remove the case."
                 )
             there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
