@@ -19,8 +19,11 @@ EDITIONS = {"": "PAPER", "practical": "PRACTICAL", "tiny": "TINY"}
 
 
 def names() -> list[str]:
-    """Names of the recipes, sorted. Each has the editions ``NAME`` (as the paper states it), ``NAME:practical``
-    (what one would run today) and ``NAME:tiny`` (for the demo and the tests), and its ``variants``."""
+    """Names of the recipes, sorted.
+
+    Each recipe exists as ``NAME`` (as the paper states it), ``NAME:practical`` (as we would run it today) and
+    ``NAME:tiny`` (for the demo and the tests), and has its ``variants``.
+    """
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -37,7 +40,7 @@ def variants(name: str) -> tuple[Variant, ...]:
 def get(name: str) -> Recipe:
     """The recipe ``NAME``, ``NAME:practical``, ``NAME:tiny`` or ``NAME:VARIANT``.
 
-    Raises: InputError for an unknown name or variant, listing those there are.
+    Raises: InputError for an unknown name or variant, listing the known ones.
     """
     stem, _, edition = name.partition(":")
     if stem not in names():
@@ -58,9 +61,10 @@ def get(name: str) -> Recipe:
 
 
 def given(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
-    """The recipe with settings that a user gives; their evidence says so.
+    """The recipe with settings that a user gives, which their evidence records.
 
     Args:
+        recipe: Recipe.
         values: dotted name of a setting -> its value.
 
     Raises: InputError for values that do not go together.
@@ -73,7 +77,7 @@ def given(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
 
 
 def of_record(record: "RunRecord") -> Recipe:
-    """The recipe that a run was trained with: of its name, with the settings that its user gave.
+    """The recipe that a run was trained with, including the settings that its user gave.
 
     Args:
         record: of ``read_run``.

@@ -95,7 +95,7 @@ _FINETUNE_EVIDENCE = _PHASE_EVIDENCE | {
 
 @dataclass(frozen=True)
 class _Figures:
-    """What a row of the paper's tables holds, each for kidney and tumor label."""
+    """The figures in a row of the paper's tables, each for the kidney label and the tumor label."""
 
     dice: tuple[float, float]
     recall: tuple[float, float]
@@ -468,7 +468,7 @@ def _row(
     parameters: int,
     evidence: dict[str, str] | None = None,
 ) -> Variant:
-    """A row of the paper's table of results: none of them but the last has post-processing."""
+    """A row of the paper's table of results. Only the last row has post-processing."""
     return Variant(
         name=name,
         row=row,

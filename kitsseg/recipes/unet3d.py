@@ -1,12 +1,13 @@
-"""MLPerf's reference for KiTS19: a plain 3D U-Net. Not one of the five papers; a public yardstick beside them.
+"""MLPerf's reference for KiTS19: a plain 3D U-Net. It is not one of the five papers, but a public reference.
 
 Evidence: "code" was read in mlcommons/training
 (image_segmentation/pytorch) or mlcommons/inference (3d-unet-kits19); "ours" is a choice, with its reason.
 
-Left out, for want of a word: flips of the slices' axis; brightness (a tenth of the patches, whose normalized HU are
-multiplied by 1.7 to 2.3) and Gaussian noise (a tenth, deviation up to 0.1); a batch of two patches of two patients of
-which 40 % are centered on a whole kidney or tumor and the others anywhere; the linear warm-up; windows that overlap
-by half under Gaussian weights; the stop when the 42 patients that are reported on score 0.908.
+Left out, because ``kitsseg.recipe`` has no setting for it: flips of the slices' axis; brightness (a tenth of the
+patches, whose normalized HU are multiplied by 1.7 to 2.3) and Gaussian noise (a tenth of the patches, deviation up to
+0.1); batches of two patches from two patients, of which 40 % are centered on a whole kidney or tumor and the others
+anywhere; the linear warm-up; windows that overlap by half with Gaussian weights; the stop when the 42 reported patients
+score 0.908.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rao, Chatterjee and Sharma: WP-UNet, a weight-pruned U-Net with depth-wise separable convolutions.
 
 Evidence: "paper" is stated in the text; "code" was read in public code the paper builds on; "ours" is a choice, with
-its reason. The network is trained first, then pruned while it is trained on; the paper gives neither the share of
-zeros nor the length of that.
+its reason. The network is trained first, and then pruned while training goes on; the paper gives neither the share of
+zeros nor the length of the pruning.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _PRUNE = replace(
 
 
 def _of_both(evidence: Mapping[str, str]) -> dict[str, str]:
-    """Evidence that holds while training and while pruning."""
+    """Evidence that holds for the training phase and the pruning phase."""
     return {f"phases.{phase}.{name}": text for name, text in evidence.items() for phase in ("train", "prune")}
 
 
@@ -387,7 +387,7 @@ _COUNTED = "with one output channel, as the paper counts; the three of the recip
 def _not_pruned(
     variant: str, row: str, *, loss: float, accuracy: float, mean_iou: float, parameters: int
 ) -> Variant:
-    """A row of the tables whose network is trained and not pruned."""
+    """A row of the tables whose network is trained but not pruned."""
     return Variant(
         name=variant,
         row=row,
