@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddCommand",
+    "add_given",
     "add_layout",
     "at_least",
     "hu_window",
@@ -167,3 +168,20 @@ def layout_of(arguments: argparse.Namespace) -> Layout:
 
     names = ("images", "labels", "cyst", "hu_window", "mask_values")
     return Layout(*(getattr(arguments, name, None) for name in names))
+
+
+def add_given(sub: argparse.ArgumentParser, what: str) -> None:
+    """Add the option ``--set``, which ``kitsseg.commands.given.with_given`` reads.
+
+    Args:
+        sub: parser of the command.
+        what: text about the settings that the option takes, with an example.
+    """
+    sub.add_argument(
+        "--set",
+        dest="given",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help=f"{what}; may be given several times. kitsseg recipes show RECIPE lists the names",
+    )

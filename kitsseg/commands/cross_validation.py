@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import AddCommand, add_layout, at_least, layout_of, part
-from kitsseg.commands.given import add_given, with_given
+from kitsseg.commands.arguments import AddCommand, add_given, add_layout, at_least, layout_of, part
 from kitsseg.commands.training_options import add_hardware, options_of, say, saying_what_computes
 
 if TYPE_CHECKING:
@@ -59,7 +57,10 @@ def add(command: AddCommand) -> None:
 
 
 def _cross_validate(arguments: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from kitsseg import recipes
+    from kitsseg.commands.given import with_given
     from kitsseg.runtime.console import done, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 

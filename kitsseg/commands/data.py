@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import AddCommand, add_layout, at_least, layout_of, volume_size
-from kitsseg.commands.given import add_given, spoken_settings, with_given
+from kitsseg.commands.arguments import AddCommand, add_given, add_layout, at_least, layout_of, volume_size
 
 if TYPE_CHECKING:
     import argparse
@@ -274,6 +273,7 @@ def preprocess(
     workers: int = 1,
     compress: bool = False,
 ) -> None:
+    from kitsseg.commands.given import spoken_settings
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
@@ -343,6 +343,7 @@ def from_host(
 
 def _statistics(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
+    from kitsseg.commands.given import with_given
 
     a = arguments
     statistics(with_given(recipes.get(a.recipe), a.given, "preprocess"), a.cache, a.split)

@@ -1,6 +1,5 @@
 """Settings of a recipe that the user gives: ``--set NAME=VALUE``, read as the type that the setting has."""
 
-import argparse
 import ast
 import difflib
 import functools
@@ -17,27 +16,10 @@ from kitsseg import recipes
 from kitsseg.errors import InputError
 from kitsseg.recipe import Phase, Recipe, SliceSampler, given_settings, settings, value_of
 
-__all__ = ["add_given", "spoken_settings", "with_given"]
+__all__ = ["spoken_settings", "with_given"]
 
 GROUP = "a group that can only be set to none"
 WORDS = {"none": "None", "true": "True", "on": "True", "false": "False", "off": "False"}
-
-
-def add_given(sub: argparse.ArgumentParser, what: str) -> None:
-    """Add the option; ``with_given`` reads it.
-
-    Args:
-        sub: parser of the command.
-        what: text about the settings that the option takes, with an example.
-    """
-    sub.add_argument(
-        "--set",
-        dest="given",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help=f"{what}; may be given several times. kitsseg recipes show RECIPE lists the names",
-    )
 
 
 def with_given(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,6 +91,8 @@ def _seen_by_keras() -> list[tuple[str, str]]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

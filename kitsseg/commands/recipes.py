@@ -1,12 +1,17 @@
 """kitsseg recipes."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kitsseg.errors import InputError
-from kitsseg.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kitsseg.recipe import Recipe
 
 __all__ = ["add"]
 

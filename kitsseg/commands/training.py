@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import AddCommand, at_least, share, shares
-from kitsseg.commands.given import add_given, with_given
+from kitsseg.commands.arguments import AddCommand, add_given, at_least, share, shares
 from kitsseg.commands.training_options import (
     add_hardware,
     add_watching,
@@ -129,6 +127,7 @@ def add(command: AddCommand) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
+    from kitsseg.commands.given import with_given
     from kitsseg.runtime.start_keras import start_keras
 
     start_keras()
@@ -304,6 +303,8 @@ def train_on(recipe: Recipe, cache: Path, split: CaseSplit, run: Path, options: 
         recipe, cache, split, run: as in ``train_recipe``.
         options: TrainOptions; progress and messages are added here.
     """
+    from dataclasses import replace
+
     from kitsseg.runtime.console import progress_bar
     from kitsseg.training.train import train_recipe
 

@@ -194,4 +194,5 @@ def test_packages_themselves_and_help_do_not_even_import_numpy(package):
 
 def test_help_imports_nothing_heavy():
     code = "from kitsseg import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
-    assert not {"numpy", "msgspec", "rich"} & modules_after(code)
+    # dataclasses comes with kitsseg.recipe, email with importlib.metadata: half of the time of --help
+    assert not {"numpy", "msgspec", "rich", "dataclasses", "email"} & modules_after(code)
