@@ -243,6 +243,7 @@ def _lines() -> Progress:
 
 def _preprocess(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
+    from kitsseg.commands.given import with_given
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.errors import InputError
 

@@ -81,7 +81,13 @@ def describe_device() -> int:
 
 
 def choose_recipe(name: str, demo: bool, variant: str = "paper") -> Recipe:
-    """The recipe that a form asks for: the tiny one for the demo, else the paper's or the practical one."""
+    """The recipe that the form of a notebook asks for.
+
+    Args:
+        name: of the recipe.
+        demo: True takes the tiny recipe.
+        variant: "paper" or "practical", if it is not the demo.
+    """
     from kitsseg import recipes
 
     return recipes.get(f"{name}:tiny" if demo else name if variant == "paper" else f"{name}:{variant}")
@@ -139,12 +145,12 @@ def prepare(recipe: Recipe, place: Place) -> None:
     neither made nor fetched again.
     """
     from kitsseg.data.cache.build import preprocess_cases
-    from kitsseg.runtime.console import progress_bar
+    from kitsseg.runtime.console import progress_bar, warnings_as_lines
 
     if place.patients is not None:
         get_patients(place.data, True, place.patients)
-        with progress_bar("cases") as progress:
-            preprocess_cases(place.data, place.cache, recipe.preprocess, progress, say=_say)
+        with progress_bar("cases") as progress, warnings_as_lines():
+            preprocess_cases(place.data, place.cache, recipe.preprocess, progress=progress)
         return
     names, back = _names(place), []
     if place.archive:
@@ -274,9 +280,14 @@ def train(
     accumulate: int = 1,
     start_from: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """``train_or_resume`` in the place's folder; where a run of other settings is, in one of its own beside it.
+    """Train in the place's folder, or in a new folder beside it if the place holds a run of other settings.
+
+    An unfinished run of the same settings goes on, as with ``train_or_resume``.
 
     Args:
+        recipe: Recipe.
+        place: Place.
+        split: CaseSplit.
         epochs: of each phase; 0 or None: the recipe's own.
         precision, accumulate, start_from: as ``TrainOptions``; an empty ``start_from`` is none.
 
@@ -348,7 +359,12 @@ def train_or_resume(
 
 
 def score_test_patients(run: str | os.PathLike[str], place: Place, split: CaseSplit) -> Path:
-    """Segment the test patients and score them; of KiTS19 their scans are fetched first, and stay.
+    """Segment the test patients and score them. The scans of KiTS19 patients are fetched first, and stay.
+
+    Args:
+        run: folder of a finished run.
+        place: Place.
+        split: CaseSplit, whose test part is scored.
 
     Returns: scores.csv, in the folder of the results.
     """

@@ -151,6 +151,7 @@ def check_same(
 ) -> None:
     """Check that a run is the one that ``train_recipe`` makes with these arguments.
 
+    Args: as ``train_recipe``.
     Raises: InputError, naming what is different: a setting of the recipe such as the epochs, the split, the seed, the
         run that it starts from, or the patients that the names of its cases mean.
     """

@@ -10,7 +10,6 @@ their own.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import zipfile
@@ -24,8 +23,8 @@ from kitsseg.data.cache.cases import (
     cache_folder,
     check_specification,
     open_case,
-    read_record,
-    spec_record,
+    read_case,
+    write_specification,
 )
 from kitsseg.data.cache.plan import free_bytes
 from kitsseg.data.cache.sources import unchanged
@@ -78,7 +77,7 @@ def keep_cases(
     there = {name for held in _volumes(target, say).values() for name in held}
     missing = [name for name in names if name not in there]
     for name in missing:
-        read_record(folder / name)
+        read_case(folder / name)
     sizes = {name: sum(path.stat().st_size for path in (folder / name).iterdir()) for name in missing}
     done, total = 0, sum(sizes.values())
     for group in _groups(sizes):
@@ -141,8 +140,7 @@ def bring_back(
     if (folder / "spec.json").exists():
         check_specification(folder, spec)
     else:
-        with atomic_path(folder / "spec.json") as path:
-            path.write_text(json.dumps(spec_record(spec), indent=1), encoding="utf-8")
+        write_specification(folder, spec)
     sizes = {path: path.stat().st_size for path in chosen}
     done, total = 0, sum(sizes.values())
     for path, held in chosen.items():
@@ -231,7 +229,7 @@ def _take(volume: Path, temporary: Path) -> None:
 def _unfit(case: Path, data: str | os.PathLike[str] | None) -> str | None:
     """Why a case that was unpacked is not to be used; None if it is."""
     try:
-        record = read_record(case)
+        sources = read_case(case).sources
         opened = open_case(case)
         _ = opened.image, opened.boxed_labels
     except (InputError, OSError, KeyError, TypeError, ValueError) as error:
@@ -239,9 +237,9 @@ def _unfit(case: Path, data: str | os.PathLike[str] | None) -> str | None:
     if data is None:
         return None
     labels = Path(data) / case.name / "segmentation.nii.gz"
-    if not labels.is_file() or "labels" not in record["sources"]:
+    if not labels.is_file() or sources.labels is None:
         return f"was made from a label map that is not at {labels}"
-    return None if unchanged(record["sources"]["labels"], labels) else f"was made from another {labels}"
+    return None if unchanged(sources.labels, labels) else f"was made from another {labels}"
 
 
 @contextmanager

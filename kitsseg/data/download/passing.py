@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import cache_folder, check_specification, read_record
+from kitsseg.data.cache.cases import cache_folder, check_specification, read_case
 from kitsseg.data.cache.plan import CachePlan, cached_bytes
 from kitsseg.data.cache.sources import unchanged
 from kitsseg.data.download.catalog import LABELS_URL, wanted_files
@@ -108,9 +110,8 @@ def preprocess_from_host(
             report(f"prepare {', '.join(arrived)}", done + 0.5 * len(batch), len(names))
             if arrived:
                 try:
-                    preprocess_cases(
-                        data / PASSING, cache, spec, workers=workers, compress=compress, say=_said(say)
-                    )
+                    with _told(say):
+                        preprocess_cases(data / PASSING, cache, spec, workers=workers, compress=compress)
                 except InputError as error:
                     failed |= {name: error for name in arrived if not (folder / name).exists()}
             for name in arrived:
@@ -188,16 +189,16 @@ def _plan(
 
 def _check_kept(folder: Path, data: Path, image: KitsFile, compress: bool) -> None:
     """Refuse a cached case that was made of other files than those of the data folder, or in another form."""
-    record = read_record(folder)
-    source, recorded = record["sources"], read_hashes(data).get(image.path)
+    cached = read_case(folder)
+    source, recorded = cached.sources, read_hashes(data).get(image.path)
     labels = data / folder.name / "segmentation.nii.gz"
-    another_scan = recorded and "image" in source and source["image"]["bytes"] != recorded.bytes
-    if record["phantom"] or "labels" not in source or not unchanged(source["labels"], labels) or another_scan:
+    another_scan = recorded and source.image and source.image.bytes != recorded.bytes
+    if cached.phantom or not source.labels or not unchanged(source.labels, labels) or another_scan:
         raise InputError(
             f"{folder}: expected a case made of KiTS19's files as {data} records them, found one made of others. "
             "Remove this folder to prepare the case again, or use another cache folder."
         )
-    if compress != (record["chunks"] is not None):
+    if compress != (cached.chunks is not None):
         option = "without" if compress else "with"
         raise InputError(
             f"{folder}: a cache is compressed or not, and this one is the other. Go on {option} --compress, or use "
@@ -210,6 +211,16 @@ def _unlicensed(say: Callable[[str], object]) -> Callable[[str], object]:
     return lambda text: None if text.startswith("The KiTS19 data are under") else say(text)
 
 
-def _said(say: Callable[[str], None] | None) -> Callable[[str], None] | None:
-    """Doubts about a scan; the place that they name is gone afterwards."""
-    return None if say is None else lambda text: say(text.replace(f"{PASSING}{os.sep}", ""))
+@contextmanager
+def _told(say: Callable[[str], None] | None) -> Iterator[None]:
+    """In this block warnings about a scan are told without the place of the scan, which is removed afterwards."""
+    if say is None:
+        yield
+        return
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield
+        finally:
+            for one in given:
+                say(f"warning: {one.message}".replace(f"{PASSING}{os.sep}", ""))
