@@ -93,7 +93,7 @@ def find_region(
 ) -> CoarsePass:
     """Where the kidneys of a scan lie.
 
-    Args: as in ``look_at``.
+    Args: as ``look_at``.
 
     Returns: CoarsePass; a region in voxels of the scan, or why there is none.
     """

@@ -54,7 +54,7 @@ def ensemble_of(
 ) -> Ensemble:
     """Make an Ensemble of some runs; each run is read once.
 
-    Args: as in ``PredictOptions``.
+    Args: as ``PredictOptions``; ``runs`` are folders of runs or files of exported networks.
 
     Raises: InputError for an unfinished run, a run that is given twice, and options that do not fit the runs.
     """

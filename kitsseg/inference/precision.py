@@ -70,7 +70,7 @@ def check_precision(
 ) -> PrecisionCheck | None:
     """Compare the labels of a few slices, or of one tile of a 3D network, with those of float32.
 
-    Args: as in ``agreement``.
+    Args: as ``agreement``.
 
     Returns: PrecisionCheck; None where neither finds anything there.
     Raises: InputError if a Dice is below ``LEAST``.

@@ -53,6 +53,12 @@ def kept_check(
 ) -> PrecisionCheck | None:
     """The check that a run folder holds of these weights, computed like this; None without one.
 
+    Args:
+        run: its folder.
+        precision: such as "bfloat16".
+        weights_sha256: SHA-256 of the file of the weights.
+        engine: that computed them.
+
     Raises: InputError for a damaged file.
     """
     path = Path(run) / FILE

@@ -13,8 +13,8 @@ from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.inference import cohort
 from kitsseg.inference.coarse import MARGIN_MM, find_region
 from kitsseg.inference.cohort import predict_cohort, predict_scan
-from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.ensemble import Ensemble
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.region import inside_region, labels_at_border
 from kitsseg.inference.scan import Member, ensemble_labels, prepare_scan
 from kitsseg.recipe import InferenceSpec, PreprocessSpec

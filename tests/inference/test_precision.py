@@ -11,9 +11,9 @@ from support.cases import read_json, spec_of_tests
 from kitsseg.errors import InputError
 from kitsseg.inference import cohort, precision
 from kitsseg.inference.cohort import plan_cohort, predict_cohort
-from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.ensemble import Ensemble
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.precision import agreement
 from kitsseg.inference.scan import Member
 from kitsseg.models.fold import fold_batch_norm
