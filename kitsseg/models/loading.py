@@ -93,7 +93,7 @@ def check_form(
     """
     import keras
 
-    another = f"this is another network than the one of its record. {advice}"
+    another = f"the record describes another network than this one. {advice}"
     form = network.inputs[0].shape[1:]
     if len(shape) != len(form) or any(n not in (None, size) for n, size in zip(form, shape, strict=True)):
         raise InputError(

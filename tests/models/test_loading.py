@@ -286,7 +286,7 @@ def test_every_command_that_reads_a_network_says_so(how, trained, tmp_path, monk
             )
         else:
             assert lines[0].startswith(f"kitsseg: {run / 'model.keras'}: ")
-            assert how not in OTHERS or "another network than the one of its record" in lines[0]
+            assert how not in OTHERS or "describes another network than this one" in lines[0]
         left = [path for path in out.rglob("*") if path.is_file()]
         assert not [path for path in left if path.suffix in (".gz", ".keras", ".tflite", ".jsonl")]
         assert not list(out.rglob(".*"))

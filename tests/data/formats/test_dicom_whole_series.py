@@ -257,7 +257,7 @@ def test_two_acquisitions_between_each_other_are_refused(tmp_path, differing, se
         numbers = {"InstanceNumber": (lambda k: 2 * k + 1, lambda k: 2 * k + 2)}
         assert "ContentTime" in error_of(mixed(tmp_path / "numbered", second, **differing, **numbers))
     message = error_of(mixed(tmp_path / "plain", second, **differing))
-    assert "acquisitions or phases between each other" in message
+    assert "acquisitions or phases that alternate" in message
     assert next(iter(differing)) in message or "InstanceNumber" in message
 
 
