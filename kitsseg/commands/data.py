@@ -316,23 +316,16 @@ def from_host(
     urls: Mapping[str, str] | None = None,
 ) -> None:
     from kitsseg.data.download.catalog import parse_cases
-    from kitsseg.data.download.passing import preprocess_from_host
+    from kitsseg.data.download.passing import FromHost, preprocess_from_host
     from kitsseg.data.kits19.manifest import read_manifest
     from kitsseg.runtime.console import done, progress_bar
 
     names = parse_cases(cases or "all-training", read_manifest())
     options: dict[str, Any] = dict(urls or {})
+    wanted = FromHost(names=names, say=done, **options)
     with progress_bar("cases") as progress:
         folder, made, kept = preprocess_from_host(
-            data,
-            cache,
-            recipe.preprocess,
-            names,
-            workers=workers,
-            compress=compress,
-            progress=progress,
-            say=done,
-            **options,
+            data, cache, recipe.preprocess, wanted, workers=workers, compress=compress, progress=progress
         )
     there = f" ({len(kept)} were there already)" if kept else ""
     done(

@@ -178,16 +178,7 @@ def plan_cohort(
     options = options or PredictOptions()
 
     def open_networks() -> Ensemble:
-        return ensemble_of(
-            (run, *options.also),
-            whole_slices=options.whole_slices,
-            mirror=options.mirror,
-            refine_labels=options.refine_labels,
-            coarse=options.coarse,
-            engine=options.engine,
-            precision=options.precision,
-            cleanup=options.cleanup,
-        )
+        return ensemble_of((run, *options.also), options)
 
     with planned(open_networks, inputs, out, part, options, layout=layout, progress=progress) as plan:
         check_products(

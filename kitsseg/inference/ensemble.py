@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of_all
 from kitsseg.inference.engines import open_network
+from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.labels.volumes import Cleanup
@@ -41,20 +42,12 @@ class Ensemble:
     precision: str = "float32"
 
 
-def ensemble_of(
-    runs: Iterable[str | os.PathLike[str]],
-    *,
-    whole_slices: bool = False,
-    mirror: bool | None = None,
-    refine_labels: bool | None = None,
-    coarse: bool | None = None,
-    engine: str | None = None,
-    precision: str = "float32",
-    cleanup: Cleanup | None = None,
-) -> Ensemble:
+def ensemble_of(runs: Iterable[str | os.PathLike[str]], options: PredictOptions | None = None) -> Ensemble:
     """Make an Ensemble of some runs; each run is read once.
 
-    Args: as ``PredictOptions``; ``runs`` are folders of runs or files of exported networks.
+    Args:
+        runs: folders of runs, or files of exported networks; ``options.also`` is not added to them.
+        options: PredictOptions, of which those about the networks and the label maps count.
 
     Raises: InputError for an unfinished run, a run that is given twice, and options that do not fit the runs.
     """
@@ -62,23 +55,22 @@ def ensemble_of(
     twice = {path for path in paths if paths.count(path) > 1}
     if twice:
         raise InputError(f"{min(twice)}: this run is given twice. Every run counts once.")
-    # the post-processing is that of the first run: of the others it does not matter
-    refines = [refine_labels, *[refine_labels and None] * (len(paths) - 1)]
-    networks = tuple(
-        _used_so(run, whole_slices=whole_slices, mirror=mirror, refine_labels=refine, coarse=coarse)
-        for run, refine in zip(paths, refines, strict=True)
-    )
+    options = options or PredictOptions()
+    # only the post-processing of the first run is used, so only the first run must have some
+    others = replace(options, refine_labels=options.refine_labels and None)
+    networks = tuple(_used_so(run, others if i else options) for i, run in enumerate(paths))
     for network in networks:
-        if precision != "float32" and isinstance(network.source, Exported):
+        if options.precision != "float32" and isinstance(network.source, Exported):
             raise InputError(
-                f"--precision {precision}: {network.source.path} is an exported network, whose precision was chosen "
-                "when it was exported. Predict with the run."
+                f"--precision {options.precision}: {network.source.path} is an exported network, whose precision was "
+                "chosen when it was exported. Predict with the run."
             )
     files = [
         network.source.path if isinstance(network.source, Exported) else network.source
         for network in networks
     ]
-    return Ensemble(paths, networks, tuple(map(sha256_of_all, files)), engine, cleanup, precision)
+    hashes = tuple(map(sha256_of_all, files))
+    return Ensemble(paths, networks, hashes, options.engine, options.cleanup, options.precision)
 
 
 def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
@@ -180,18 +172,11 @@ def _unrefined(network: TrainedNetwork) -> bool:
     return network.postprocess is None and network.record.settings["postprocess"] is not None
 
 
-def _used_so(
-    run: str,
-    *,
-    whole_slices: bool,
-    mirror: bool | None,
-    refine_labels: bool | None,
-    coarse: bool | None,
-) -> TrainedNetwork:
+def _used_so(run: str, options: PredictOptions) -> TrainedNetwork:
     """A run or an exported network, to be used with these options."""
     network = read_exported(run) if format_of(run) else finished_run(run)
     inference = network.inference
-    if whole_slices:
+    if options.whole_slices:
         if _is_3d(inference):
             raise InputError(
                 f"--whole-slices: {network.record.recipe} is a 3D network; it predicts tiles of volumes only."
@@ -201,17 +186,17 @@ def _used_so(
                 f"--whole-slices: {run} takes windows of {inference.tile} only. Predict with the run."
             )
         inference = replace(inference, tile=None)
-    if mirror is not None:
+    if options.mirror is not None:
         in_plane = (1, 2) if _is_3d(inference) else (0, 1)
-        inference = replace(inference, mirror_axes=in_plane if mirror else ())
-    if coarse is not None:
-        inference = replace(inference, coarse=coarse)
-    if refine_labels and network.postprocess is None:
+        inference = replace(inference, mirror_axes=in_plane if options.mirror else ())
+    if options.coarse is not None:
+        inference = replace(inference, coarse=options.coarse)
+    if options.refine_labels and network.postprocess is None:
         raise InputError(
             f"--postprocess on: {run} was trained as {network.record.recipe}, which has no post-processing. "
             "Leave the option out."
         )
-    postprocess = None if refine_labels is False else network.postprocess
+    postprocess = None if options.refine_labels is False else network.postprocess
     return replace(network, inference=inference, postprocess=postprocess)
 
 

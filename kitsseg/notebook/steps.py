@@ -185,7 +185,7 @@ def _from_archive(recipe: Recipe, place: Place, names: list[str]) -> list[str]:
 def _from_host(recipe: Recipe, place: Place, names: list[str], missing: list[str]) -> int:
     """Fetch and prepare cases, and keep them, some at a time. Returns how many."""
     from kitsseg.data.cache.archive import keep_cases
-    from kitsseg.data.download.passing import preprocess_from_host
+    from kitsseg.data.download.passing import FromHost, preprocess_from_host
     from kitsseg.runtime.console import progress_bar
 
     archive, fetched = place.archive, 0
@@ -198,8 +198,9 @@ def _from_host(recipe: Recipe, place: Place, names: list[str], missing: list[str
             def within(text: str, done: float, total: int) -> None:
                 progress(text, done, len(names))
 
+            wanted = FromHost(names=so_far, say=_say)
             _, made, _ = preprocess_from_host(
-                place.data, place.cache, recipe.preprocess, so_far, workers=workers, progress=within, say=_say
+                place.data, place.cache, recipe.preprocess, wanted, workers=workers, progress=within
             )
             fetched += len(made)
             if archive:

@@ -45,7 +45,7 @@ rows = manifest.read_manifest("manifest.csv")
 for module in (download, passing, manifest):
     module.read_manifest = lambda path=None: rows
 labels = json.loads(Path("host.json").read_text())
-passing.preprocess_from_host.__kwdefaults__["labels_url"] = labels
+passing.FromHost.__init__.__kwdefaults__["labels_url"] = labels
 download.choose_files.__defaults__ = (*download.choose_files.__defaults__[:4], labels, None)
 """
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,26 +40,40 @@ if TYPE_CHECKING:
     from kitsseg.interfaces import Progress
     from kitsseg.recipe import PreprocessSpec
 
-__all__ = ["preprocess_from_host"]
+__all__ = ["FromHost", "preprocess_from_host"]
 
 PASSING = ".passing"
 IN_VAIN = 3  # so many fetches in succession that bring nothing: the host has no more for now
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromHost:
+    """Cases of KiTS19 that are fetched, and how.
+
+    Attributes:
+        names: of training cases (``parse_cases``).
+        images_url, labels_url, manifest: as for ``choose_files``.
+        patience: a Patience, other than the usual one.
+        say: called as say(text): the license of the data, remarks, doubtful scans.
+    """
+
+    names: Sequence[str]
+    images_url: str | None = None
+    labels_url: str = LABELS_URL
+    manifest: Mapping[str, ManifestCase] | None = None
+    patience: Patience | None = None
+    say: Callable[[str], object] | None = None
 
 
 def preprocess_from_host(
     data: str | os.PathLike[str],
     cache: str | os.PathLike[str],
     spec: PreprocessSpec,
-    names: Iterable[str],
+    wanted: FromHost,
     *,
-    images_url: str | None = None,
-    labels_url: str = LABELS_URL,
-    manifest: Mapping[str, ManifestCase] | None = None,
     workers: int = 1,
     compress: bool = False,
-    patience: Patience | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess cases of KiTS19 without ever keeping more than ``workers`` of their scans.
 
@@ -67,24 +82,21 @@ def preprocess_from_host(
     Args:
         data: folder for the label maps, which stay.
         cache, spec, workers, compress: as for ``preprocess_cases``.
-        names: of training cases of KiTS19 (``parse_cases``).
-        images_url, labels_url, manifest: as for ``choose_files``.
-        patience: a Patience, other than the usual one.
+        wanted: which cases, and where from.
         progress: called as progress(description, cases done, cases in total).
-        say: called as say(text): the license of the data, remarks, doubtful scans.
 
     Returns: (folder of the cache, names of the cases done now, names of those that were there).
     Raises: InputError for cases without public labels, a disk that is too small for the cache, cases that failed, and
         a cached case of other files; HostError if the host does not answer. All that is done is kept.
     """
-    data, names = Path(data), list(names)
-    known = read_manifest() if manifest is None else manifest
+    data, names, say, patience = Path(data), list(wanted.names), wanted.say, wanted.patience
+    known = read_manifest() if wanted.manifest is None else wanted.manifest
     rows = [known[name] for name in names]
-    labels = wanted_files(rows, True, images_url, labels_url)
+    labels = wanted_files(rows, True, wanted.images_url, wanted.labels_url)
     paths = {file.path for file in labels}
     images = {
         file.path.split("/")[0]: file
-        for file in wanted_files(rows, False, images_url, labels_url)
+        for file in wanted_files(rows, False, wanted.images_url, wanted.labels_url)
         if file.path not in paths
     }
     tell, report = say or (lambda text: None), progress or (lambda *_: None)
@@ -212,7 +224,7 @@ def _unlicensed(say: Callable[[str], object]) -> Callable[[str], object]:
 
 
 @contextmanager
-def _told(say: Callable[[str], None] | None) -> Iterator[None]:
+def _told(say: Callable[[str], object] | None) -> Iterator[None]:
     """In this block warnings about a scan are told without the place of the scan, which is removed afterwards."""
     if say is None:
         yield

@@ -16,7 +16,7 @@ from kitsseg.data.cache import plan as cache_size
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.download.http import HostError, Patience
-from kitsseg.data.download.passing import preprocess_from_host
+from kitsseg.data.download.passing import FromHost, preprocess_from_host
 from kitsseg.data.kits19.manifest import ManifestCase
 from kitsseg.data.kits19.trusted_hashes import read_hashes
 from kitsseg.errors import InputError
@@ -57,16 +57,19 @@ def manifest(server, **known):
     return rows
 
 
-def get(server, folder, names=NAMES, **options):
+def get(server, folder, names=NAMES, workers=1, compress=False, progress=None, **options):
     options = {"manifest": manifest(server), "images_url": server.url("/images/{case}.nii.gz")} | options
+    wanted = FromHost(
+        names=names, labels_url=server.url("/data/{case}/segmentation.nii.gz"), patience=SOON, **options
+    )
     return preprocess_from_host(
         folder / "data",
         folder / "cache",
         SPEC,
-        names,
-        labels_url=server.url("/data/{case}/segmentation.nii.gz"),
-        patience=SOON,
-        **options,
+        wanted,
+        workers=workers,
+        compress=compress,
+        progress=progress,
     )
 
 
@@ -197,9 +200,10 @@ def test_interrupted_anywhere_and_called_again(calls, server, made, tmp_path):
 SCRIPT = """
 import pickle, sys
 from pathlib import Path
-from kitsseg.data.download.passing import preprocess_from_host
+from kitsseg.data.download.passing import FromHost, preprocess_from_host
 manifest, spec, images, labels = pickle.loads(bytes.fromhex(sys.argv[1]))
-preprocess_from_host("data", "cache", spec, list(manifest), manifest=manifest, images_url=images, labels_url=labels)
+wanted = FromHost(names=list(manifest), manifest=manifest, images_url=images, labels_url=labels)
+preprocess_from_host("data", "cache", spec, wanted)
 """
 
 
