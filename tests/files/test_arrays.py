@@ -1,5 +1,7 @@
 """NumPy's files: whatever a changed byte makes of their headers is one error."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,19 @@ def test_archives_that_hold_no_state_of_pruning(state, tmp_path):
     np.savez(tmp_path / "pruning.npz", **state)
     with pytest.raises(InputError, match=r"pruning.npz: missing or damaged state of pruning"):
         PruneLowMagnitude(constant_sparsity(0.5)).load(tmp_path / "pruning.npz")
+
+
+@pytest.mark.parametrize("count", [10**17, 10**10, 41])
+def test_a_header_that_tells_of_more_numbers_than_there_are_asks_for_no_memory(count, tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("mask.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (count,)}
+        )
+        file.write(bytes(40 if count > 1000 else 0))
+    if count > 1000:
+        with pytest.raises(ValueError, match="mask.npy tells of more numbers than it holds"):
+            read_arrays(path)
+    else:
+        with pytest.raises(ValueError, match="."):
+            read_arrays(path)
