@@ -173,9 +173,7 @@ def test_if_every_checkpoint_is_damaged_one_error_says_so_each_time(stopped, tra
     for path in kept:
         path.write_bytes(kept[path][:100])
     for _ in range(2):
-        with pytest.raises(
-            InputError, match=r"train-00002.keras: damaged, and so is every .*; 2 epochs cannot"
-        ):
+        with pytest.raises(InputError, match=r"train-00002.keras: damaged, and so is every .*after 2 epochs"):
             train(trained, pruning, stopped)
         assert len(read_history(stopped)) == 2
     for path, content in kept.items():  # brought back from a backup
@@ -347,7 +345,7 @@ def test_go_back_begins_anew_only_if_a_single_epoch_is_lost(tmp_path):
     assert "1 epoch from epoch 1 of phase a on is trained again" in go_back(tmp_path, history, lambda _: gone)
     assert history == []
     history = rows(("a", 1), ("a", 2))
-    with pytest.raises(InputError, match="gone, and so is every checkpoint before it; 2 epochs cannot"):
+    with pytest.raises(InputError, match="gone, and so is every checkpoint before it; .*after 2 epochs"):
         go_back(tmp_path, history, lambda _: gone)
     assert len(history) == 2
 
