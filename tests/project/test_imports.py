@@ -196,3 +196,9 @@ def test_help_imports_nothing_heavy():
     code = "from kitsseg import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
     # dataclasses comes with kitsseg.recipe, email with importlib.metadata: half of the time of --help
     assert not {"numpy", "msgspec", "rich", "dataclasses", "email"} & modules_after(code)
+
+
+def test_no_two_test_modules_have_one_name():
+    """Pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
