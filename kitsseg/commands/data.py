@@ -274,7 +274,6 @@ def preprocess(
     workers: int = 1,
     compress: bool = False,
 ) -> None:
-    from kitsseg.commands.given import spoken_settings
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
@@ -299,11 +298,7 @@ def preprocess(
             compress=compress,
         )
     there = f" ({len(kept)} were there already)" if kept else ""
-    given = "".join(f" --set {name}={value}" for name, value in spoken_settings(recipe).items())
-    done(
-        f"preprocessed {len(made)} cases into {folder}{there}",
-        f"kitsseg train {recipe.name} {cache} RUN{given}",
-    )
+    done(f"preprocessed {len(made)} cases into {folder}{there}", _training(recipe, cache))
 
 
 def from_host(
@@ -330,9 +325,17 @@ def from_host(
     there = f" ({len(kept)} were there already)" if kept else ""
     done(
         f"preprocessed {len(made)} cases into {folder}{there}; their label maps are in {data}, their scans are gone",
-        f"kitsseg train {recipe.name} {cache} RUN",
+        _training(recipe, cache),
         f"kitsseg download {data} --cases NUMBERS, for the scans that are to be segmented",
     )
+
+
+def _training(recipe: Recipe, cache: Path) -> str:
+    """The command that trains the recipe as it was preprocessed, with the settings that the user gave."""
+    from kitsseg.commands.given import spoken_settings
+
+    given = "".join(f" --set {name}={value}" for name, value in spoken_settings(recipe).items())
+    return f"kitsseg train {recipe.name} {cache} RUN{given}"
 
 
 def _statistics(arguments: argparse.Namespace) -> None:

@@ -83,9 +83,8 @@ def volume_probabilities(
         return result
 
     for first in range(0, volume.shape[0], core[0]):
-        yield from slab(
-            first
-        )  # no variable refers to a slab, so that its memory is free before the next one is made
+        # no variable refers to a slab, so that its memory is free before the next one is made
+        yield from slab(first)
 
 
 def overlapping_probabilities(
@@ -139,9 +138,8 @@ def overlapping_probabilities(
         probabilities = tile_probabilities(start)
         rows = slice(start[1], start[1] + tile[1])
         columns = slice(start[2] * n_classes, (start[2] + tile[2]) * n_classes)
-        for k, share in enumerate(
-            share_of_slices
-        ):  # one slice at a time, so that ``weighted`` stays in the cache
+        # one slice at a time, so that ``weighted`` stays in the cache
+        for k, share in enumerate(share_of_slices):
             window = total[(start[0] + k) % tile[0], rows, columns]
             np.multiply(share_of_pixels, share, out=weighted)
             if probabilities is None:

@@ -96,15 +96,19 @@ def warning(text: str) -> None:
 
 
 @contextmanager
-def warnings_as_lines() -> Iterator[None]:
-    """When this block ends, print each warning that was given in it as a line, without the place in the code."""
+def warnings_as_lines(say: Callable[[str], object] = warning) -> Iterator[None]:
+    """When this block ends, print each warning that was given in it as a line, without the place in the code.
+
+    Args:
+        say: called with each line, to print it in another way.
+    """
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
         finally:
             for one in given:
-                warning(f"warning: {one.message}")
+                say(f"warning: {one.message}")
 
 
 @contextmanager

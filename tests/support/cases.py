@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.formats.nifti import write_image
 from kitsseg.recipe import PreprocessSpec
 
-__all__ = ["StopAfter", "make_case", "read_json", "spec_of_tests"]
+__all__ = ["StopAfter", "make_case", "make_cases_and_cache", "read_json", "spec_of_tests"]
 
 
 class StopAfter:
@@ -48,3 +49,11 @@ def make_case(folder, shape=(8, 40, 48), spacing_mm=(3.0, 0.8, 0.8), seed=0, tum
 
 def read_json(path):
     return json.loads(Path(path).read_text())
+
+
+def make_cases_and_cache(folder, names, spec):
+    """Cases in ``folder/data``, their seeds counted from 0, and the cache that preprocessing makes of them."""
+    for i, name in enumerate(names):
+        make_case(folder / "data" / name, seed=i)
+    preprocess_cases(folder / "data", folder / "cache", spec)
+    return folder

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,16 +222,10 @@ def _unlicensed(say: Callable[[str], object]) -> Callable[[str], object]:
     return lambda text: None if text.startswith("The KiTS19 data are under") else say(text)
 
 
-@contextmanager
-def _told(say: Callable[[str], object] | None) -> Iterator[None]:
+def _told(say: Callable[[str], object] | None) -> AbstractContextManager[None]:
     """In this block warnings about a scan are told without the place of the scan, which is removed afterwards."""
+    from kitsseg.runtime.console import warnings_as_lines
+
     if say is None:
-        yield
-        return
-    with warnings.catch_warnings(record=True) as given:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for one in given:
-                say(f"warning: {one.message}".replace(f"{PASSING}{os.sep}", ""))
+        return nullcontext()
+    return warnings_as_lines(lambda text: say(text.replace(f"{PASSING}{os.sep}", "")))

@@ -7,7 +7,7 @@ import signal
 import sys
 
 import pytest
-from support.cases import StopAfter, make_case, spec_of_tests
+from support.cases import StopAfter, make_case, make_cases_and_cache, spec_of_tests
 from support.fault_server import fault_server
 from support.processes import contents, start, stop_when
 
@@ -28,12 +28,7 @@ SPEC = spec_of_tests()
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Four cases, and the cache that preprocessing makes of them."""
-    folder = tmp_path_factory.mktemp("made")
-    for i, name in enumerate(NAMES):
-        make_case(folder / "data" / name, seed=i)
-    preprocess_cases(folder / "data", folder / "cache", SPEC)
-    return folder
+    return make_cases_and_cache(tmp_path_factory.mktemp("made"), NAMES, SPEC)
 
 
 @pytest.fixture
