@@ -26,8 +26,8 @@ from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.labels.components import components
 from kitsseg.labels.distances import distance_mm
 from kitsseg.scoring import surface_distances
+from kitsseg.scoring.cases import count_files, read_boxes
 from kitsseg.scoring.dice import score_counts
-from kitsseg.scoring.label_files import count_files, read_boxes
 from kitsseg.scoring.surface import hausdorff_mm
 
 ROUNDS, SLOW_S = 3, 10
@@ -143,7 +143,7 @@ def dice_memory_mib(prediction, truth):
     Of its own memory (VmHWM): what ``getrusage`` says of a child starts at the peak of its parent.
     """
     code = (
-        "import sys; from kitsseg.scoring.label_files import count_files; import kitsseg.scoring.dice\n"
+        "import sys; from kitsseg.scoring.cases import count_files; import kitsseg.scoring.dice\n"
         "def kib(key):\n"
         "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(key))\n"
         "before = kib('VmRSS')\n"

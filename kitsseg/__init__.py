@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kitsseg.report.report import write_report
     from kitsseg.scoring.compare import compare_scores
     from kitsseg.scoring.evaluate import evaluate_folders
+    from kitsseg.scoring.slices import evaluate_slices
     from kitsseg.training.options import TrainOptions
     from kitsseg.training.train import train_recipe
     from kitsseg.workflows.fine_tune import FromRun
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "compare_scores",
     "evaluate_folders",
+    "evaluate_slices",
     "export_run",
     "load_split",
     "make_split",
@@ -57,6 +59,7 @@ __getattr__, __dir__ = on_first_use(
         "TrainOptions": "kitsseg.training.options",
         "compare_scores": "kitsseg.scoring.compare",
         "evaluate_folders": "kitsseg.scoring.evaluate",
+        "evaluate_slices": "kitsseg.scoring.slices",
         "export_run": "kitsseg.export.export",
         "load_split": "kitsseg.data.splits",
         "make_split": "kitsseg.data.splits",

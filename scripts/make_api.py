@@ -39,7 +39,7 @@ background, kidney, tumor.
 | train it | `kitsseg.train_recipe` |
 | make a network smaller | `kitsseg.prune_run`, `kitsseg.shrink_run`, `kitsseg.export_run` |
 | segment scans | `kitsseg.predict_cases` |
-| score label maps | `kitsseg.evaluate_folders`, `kitsseg.scoring`, `kitsseg.compare_scores` |
+| score label maps | `kitsseg.evaluate_folders`, `kitsseg.evaluate_slices`, `kitsseg.scoring`, `kitsseg.compare_scores` |
 | show all that on a page | `kitsseg.write_report` |
 
 The names of `kitsseg`, `kitsseg.data`, `kitsseg.models`, `kitsseg.losses`, `kitsseg.metrics`, `kitsseg.pruning`,

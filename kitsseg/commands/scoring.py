@@ -74,16 +74,18 @@ def evaluate(
     surface: bool = False,
 ) -> None:
     from kitsseg.commands.score_table import print_scores, print_slices
+    from kitsseg.data.layouts.slices import has_slices
     from kitsseg.runtime.console import console, done, progress_bar
     from kitsseg.scoring.evaluate import evaluate_folders
-    from kitsseg.scoring.scores_file import SliceEvaluation
+    from kitsseg.scoring.slices import evaluate_slices
 
     with progress_bar() as progress:
+        if classes == "kits19" and not surface and truth.is_dir() and has_slices(truth):
+            of_slices = evaluate_slices(prediction, truth, out, progress, layout)
+            print_slices(of_slices.rows, of_slices.summary, console)
+            done(f"wrote slice scores to {out} and {out.with_suffix('.json')}")
+            return
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
-    if isinstance(result, SliceEvaluation):
-        print_slices(result.rows, result.summary, console)
-        done(f"wrote slice scores to {out} and {out.with_suffix('.json')}")
-        return
     print_scores(result.rows, result.summary, console)
     done(f"wrote {out} and {out.with_suffix('.json')}", f"kitsseg report {out} --out report.html")
 
@@ -135,7 +137,7 @@ def _print_ranking(console: Console, files: Mapping[str, Path]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from kitsseg.scoring.kits23 import rank_runs
+    from kitsseg.scoring.compare import rank_runs
     from kitsseg.scoring.scores_file import read_scores
 
     read = {name: read_scores(path) for name, path in files.items()}

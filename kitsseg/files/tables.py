@@ -16,10 +16,21 @@ from typing import Any
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 
-__all__ = ["read_columns", "read_rows", "write_rows"]
+__all__ = ["csv_path", "read_columns", "read_rows", "write_rows"]
 
 _QUOTED = set(',"\r\n')
 _FORMULA = re.compile(r"'*[=+@\-\t\r]")
+
+
+def csv_path(path: str | os.PathLike[str], content: str) -> Path:
+    """The path of a CSV file to be written; ``content`` is a word for the message, such as "scores".
+
+    Raises: InputError for another suffix, or for a folder.
+    """
+    path = Path(path)
+    if path.suffix != ".csv" or path.is_dir():
+        raise InputError(f"{path}: expected the name of a .csv file to write the {content} to.")
+    return path
 
 
 def write_rows(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kitsseg.recipes import EDITIONS
+from kitsseg.scoring.cases import CASE_RULE, is_found
 from kitsseg.scoring.ladder import RUNGS
-from kitsseg.scoring.lesions import CASE_RULE, is_found
 from kitsseg.scoring.summary import Ladders, Summary
 
 __all__ = [

@@ -8,7 +8,7 @@ choosing the best epoch of any run are left out, and named.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy.stats import wilcoxon
 
 from kitsseg.errors import InputError
-from kitsseg.files.tables import write_rows
+from kitsseg.files.tables import csv_path, write_rows
 from kitsseg.records.run import read_run, seen_patients
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
 from kitsseg.scoring.scores_file import read_scores
@@ -28,7 +28,7 @@ from kitsseg.scoring.slices import holds_slice_scores, read_slice_scores
 if TYPE_CHECKING:
     from kitsseg.scoring.summary import Provenance
 
-__all__ = ["Comparison", "compare_scores"]
+__all__ = ["Comparison", "compare_scores", "rank_runs"]
 
 METRICS = ("tk_dice", "tu_dice", "composite")
 
@@ -73,8 +73,8 @@ def compare_scores(
     """
     if len(files) < 2:
         raise InputError(f"compare: expected at least two scores.csv, found {len(files)}.")
-    if out is not None and (Path(out).suffix != ".csv" or Path(out).is_dir()):
-        raise InputError(f"{out}: expected the name of a .csv file to write the comparison to.")
+    if out is not None:
+        out = csv_path(out, "comparison")
     slices = {name: holds_slice_scores(Path(path)) for name, path in files.items()}
     if len(set(slices.values())) > 1:
         one, other = (
@@ -121,6 +121,24 @@ def compare_scores(
         write_rows(out, differences)
     unchecked = tuple(name for name, (_, summary) in read.items() if not _knows_its_patients(summary))
     return Comparison(cases, means, differences, left_out, bool(phantom), unchecked, of_slices)
+
+
+def rank_runs(entries: Mapping[str, Sequence[float]]) -> list[tuple[str, int, int, float]]:
+    """Rank runs as KiTS21 and KiTS23 do.
+
+    Args:
+        entries: dict of run -> (mean Dice, mean surface Dice, mean tumor Dice), means over cases and classes.
+
+    Returns: list of (run, rank by Dice, rank by surface Dice, mean of both ranks), best first. Equal values share the
+        best of their ranks; equal means are ordered by the tumor Dice.
+    """
+
+    def rank(index: int, run: str) -> int:
+        return 1 + sum(other[index] > entries[run][index] for other in entries.values())
+
+    ranks = [(run, rank(0, run), rank(1, run)) for run in entries]
+    table = [(run, first, second, (first + second) / 2) for run, first, second in ranks]
+    return sorted(table, key=lambda row: (row[3], -entries[row[0]][2]))
 
 
 def _interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> tuple[float, float, float]:

@@ -7,12 +7,16 @@ Three values are called "kidney Dice" in the literature. Here they have three na
 * ``macro_dice_with_background``: mean over the three classes, background included, pooled over all cases. This and
   other definitions that give higher values are in ``kitsseg.scoring.ladder``.
 
+``HEC_LABELS`` are the hierarchical classes of KiTS21 and KiTS23, whose labels are 1 kidney, 2 tumor, 3 cyst; a class
+takes several of them as one mask. In KiTS19, where cysts are labeled as kidney, ``kidney_and_mass`` is the mask of TK
+and ``tumor`` that of TU; ``mass`` has no counterpart.
+
 Everything is computed from tables of voxel counts, one per slice: no temporary array exceeds a slice.
 
 The rule for empty masks (that of the KiTS21 and KiTS23 code): truth and prediction both empty give 1, exactly
 one empty gives 0. ``empty="nan"`` gives NaN where both are empty, as the KiTS19 starter code does.
 
-Source: the KiTS19 starter code (evaluation rules).
+Source: the KiTS19 starter code (evaluation rules); the evaluation code of KiTS23 (hierarchical classes).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,13 +26,16 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "HEC_LABELS",
     "SCORES",
     "VOLUMES",
     "bootstrap_draws",
     "bootstrap_interval",
     "count_labels",
     "count_slices",
+    "cysts_as_kidney",
     "dice_of_overlap",
+    "hec_dice",
     "overlap",
     "score_case",
     "score_counts",
@@ -46,6 +53,7 @@ SCORES = (
     "tumor_recall",
 )
 VOLUMES = ("truth_kidney_ml", "predicted_kidney_ml", "truth_tumor_ml", "predicted_tumor_ml")
+HEC_LABELS = {"kidney_and_mass": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
 
 
@@ -175,6 +183,27 @@ def _ratio(both: int, size: int, other: int, empty: str) -> float:
     if size:
         return both / size
     return 0.0 if other else (1.0 if empty == "one" else float("nan"))
+
+
+def hec_dice(counts: npt.NDArray[np.int64], empty: str = "one") -> dict[str, float]:
+    """Dice of the three classes of one case.
+
+    Args:
+        counts: (truth label, predicted label) of ``count_labels(..., n_labels=4)``.
+        empty: as ``score_case``.
+
+    Returns: dict of class -> Dice.
+    """
+    return {name: dice_of_overlap(*overlap(counts, labels), empty) for name, labels in HEC_LABELS.items()}
+
+
+def cysts_as_kidney(tables: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Tables of four labels (slices, truth, predicted) as KiTS19 labels the same voxels: cysts are kidney."""
+    folded = tables[:, :3, :3].copy()
+    folded[:, 1] += tables[:, 3, :3]
+    folded[:, :, 1] += tables[:, :3, 3]
+    folded[:, 1, 1] += tables[:, 3, 3]
+    return folded
 
 
 def bootstrap_draws(n: int) -> npt.NDArray[np.int64]:

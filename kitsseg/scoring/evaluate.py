@@ -1,26 +1,45 @@
-"""``kitsseg evaluate``: score predictions against their truth, in scores.csv (a row per case) and scores.json."""
+"""``kitsseg evaluate``: pair predictions with their truth, score each pair, write scores.csv and scores.json."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kitsseg.data.layouts.find import Layout
+from kitsseg.data.cache.sources import source_of
+from kitsseg.data.layouts.find import Layout, find_cases
+from kitsseg.data.layouts.names import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    case_of_prediction,
+    folder_name,
+    in_case_folder,
+    is_nifti,
+    prediction_name,
+)
 from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
-from kitsseg.files.json_records import as_builtins, converted, read_record
-from kitsseg.files.paths import absolute_paths
+from kitsseg.files.paths import as_given
+from kitsseg.files.tables import csv_path
 from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import PREDICTIONS, PredictionsRecord, has_journals, read_predictions
-from kitsseg.scoring.cases import CLASSES, columns_of, score_pair
-from kitsseg.scoring.pairs import Pairs, find_pairs, of_other_scans
-from kitsseg.scoring.scores_file import Evaluation, SliceEvaluation, write_scores
-from kitsseg.scoring.slices import evaluate_slices
-from kitsseg.scoring.summary import LeftOut, Provenance, provenance_of, summarize
+from kitsseg.scoring.cases import CLASSES, Pair, columns_of, score_pair
+from kitsseg.scoring.scores_file import Evaluation, write_scores
+from kitsseg.scoring.summary import LeftOut, Provenance, recorded_by_predict, summarize
 
-__all__ = ["COLUMNS", "Evaluation", "evaluate_folders", "evaluate_pairs"]
+__all__ = ["COLUMNS", "Evaluation", "Pairs", "evaluate_folders", "evaluate_pairs", "find_pairs", "pairs_of"]
 
 COLUMNS = columns_of("kits19", surface=False)
+_LABELS = {name.lower() for name in LABEL_NAMES}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs, sorted by case, and the names of predictions without a truth and of truths without a prediction."""
+
+    pairs: list[Pair]
+    truth_without_prediction: list[str] = field(default_factory=list)
+    prediction_without_truth: list[str] = field(default_factory=list)
 
 
 def evaluate_folders(
@@ -31,7 +50,7 @@ def evaluate_folders(
     layout: Layout | None = None,
     classes: str = "kits19",
     surface: bool = False,
-) -> Evaluation | SliceEvaluation:
+) -> Evaluation:
     """Score predictions on the original grid and write ``out`` and the JSON file of the same stem beside it.
 
     Args:
@@ -45,39 +64,27 @@ def evaluate_folders(
             classes; in all other scores cysts then count as kidney, as in KiTS19.
         surface: also compute surface Dice, HD95, and the tumors that were found; needs the label maps in memory.
 
-    If the truth is a folder of single slices, the predictions are PNG files, and the scores are slice scores with other
-    names (see ``kitsseg.scoring.slices``), not case scores.
-
     Returns: Evaluation. Truth cases without a prediction and predictions without a truth are not scored:
         ``truth_without_prediction`` and ``prediction_without_truth`` in the summary name them. ``of_other_scans``
         names cases whose label map was predicted from another scan than the one that lies beside the truth.
     Raises: InputError for predictions of which none has a truth, files on different grids, files that are no label
-        maps, or two predictions of one case.
+        maps, two predictions of one case, or a folder of single slices, which ``evaluate_slices`` scores.
     """
-    prediction, truth, out = Path(prediction), Path(truth), Path(out)
-    if out.suffix != ".csv" or out.is_dir():
-        raise InputError(f"{out}: expected the name of a .csv file to write the scores to.")
+    prediction, truth, out = Path(prediction), Path(truth), csv_path(out, "scores")
     if classes not in CLASSES:
         raise InputError(f"classes: expected {' or '.join(CLASSES)}, found {classes}.")
     if truth.is_dir() and has_slices(truth):
-        if classes != "kits19" or surface:
-            raise InputError(
-                f"{truth}: expected scans for --classes kits23 and --surface, found single slices."
-            )
-        folder = prediction if prediction.is_dir() else prediction.parent
-        made_by, values = _recorded_by_predict(folder), _mask_values(folder)
-        rows, of_slices = evaluate_slices(
-            prediction, truth, out, layout or Layout(), made_by, values, progress
+        raise InputError(
+            f"{truth}: expected scans, as --classes kits23 and --surface need, found single slices. In Python, "
+            "kitsseg.evaluate_slices scores them."
         )
-        return SliceEvaluation(rows, of_slices)
-    folder = prediction if prediction.is_dir() else prediction.parent
     found = find_pairs(prediction, truth, layout)
-    other_scans = of_other_scans(found.pairs, _record_of_scans(folder))
+    folder = prediction if prediction.is_dir() else prediction.parent
     return evaluate_pairs(
         found,
-        _recorded_by_predict(folder),
+        recorded_by_predict(folder),
         out,
-        of_other_scans=other_scans,
+        of_other_scans=_of_other_scans(found.pairs, _record_of_scans(folder)),
         classes=classes,
         surface=surface,
         progress=progress,
@@ -118,15 +125,91 @@ def evaluate_pairs(
     return evaluation
 
 
-def _recorded_by_predict(folder: Path) -> Provenance:
-    """The Provenance from ``predictions.json`` and the journals of processes that still run or were killed."""
-    file = folder / PREDICTIONS
-    if has_journals(folder) and (record := read_predictions(folder)):
-        return provenance_of(record)
-    if not file.is_file():
-        return Provenance()
-    found = read_record(file, Provenance, "the record of kitsseg predict", "Predict again or remove it.")
-    return converted(absolute_paths(as_builtins(found), folder), Provenance)
+def find_pairs(
+    prediction: str | os.PathLike[str], truth: str | os.PathLike[str], layout: Layout | None = None
+) -> Pairs:
+    """Match predictions and truth by name.
+
+    Args:
+        prediction, truth: as in ``evaluate_folders``.
+        layout: Layout of the truth.
+
+    Raises: InputError as ``evaluate_folders``.
+    """
+    prediction, truth = Path(prediction), Path(truth)
+    for path in (prediction, truth):
+        if not path.exists():
+            raise InputError(f"{path}: expected a label map or a folder of them, found nothing.")
+    if truth.is_file() and prediction.is_dir():
+        raise InputError(
+            f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."
+        )
+    named = [(case_of_prediction(file), file) for file in _prediction_files(prediction)]
+    if truth.is_file():
+        case = folder_name(as_given(truth).parent) if in_case_folder(truth) else named[0][0]
+        return Pairs([Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))])
+    return pairs_of(named, truth, layout)
+
+
+def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layout | None = None) -> Pairs:
+    """Match label maps whose cases are known, as (case, file), with their truth.
+
+    Args:
+        predictions: (name of the case, label map) of each.
+        truth: a folder of cases.
+        layout: Layout of ``truth``.
+
+    Raises: InputError as ``evaluate_folders``.
+    """
+    cases = find_cases(truth, need_labels=False, need_image=False, layout=layout)
+    labels = {case.name: case for case in cases if case.labels is not None}
+    found: dict[str, Pair] = {}
+    alone: dict[str, Path] = {}
+    for case, file in predictions:
+        if case not in labels:
+            alone[case] = file
+            continue
+        if case in found:
+            raise InputError(
+                f"{file}: a second prediction of {case}, beside {found[case].prediction}. Remove one."
+            )
+        image = labels[case].image
+        found[case] = Pair(
+            case,
+            file,
+            labels[case].truth,
+            labels[case].label_values,
+            image if image and image.exists() else None,
+        )
+    if not found:
+        case, file = next(iter(alone.items()))
+        raise InputError(
+            f"{file}: no truth for this prediction{' or any other' if len(alone) > 1 else ''}; expected "
+            f"{truth / case / LABEL_NAMES[0]}, found truth of {', '.join(sorted(labels)[:3]) or 'no case'}. Name the "
+            "folder that holds the truth, or the label maps as their cases."
+        )
+    missing = [case for case in labels if case not in found]
+    return Pairs([found[case] for case in sorted(found)], missing, sorted(alone))
+
+
+def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> list[str]:
+    """Cases whose label map was made of another scan than the one beside the truth, as far as ``record`` knows.
+
+    Two files count as the same scan if their sizes and their first and last bytes are equal; two DICOM series if their
+    sizes are equal. Times are not compared, because a copy has another time.
+    """
+    if record is None:
+        return []
+    found = []
+    for pair in pairs:
+        entry, scan = record.cases.get(pair.case), pair.image
+        if entry is None or scan is None or entry.file != pair.prediction.name:
+            continue
+        now, then = source_of(scan), entry.source
+        same = now.bytes == then.bytes and (scan.is_dir() or now.ends_sha256 == then.ends_sha256)
+        if not same:
+            found.append(pair.case)
+    return found
 
 
 def _record_of_scans(folder: Path) -> PredictionsRecord | None:
@@ -137,8 +220,24 @@ def _record_of_scans(folder: Path) -> PredictionsRecord | None:
     return None
 
 
-def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The values of the masks that ``kitsseg predict`` wrote, by slice."""
-    record = read_predictions(folder) if (folder / PREDICTIONS).is_file() or has_journals(folder) else None
-    cases = record.cases if record else {}
-    return {Path(name).stem: entry.mask_values for name, entry in cases.items() if entry.mask_values}
+def _beside(truth: Path) -> Path | None:
+    return next((truth.parent / name for name in IMAGE_NAMES if (truth.parent / name).exists()), None)
+
+
+def _prediction_files(prediction: Path) -> list[Path]:
+    if prediction.is_file():
+        return [prediction]
+    files = []
+    for entry in prediction.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            files += [file for file in entry.iterdir() if file.name.lower() in _LABELS and not file.is_dir()]
+        elif is_nifti(entry) and entry.name.lower() not in IMAGE_NAMES:
+            files.append(entry)
+    if not files:
+        raise InputError(
+            f"{prediction}: expected predictions such as {prediction_name('case_00000')}, found none. "
+            "Try: kitsseg predict"
+        )
+    return sorted(files)

@@ -15,10 +15,10 @@ from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.scoring.cases import columns_of
 from kitsseg.scoring.dice import SCORES, VOLUMES
 from kitsseg.scoring.ladder import RUNGS
-from kitsseg.scoring.slices import SliceSummary, holds_slice_scores
+from kitsseg.scoring.slices import holds_slice_scores
 from kitsseg.scoring.summary import Summary
 
-__all__ = ["Evaluation", "SliceEvaluation", "read_scores", "write_scores"]
+__all__ = ["Evaluation", "read_scores", "write_scores"]
 
 TEXT_COLUMNS = ("case", "empty", "label_release", "split_hash")
 AGAIN = "Run kitsseg evaluate again."
@@ -30,14 +30,6 @@ class Evaluation:
 
     rows: list[dict[str, Any]]
     summary: Summary
-
-
-@dataclass(frozen=True)
-class SliceEvaluation:
-    """Slice scores of a set of single slices (``kitsseg.scoring.slices``); they are not scores of cases."""
-
-    rows: list[dict[str, Any]]
-    summary: SliceSummary
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:

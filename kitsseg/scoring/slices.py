@@ -5,6 +5,7 @@ one image that somebody chose. Therefore columns and entries have other names he
 volumes. The interval is computed over patients, because slices of one patient are alike.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +20,21 @@ from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import as_builtins, as_json, converted, read_record
 from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
-from kitsseg.files.tables import read_columns, read_rows, write_rows
+from kitsseg.files.tables import csv_path, read_columns, read_rows, write_rows
+from kitsseg.interfaces import Progress
+from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
-from kitsseg.scoring.summary import Provenance
+from kitsseg.scoring.summary import Provenance, recorded_by_predict
 from kitsseg.version import __version__
 
-__all__ = ["UNIT", "SliceSummary", "evaluate_slices", "holds_slice_scores", "read_slice_scores"]
+__all__ = [
+    "UNIT",
+    "SliceEvaluation",
+    "SliceSummary",
+    "evaluate_slices",
+    "holds_slice_scores",
+    "read_slice_scores",
+]
 
 UNIT = "single slices"
 AGAIN = "Run kitsseg evaluate again."
@@ -79,30 +89,40 @@ class SliceSummary(Provenance):
     slices: dict[str, SliceFiles]
 
 
+@dataclass(frozen=True)
+class SliceEvaluation:
+    """Scores of a set of single slices: ``rows`` as in the table, ``summary`` as in the JSON file beside it.
+
+    They are not scores of cases.
+    """
+
+    rows: list[dict[str, Any]]
+    summary: SliceSummary
+
+
 def evaluate_slices(
-    prediction: Path,
-    truth: Path,
-    out: Path,
-    layout: Layout,
-    made_by: Provenance,
-    mask_values: Mapping[str, tuple[int, ...]],
-    progress: Callable[[str, int, int], object] | None = None,
-) -> tuple[list[dict[str, Any]], SliceSummary]:
+    prediction: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    progress: Progress | None = None,
+    layout: Layout | None = None,
+) -> SliceEvaluation:
     """Score label maps of single slices and write ``out`` and the JSON file of the same stem beside it.
 
     Args:
         prediction: a folder of PNG label maps named as their images, or one of them.
         truth: a folder of slices with masks and patients.
         out: the .csv file to write.
+        progress: called as ``progress(description, done, total)``.
         layout: Layout of the truth.
-        made_by: Provenance of the label maps.
-        mask_values: name of a slice -> the value of each label in its label map, if it is known.
-        progress: called as progress(description, done, total).
 
-    Returns: (rows as in the table, summary as in the JSON file).
+    Returns: SliceEvaluation, in which every score and count has the word slice or pixels in its name.
     Raises: InputError for a label map without truth or of another size, and as ``find_slices``.
     """
-    items = {item.name: item for item in find_slices(truth, layout, need_labels=True)}
+    prediction, truth, out = Path(prediction), Path(truth), csv_path(out, "scores")
+    folder = prediction if prediction.is_dir() else prediction.parent
+    made_by, mask_values = recorded_by_predict(folder), _mask_values(folder)
+    items = {item.name: item for item in find_slices(truth, layout or Layout(), need_labels=True)}
     files = _predicted(prediction)
     if unknown := sorted(set(files) - set(items)):
         raise InputError(
@@ -147,7 +167,7 @@ def evaluate_slices(
         },
     )
     _write(out, rows, summary)
-    return rows, summary
+    return SliceEvaluation(rows, summary)
 
 
 def holds_slice_scores(path: Path) -> bool:
@@ -173,6 +193,13 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
     except ValueError as error:
         raise InputError(f"{beside}: expected {expected}, found others ({error}). {advice}") from error
     return _of_patients(rows), made_by
+
+
+def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The values of the masks that ``kitsseg predict`` wrote, by slice."""
+    record = read_predictions(folder) if (folder / PREDICTIONS).is_file() or has_journals(folder) else None
+    cases = record.cases if record else {}
+    return {Path(name).stem: entry.mask_values for name, entry in cases.items() if entry.mask_values}
 
 
 def _predicted(prediction: Path) -> dict[str, Path]:

@@ -3,18 +3,20 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kitsseg.data.formats.nifti import is_phantom, read_grid
 from kitsseg.errors import InputError
-from kitsseg.files.json_records import as_builtins, converted
-from kitsseg.scoring.cases import CLASSES, LESIONS, CaseFiles, ScoredCase
-from kitsseg.scoring.dice import summarize_scores
-from kitsseg.scoring.kits23 import HEC_LABELS, TOLERANCES_MM
+from kitsseg.files.json_records import as_builtins, converted, read_record
+from kitsseg.files.paths import absolute_paths, as_given
+from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
+from kitsseg.scoring.cases import CLASSES, LESION_RULE, LESIONS, CaseFiles, ScoredCase
+from kitsseg.scoring.dice import HEC_LABELS, summarize_scores
 from kitsseg.scoring.ladder import RUNGS, all_background, ladder
-from kitsseg.scoring.lesions import LESION_RULE
+from kitsseg.scoring.surface import TOLERANCES_MM
 from kitsseg.version import __version__
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "ScoredSplit",
     "Summary",
     "provenance_of",
+    "recorded_by_predict",
     "summarize",
 ]
 
@@ -224,6 +227,22 @@ def provenance_of(record: object) -> Provenance:
     return converted(as_builtins(record), Provenance)
 
 
+def recorded_by_predict(folder: Path) -> Provenance:
+    """The Provenance of the label maps in a folder, with absolute paths; empty for those of other tools.
+
+    It comes from ``predictions.json`` and from the journals of processes that still run or were killed.
+
+    Raises: InputError for a record that cannot be read.
+    """
+    file = folder / PREDICTIONS
+    if has_journals(folder) and (record := read_predictions(folder)):
+        return provenance_of(record)
+    if not file.is_file():
+        return Provenance()
+    found = read_record(file, Provenance, "the record of kitsseg predict", "Predict again or remove it.")
+    return converted(absolute_paths(as_builtins(found), folder), Provenance)
+
+
 def summarize(
     cases: Sequence[ScoredCase], provenance: Provenance, left_out: LeftOut, classes: str, surface: bool
 ) -> Summary:
@@ -250,10 +269,18 @@ def summarize(
             "definitions": {key: rung.definition for key, rung in RUNGS.items()},
         },
         "label_release": {name: releases.count(name) for name in ("kits19", "other")},
-        "cases": {row["case"]: as_builtins(case.files) for row, case in zip(rows, cases, strict=True)},
+        "cases": {
+            row["case"]: _with_absolute_paths(case.files) for row, case in zip(rows, cases, strict=True)
+        },
         "phantom": bool(provenance.phantom) or any(map(_synthetic, images)),
     }
     return converted(values, Summary)
+
+
+def _with_absolute_paths(files: CaseFiles) -> dict[str, Any]:
+    paths = {"prediction": files.prediction, "truth": files.truth, "image": files.image}
+    entry: dict[str, Any] = as_builtins(files)
+    return entry | {name: str(as_given(path)) if path else None for name, path in paths.items()}
 
 
 def _details(rows: list[dict[str, Any]], classes: str, surface: bool) -> dict[str, Any]:

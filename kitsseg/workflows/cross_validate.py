@@ -37,8 +37,7 @@ from kitsseg.records.predictions import PartOfSplit, PredictionsRecord, write_pr
 from kitsseg.records.run import RunFacts, RunRecord, read_history, update_run, write_history
 from kitsseg.report.page import Contents
 from kitsseg.report.report import draw_report
-from kitsseg.scoring.evaluate import evaluate_pairs
-from kitsseg.scoring.pairs import pairs_of
+from kitsseg.scoring.evaluate import evaluate_pairs, pairs_of
 from kitsseg.scoring.summary import Summary, provenance_of
 from kitsseg.training.options import Progress, TrainOptions
 from kitsseg.training.state import clear_up

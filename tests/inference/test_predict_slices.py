@@ -23,7 +23,7 @@ from kitsseg.report.report import write_report
 from kitsseg.scoring.compare import compare_scores
 from kitsseg.scoring.dice import score_case
 from kitsseg.scoring.evaluate import evaluate_folders
-from kitsseg.scoring.slices import read_slice_scores
+from kitsseg.scoring.slices import evaluate_slices, read_slice_scores
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 from kitsseg.workflows.cross_validate import Scans, score_folds
@@ -108,7 +108,7 @@ def test_label_maps_have_the_values_of_the_masks(sliced, tmp_path):
     for ours, theirs in zip(written, plain, strict=True):
         np.testing.assert_array_equal(read(ours), np.array([0, 128, 255], np.uint8)[read(theirs)])
     scores = [
-        evaluate_folders(tmp_path / name, truth, tmp_path / f"{name}.csv", layout=each).rows
+        evaluate_slices(tmp_path / name, truth, tmp_path / f"{name}.csv", layout=each).rows
         for name, truth, each in (("out", tmp_path / "slices", layout), ("plain", folder, None))
     ]
     assert scores[0] == scores[1]
@@ -155,7 +155,7 @@ def test_images_clipped_to_less_than_the_network_saw_are_warned_of(sliced, tmp_p
 
 def test_slice_scores_are_dice_of_slices_and_means_over_patients(sliced, truth_as_prediction, tmp_path):
     folder, _ = sliced
-    found = evaluate_folders(truth_as_prediction, folder, tmp_path / "scores.csv")
+    found = evaluate_slices(truth_as_prediction, folder, tmp_path / "scores.csv")
     rows = {row["slice"]: row for row in found.rows}
     for name, row in rows.items():
         labels = read(folder / "labels" / f"{name}.png")[None]
@@ -179,8 +179,8 @@ def test_slice_scores_are_dice_of_slices_and_means_over_patients(sliced, truth_a
 def test_slice_scores_are_compared_with_slice_scores_only(sliced, truth_as_prediction, tmp_path):
     folder, _ = sliced
     files = {"one": tmp_path / "one.csv", "whole": tmp_path / "whole.csv"}
-    evaluate_folders(truth_as_prediction, folder, files["one"])
-    evaluate_folders(folder / "labels", folder, files["whole"])
+    evaluate_slices(truth_as_prediction, folder, files["one"])
+    evaluate_slices(folder / "labels", folder, files["whole"])
     found = compare_scores(files)
     assert found.of_slices and found.cases == tuple(f"patient_{i}" for i in range(9))
     assert found.means["whole"]["tk_dice"] == pytest.approx((1, 1, 1))
@@ -202,8 +202,8 @@ def test_patients_that_a_run_has_seen_are_left_out_of_a_comparison_of_slices(sli
     folder, run = sliced
     predict_cases(run, [folder], tmp_path / "out")
     files = {"run": tmp_path / "run.csv", "truth": tmp_path / "truth.csv"}
-    evaluate_folders(tmp_path / "out", folder, files["run"])
-    evaluate_folders(folder / "labels", folder, files["truth"])
+    evaluate_slices(tmp_path / "out", folder, files["run"])
+    evaluate_slices(folder / "labels", folder, files["truth"])
     split = read_json(run / "split.json")
     with pytest.raises(InputError, match="two patients .*found 1"):
         compare_scores(files)
@@ -215,18 +215,18 @@ def test_a_wrong_label_map_names_what_is_wrong(sliced, truth_as_prediction, tmp_
     out = tmp_path / "scores.csv"
     Image.fromarray(np.zeros((41, 48), np.uint8)).save(truth_as_prediction / "p1_0.png")
     with pytest.raises(InputError, match="predicted.p1_0.png: expected 40 x 48 pixels .*found 41 x 48"):
-        evaluate_folders(truth_as_prediction, folder, out)
+        evaluate_slices(truth_as_prediction, folder, out)
     Image.fromarray(np.full((40, 48), 255, np.uint8)).save(truth_as_prediction / "p1_0.png")
     with pytest.raises(InputError, match="predicted.p1_0.png: expected the mask values .*found 255"):
-        evaluate_folders(truth_as_prediction, folder, out)
+        evaluate_slices(truth_as_prediction, folder, out)
     (truth_as_prediction / "p1_0.png").rename(truth_as_prediction / "p9_0.png")
     with pytest.raises(InputError, match=r"p9_0.png: no image"):
-        evaluate_folders(truth_as_prediction, folder, out)
-    with pytest.raises(InputError, match="--surface, found single slices"):
+        evaluate_slices(truth_as_prediction, folder, out)
+    with pytest.raises(InputError, match="--surface need, found single slices"):
         evaluate_folders(truth_as_prediction, folder, out, surface=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"none: expected label maps"):
-        evaluate_folders(tmp_path / "none", folder, out)
+        evaluate_slices(tmp_path / "none", folder, out)
     with pytest.raises(InputError, match="slices: expected scans, found"):
         score_folds(tmp_path, Scans(folder))
     assert not out.exists()
@@ -252,5 +252,5 @@ def test_real_slices_are_labeled_and_scored(sliced, real_data, tmp_path):
     with pytest.warns(UserWarning, match="clipped to 0 to 255"):
         [written] = predict_cases(run, [image], tmp_path / "out", layout=layout)
     assert read(written).shape == (512, 512)
-    found = evaluate_folders(folder / "labels" / image.name, folder, tmp_path / "scores.csv", layout=layout)
+    found = evaluate_slices(folder / "labels" / image.name, folder, tmp_path / "scores.csv", layout=layout)
     assert found.summary.patient_means["slice_composite"].mean == 1

@@ -21,11 +21,10 @@ from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
 from kitsseg.files.json_records import as_builtins
+from kitsseg.scoring.cases import count_files, read_boxes
 from kitsseg.scoring.dice import SCORES, count_slices, score_case
-from kitsseg.scoring.evaluate import COLUMNS, evaluate_folders
-from kitsseg.scoring.label_files import count_files, read_boxes
+from kitsseg.scoring.evaluate import COLUMNS, evaluate_folders, find_pairs
 from kitsseg.scoring.ladder import RUNGS
-from kitsseg.scoring.pairs import find_pairs
 from kitsseg.scoring.scores_file import read_scores
 from kitsseg.scoring.summary import Failure
 
@@ -356,7 +355,7 @@ def test_peak_memory_of_large_files_stays_below_the_volumes(tmp_path):
     shutil.copy(tmp_path / "truth.nii.gz", tmp_path / "prediction.nii.gz")
     code = (
         "import resource, sys\n"
-        "from kitsseg.scoring.label_files import count_files\n"
+        "from kitsseg.scoring.cases import count_files\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "before = peak()\n"
         "counts, _ = count_files(*sys.argv[1:])\n"

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from kitsseg.scoring.dice import count_labels
-from kitsseg.scoring.kits23 import TOLERANCES_MM, hec_dice, rank_runs, surface_scores
+from kitsseg.scoring.compare import rank_runs
+from kitsseg.scoring.dice import count_labels, hec_dice
+from kitsseg.scoring.surface import TOLERANCES_MM, surface_scores
 
 
 def dice(prediction, truth, **options):

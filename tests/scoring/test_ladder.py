@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kitsseg.data.kits19.manifest import read_manifest
+from kitsseg.scoring.cases import count_files
 from kitsseg.scoring.dice import count_slices
-from kitsseg.scoring.label_files import count_files
 from kitsseg.scoring.ladder import RUNGS, all_background, ladder
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kitsseg.scoring.lesions import find_lesions, lesion_counts
+from kitsseg.scoring.cases import find_lesions, lesion_counts
 
 MM = (2.0, 1.0, 1.0)  # 0.002 ml a voxel
 
