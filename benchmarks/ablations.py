@@ -56,12 +56,12 @@ COLUMNS = ("row", "seed", "steps", "case", *(f"{column}_dice" for column in LABE
 # still falls; unet2d: fewer epochs
 COARSE = {
     "deeplab3d": {
-        "preprocess.spacing_mm": (6.0, 4.0, 4.0),
+        "preprocess.spacing_mm": (8.0, 5.0, 5.0),
         "model.width_divisor": 4,
-        "phases.scratch.sampler.patch_size": (16, 24, 24),
+        "phases.scratch.sampler.patch_size": (12, 20, 20),
         "phases.scratch.epochs": 14,
         "phases.scratch.schedule.patience": 14,
-        "phases.finetune.sampler.patch_size": (16, 20, 20),
+        "phases.finetune.sampler.patch_size": (12, 16, 16),
         "phases.scratch.validate_cases_every": None,
         "phases.finetune.validate_cases_every": None,
     },
