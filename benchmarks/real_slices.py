@@ -461,7 +461,7 @@ def written(value: dict[str, object] | None, index: int) -> str:
 
 
 def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
-    """Two tables, TK and TU, a row for each network; differences between c and b below."""
+    """Two tables, TK and TU, a row for each network with a figure; below, differences and what was not run."""
     lines = [
         f"Real KiTS19 images: {WHAT}. Mean over patients of the Dice of their slices (95 % interval over patients; "
     ]
@@ -475,7 +475,8 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
         lines += ["|---" * (1 + len(SETTINGS)) + "|"]
         for name, row in ROWS.items():
             cells = [written(found.get((name, setting)), index) for setting in SETTINGS]
-            lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+            if any((name, setting) in found for setting in SETTINGS):
+                lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
         for label, rows in beside.items():
             cell = written(summary([rows]), index).replace("; one seed", "")
             lines.append(
@@ -501,6 +502,8 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
                 lines.append(
                     f"{row.label}: ({second}) minus ({first}), patient by patient: {', '.join(parts)}."
                 )
+    if missing := [row.label for name, row in ROWS.items() if all((name, s) not in found for s in SETTINGS)]:
+        lines += ["", f"Not run: {'; '.join(missing)}."]
     pooled = [
         f"{ROWS[name].label} ({setting}) {value['pooled'][0]:.3f} and {value['pooled'][1]:.3f}"
         for (name, setting), value in found.items()

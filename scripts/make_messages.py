@@ -56,7 +56,7 @@ Not an error of ours, but met often:
 | what you see | what it means | what to do |
 |---|---|---|
 | `kitsseg: command not found` | the environment with kitsseg is not active | `source .venv/bin/activate`, or `.venv/bin/kitsseg` |
-| `Killed` and nothing else | the system ran out of memory | a smaller `--batch-size`, fewer `--workers`; [memory](results.md#memory) |
+| `Killed` and nothing else | the system ran out of memory | a smaller `--batch-size`, fewer `--workers`; [memory](speed.md#memory) |
 | training runs on the CPU though there is a GPU | TensorFlow was installed without CUDA | `pip install "tensorflow[and-cuda]"`, then `kitsseg recipes` again |
 | out of memory on the GPU | the batch of the paper is larger than the GPU | `--accumulate 2` or 4, or `--precision mixed_float16` (T4) or `mixed_bfloat16` |
 """

@@ -16,7 +16,7 @@ __all__ = ["T4_FLOPS", "TrainingWork", "training_work"]
 
 T4_FLOPS = 8.1e12  # float32, from the data sheet of NVIDIA's T4
 # the least and the most of its peak that a step of one of the five networks reached where it was measured
-# (docs/results.md, "A step of training")
+# (docs/speed.md, "A step of training")
 REACHED = (0.13, 0.61)
 
 
