@@ -18,6 +18,9 @@ make_venv = $(1) -m venv $(2)
 install_into = $(1)/bin/python -m pip install --quiet
 endif
 
+# where it is set, each of the hundreds of processes that tests start compiles all that it imports again, TensorFlow too
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: kills demo test check test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
 
 demo: $(VENV)/installed

@@ -17,7 +17,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from scipy import ndimage
 
 from kitsseg.data.formats.grid import Grid, Volume
 from kitsseg.errors import InputError
@@ -209,6 +208,8 @@ def mirrored_masks(
     Returns: "left and right", "top and bottom" or "both"; None if the masks fit as they are, or if fewer than
         ``LEAST`` images have foreground, which are too few to tell.
     """
+    from scipy import ndimage  # half a second that commands about scans need not wait
+
     slopes: dict[str, list[float]] = {name: [] for name in ("", *_MIRRORED)}
     for hu, labels in zip(images, masks, strict=True):
         if not labels.any():
