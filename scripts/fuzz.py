@@ -225,10 +225,13 @@ def image_kind(kind: type) -> Kind:
 
 
 def dice_of(prediction: Path, truth: Path) -> tuple[float, float]:
-    """Dice of kidney with tumor and of tumor, of what nibabel reads; the arrays turned to one order of axes."""
-    one, other = (
-        np.rint(nib.as_closest_canonical(nib.load(path)).get_fdata()) for path in (prediction, truth)
-    )
+    """Dice of kidney with tumor and of tumor, of what nibabel reads; the arrays turned to one order of axes.
+
+    A header may tell of four axes, the last of one element: nibabel then gives an array of four axes, and the product
+    of one of three axes and one of four would be wrong.
+    """
+    turned = (nib.as_closest_canonical(nib.load(path)).get_fdata() for path in (prediction, truth))
+    one, other = (np.rint(values.reshape(values.shape[:3])) for values in turned)
     scores = []
     for low in (1, 2):
         a, b = one >= low, other >= low
