@@ -23,7 +23,15 @@ REPOSITORY = "https://github.com/kitsseg/kitsseg"
 NOTEBOOKS = "notebooks"
 NAV = {
     "Getting started": ["getting_started.md"],
-    "How to": ["own_data.md", "slices.md", "colab.md", "clusters.md", "lighter.md", "starter.md", "troubleshooting.md"],
+    "How to": [
+        "own_data.md",
+        "slices.md",
+        "colab.md",
+        "clusters.md",
+        "lighter.md",
+        "starter.md",
+        "troubleshooting.md",
+    ],
     "Notebooks": [],
     "Reference": ["commands/README.md", "networks.md", "splits.md", "python.md", "dependencies.md"],
     "Papers": ["papers/README.md"],

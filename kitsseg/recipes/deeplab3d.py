@@ -59,7 +59,7 @@ _SCRATCH = Phase(
     validate_cases_every=100,
     validate_cases=2,
 )
-_SHARE = "ours: whole cases then take less than a tenth of the time spent training"
+_SHARE = "ours: scoring whole cases then takes less than a tenth of the training time"
 _PHASE_EVIDENCE = {
     "sampler.cases_per_batch": "paper [12]: 39 patches from 13 patients",
     "sampler.patch_size": "paper [11]: 48 x 48 x 48",
@@ -113,7 +113,7 @@ STATEMENTS = (
     Statement(
         "One network, trained end to end, of fewer than 560k parameters.",
         "559,667 trainable parameters; 562,307 with the statistics of batch normalization.",
-        "The reading was chosen among 384 by this count.",
+        "Of 384 possible readings of the paper, we chose this one by its parameter count.",
     ),
     Statement(
         "Encoder (table 1): a 1x1x1 convolution of 8 maps; stages of depth-wise separable convolutions of "
@@ -148,8 +148,8 @@ STATEMENTS = (
         "Tversky loss plus w times focal loss, gamma 2; w of 5, 2, 0.5 and 0.2 were tried, 0.5 is best "
         "overall.",
         "w = 0.5; every w is a variant.",
-        "The Tversky weights 0.7 and 0.3 are not given. By the table 2 is best (mean Dice 56.11 against "
-        "55.58).",
+        "The paper does not give the Tversky weights 0.7 and 0.3. In its table w = 2 is best (mean Dice 56.11 "
+        "against 55.58).",
     ),
     Statement(
         'Intensities as nnU-Net: clipped to foreground percentiles "0.05 and 99.5", then z-scored by '
@@ -342,9 +342,8 @@ PAPER = Recipe(
         "loss.smooth": "ours: keeps 0/0 away; every batch holds all classes, so that its size hardly matters",
         "loss.include_background": "ours: kidney and tumor only; the paper does not say",
         "loss.class_reduction": "ours: the mean of both classes; the paper does not say",
-        "loss.per_sample": "ours: sums over the batch, which holds all classes; by patch a class that is "
-        "not there "
-        "costs a constant",
+        "loss.per_sample": "ours: sums over the batch, which holds all classes; with sums over each patch, a "
+        "class that the patch lacks would add a constant to the loss",
         "loss.activation": "ours: softmax; the paper does not say",
         **{
             f"phases.{name}.{key}": text
@@ -456,7 +455,7 @@ TINY = replace(
 )
 
 _ROW = "paper [20]: a row of its table"
-_PLAIN = "paper [20]: a row of its own says what post-processing adds, so that this one has none"
+_PLAIN = "paper [20]: a separate row shows the effect of post-processing, so this row has none"
 
 
 def _row(

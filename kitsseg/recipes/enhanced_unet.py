@@ -285,8 +285,8 @@ PAPER = Recipe(
 )
 
 _BACKGROUND = (
-    "ours: without it, while tumor is not learned yet, calling all background tumor costs nothing; "
-    "short training was seen to end there"
+    "ours: without background in the loss, a network that has not learned tumor yet pays nothing for calling all "
+    "background tumor; short trainings ended in this state"
 )
 _FLIPS = "ours: augmentation, of which the paper states none"
 PRACTICAL = replace(

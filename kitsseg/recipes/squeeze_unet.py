@@ -45,7 +45,7 @@ def build_optimizer(phase: Phase) -> keras.optimizers.Optimizer:
     return GroupAdamW(phase.learning_rate, phase.rate_factors)
 
 
-_SHARE = "ours: whole cases then take less than a tenth of the time spent training"
+_SHARE = "ours: scoring whole cases then takes less than a tenth of the training time"
 
 _SAMPLER = SliceSampler(batch_size=16, unit="slice", patch_size=(128, 128))
 _CYCLE = OneCycle(rise=0.25, start_divisor=25.0, end_divisor=1e5, momentum=(0.95, 0.85))
@@ -59,7 +59,7 @@ STATEMENTS = (
     Statement(
         "A standard custom filter improves the component of interest.",
         "Two windows, (150, 30) and (200, 60), and the slice with its histogram scaled, as three channels.",
-        "Those of the public liver notebook whose steps the paper repeats: an inference.",
+        "We infer these channels from a public notebook on the liver, whose steps the paper repeats.",
     ),
     Statement(
         "Scans are cut into two-dimensional slices and stored as jpg.",

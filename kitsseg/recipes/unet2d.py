@@ -45,7 +45,7 @@ def build_optimizer(phase: Phase) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(phase.learning_rate)
 
 
-_SHARE = "ours: whole cases then take less than a tenth of the time spent training"
+_SHARE = "ours: scoring whole cases then takes less than a tenth of the training time"
 
 _SAMPLER = SliceSampler(batch_size=7, positive=5, positive_weights="area", patch_size=(224, 224))
 _PLATEAU = Plateau(factor=0.8, patience=30, min_delta=0.005, min_learning_rate=1e-6)
@@ -102,8 +102,8 @@ STATEMENTS = (
     Statement(
         "Post-processing nearly as nnU-Net's.",
         "None.",
-        "nnU-Net's rule keeps the largest component of a class that is single in every training case: "
-        "none is, and the code has no post-processing.",
+        "nnU-Net's rule keeps only the largest component of a class that forms one component in every "
+        "training case. No class does, and the code has no post-processing.",
     ),
     Statement(
         "The challenge's interpolated data (3 mm), batchgenerators, tensorflow.keras, on Colab's K80 and T4.",
@@ -216,8 +216,8 @@ PAPER = Recipe(
     evidence={
         **{f"fixed.{name}": text for name, (_, text) in FIXED.items()},
         "metrics": "ours: precision and recall (13) are those of whole cases, by kitsseg evaluate",
-        "postprocess": "ours: none; nnU-Net's rule, which the paper nearly follows (10), keeps the one "
-        "component of a class that has one in every case: no class of KiTS19 has",
+        "postprocess": "ours: none; the paper nearly follows nnU-Net's rule (10), which concerns only classes that "
+        "form one component in every training case; no class of KiTS19 does",
         "preprocess.spacing_mm": "paper [11]: the challenge's interpolated data; its README gives the "
         "numbers",
         "preprocess.crop_to_body": "code: crops to the voxels above the lower clip",

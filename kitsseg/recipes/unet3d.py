@@ -52,7 +52,7 @@ _TRAIN = Phase(
     validate_cases_every=20,
     validate_cases=8,
 )
-_SHARE = "ours: whole cases then take less than a tenth of the time spent training"
+_SHARE = "ours: scoring whole cases then takes less than a tenth of the training time"
 _PHASE_EVIDENCE = {
     "sampler.cases_per_batch": "ours: three patches of one patient; the code takes two of two",
     "sampler.patch_size": "code: 128 x 128 x 128",
@@ -160,8 +160,8 @@ PAPER = Recipe(
         "patch's size",
         "inference.overlap": "ours: unused, the cores lie side by side",
         "inference.gaussian": "ours: unused; the code weights its windows by a Gaussian of deviation 16",
-        "inference.margin": "ours: a core of 64, the distance of the code's windows: as many windows, no "
-        "averaging",
+        "inference.margin": "ours: a core of 64, the distance between the code's windows; this gives as many windows, "
+        "but without averaging",
         "inference.multiple": "architecture: 32; the tile is a multiple of it",
         "inference.output": "code: softmax",
         "inference.coarse": "ours: no coarse pass; no paper of this package states one",

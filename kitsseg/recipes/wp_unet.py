@@ -73,7 +73,7 @@ def _of_both(evidence: Mapping[str, str]) -> dict[str, str]:
     return {f"phases.{phase}.{name}": text for name, text in evidence.items() for phase in ("train", "prune")}
 
 
-_SHARE = "ours: whole cases then take less than a tenth of the time spent training"
+_SHARE = "ours: scoring whole cases then takes less than a tenth of the training time"
 
 STATEMENTS = (
     Statement(
@@ -93,8 +93,8 @@ STATEMENTS = (
     ),
     Statement(
         "An ordinary first convolution; all others are depth-wise separable.",
-        "As the parameter counts select: some ordinary ones remain in dw_unet.",
-        "Only so do the counts of table 2 come out.",
+        "The layout was chosen by the parameter counts; some convolutions of dw_unet therefore stay ordinary.",
+        "Only such layouts give the counts of table 2.",
     ),
     Statement(
         "A block is a separable convolution, ReLU, batch normalization, max-pooling.",
@@ -245,7 +245,7 @@ PAPER = Recipe(
         "loss.tumor_only": "ours: unused by a softmax",
         "loss.per_sample": "ours: sums over the batch; most slices hold no tumor",
         "loss.activation": "inferred: three classes (6); elsewhere two outputs, which a sigmoid would be",
-        "loss.smooth": "ours: with a tiny one, a slice without tumor costs almost 1 and teaches nothing",
+        "loss.smooth": "ours: with a tiny value, a slice without tumor adds almost 1 to the loss and teaches nothing",
         "loss.include_background": "paper [8]: cross-entropy + Dice loss of kidney + Dice loss of tumor",
         "loss.class_reduction": "paper [8]: the two Dice losses are added",
         **_of_both(
@@ -293,7 +293,7 @@ PAPER = Recipe(
     build_optimizer=build_optimizer,
 )
 
-_SAMPLED = "ours: every batch sees kidneys, so that fewer steps do"
+_SAMPLED = "ours: every batch contains kidneys, so that fewer steps are enough"
 _RISING = "ours: masks that fill up while the network trains cost less accuracy than all at once"
 _FEWER: dict[str, Any] = {
     "sampler": SliceSampler(batch_size=16, positive=8, patch_size=(256, 256)),
