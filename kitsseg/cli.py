@@ -9,10 +9,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from kitsseg.commands import (
     cross_validation,
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)  # a stopped job cleans up as after Ctrl-C
     try:
         _check_names(arguments)
-        with _said_by(arguments):
+        with _said_by(arguments), _warnings_as_lines():
             arguments.run_command(arguments)
     except InputError as error:
         return _complain(str(error), 1)
@@ -96,6 +97,33 @@ def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager
     from kitsseg.runtime.console import quieted
 
     return quieted()
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """In this block each warning that kitsseg gives is printed at once, as one line without the place in the code."""
+    package = Path(__file__).parent
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(package):
+            from kitsseg.runtime.console import warning
+
+            warning(f"warning: {message}")
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"kitsseg(\.|$)")
+        warnings.showwarning = show
+        yield
 
 
 def _check_names(arguments: argparse.Namespace) -> None:

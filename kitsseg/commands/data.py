@@ -253,14 +253,16 @@ def _preprocess(arguments: argparse.Namespace) -> None:
     of_host = {"--cases": a.cases, "--images-url": a.images_url, "--labels-url": a.labels_url}
     given = [option for option, value in of_host.items() if value is not None]
     if given and not a.from_host:
-        raise InputError(f"{given[0]}: expected --from-host beside it, found none. Give both, or neither.")
+        raise InputError(
+            f"{given[0]}: expected --from-host as well, found none. Add --from-host, or leave this option out."
+        )
     if not a.from_host:
         preprocess(recipe, a.data, a.cache, layout, a.workers, a.compress)
         return
     if layout != Layout():
         raise InputError(
-            "--from-host: expected KiTS19 as its hosts have it, found options about the layout of a folder. Leave them "
-            "out."
+            "--from-host: expected no options about the layout of a folder, as KiTS19 has its own layout; found some. "
+            "Leave these options out."
         )
     urls = {"images_url": a.images_url, "labels_url": a.labels_url}
     from_host(recipe, a.data, a.cache, a.cases, a.workers, a.compress, {k: v for k, v in urls.items() if v})
@@ -277,7 +279,7 @@ def preprocess(
     from kitsseg.data.cache.build import plan_cache, preprocess_cases
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
-    from kitsseg.runtime.console import done, progress_bar, warnings_as_lines
+    from kitsseg.runtime.console import done, progress_bar
 
     if recipe.is_3d and has_slices(Path(data)):
         raise InputError(
@@ -287,7 +289,7 @@ def preprocess(
     plan = plan_cache(data, cache, recipe.preprocess, layout=layout, compress=compress)
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")
-    with progress_bar() as progress, warnings_as_lines():
+    with progress_bar() as progress:
         folder, made, kept = preprocess_cases(
             data,
             cache,

@@ -1,7 +1,6 @@
 """Settings of a recipe that the user gives: ``--set NAME=VALUE``, read as the type that the setting has."""
 
 import ast
-import difflib
 import functools
 import math
 import operator
@@ -13,7 +12,7 @@ from types import GenericAlias
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from kitsseg import recipes
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, did_you_mean
 from kitsseg.recipe import Phase, Recipe, SliceSampler, given_settings, settings, value_of
 
 __all__ = ["spoken_settings", "with_given"]
@@ -114,11 +113,9 @@ def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
     if name.startswith("fixed.") and name in dict(settings(recipe)):
         raise InputError(f"--set {name}: the code fixes it, and no option changes it. Set another.")
     if name not in known and name not in groups:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        did_you_mean = f" Did you mean {near[0]}?" if near else ""
         raise InputError(
-            f"--set {name}: {recipe.name} has no such setting.{did_you_mean} kitsseg recipes show {recipe.name} lists "
-            "all of them."
+            f"--set {name}: {recipe.name} has no such setting.{did_you_mean(name, known)} kitsseg recipes show "
+            f"{recipe.name} lists all of them."
         )
     parent, _, last = name.rpartition(".")
     owner = value_of(recipe, parent) if parent else recipe

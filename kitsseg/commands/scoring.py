@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import AddCommand, add_layout, layout_of
 from kitsseg.errors import InputError
+from kitsseg.files.paths import as_given
 
 if TYPE_CHECKING:
     import argparse
@@ -158,13 +159,16 @@ def _print_ranking(console: Console, files: Mapping[str, Path]) -> None:
 
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:
-    """Name -> scores file. The name is NAME of NAME=FILE, else the file's folder, else the name of the file."""
+    """Name -> scores file. The name is NAME of NAME=FILE, else the file's folder, else the name of the file.
+
+    Links keep their own names: what a store calls the file tells nobody which run it is of.
+    """
     files: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.rpartition("=")
         if not name:  # two files of one folder by their own names
-            folders = [Path(other).resolve().parent for other in texts if "=" not in other]
-            folder = Path(path).resolve().parent
+            folders = [as_given(other).parent for other in texts if "=" not in other]
+            folder = as_given(path).parent
             name = Path(path).stem if folders.count(folder) > 1 else folder.name
         if name in files:
             raise InputError(
@@ -176,7 +180,9 @@ def _named(texts: Sequence[str]) -> dict[str, Path]:
 
 def _report(arguments: argparse.Namespace) -> None:
     if arguments.case and not arguments.preview:
-        raise InputError("report: --case names the case of --preview FILE.png; that is missing.")
+        raise InputError(
+            "report: --case names the case of --preview FILE.png, found no --preview. Give both, or leave --case out."
+        )
     if arguments.preview:
         _preview(arguments.source, arguments.preview, arguments.case)
     if arguments.out or not arguments.preview:

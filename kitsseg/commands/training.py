@@ -152,9 +152,13 @@ def _prune(arguments: argparse.Namespace) -> None:
         raise InputError("prune: --block goes with --method block.")
     several = a.sparsity and len(a.sparsity) > 1
     if several and (a.schedule or a.resume):
-        raise InputError("prune: a table of several sparsities has its own schedule and resumes by itself.")
+        raise InputError(
+            "prune: a table of sparsities has its own schedule and resumes by itself. Omit --schedule and --resume."
+        )
     if a.method == "channel" and not several:
-        raise InputError("prune: --method channel is for several --sparsity; for one use kitsseg shrink.")
+        raise InputError(
+            "prune: --method channel needs several values of --sparsity; for one use kitsseg shrink."
+        )
     from kitsseg import recipes
     from kitsseg.records.run import read_run, read_sparsity
     from kitsseg.runtime.console import console, progress_bar

@@ -64,8 +64,8 @@ def check_loads(path: str | os.PathLike[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LOADS, str(path)], capture_output=True, text=True)
     if done.returncode:
         raise InputError(
-            f"LiteRT cannot prepare the int8 file (exit code {done.returncode}). A sum in the network that is the same "
-            "whatever the image, as a dead layer gives it, does this. Export it as float16 or float32, or train again."
+            f"LiteRT cannot prepare the int8 file (exit code {done.returncode}). The cause is a sum that "
+            "is the same for every image, as after a dead layer. Export the run as float16 or float32, or train again."
         )
 
 
@@ -120,5 +120,5 @@ def check(comparison: Agreement, precision: str) -> None:
     if reasons:
         advice = "Train again." if precision == "float32" else "Choose a higher --precision, or train longer."
         raise InputError(
-            f"its labels are not the network's, on {c.images} cached images: {'; '.join(reasons)}. {advice}"
+            f"its labels differ from those of the network on {c.images} cached images: {'; '.join(reasons)}. {advice}"
         )

@@ -94,8 +94,8 @@ def export_run(
         )
     if softmax and inference.output != "softmax":
         raise InputError(
-            f"--softmax: the network of {run} has sigmoid outputs ({inference.output}), which no softmax may compare. "
-            "Leave it out: kitsseg predict knows what the channels of the file mean."
+            f"--softmax: the network of {run} has sigmoid outputs ({inference.output}), for which softmax is wrong. "
+            "Leave --softmax out: kitsseg predict knows what the channels of the file mean."
         )
     trained = record.settings["phases"][0]["sampler"]["patch_size"]
     shape, inference = _input_shape(spec, inference, options.size, trained)

@@ -14,9 +14,18 @@ import msgspec
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.paths import check_utf8
+from kitsseg.files.paths import absolute_paths, check_utf8
 
-__all__ = ["as_builtins", "as_json", "converted", "read_object", "read_record", "record_of", "write_record"]
+__all__ = [
+    "as_builtins",
+    "as_json",
+    "converted",
+    "read_object",
+    "read_record",
+    "read_with_absolute_paths",
+    "record_of",
+    "write_record",
+]
 
 Record = TypeVar("Record")
 
@@ -38,6 +47,20 @@ def read_record(path: str | os.PathLike[str], kind: type[Record], expected: str,
     Raises: InputError, naming file and field. FileNotFoundError if there is no such file.
     """
     return record_of(Path(path).read_bytes(), kind, path, expected, advice)
+
+
+def read_with_absolute_paths(
+    path: str | os.PathLike[str], kind: type[Record], expected: str, advice: str
+) -> Record:
+    """Read a record as ``read_record`` does, and make the paths in it absolute (``files.paths.absolute_paths``).
+
+    Args: as ``read_record``. Raises: InputError as ``read_record``, and for a path that is none.
+    """
+    record = read_record(path, kind, expected, advice)
+    try:
+        return converted(absolute_paths(as_builtins(record), Path(path).parent), kind)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: expected {expected}, found something else ({error}). {advice}") from error
 
 
 def record_of(

@@ -96,9 +96,9 @@ def open_network(
         raise InputError(
             f"--engine {engine}: {path} can be run by {' or '.join(able)}. "
             + (
-                "To use another engine, kitsseg export the run first."
+                "To use another engine, export the run first with kitsseg export."
                 if kind == "run"
-                else "Choose one of them."
+                else "Choose one of these engines."
             )
         )
     if exported is not None and precision != "float32":
@@ -154,7 +154,7 @@ def _tried(
         raise InputError(f"{path}: {engine} cannot load it ({reason}). Export the run again.")
     if not np.isfinite(found).all():
         raise InputError(
-            f"{path}: it computes numbers that are not finite, of which the largest would be background. Export the "
+            f"{path}: the network computes numbers that are not finite; its labels would be background. Export the "
             "run again."
         )
     return compute
@@ -174,8 +174,8 @@ def _checked(scores: Predict, path: str | os.PathLike[str], output: str | None) 
             )
         if not np.isfinite(found).all():
             raise InputError(
-                f"{path}: it computes numbers that are not finite, of which the largest would be background. Are the "
-                "voxels of the scan finite? Else train again, with a lower learning rate."
+                f"{path}: the network computes numbers that are not finite; its labels would be background. Check "
+                "whether the voxels of the scan are finite. If so, train again with a lower learning rate."
             )
         return found
 

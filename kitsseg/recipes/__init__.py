@@ -98,7 +98,7 @@ def of_record(record: "RunRecord") -> Recipe:
         recipe = given(recipe, values) if values else recipe
     except KeyError as error:
         raise InputError(
-            f"recipe {recipe.name}: it has no setting {error} any more, which this run was given; use kitsseg "
+            f"recipe {recipe.name}: the run was given the setting {error}, which the recipe no longer has; use kitsseg "
             f"{record.kitsseg}."
         ) from error
     return replace(recipe, phases=tuple(_with_steps(phase, steps, trained) for phase in recipe.phases))

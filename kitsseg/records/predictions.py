@@ -291,7 +291,7 @@ class Predictions:
             return False
         if edited:
             raise InputError(
-                f"{file}: has changed since it was predicted. Keep it elsewhere, and remove it to predict again."
+                f"{file}: has changed since it was predicted. Keep it elsewhere or remove the file; then predict again."
             )
         try:
             if unchanged(entry.source, Path(image)):

@@ -335,7 +335,7 @@ def read_sparsity(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for row in rows:
         if not (0 <= row["zeros"] <= row["size"] and 0 <= row["sparsity"] <= 1):
             raise InputError(
-                f"{path}: expected {expected}, found {row['zeros']} zeros of {row['size']}. Prune again."
+                f"{path}: expected {expected}, found {row['zeros']} zeros among {row['size']} weights. Prune again."
             )
     return rows
 

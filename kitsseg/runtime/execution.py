@@ -67,8 +67,8 @@ def check_execution(recipe: Recipe, devices: Devices, xla: str, steps_per_execut
         raise InputError(f"--xla: expected one of {', '.join(XLA)}; found {xla!r}.")
     if xla == "on" and devices.mirrored:
         raise InputError(
-            "--xla on: Keras on TensorFlow compiles no step for several devices. Set KERAS_BACKEND=jax, where XLA "
-            "compiles all of them, or leave --xla out."
+            "--xla on: Keras on TensorFlow cannot compile steps for several devices. Set KERAS_BACKEND=jax, where XLA "
+            "compiles the steps for all devices, or leave --xla out."
         )
     n = steps_per_execution
     if n < 1:
@@ -79,8 +79,8 @@ def check_execution(recipe: Recipe, devices: Devices, xla: str, steps_per_execut
     grouped = [phase for phase in recipe.phases if not step_by_step(phase)]
     if not grouped:
         raise InputError(
-            f"--steps-per-execution {n}: in every phase of {recipe.name} something is set before each step (the masks "
-            "of pruning, or the rate of a one-cycle schedule). Leave the option out."
+            f"--steps-per-execution {n}: in every phase of {recipe.name} values change before each step (the masks "
+            "of pruning, or the rate of a one-cycle schedule), so steps cannot be grouped. Leave the option out."
         )
     for phase in grouped:
         if phase.steps_per_epoch % n:

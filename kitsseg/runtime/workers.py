@@ -68,8 +68,8 @@ def in_processes(
                 except (EOFError, OSError):
                     process.join()
                     raise InputError(
-                        f"{item}: the process at work on it ended with code {process.exitcode}, perhaps for want of "
-                        "memory (code -9). Use fewer workers."
+                        f"{item}: the worker process ended with code {process.exitcode}, perhaps because of too little "
+                        "memory (code -9 often means this). Use fewer workers."
                     ) from None
                 if error is not None and not isinstance(error, InputError):
                     raise error

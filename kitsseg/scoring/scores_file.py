@@ -9,8 +9,8 @@ from typing import Any
 
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.json_records import as_builtins, as_json, converted, read_record
-from kitsseg.files.paths import absolute_paths, relative_paths
+from kitsseg.files.json_records import as_json, read_with_absolute_paths
+from kitsseg.files.paths import relative_paths
 from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.scoring.cases import columns_of
 from kitsseg.scoring.dice import SCORES, VOLUMES
@@ -64,7 +64,7 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], Sum
     }
     text = dict.fromkeys(TEXT_COLUMNS, str)
     rows = read_rows(path, kinds, _number, "the scores of kitsseg evaluate", AGAIN, text)
-    summary = read_record(beside, Summary, "the summary of kitsseg evaluate", AGAIN)
+    summary = read_with_absolute_paths(beside, Summary, "the summary of kitsseg evaluate", AGAIN)
     names = sorted(row["case"] for row in rows)
     if not rows or sorted(summary.cases) != names:
         raise InputError(
@@ -76,7 +76,7 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], Sum
         # written so that NaN fails too
         if not abs(mean - sum(row[name] for row in rows) / len(rows)) <= 1e-9:
             raise InputError(f"{path}: the mean of {name} is not the {mean:.6g} of {beside.name}. {AGAIN}")
-    return rows, converted(absolute_paths(as_builtins(summary), beside.parent), Summary)
+    return rows, summary
 
 
 def _check_ladders(summary: Summary, path: Path) -> None:

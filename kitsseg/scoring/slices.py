@@ -18,8 +18,8 @@ from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import find_slices
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.json_records import as_builtins, as_json, converted, read_record
-from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
+from kitsseg.files.json_records import as_builtins, as_json, converted, read_with_absolute_paths
+from kitsseg.files.paths import relative_path, relative_paths
 from kitsseg.files.tables import csv_path, read_columns, read_rows, write_rows
 from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
@@ -185,14 +185,12 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
     rows = read_rows(path, kinds | dict.fromkeys(COLUMNS[2:-2], float), str, expected, advice)
     if not beside.is_file():
         raise InputError(f"{beside}: missing; expected it beside {path.name}. {advice}")
-    summary = read_record(beside, SliceSummary, expected, advice)
+    summary = read_with_absolute_paths(beside, SliceSummary, expected, advice)
     if summary.unit != UNIT or summary.n_slices != len(rows) or not rows:
-        raise InputError(f"{path}: expected {expected}, found those of others in {beside.name}. {advice}")
-    try:
-        made_by = converted(absolute_paths(as_builtins(summary), beside.parent), Provenance)
-    except ValueError as error:
-        raise InputError(f"{beside}: expected {expected}, found others ({error}). {advice}") from error
-    return _of_patients(rows), made_by
+        raise InputError(
+            f"{path}: expected {expected}, found a summary of other slices in {beside.name}. {advice}"
+        )
+    return _of_patients(rows), converted(as_builtins(summary), Provenance)
 
 
 def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from kitsseg.data.formats.nifti import is_phantom, read_grid
 from kitsseg.errors import InputError
-from kitsseg.files.json_records import as_builtins, converted, read_record
-from kitsseg.files.paths import absolute_paths, as_given
+from kitsseg.files.json_records import as_builtins, converted, read_with_absolute_paths
+from kitsseg.files.paths import as_given
 from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
 from kitsseg.scoring.cases import CLASSES, LESION_RULE, LESIONS, CaseFiles, ScoredCase
 from kitsseg.scoring.dice import HEC_LABELS, summarize_scores
@@ -239,8 +239,9 @@ def recorded_by_predict(folder: Path) -> Provenance:
         return provenance_of(record)
     if not file.is_file():
         return Provenance()
-    found = read_record(file, Provenance, "the record of kitsseg predict", "Predict again or remove it.")
-    return converted(absolute_paths(as_builtins(found), folder), Provenance)
+    return read_with_absolute_paths(
+        file, Provenance, "the record of kitsseg predict", "Predict again or remove it."
+    )
 
 
 def summarize(

@@ -59,8 +59,8 @@ def start_from_run(
     for part, deciding in (("validation", seen["train"]), ("test", seen["train"] | seen["validation"])):
         if known := sorted(deciding & set(getattr(split, part))):
             raise InputError(
-                f"--from {run}: it has seen {len(known)} of the {part} patients of split {split.name}, such as "
-                f"{known[0]}; their scores would be too high. Give a split that keeps them apart, such as "
+                f"--from {run}: this run has seen {len(known)} of the {part} patients of split {split.name}, such as "
+                f"{known[0]}; their scores would be too high. Give a split that keeps these patients apart, such as "
                 f"--split {Path(run) / 'split.json'}"
             )
     found = []

@@ -99,8 +99,8 @@ def unfinished(
         raise InputError(f"{run}: this run has finished; there is nothing to resume. Choose another folder.")
     if differing := differences(record, recipe, split, seed, details):
         raise InputError(
-            f"{run}: this run was started with {differing}; resuming would mix the two. "
-            f"Give the same options as then, such as --epochs, --set, --split and --seed, or choose another folder."
+            f"{run}: this run was started with {differing}; resuming would mix different options. "
+            f"Give the same options as before, such as --epochs, --set, --split and --seed, or choose another folder."
         )
     if record.versions != versions():
         record.versions_resumed = versions()

@@ -132,7 +132,7 @@ def start_folds(out: Path, recipe: Recipe, splits: Sequence[CaseSplit], shared: 
         if getattr(there, key) != getattr(plan, key):
             raise InputError(
                 f"{out}: this cross-validation was started with other {what}: {_then(there, plan, key)}. Give the same "
-                "as then, or choose another folder."
+                "values as at its start, or choose another folder."
             )
 
 
@@ -221,5 +221,5 @@ def check_unseen(out: str | os.PathLike[str]) -> Folds:
             )
         runs.append(FoldRun(run, split, record))
     if missing := sorted(set(plan.split.cases.test) - set(tested)):
-        raise InputError(f"{out}: {missing[0]} is a test case of no run. Start in a new folder.")
+        raise InputError(f"{out}: no run has {missing[0]} as a test case. Start again in a new folder.")
     return Folds(plan, tuple(runs))

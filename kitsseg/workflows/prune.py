@@ -56,8 +56,8 @@ def prune_run(
     reached = _sparsity_of(network)
     if reached > sparsity + 0.005:  # a small matrix cannot hit a share exactly
         raise InputError(
-            f"{run}: its weights are sparser already, {reached:.1%} against {sparsity:.1%}. Ask for more, or prune "
-            "the run it came from."
+            f"{run}: its weights are sparser already, {reached:.1%} against {sparsity:.1%}. Give a higher sparsity, "
+            "or prune the run that this run was made from."
         )
     base = last_phase(recipe)
     steps = epochs * base.steps_per_epoch

@@ -422,7 +422,8 @@ def test_a_cache_of_another_recipe(complaint, trained, tmp_path):
     expected = f"preprocess-{recipes.get('unet2d').preprocess.digest()}"
     assert message == (
         f"{trained.cache}: expected the cache {expected}, found caches of other recipes: {made.name}. "
-        "Run kitsseg preprocess with the recipe that is to read it first; caches of several recipes lie side by side."
+        "Run kitsseg preprocess first, with the recipe that you train or use now; caches of several recipes lie side "
+        "by side."
     )
     message = complaint("train", "unet2d", made, tmp_path / "run")
     assert_matches(

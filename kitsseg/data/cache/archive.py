@@ -181,12 +181,19 @@ def _volumes(folder: Path, say: Say | None) -> dict[Path, list[str]]:
     for path in sorted(folder.glob("cases-*.zip")):
         try:
             with damage_named(), zipfile.ZipFile(path) as volume:
-                found[path] = sorted({PurePosixPath(name).parts[0] for name in volume.namelist()})
+                found[path] = sorted({_case_of(name) for name in volume.namelist()})
         except ValueError as error:
             path.unlink(missing_ok=True)
             if say:
                 say(f"warning: {path}: damaged ({error}). It is removed; what it held is prepared again.")
     return found
+
+
+def _case_of(entry: str) -> str:
+    """The case of a file in a volume. Raises: ValueError for a name without one."""
+    if not (parts := PurePosixPath(entry).parts):
+        raise ValueError(f"a file is called {entry!r}")
+    return parts[0]
 
 
 def _groups(sizes: dict[str, int]) -> Iterator[list[str]]:

@@ -229,7 +229,7 @@ def open_cache(cache: str | os.PathLike[str], spec: PreprocessSpec) -> dict[str,
         found = f"caches of other recipes: {', '.join(others)}" if others else "none"
         raise InputError(
             f"{cache}: expected the cache {folder.name}, found {found}. Run kitsseg preprocess "
-            "with the recipe that is to read it first; caches of several recipes lie side by side."
+            "first, with the recipe that you train or use now; caches of several recipes lie side by side."
         )
     check_specification(folder, spec)
     cases = {path.parent.name: open_case(path.parent) for path in sorted(folder.glob("[!.]*/case.json"))}

@@ -50,7 +50,7 @@ def check_hu_of_slices(item: SliceImage, spec: PreprocessSpec) -> None:
         sees = "all HU" if seen is None else f"HU {seen[0]:g} to {seen[1]:g}"
         raise InputError(
             f"{item.image}: its HU were clipped to {low:g} to {high:g}, and the recipe sees {sees}. A network that is "
-            "trained on such images has to be given clipped HU ever after: say so with "
+            "trained on such images must always be given images that are clipped in the same way. Give "
             f"--set preprocess.clip_hu={low:g},{high:g}, here and in kitsseg train."
         )
 

@@ -138,6 +138,6 @@ class Landing:
         recorded = self.hashes.get(file.path)
         if recorded and recorded.sha256 != sha256:
             raise InputError(
-                f"{path}: this file is not the one that was recorded here first. If you trust it, take its path out of "
-                f"{HASHES_FILE}, otherwise move the file away; then call again."
+                f"{path}: this file differs from the file recorded here first. To trust it, remove its path from "
+                f"{HASHES_FILE}; otherwise move the file away. Then run the same command again."
             )

@@ -268,6 +268,6 @@ def _check_space(dest: Path, work: _Work) -> None:
     free = shutil.disk_usage(dest).free
     if needed and needed + _SPARE_BYTES > free:
         raise InputError(
-            f"{dest}: {len(missing)} files of about {needed / 1e9:.1f} GB are to come, found {free / 1e9:.1f} GB free. "
-            "Free some space, choose another folder, or fewer --cases."
+            f"{dest}: {len(missing)} files of about {needed / 1e9:.1f} GB need space, found {free / 1e9:.1f} GB free. "
+            "Free some space, choose another folder, or give fewer --cases."
         )

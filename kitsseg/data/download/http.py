@@ -50,7 +50,7 @@ __all__ = [
 
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP status of errors that may pass
 _MOST_REDIRECTS = 10
-_KEPT = "Call again to go on: what has arrived is kept."
+_KEPT = "Run the same command again to go on: the bytes that have arrived are kept."
 
 
 class Stopped(Exception):
@@ -299,7 +299,7 @@ class _Wanted:
             forget_part(self.part)
             raise InputError(
                 f"{self.url}: it sends {size:,} bytes or more, but this file has {self.most_bytes:,} at most. Check "
-                "the address; does a proxy answer in its place?"
+                "the address, and whether a proxy answers in place of the host."
             )
 
 
@@ -322,7 +322,9 @@ def _attempt(wanted: _Wanted, connections: Connections) -> str | None:
                 return _without_body(response, wanted, facts, have)
             return _receive(response, announced, wanted, facts, have, connections)
     except httpx.InvalidURL as error:
-        raise InputError(f"{wanted.url}: this is no address ({_one_line(error)}). Correct it.") from error
+        raise InputError(
+            f"{wanted.url}: not a valid address ({_one_line(error)}). Correct the address."
+        ) from error
     except httpx.RequestError as error:
         connections.check_stopped()
         host, reason = urlsplit(str(error.request.url)).netloc, _cause(error)

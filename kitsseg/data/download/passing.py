@@ -212,7 +212,7 @@ def _check_kept(folder: Path, data: Path, image: KitsFile, compress: bool) -> No
     if compress != (cached.chunks is not None):
         option = "without" if compress else "with"
         raise InputError(
-            f"{folder}: a cache is compressed or not, and this one is the other. Go on {option} --compress, or use "
+            f"{folder}: this cache was made {option} --compress. Run the command {option} --compress, or use "
             "another cache folder."
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +49,8 @@ JITTER_MM = (
     0.05  # no volume changes if a slice lies so far from its place; a tenth of a mm written rounds by as much
 )
 SAME_PLACE_MM = 0.01
+MOST_INFLATED = 1 << 28  # bytes of a slice with its header: 11,000 x 11,000 pixels
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 MOST_VOXELS = 32767  # along an axis, in the header of NIfTI-1
 BESIDE_MM = 0.3  # from the straight line of the slices' corners
 MANY_TURNS = 3
@@ -496,9 +499,9 @@ def series_of(files: Sequence[Path]) -> list[DicomSeries]:
 
 def _series_header(path: Path) -> Any:
     """The part of a file's header that tells its series; None if the header cannot be read."""
-    module = _pydicom(path)
+    _pydicom(path)
     try:
-        return module.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_OF_SERIES)
+        return _data_set(path, stop_before_pixels=True, specific_tags=_OF_SERIES)
     except Exception:  # reading the series says what is wrong
         return None
 
@@ -545,7 +548,9 @@ def _files_of_series(folder: Path, uid: str) -> list[Path]:
             _check_all_read(here, dicom, [path for path in entries if path not in uids] + damaged)
         found += ours
     if not found:
-        raise InputError(f"{folder}: expected the files of the series {uid}, found none. Has it been moved?")
+        raise InputError(
+            f"{folder}: expected the files of the series {uid}, found none. Check whether the series was moved."
+        )
     return found
 
 
@@ -694,7 +699,7 @@ def _starts_with_an_element(start: bytes) -> bool:
 def _slice(path: Path) -> Slice:
     """The Slice of one file, without its pixels."""
     with _naming(path):
-        dataset = _pydicom(path).dcmread(path, stop_before_pixels=True, force=True)
+        dataset = _data_set(path, stop_before_pixels=True)
         _check_ct(path, dataset)
         return Slice(
             path,
@@ -791,7 +796,7 @@ def _positive(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
 def _hu(item: Slice) -> npt.NDArray[np.int16]:
     """(rows, columns) int16."""
     with _naming(item.path):
-        dataset = _pydicom(item.path).dcmread(item.path, force=True)
+        dataset = _data_set(item.path)
         syntax = _syntax(item.path, dataset)
         try:
             stored = dataset.pixel_array
@@ -821,12 +826,44 @@ def _syntax(path: Path, dataset: Any) -> Any:
         implicit, little = dataset.original_encoding
         if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
             raise InputError(
-                f"{path}: expected pixels, or the name of their compression, found compressed pixels of an unknown "
-                "kind, for the head of the file is missing. Export the series again."
+                f"{path}: expected pixels with a named compression, found compressed pixels of an unknown "
+                "kind, because the head of the file is missing. Export the series again."
             )
         plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
     return meta.TransferSyntaxUID
+
+
+def _data_set(path: Path, **options: Any) -> Any:
+    """The data set of a file, with or without the head "DICM"; ``options`` are those of ``pydicom.dcmread``."""
+    _check_inflated(path)
+    return _pydicom(path).dcmread(path, force=True, **options)
+
+
+def _check_inflated(path: Path) -> None:
+    """Refuse a deflated data set that becomes far larger than a slice.
+
+    pydicom inflates all of it at once, even where only the header is wanted.
+
+    Raises: InputError if it becomes more than ``MOST_INFLATED`` bytes. ValueError for a head that is damaged.
+    """
+    with path.open("rb") as file:
+        start = file.read(4096)
+        if start[128:132] != b"DICM" or _DEFLATED not in start:
+            return
+        if start[132:140] != b"\x02\0\0\0UL\x04\0":
+            raise ValueError("the length of its head is missing")
+        file.seek(144 + int.from_bytes(start[140:144], "little"))
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while size <= MOST_INFLATED and not inflater.eof and (packed := file.read(1 << 16)):
+            while packed and size <= MOST_INFLATED:
+                size += len(inflater.decompress(packed, 1 << 20))
+                packed = inflater.unconsumed_tail
+    if size > MOST_INFLATED:
+        raise InputError(
+            f"{path}: expected a slice, found a compressed data set of more than {MOST_INFLATED:,} bytes. Export the "
+            "series again, uncompressed."
+        )
 
 
 def _pydicom(path: Path) -> ModuleType:

@@ -43,6 +43,7 @@ MAGIC = {348: b"n+1\0", 540: b"n+2\0"}  # of a file that holds header and data, 
 _FORM_CODES = 6  # 0 for a form that says nothing, 1 scanner ... 5 template
 _LINE_ENDS = (b"\r\n\x1a\n", bytes(4))  # of NIfTI-2: changed by a transfer as text; some leave them empty
 MOST_EXTENSION_BYTES = 64 << 20  # between header and data; extensions take some kB, or some MB of XML
+MOST_LEFT = 1 << 20  # bytes behind the numbers beside as many as these take
 MOST_INFLATED = 1032  # bytes that one byte of a deflated stream can stand for
 _OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
 
@@ -164,12 +165,16 @@ def read_exactly(stream: BinaryIO, size: int) -> bytes:
 def read_to_end(stream: BinaryIO, header: nib.Nifti1Header) -> None:
     """Read what is left: the checksum of a gzip file is compared at its end.
 
-    Raises: HeaderDataError if more is left than zeros, and it would make another plane: the header leaves some out.
+    Raises: HeaderDataError if more is left than zeros, and it would make another plane: the header leaves some out; or
+        if more zeros are left than the numbers take, which a small file can hold without end.
     """
-    plane_bytes = math.prod(header.get_data_shape()[:2]) * int(header.get_data_dtype().itemsize)
+    shape, bytes_each = header.get_data_shape(), int(header.get_data_dtype().itemsize)
+    plane_bytes, most = math.prod(shape[:2]) * bytes_each, math.prod(shape) * bytes_each + MOST_LEFT
     left, empty = 0, True
     while piece := stream.read(1 << 20):
         left += len(piece)
         empty = empty and not any(piece)
+        if left > most:
+            raise HeaderDataError(f"more than {most:,} bytes follow the last slice that its header tells of")
     if left >= max(plane_bytes, 1) and not empty:
         raise HeaderDataError(f"{left:,} bytes follow the last slice that its header tells of")

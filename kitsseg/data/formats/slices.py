@@ -8,6 +8,7 @@ Such files do not tell which side of the patient is left, or whether image and m
 are mirrored against their images are noticed when several images are compared (``mirrored_masks``).
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,15 @@ __all__ = [
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 _WORDS = ("background", "kidney", "tumor")
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 SHOWN = 6  # values of a mask in a message
 
 
@@ -89,8 +98,8 @@ def read_slice(item: SliceImage) -> npt.NDArray[np.int16]:
     if item.hu_window is None:
         bits = 8 if mode == "L" else 16
         raise InputError(
-            f"{path}: expected the HU of its darkest and brightest value, found none; an image of {bits} bits does not "
-            "say them. Give --hu-window LOW,HIGH, or the columns hu_low and hu_high of slices.csv."
+            f"{path}: expected the HU of the darkest and brightest value, found none; an image of {bits} bits does not "
+            "state these HU. Give --hu-window LOW,HIGH, or the columns hu_low and hu_high of slices.csv."
         )
     low, high = item.hu_window
     hu = low + values.astype(np.float64) * ((high - low) / (255 if mode == "L" else 65535))
@@ -150,8 +159,8 @@ def read_slices(items: Sequence[SliceImage]) -> Volume:
     for item, plane in zip(items, planes, strict=True):
         if plane.shape != planes[0].shape or item.spacing_mm != items[0].spacing_mm:
             raise InputError(
-                f"{item.image}: expected {_size(planes[0], items[0])} as {items[0].image.name}, an image of the same "
-                f"patient {item.patient}, has; found {_size(plane, item)}. Bring them to one size and spacing."
+                f"{item.image}: expected {_size(planes[0], items[0])} as in {items[0].image.name} of the same "
+                f"patient {item.patient}; found {_size(plane, item)}. Bring these images to one size and spacing."
             )
         other = seen.setdefault(plane.tobytes(), item)
         if other is not item and plane.min() < plane.max():  # several may show nothing but air
@@ -248,7 +257,11 @@ def _pixels(path: Path) -> tuple[str, npt.NDArray[Any]]:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "error", Image.DecompressionBombWarning
+            )  # no slice has 9,459 x 9,459 pixels
+            return Image.open(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected an image, found nothing there.") from error
     except _DAMAGE as error:

@@ -110,10 +110,10 @@ def _detected(
                 f"{folder}: expected cases with label maps, found DICOM series ({series[0].name}). {where}"
             )
         if series and (files := _nifti_files(folder)):
-            which = f", or say which are meant: {patterns}" if patterns else ""
+            which = f", or say which files are meant: {patterns}" if patterns else ""
             raise InputError(
                 f"{folder}: expected one layout, found DICOM series ({series[0].name}) and NIfTI files "
-                f"({files[0].name}). Give them one by one{which}."
+                f"({files[0].name}). Give the series and the files in separate commands{which}."
             )
         cases = [Case(folder_name(path), path, None) for path in series]
     if not cases and has_images(folder):

@@ -70,7 +70,7 @@ def nnunet_cases(
             if name in cases:
                 raise InputError(
                     f"{images}: expected cases of other names than in {cases[name].scan.parent.name}, "
-                    f"found {name} in both. Give one of the two folders."
+                    f"found {name} in both folders. Give only one of the two folders."
                 )
             cases[name] = Case(name, images / f"{name}_0000{ending}", labels / f"{name}{ending}", values)
     return list(cases.values())

@@ -64,7 +64,7 @@ def find_slices(folder: Path, layout: Layout, need_labels: bool) -> list[SliceIm
     ):
         raise InputError(
             f"{table}: expected a row for each of the files in {images.name}, found none for {others[0]}"
-            f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}. Whose slice is that?"
+            f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}. Add a row for each file, or remove the file."
         )
     if not slices:
         raise InputError(f"{table}: expected a row for each image, found none.")
@@ -105,7 +105,7 @@ def slices_of_inputs(inputs: Iterable[str | os.PathLike[str]], layout: Layout) -
             some = [each for each in find_slices(folder, layout, False) if each.image.samefile(item)]
             if not some:
                 raise InputError(
-                    f"{item}: expected a row in {folder / SLICES} and a place in its images, found none."
+                    f"{item}: expected an image in the folder images with a row in {folder / SLICES}, found none."
                 )
         else:
             scans.append(item)
@@ -120,7 +120,7 @@ def slices_of_inputs(inputs: Iterable[str | os.PathLike[str]], layout: Layout) -
                 )
     if images and scans:
         raise InputError(
-            f"{scans[0]}: expected slices, as the other inputs are. Predict scans by another call."
+            f"{scans[0]}: expected slices like the other inputs, found a scan. Predict scans with a separate command."
         )
     return [found[name] for name in sorted(found)] if images else None
 

@@ -112,7 +112,7 @@ def render_cases(
     found = {case.name: case for case in find_cases(labels_dir, need_image=False, options=())}
     if isinstance(cases, int) and cases > len(found):
         raise InputError(
-            f"{labels_dir}: expected {cases} label maps, found {len(found)}. Ask for at most so many cases."
+            f"{labels_dir}: expected {cases} label maps, found {len(found)}. Ask for at most {len(found)} cases."
         )
     names = sorted(found)[:cases] if cases is None or isinstance(cases, int) else list(cases)
     unknown = [name for name in names if name not in found]

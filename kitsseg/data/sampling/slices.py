@@ -110,8 +110,8 @@ class SliceBatches:
             slices = np.flatnonzero(area)
             if sampler.positive and not len(slices):
                 raise InputError(
-                    f"{case.folder}: no slice of {case.name} holds kidney or tumor; it cannot train. Leave the case "
-                    "out of the split."
+                    f"{case.folder}: no slice of {case.name} holds kidney or tumor; training needs such slices. "
+                    "Leave the case out of the split."
                 )
             weights = area[slices] if sampler.positive_weights == "area" else np.ones(len(slices), np.int64)
             self._positive.append((slices, np.cumsum(weights)))
