@@ -180,9 +180,11 @@ def _alone_in(run: Path, resume: bool, say: Callable[[str], object] | None) -> I
 
     Raises: InputError if another process trains the run, or if there is no run to resume.
     """
-    if resume:
-        read_run(run)  # before a folder is made
+    if resume and not run.is_dir():
+        read_run(run)  # says what is missing, before a folder is made
     with folder_lock(run, "train", wait=False, doing="training", **({"say": say} if say else {})):
+        if resume:
+            read_run(run)
         yield
 
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pytest
 from support.cases import make_case, read_json, spec_of_tests
 from support.recipes import micro_recipe_of_tests
 
-from kitsseg import recipes
+from kitsseg import cli, recipes
 from kitsseg.cli import main
 from kitsseg.data.cache import build as preprocess
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
@@ -1033,3 +1034,17 @@ def test_real_labels_can_be_rendered(kitsseg, data, tmp_path):
     for case in data.iterdir():
         copied = tmp_path / "rendered" / case.name / "segmentation.nii.gz"
         assert copied.read_bytes() == (case / "segmentation.nii.gz").read_bytes()
+
+
+def test_a_warning_of_kitsseg_is_a_line_and_one_of_others_stays_a_warning(capsys):
+    inside, outside = str(Path(cli.__file__).parent / "training" / "train.py"), "/elsewhere/other.py"
+    with cli._warnings_as_lines():
+        warnings.warn_explicit("[so] it is", UserWarning, inside, 3, "kitsseg.training.train")
+        warnings.warn_explicit("[so] it is", UserWarning, inside, 3, "kitsseg.training.train")
+        with pytest.raises(UserWarning, match="of others"):  # the tests take warnings for errors
+            warnings.warn_explicit("of others", UserWarning, outside, 3, "other")
+        with pytest.raises(DeprecationWarning, match="old"):
+            warnings.warn_explicit("old", DeprecationWarning, inside, 3, "kitsseg.training.train")
+    assert capsys.readouterr().out.splitlines() == 2 * ["warning: [so] it is"]
+    with pytest.raises(UserWarning, match="after it"):
+        warnings.warn_explicit("after it", UserWarning, inside, 3, "kitsseg.training.train")

@@ -56,6 +56,8 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ("epochs=3", ["--set epochs", "no such setting", "kitsseg recipes show unet2d"]),
         ("phases.train.epoch=3", ["Did you mean phases.train.epochs?"]),
         ("phases.trian.epochs=3", ["Did you mean phases.train.epochs?"]),
+        ("Phases.Train.Epochs=3", ["Did you mean phases.train.epochs?"]),
+        ("phases.train.learning-rate=3", ["Did you mean phases.train.learning_rate?"]),
         ("phases.train.name=x", ["no such setting"]),
         ("phases.train.epochs=3.5", ["a whole number", "80", "'3.5'"]),
         ("phases.train.epochs=many", ["a whole number", "'many'"]),

@@ -1,5 +1,7 @@
 """kitsseg evaluate, compare and report as commands: the options about classes, surfaces and pictures."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -102,3 +104,56 @@ def test_report_and_preview(cases, capsys):
     ):
         code, text = run(capsys, line)
         assert code == 1 and complaint in text and len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("linked", ["files", "folders"])
+def test_linked_scores_go_by_the_names_of_their_links(cases, capsys, linked):
+    """As in an annexed data set, where all files lie in one store."""
+    store = cases / "store"
+    store.mkdir()
+    for name in ("a", "b"):
+        where = store if linked == "files" else store / f"0{ord(name)}"
+        where.mkdir(exist_ok=True)
+        code, _ = run(capsys, f"evaluate {name} truth --classes kits23 --out {where / name}.csv")
+        assert code == 0
+        if linked == "files":
+            (cases / f"run_{name}").mkdir()
+            for ending in ("csv", "json"):
+                (cases / f"run_{name}" / f"scores.{ending}").symlink_to(where / f"{name}.{ending}")
+        else:
+            for ending in ("csv", "json"):
+                (where / f"{name}.{ending}").rename(where / f"scores.{ending}")
+            (cases / f"run_{name}").symlink_to(where)
+    code, text = run(capsys, "compare run_a/scores.csv run_b/scores.csv")
+    assert code == 0
+    assert text.startswith("no run folder of run_a, run_b")
+
+
+@pytest.mark.parametrize("field", ["prediction", "truth", "image", "run", "also"])
+@pytest.mark.parametrize("line", ["report s.csv --out r.html", "compare s.csv t.csv"])
+def test_a_path_in_scores_that_is_none_is_one_line(cases, capsys, field, line):
+    for name in ("s", "t"):
+        assert run(capsys, f"evaluate a truth --classes kits23 --out {name}.csv")[0] == 0
+    record = json.loads((cases / "s.json").read_text())
+    if field == "run":
+        record["run"] = "a\0b"
+    elif field == "also":
+        record["also"] = ["a\0b"]
+    else:
+        record["cases"]["case_00000"][field] = "a\0b"
+    (cases / "s.json").write_text(json.dumps(record))
+    code, text = run(capsys, line)
+    assert code == 1
+    assert len(text.splitlines()) == 1
+    assert "s.json: expected the summary of kitsseg evaluate" in text
+    assert "Run kitsseg evaluate again." in text
+    assert not (cases / "r.html").exists()
+
+
+def test_a_path_in_the_record_of_predictions_that_is_none_is_one_line(cases, capsys):
+    (cases / "a" / "predictions.json").write_text(json.dumps({"version": 1, "run": "a\0b"}))
+    code, text = run(capsys, "evaluate a truth --classes kits23 --out s.csv")
+    assert code == 1
+    assert len(text.splitlines()) == 1
+    assert "predictions.json: expected the record of kitsseg predict" in text
+    assert not (cases / "s.csv").exists()

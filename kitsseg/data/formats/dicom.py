@@ -845,15 +845,13 @@ def _check_inflated(path: Path) -> None:
 
     pydicom inflates all of it at once, even where only the header is wanted.
 
-    Raises: InputError if it becomes more than ``MOST_INFLATED`` bytes. ValueError for a head that is damaged.
+    Raises: InputError if it becomes more than ``MOST_INFLATED`` bytes.
     """
     with path.open("rb") as file:
-        start = file.read(4096)
+        start = file.read(1 << 16)
         if start[128:132] != b"DICM" or _DEFLATED not in start:
             return
-        if start[132:140] != b"\x02\0\0\0UL\x04\0":
-            raise ValueError("the length of its head is missing")
-        file.seek(144 + int.from_bytes(start[140:144], "little"))
+        file.seek(_end_of_head(start))
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while size <= MOST_INFLATED and not inflater.eof and (packed := file.read(1 << 16)):
             while packed and size <= MOST_INFLATED:
@@ -864,6 +862,17 @@ def _check_inflated(path: Path) -> None:
             f"{path}: expected a slice, found a compressed data set of more than {MOST_INFLATED:,} bytes. Export the "
             "series again, uncompressed."
         )
+
+
+def _end_of_head(start: bytes) -> int:
+    """Where the elements of group 2 end, one by one as pydicom reads them; the length that they state may be wrong."""
+    at = 132
+    while start[at : at + 2] == b"\x02\0":
+        if start[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT"):
+            at += 12 + int.from_bytes(start[at + 8 : at + 12], "little")
+        else:
+            at += 8 + int.from_bytes(start[at + 6 : at + 8], "little")
+    return at
 
 
 def _pydicom(path: Path) -> ModuleType:

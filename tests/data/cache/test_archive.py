@@ -196,3 +196,16 @@ def test_a_disk_too_small_is_said_on_both_sides(made, kept, tmp_path, monkeypatc
 def test_a_case_that_is_not_in_the_cache_is_named(made, tmp_path):
     with pytest.raises(InputError, match="case_00077"):
         keep_cases(made / "cache", SPEC, tmp_path / "drive", ["case_00077"])
+
+
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_a_volume_with_a_file_without_a_name_is_removed(made, kept, tmp_path, name):
+    path = next(iter(volumes(kept).values()))
+    with zipfile.ZipFile(path, "a") as volume:
+        volume.writestr(zipfile.ZipInfo(name), b"")
+    said = []
+    assert back(kept, tmp_path, say=said.append) == NAMES[2:]
+    assert len(said) == 1
+    assert f"warning: {path}: damaged (a file is called" in said[0]
+    assert not path.exists()
+    assert keep_cases(made / "cache", SPEC, kept, NAMES) == NAMES[:2]

@@ -282,3 +282,44 @@ def test_nor_are_those_that_a_server_sends(tmp_path):
     with pytest.raises(InputError, match="it is a phantom"):
         download_one(tmp_path, lambda handler: send(handler, body, Content_Length=len(body)))
     assert not list(tmp_path.rglob("*.gz"))
+
+
+def nothing_arrives(folder):
+    return not list(folder.rglob("*.gz")) and read_hashes(folder) == {}
+
+
+@pytest.mark.parametrize(
+    "description", [PHANTOM, "kitsseg phantom, no patient", "kitsseg phantom 9, no patient"]
+)
+def test_nor_are_those_of_any_generator(tmp_path, description):
+    body = scan(description=description)
+    with pytest.raises(InputError, match="it is a phantom"):
+        download_one(tmp_path, lambda handler: send(handler, body, Content_Length=len(body)))
+    assert nothing_arrives(tmp_path)
+
+
+def test_nor_are_those_that_are_not_compressed(phantoms, tmp_path, capsys):
+    path = phantoms / IMAGE
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert main(["download", str(tmp_path / "d"), "--from", str(phantoms), "--cases", "210"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert nothing_arrives(tmp_path / "d")
+
+
+@pytest.mark.parametrize("how", ["nnU-Net", "a link to the file", "a link to the folder"])
+def test_nor_are_those_that_lie_in_another_way(how, phantoms, tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    if how == "nnU-Net":
+        (source / "imagesTs").mkdir()
+        shutil.copy(phantoms / IMAGE, source / "imagesTs" / "case_00210_0000.nii.gz")
+    elif how == "a link to the file":
+        (source / "case_00210").mkdir()
+        (source / IMAGE).symlink_to(phantoms / IMAGE)
+    else:
+        (source / "case_00210").symlink_to(phantoms / "case_00210")
+    assert main(["download", str(tmp_path / "d"), "--from", str(source), "--cases", "210"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "it is a phantom" in line
+    assert nothing_arrives(tmp_path / "d")

@@ -1,6 +1,7 @@
 """No slice of a series is left out, doubled or taken from another moment without a word."""
 
 import gzip
+import zlib
 
 import numpy as np
 import pydicom
@@ -18,6 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from kitsseg.data.formats import dicom
 from kitsseg.data.formats.dicom import is_series, read_series
 from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import read_image
@@ -501,3 +503,52 @@ def test_slices_that_lack_at_an_end_are_told_where_the_headers_count_them(tmp_pa
 def test_headers_that_do_not_count_the_slices_raise_no_doubt(tmp_path, elements):
     write(tmp_path, EVEN, **elements)
     assert slices_doubted(tmp_path) == []
+
+
+# a data set that unpacks to more than a slice
+
+
+HEADS = {
+    "as written": lambda content: content,
+    "a length beyond the file": lambda content: (
+        content[:140] + (2**32 - 1).to_bytes(4, "little") + content[144:]
+    ),
+    "a length of 0": lambda content: content[:140] + bytes(4) + content[144:],
+    "without its length": lambda content: content[:132] + content[144:],
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_deflated_slice_that_unpacks_to_far_more_than_a_slice_is_refused(tmp_path, monkeypatch, head):
+    files = write(tmp_path, EVEN, DeflatedExplicitVRLittleEndian)
+    content = files[3].read_bytes()
+    files[3].write_bytes(head(content))
+    check_whole(tmp_path, 8)
+    start = 144 + int.from_bytes(content[140:144], "little")
+    inflated = zlib.decompress(content[start:], -zlib.MAX_WBITS)
+    pack = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    private = b"\x09\0\x10\0UN\0\0" + (1 << 24).to_bytes(4, "little") + bytes(1 << 24)
+    files[3].write_bytes(head(content[:start] + pack.compress(private + inflated) + pack.flush()))
+    assert files[3].stat().st_size < 1 << 17
+    monkeypatch.setattr(dicom, "MOST_INFLATED", 1 << 22)
+    with pytest.raises(
+        InputError, match=rf"{files[3].name}: expected a slice, found a compressed data set of more"
+    ):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content, start: content[:start] + b"\xff" * 40 + content[start + 40 :],
+        lambda content, start: content[: start + 20],
+        lambda content, start: content[: start + 1] + bytes(200) + content[start + 1 :],
+    ],
+    ids=["bytes", "cut", "shifted"],
+)
+def test_a_deflated_slice_that_is_damaged_is_named(tmp_path, damage):
+    files = write(tmp_path, EVEN, DeflatedExplicitVRLittleEndian)
+    content = files[3].read_bytes()
+    files[3].write_bytes(damage(content, 144 + int.from_bytes(content[140:144], "little")))
+    with pytest.raises(InputError, match=files[3].name):
+        read_series(tmp_path)

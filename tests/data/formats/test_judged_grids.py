@@ -1,5 +1,6 @@
 """A grid that is not what it says is refused wherever a file is read; one that is right, however turned, is read."""
 
+import gzip
 import itertools
 import shutil
 
@@ -340,3 +341,19 @@ def test_verify_warns_of_labels_with_a_scale(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 warnings" in out
     assert "scl_slope 0.01" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_without_end_behind_the_data_are_refused(tmp_path, name):
+    """A file of a kilobyte can hold a gigabyte of them."""
+    path = write_nifti(tmp_path / name, scan(), np.diag([*SIZES, 1]))
+    most = scan().nbytes + (1 << 20)
+    for more, good in ((most - 10, True), (most + 10, False), (40 * most, False)):
+        content = path.read_bytes()
+        whole = gzip.decompress(content) if name.endswith("gz") else content
+        longer = whole[: 352 + scan().nbytes] + bytes(more)
+        path.write_bytes(gzip.compress(longer) if name.endswith("gz") else longer)
+        if good:
+            assert np.array_equal(read_image(path).grid.file_view(read_image(path).array), scan())
+        else:
+            assert f"more than {most:,} bytes follow the last slice" in error_of(path)

@@ -1,6 +1,7 @@
 """Folders of single slices: patients from the table, HU from the window, one clear line for each fault."""
 
 import csv
+import zlib
 
 import numpy as np
 import pytest
@@ -255,3 +256,16 @@ def test_the_real_slices_are_read_and_fit_their_masks(real_data):
     assert mirrored_masks(images, masks) is None
     assert mirrored_masks(images, [mask[:, ::-1] for mask in masks]) == "left and right"
     assert mirrored_masks(images, [mask[::-1] for mask in masks]) == "top and bottom"
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(20000, 20000), (9500, 9500), (1, 90_000_000)])
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_an_image_that_unpacks_to_a_billion_pixels_is_refused(folder, kind, rows, columns):
+    """A PNG of a kilobyte whose header promises more than any slice has."""
+    path = folder / kind / "p0_0.png"
+    whole = path.read_bytes()
+    head = b"IHDR" + columns.to_bytes(4, "big") + rows.to_bytes(4, "big") + whole[24:29]
+    path.write_bytes(whole[:12] + head + zlib.crc32(head).to_bytes(4, "big") + whole[33:])
+    read = read_slice if kind == "images" else read_mask
+    with pytest.raises(InputError, match=rf"{kind}.p0_0.png: damaged, or neither PNG nor JPEG .*pixels"):
+        read(items_of(folder)[0])

@@ -13,6 +13,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from pickletools import genops as pickle_operations
 
 import keras
 import numpy as np
@@ -225,3 +226,98 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="could not be downloaded"):
         download_weights("https://example.org/tiny-00000000.pth", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+VALUES = np.arange(4, dtype="<f4").tobytes()
+
+
+def dumped(value):
+    """The opcodes of a value, to be put into a pickle that is written by hand."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(shape=(2, 2), strides=(2, 1), offset=0):
+    """The opcodes with which torch refers to a tensor of the storage "0", of float32."""
+    key = (
+        b"(" + dumped("storage") + b"ctorch\nFloatStorage\n" + dumped("0") + dumped("cpu") + dumped(4) + b"tQ"
+    )
+    more = dumped(offset) + dumped(shape) + dumped(strides) + dumped(False) + b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + key + more + b"tR"
+
+
+def state_file(path, tensors, first=b"", values=VALUES, pack=zipfile.ZIP_STORED):
+    entries = b"".join(dumped(name) + content for name, content in tensors.items())
+    with zipfile.ZipFile(path, "w", pack) as archive:
+        archive.writestr(
+            "a/data.pkl", b"\x80\x02" + first + b"ccollections\nOrderedDict\n)R(" + entries + b"u."
+        )
+        archive.writestr("a/data/0", values)
+    return path
+
+
+def complaint(path):
+    with pytest.raises(InputError) as caught:
+        read_state_dict(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+def test_a_file_written_by_hand_is_read(tmp_path):
+    state = read_state_dict(state_file(tmp_path / "a.pth", {"w": tensor(strides=(1, 2))}))
+    np.testing.assert_array_equal(state["w"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"shape": (1 << 20, 1 << 20), "strides": (0, 0)}, "its tensors have more than the"),
+        ({"shape": (1 << 62, 4), "strides": (0, 1)}, "its tensors have more than the"),
+        ({"shape": (0, 1 << 62), "offset": -1}, "a shape, a stride or an offset is no number from 0"),
+        ({"shape": (2, -2)}, "a shape, a stride or an offset is no number from 0"),
+        ({"strides": (2.0, 1)}, "a shape, a stride or an offset is no number from 0"),
+        ({"shape": (1,) * 33, "strides": (1,) * 33}, "a tensor of 33 axes"),
+        ({"offset": 2}, "buffer"),
+        ({"strides": (1 << 61, 1)}, "not a readable torch state dict"),
+    ],
+)
+def test_tensors_larger_than_their_file_are_refused_before_memory_is_asked_for(tmp_path, made, words):
+    assert words in complaint(state_file(tmp_path / "a.pth", {"w": tensor(**made)}))
+
+
+def test_so_are_many_tensors_of_one_storage(tmp_path):
+    values = bytes(4 << 10)
+    every = {f"w{number}": tensor((1 << 10,), (1,)) for number in range(100)}
+    path = state_file(tmp_path / "a.pth", every, values=values)
+    assert 100 * len(values) > path.stat().st_size
+    assert f"more than the {path.stat().st_size:,} bytes of the file" in complaint(path)
+
+
+def test_a_pickle_that_numbers_objects_it_does_not_have_is_refused(tmp_path):
+    """C's unpickler would reserve 16 GiB for the number of one object."""
+    first = b"Nr" + (2**31 - 1).to_bytes(4, "little") + b"0"
+    path = state_file(tmp_path / "a.pth", {"w": tensor()}, first=first)
+    assert "numbers an object 2147483647 after" in complaint(path)
+
+
+def test_a_zip_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    path = state_file(tmp_path / "a.pth", {"w": tensor()}, values=bytes(1 << 24), pack=zipfile.ZIP_DEFLATED)
+    assert "its contents are larger than the file" in complaint(path)
+
+
+def test_the_older_format_may_not_ask_for_more_values_than_it_has(tmp_path):
+    content = TINY[1].read_bytes()
+    file = io.BytesIO(content)
+    for _ in range(5):  # magic, version, system, the object, the keys of its storages
+        for _ in pickle_operations(file):
+            pass
+    for length in (2**62, 2**40, 10**6):
+        damaged = content[: file.tell()] + length.to_bytes(8, "little") + content[file.tell() + 8 :]
+        (tmp_path / "a.pth").write_bytes(damaged)
+        assert "not a readable torch state dict" in complaint(tmp_path / "a.pth")
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path):
+    with (tmp_path / "a.pth").open("wb") as file:
+        file.truncate((4 << 30) + 1)
+    assert "found a file of 4,294,967,297 bytes. Check the path" in complaint(tmp_path / "a.pth")
