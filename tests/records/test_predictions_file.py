@@ -504,6 +504,34 @@ def test_what_a_killed_process_has_done_is_known_to_the_next(out, written):
         Predictions(out, header())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line | {"done": "../notes"},
+        lambda line: line | {"done": "/etc/hostname"},
+        lambda line: line | {"case": line["case"] | {"file": "../notes.txt"}},
+        lambda line: line | {"case": line["case"] | {"image": "a\0b"}},
+        lambda line: {"begun": "../notes", "time": "2026-01-01T00:00:00"},
+    ],
+    ids=["done above", "done elsewhere", "file above", "image", "begun above"],
+)
+def test_the_journal_of_a_killed_process_leads_nowhere_else_either(out, written, change):
+    (out.parent / "notes.txt").write_text("of the user")
+    shutil.copy(written[1], out / "prediction_00007.nii.gz")
+    killed = Predictions(out, header())
+    add(killed, "case_00007", entry_of(out, written[0], "prediction_00007.nii.gz"))
+    [path] = journals(out)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    changed = [change(line) if "case" in line else line for line in lines]
+    assert changed != lines
+    killed.finish()
+    path = out / "predictions-00000000.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    with pytest.raises(InputError, match="predictions-00000000.jsonl: expected the record"):
+        Predictions(out, header())
+    assert (out.parent / "notes.txt").read_text() == "of the user"
+
+
 def test_two_cohorts_of_equal_names_at_once(out, written, tmp_path):
     """Both began with an empty folder: whoever comes later to a scan finds the other's label map."""
     image, file = written

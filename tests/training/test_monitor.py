@@ -1,5 +1,6 @@
 """Early warnings: labels without kidneys, epochs without a positive slice, a loss that is no number; the time left."""
 
+import shutil
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from support.cases import make_case, read_json
 from support.records import run_record
 
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.cache.cases import cache_folder, open_cache
 from kitsseg.data.sampling.batches import BatchForm, Draws
 from kitsseg.data.sampling.slices import SliceBatches
 from kitsseg.data.splits import make_split
@@ -73,6 +74,35 @@ def test_an_empty_training_case_is_named_with_what_to_do(micro_recipe, spec, tmp
     with pytest.raises(InputError, match=message):
         train_recipe(micro_recipe, tmp_path / "cache", split, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_several_empty_training_cases_are_counted_and_three_are_named(number, spec, tmp_path):
+    cases = cases_of(tmp_path, spec, NAMES[:number])
+    split = replace(split_of_cases(), train=tuple(NAMES), validation=(), test=())
+    named = ", ".join(NAMES[: min(number, 3)]) + (" and others" if number > 3 else "")
+    text = f"{number} of 5 training cases hold neither kidney nor tumor"
+    assert check_training_labels(cases, split) == [f"{text}: {named}."]
+    with pytest.raises(InputError, match=rf"{text} \({named}\), and this recipe draws"):
+        check_training_labels(cases, split, positive=True)
+
+
+@pytest.mark.parametrize("how", ["--split", "out of the cache"])
+def test_the_advice_about_an_empty_case_is_right(micro_recipe, spec, tmp_path, how):
+    cases_of(tmp_path, spec, NAMES[1:2])
+    split = split_of_cases()
+    if how == "--split":
+        split = replace(split, train=(NAMES[0], NAMES[2]))
+    else:
+        shutil.move(cache_folder(tmp_path / "cache", spec) / NAMES[1], tmp_path / NAMES[1])
+        split = replace(split, train=tuple(name for name in split.train if name != NAMES[1]))
+    run = train_recipe(micro_recipe, tmp_path / "cache", split, tmp_path / "run", TrainOptions(epochs=1))
+    assert (run / "model.keras").is_file()
+
+
+def test_an_empty_case_that_no_training_uses_is_not_mentioned(spec, tmp_path):
+    cases = cases_of(tmp_path, spec, NAMES[4:])
+    assert check_training_labels(cases, split_of_cases(), positive=True) == []
 
 
 def test_nothing_is_said_of_good_labels(cached):
