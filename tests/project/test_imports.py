@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,13 @@ def test_no_two_test_modules_have_one_name():
     """Pytest imports them by their names alone."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_names_of_tests_say_what_is_tested_and_quote_no_document():
+    """As ``test_unet2d_3_2_rounding`` would: the name of a paper and a number of one of its sections."""
+    quoting = re.compile(
+        r"def (test_(?:unet2d|wp_unet|squeeze_unet|enhanced_unet|deeplab3d|unet3d|evaluation)_\d\w*)"
+    )
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    assert quoting.findall("def test_wp_unet_9_4_rounding(") == ["test_wp_unet_9_4_rounding"]
+    assert [name for text in texts for name in quoting.findall(text)] == []

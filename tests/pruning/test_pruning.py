@@ -227,7 +227,7 @@ def names(model, **options):
     return [(layer.name, variable.name) for layer, variable in prunable_weights(model, **options)]
 
 
-def test_wp_unet_9_1_what_is_pruned():
+def test_kernels_are_pruned_and_depthwise_ones_only_if_asked():
     table = [("first", "kernel"), ("inner", "kernel"), ("separable", "pointwise_kernel"), ("head", "kernel")]
     model = small()
     assert names(model) == table

@@ -21,7 +21,7 @@ from kitsseg.pruning.masks import block_mask, global_masks, is_pointwise, m_by_n
         (4, 0.0, 4),
     ],
 )
-def test_wp_unet_9_4_rounding(size, sparsity, kept):
+def test_the_number_of_kept_weights_is_rounded_as_in_tfmot(size, sparsity, kept):
     assert n_kept(size, sparsity) == kept
     weights = np.random.default_rng(size).permutation(size) + 1.0
     mask, threshold = magnitude_mask(weights.astype(np.float32), sparsity)
@@ -30,7 +30,7 @@ def test_wp_unet_9_4_rounding(size, sparsity, kept):
     np.testing.assert_array_equal(mask, weights >= threshold)
 
 
-def test_wp_unet_9_4_ties_and_zeros_are_all_kept():
+def test_ties_and_zeros_are_all_kept():
     mask, threshold = magnitude_mask(np.array([1, -1, 1, -1], np.float32), 0.5)
     assert mask.all()
     assert threshold == 1
@@ -43,7 +43,7 @@ def test_wp_unet_9_4_ties_and_zeros_are_all_kept():
     ("shape", "sparsity"),
     [((3, 3, 8, 5), 0.5), ((1, 1, 12, 4), 0.5), ((3, 3, 6, 2), 1 / 3), ((10, 4), 0.4), ((3, 3, 1, 8), 0.0)],
 )
-def test_wp_unet_9_6_sparsity_that_two_of_four_reaches(shape, sparsity):
+def test_the_sparsity_that_two_of_four_reaches(shape, sparsity):
     """6 inputs are a group of four, which loses two, and two entries with two zeros, which lose none; 10: 2 + 2 + 0."""
     mask = m_by_n_mask(np.random.default_rng(0).normal(size=shape) + 5, (2, 4))
     assert mask.shape == shape

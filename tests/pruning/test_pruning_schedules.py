@@ -12,7 +12,7 @@ from kitsseg.pruning.schedules import at_step, constant_sparsity, polynomial_dec
 pytest.importorskip("tensorflow_model_optimization")
 
 
-def test_wp_unet_9_3_table_of_the_polynomial_schedule():
+def test_the_polynomial_schedule_rises_as_tfmots_does():
     """PolynomialDecay(0, 0.5, 0, 10, frequency=2): s = 0.5 - 0.5 (1 - step / 10)^3 at 2, 4, 6, 8, 10."""
     schedule = polynomial_decay(0.5, 10, 2)
     drawn = {step: sparsity for step in range(1, 30) for due, sparsity in [at_step(schedule, step)] if due}
@@ -21,7 +21,7 @@ def test_wp_unet_9_3_table_of_the_polynomial_schedule():
     assert all(sparsity.dtype == np.float32 for sparsity in drawn.values())
 
 
-def test_wp_unet_9_3_one_shot_draws_once():
+def test_one_shot_draws_once():
     schedule = constant_sparsity(0.75)
     assert [step for step in range(1, 300) if at_step(schedule, step)[0]] == [1]
     assert at_step(schedule, 1)[1] == np.float32(0.75)
