@@ -69,11 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "run_command"):
         parser.print_help()
         return 0
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _interrupt)  # a stopped job cleans up as after Ctrl-C
     try:
         _check_names(arguments)
-        with _said_by(arguments), _warnings_as_lines():
+        with _stoppable(), _said_by(arguments), _warnings_as_lines():
             arguments.run_command(arguments)
     except InputError as error:
         return _complain(str(error), 1)
@@ -88,6 +86,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "interrupted; what was finished is kept, nothing unfinished is taken for whole."
         return _complain(text + _how_to_go_on(arguments), 130)
     return 0
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """In this block SIGTERM interrupts as Ctrl-C does, so that a stopped job cleans up.
+
+    A library that is at work in C when the signal comes may raise another error instead (TensorFlow: SystemError).
+
+    Raises: KeyboardInterrupt, after a signal in the place of any error.
+    """
+    stopped, before = False, {}
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+        if (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):  # a job in the background ignores it
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except Exception as error:
+        if stopped:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
@@ -158,10 +188,6 @@ def _how_to_go_on(arguments: argparse.Namespace) -> str:
         return ""
     run = Path(getattr(arguments, "out", None) or arguments.run)
     return " Go on: the same command with --resume." if (run / "run.json").is_file() else ""
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str, code: int) -> int:

@@ -1,20 +1,11 @@
 """Tiny synthetic cases, and the real KiTS19 label maps where they are at hand."""
 
 import contextlib
-import signal
 
 import pytest
 from support import REAL
 from support.cases import make_case, spec_of_tests
 from support.recipes import CASES, MODELS, SHAPE, Trained, micro, micro_recipe_of_tests
-
-
-@pytest.fixture(autouse=True)
-def _keep_signals():
-    """main() takes over SIGTERM, which belongs to the test run."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

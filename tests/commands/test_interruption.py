@@ -1,5 +1,6 @@
 """Real processes, stopped in the middle: Ctrl-C, a stopped job, a killed one. What stays is whole, and goes on."""
 
+import argparse
 import shutil
 import signal
 import sys
@@ -8,11 +9,12 @@ import pytest
 from support.cases import make_case, read_json
 from support.processes import contents, hidden, start_held, stop_when
 
-from kitsseg import recipes
+from kitsseg import cli, recipes
 from kitsseg.cli import main
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.layouts.find import find_cases
+from kitsseg.errors import InputError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -100,3 +102,52 @@ def test_what_a_killed_process_left_is_no_case(data, tmp_path):
     shutil.copy(data / "case_00001" / "segmentation.nii.gz", data / ".case_00001-x7a.nii.gz")
     assert main(["evaluate", str(data), str(data), "--out", str(tmp_path / "scores.csv")]) == 0
     assert list(read_json(tmp_path / "scores.json")["cases"]) == [f"case_{i:05d}" for i in range(9)]
+
+
+class Parser:
+    """Reads any command line as one command."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def parse_known_args(self, _):
+        return argparse.Namespace(run_command=self.command), []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "error", [SystemError, RuntimeError, InputError, OSError, MemoryError, KeyboardInterrupt]
+)
+def test_whatever_a_library_makes_of_a_signal_is_an_interruption(error, number, monkeypatch, capsys):
+    """TensorFlow, at work in C, ended in a SystemError with a traceback."""
+
+    def command(_):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise error("of a library") from None
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(cli, "build_parser", lambda: Parser(command))
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == ONE_LINE
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_without_a_signal_an_error_of_a_library_is_one(monkeypatch):
+    def command(_):
+        raise SystemError("of a library")
+
+    monkeypatch.setattr(cli, "build_parser", lambda: Parser(command))
+    with pytest.raises(SystemError, match="of a library"):
+        main(["info"])
+
+
+def test_a_job_that_ignores_ctrl_c_goes_on(monkeypatch):
+    """As of ``nohup``, or in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli, "build_parser", lambda: Parser(lambda _: signal.raise_signal(signal.SIGINT)))
+        assert main(["info"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
