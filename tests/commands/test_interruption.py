@@ -104,6 +104,14 @@ def test_what_a_killed_process_left_is_no_case(data, tmp_path):
     assert list(read_json(tmp_path / "scores.json")["cases"]) == [f"case_{i:05d}" for i in range(9)]
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Whoever started the tests in the background made them deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Parser:
     """Reads any command line as one command."""
 
