@@ -105,9 +105,8 @@ def _stoppable() -> Iterator[None]:
 
     with contextlib.suppress(ValueError):  # not in the main thread
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
-        if (
-            signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):  # a job in the background ignores it
+        # a job in the background ignores Ctrl-C, and goes on ignoring it
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield

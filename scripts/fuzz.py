@@ -929,9 +929,8 @@ def main() -> int:
     if unknown := set(arguments.kinds) - set(KINDS):
         parser.error(f"expected kinds of {', '.join(KINDS)}; found {', '.join(sorted(unknown))}")
     names = arguments.kinds or list(KINDS)
-    if (
-        len(names) > 1
-    ):  # each in a process of its own: what trainings leave in memory counts against its limit
+    if len(names) > 1:
+        # each in a process of its own: what trainings leave in memory counts against its limit
         options = [text for text in sys.argv[1:] if text not in arguments.kinds]
         return max(subprocess.run([sys.executable, __file__, name, *options]).returncode for name in names)
     [name] = names

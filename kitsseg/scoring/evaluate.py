@@ -22,7 +22,7 @@ from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 from kitsseg.files.tables import csv_path
 from kitsseg.interfaces import Progress
-from kitsseg.records.predictions import PREDICTIONS, PredictionsRecord, has_journals, read_predictions
+from kitsseg.records.predictions import PredictionsRecord, read_predictions
 from kitsseg.scoring.cases import CLASSES, Pair, columns_of, score_pair
 from kitsseg.scoring.scores_file import Evaluation, write_scores
 from kitsseg.scoring.summary import LeftOut, Provenance, recorded_by_predict, summarize
@@ -214,9 +214,8 @@ def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> 
 
 def _record_of_scans(folder: Path) -> PredictionsRecord | None:
     """The record of ``kitsseg predict`` about the folder; None for label maps of another tool with its own record."""
-    if (folder / PREDICTIONS).is_file() or has_journals(folder):
-        with suppress(InputError):
-            return read_predictions(folder)
+    with suppress(InputError):
+        return read_predictions(folder)
     return None
 
 

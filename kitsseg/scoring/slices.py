@@ -22,7 +22,7 @@ from kitsseg.files.json_records import as_builtins, as_json, converted, read_wit
 from kitsseg.files.paths import relative_path, relative_paths
 from kitsseg.files.tables import csv_path, read_columns, read_rows, write_rows
 from kitsseg.interfaces import Progress
-from kitsseg.records.predictions import PREDICTIONS, has_journals, read_predictions
+from kitsseg.records.predictions import read_predictions
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
 from kitsseg.scoring.summary import Provenance, recorded_by_predict
 from kitsseg.version import __version__
@@ -195,7 +195,7 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
 
 def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:
     """The values of the masks that ``kitsseg predict`` wrote, by slice."""
-    record = read_predictions(folder) if (folder / PREDICTIONS).is_file() or has_journals(folder) else None
+    record = read_predictions(folder)
     cases = record.cases if record else {}
     return {Path(name).stem: entry.mask_values for name, entry in cases.items() if entry.mask_values}
 

@@ -258,9 +258,8 @@ def _pixels(path: Path) -> tuple[str, npt.NDArray[Any]]:
 def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", Image.DecompressionBombWarning
-            )  # no slice has 9,459 x 9,459 pixels
+            # no slice has 9,459 x 9,459 pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected an image, found nothing there.") from error
