@@ -9,7 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from kitsseg.data.formats.dicom import is_series
+from kitsseg.data.formats.dicom_folder import is_series
 from kitsseg.data.layouts.kits import Case, Layout, kits_cases
 from kitsseg.data.layouts.names import (
     check_name,

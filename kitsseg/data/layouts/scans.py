@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kitsseg.data.formats.dicom import DicomSeries, is_dicom, read_series_grid, series_of
+from kitsseg.data.formats.dicom import read_series_grid
+from kitsseg.data.formats.dicom_file import is_dicom
+from kitsseg.data.formats.dicom_folder import DicomSeries, series_of
 from kitsseg.data.formats.grid import Grid
 from kitsseg.data.formats.nifti import read_grid
 from kitsseg.data.layouts.find import Case, Layout, checked_case, find_cases

@@ -10,7 +10,8 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 from support.dicom_files import AXIAL, ORIENTATIONS, nifti_of, noise, write_series
 
 from kitsseg.cli import main
-from kitsseg.data.formats.dicom import is_series, read_series
+from kitsseg.data.formats.dicom import read_series
+from kitsseg.data.formats.dicom_folder import is_series
 from kitsseg.data.formats.nifti import read_image, write_labels
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.errors import InputError

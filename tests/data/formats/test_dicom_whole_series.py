@@ -19,8 +19,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from kitsseg.data.formats import dicom
-from kitsseg.data.formats.dicom import is_series, read_series
+from kitsseg.data.formats import dicom_file
+from kitsseg.data.formats.dicom import read_series
+from kitsseg.data.formats.dicom_folder import is_series
 from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import read_image
 from kitsseg.errors import InputError
@@ -530,7 +531,7 @@ def test_a_deflated_slice_that_unpacks_to_far_more_than_a_slice_is_refused(tmp_p
     private = b"\x09\0\x10\0UN\0\0" + (1 << 24).to_bytes(4, "little") + bytes(1 << 24)
     files[3].write_bytes(head(content[:start] + pack.compress(private + inflated) + pack.flush()))
     assert files[3].stat().st_size < 1 << 17
-    monkeypatch.setattr(dicom, "MOST_INFLATED", 1 << 22)
+    monkeypatch.setattr(dicom_file, "MOST_INFLATED", 1 << 22)
     with pytest.raises(
         InputError, match=rf"{files[3].name}: expected a slice, found a compressed data set of more"
     ):
