@@ -18,7 +18,8 @@ make_venv = $(1) -m venv $(2)
 install_into = $(1)/bin/python -m pip install --quiet
 endif
 
-# where it is set, each of the hundreds of processes that tests start compiles all that it imports again, TensorFlow too
+# If PYTHONDONTWRITEBYTECODE is set, each of the hundreds of processes that the tests start compiles all its imports
+# anew, TensorFlow included.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: kills demo test check test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
@@ -45,7 +46,8 @@ test-jax: $(VENV)/installed-test
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/python -m pytest -n $(WORKERS) --dist load \
 	    -m "not slow" tests/models/test_all_builders.py tests/test_losses.py tests/pruning/test_pruning.py
 
-# with what Colab ships, on Python 3.13 where there is one, else on PYTHON: models, losses, pruning, export, scores ...
+# with the packages that Colab ships, on Python 3.13 if it is installed, else on PYTHON: the tests of models, losses,
+# metrics, pruning, export and scores, then the notebooks
 colab: $(COLAB_VENV)/installed
 	$(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" tests/models/test_all_builders.py tests/test_losses.py \
 	    tests/test_metrics.py tests/pruning/test_pruning.py tests/export/test_export.py tests/scoring/test_scores.py
@@ -56,7 +58,7 @@ colab-jax: $(COLAB_VENV)/installed
 	KERAS_BACKEND=jax XLA_FLAGS=--xla_backend_optimization_level=0 $(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) \
 	    -m "not slow" tests/models/test_all_builders.py tests/test_losses.py
 
-# ... and every cell of every notebook
+# every cell of every notebook, with the packages that Colab ships
 notebooks-colab: $(COLAB_VENV)/installed
 	$(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) tests/notebook
 
@@ -80,7 +82,8 @@ lint: $(VENV)/installed-test
 release: $(VENV)/installed-test
 	$(BIN)/python scripts/release.py build
 
-# files that say what is installed: a second call installs only after setup.cfg has changed
+# Each file below records that its environment is installed, so that a second call of make installs again only if a file
+# behind the colon, such as setup.cfg, has changed.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(call make_venv,$(PYTHON),$(VENV))
 	$(call install_into,$(VENV)) --editable .

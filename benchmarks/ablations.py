@@ -1,15 +1,16 @@
 """The rows of the papers' tables under one protocol: python benchmarks/ablations.py OUT [--pages docs/results.md]
     [--scores benchmarks/ablations.csv]
 
-For deeplab3d and unet2d: the tiny recipe, narrower and on a coarser grid, with the changes of each variant, trained on
-the same procedural phantoms with the same split and the same number of steps, once for each seed, on one thread; tested
-on patients that no training saw. Rows that differ in post-processing alone share their trainings, as in the paper.
+For deeplab3d and unet2d, a row is the tiny recipe, made narrower and put on a coarser grid, with the changes of one
+variant. All rows are trained on the same procedural phantoms, with the same split and the same number of steps, once
+for each seed, on one thread. They are tested on patients that no training saw. Rows that differ in post-processing
+alone share their trainings, as in the paper.
 
-Each table (OUT/tables/ablations-PAPER.md, with --pages also between the marks of these pages) sets the means beside the
-paper's own figures and says where the order agrees. A row is said to be above another only where every seed says so.
-What is in OUT is kept, so that a stopped call goes on; --only and --seeds choose what is trained, the tables hold all
-that is there (--seeds 0 trains nothing). --scores FILE.csv keeps the Dice of every test patient beside it: rows and
-seeds that are in this file are done, so that a later call goes on without OUT.
+Each table sets the means beside the paper's own figures and says where the order of the rows agrees. One row counts as
+better than another only if it is better with every seed. The tables go to OUT/tables/ablations-PAPER.md, with --pages
+also between the marks of those pages. Finished trainings in OUT are kept, so that a stopped call goes on. --only and
+--seeds choose what is trained (--seeds 0 trains nothing); the tables always hold all finished rows. --scores FILE.csv
+keeps the Dice of every test patient in a file, too. Rows and seeds in this file count as done, even if OUT is empty.
 
 Phantom results: they compare what small networks learn from phantoms in little time, not the papers' methods on CT of
 patients.
@@ -51,10 +52,10 @@ CASES, SIZE = 30, (32, 96, 96)
 PARTS = (0.5, 0.1, 0.4)  # to train, to choose epochs by, to test
 LABELS = {"kidney_label": "kidney", "tu": "tumor", "tk": "kidney with tumor"}
 COLUMNS = ("row", "seed", "steps", "case", *(f"{column}_dice" for column in LABELS))
-# what differs from the tiny recipe in every row: about half of its width and of the resolution; deeplab3d: more steps,
-# since 360 of so small patches leave a TK Dice of 0.3, at one learning rate, which the plateau lowers while the loss
-# still falls (patches of half the size, at 8 x 5 x 5 mm, found no kidney in two trainings of three); unet2d: fewer
-# epochs
+# Every row changes the tiny recipe in these ways. Width and resolution are about halved. deeplab3d trains for more
+# steps, because 360 steps on such small patches reach a TK Dice of only 0.3. Its first phase keeps one learning rate,
+# because the plateau schedule would lower the rate while the loss still falls. unet2d trains for fewer epochs.
+# (For deeplab3d, patches of half the size, at 8 x 5 x 5 mm, found no kidney in two trainings of three.)
 COARSE = {
     "deeplab3d": {
         "preprocess.spacing_mm": (6.0, 4.0, 4.0),
@@ -74,7 +75,7 @@ COARSE = {
         "phases.train.validate_cases_every": None,
     },
 }
-# where a variant's value is that of the full network, the small one changes by the same factor
+# these variants state a value for the full network; the small network is changed by the same factor instead
 SCALED = {"unet2d:filters-30": {"model.start_filters": 6}}
 # which rows a paper compares with each other: name of the table -> its rows
 TABLES = {
@@ -173,7 +174,7 @@ def main() -> None:
 
 
 def one_thread() -> None:
-    """Sums are then drawn in one order, and a row costs the same whatever else runs."""
+    """Compute on one thread, so that sums are added in a fixed order and other processes do not change a row's cost."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -232,7 +233,10 @@ def folder_of(name: str, out: Path, seed: int) -> Path:
 
 
 def keep(rows: list[Row], out: Path, file: Path | None) -> Kept:
-    """What is scored, in OUT and in the file; the file, if one is given, gets all of it, whatever else writes there."""
+    """Collect the finished scores from OUT and from the file, if one is given, and write all of them to the file.
+
+    A lock is held meanwhile, so that calls at the same time do not lose each other's scores.
+    """
     with folder_lock(out, "scores"):
         kept = read_kept(file, rows) if file and file.is_file() else {}
         for row in rows:
@@ -308,7 +312,7 @@ def cell(values: list[float]) -> str:
 
 
 def pairs_of(paper: str, rows: list[Row]) -> Iterator[Pair]:
-    """Each two rows of a table of the paper whose figures differ, in either score; and what it says without figures."""
+    """Yield pairs of rows in a paper's table whose figures differ, for each score; then the claims without figures."""
     by_name = {row.name: row.paper for row in rows}
     for where, names in TABLES[paper].items():
         for column in ("kidney_label", "tu"):

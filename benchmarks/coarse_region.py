@@ -1,11 +1,12 @@
 """What the region of the coarse pass misses: python benchmarks/coarse_region.py OPTIONS
 
-For each scan: the share of the true voxels of kidney with tumor, and of tumor, that lie outside the box around what
-the starter network finds, with a margin of 0, 10, 20 and 30 mm; whether ``kitsseg predict --coarse on`` takes that
-region or the whole scan; the region's share of the scan; the processor time. ``--phantoms`` draws procedural patients
+Four things are printed for each scan. First: which share of the true voxels of kidney with tumor, and of tumor, lies
+outside the box around the voxels that the starter network finds, with a margin of 0, 10, 20 and 30 mm around the box.
+Second: whether ``kitsseg predict --coarse on`` takes the region or the whole scan. Third: the region's share of the
+scan. Fourth: the processor time. ``--phantoms`` draws procedural patients
 (of seeds that the starter was not trained with), ``--labels`` renders a CT for real label maps, ``--scan`` takes a real
-CT and its label map. ``--slices`` takes single real slices: the box of each slice alone, which is stricter, since the
-box of a scan is that of all its slices.
+CT and its label map. ``--slices`` takes single real slices and measures the box of each slice
+alone. This is stricter, because the box of a scan surrounds the findings of all its slices.
 """
 
 import argparse

@@ -1,15 +1,17 @@
 """All papers under one protocol: python benchmarks/comparison.py OUT --labels KITS19_LABELS [--pages docs README.md]
 
-The same patients (real KiTS19 label maps, synthesized CT), the same split by case, about the same number of gradient
-steps, 1,920 to 2,760: the epochs of each recipe's tiny variant times STRETCH. Preprocessing, network, loss, sampling,
-phases and post-processing are each paper's own. Tested on those of MLPerf's 42 named cases that are there, with every
-sixth of the others to choose epochs by. Without --labels procedural patients are made.
+All networks get the same patients (real KiTS19 label maps, synthesized CT), the same split by case, and about the same
+number of gradient steps: 1,920 to 2,760, which are the epochs of each recipe's tiny variant times STRETCH.
+Preprocessing, network, loss, sampling, phases and post-processing are each paper's own. The test cases are those of
+MLPerf's 42 named cases that --labels holds. Every sixth of the other cases is used to choose the best epoch. Without
+--labels procedural patients are made.
 
-Beside the five: WP-UNet without masks for as many steps, and shrunk to half of its channels; then what a split by slice
-claims (slice_leak.py) and what SqueezeNet costs with and without skips (squeeze_speed.py). Each network is trained,
-predicted and scored by a process of its own on one core, as many at a time as there are cores. What is in OUT already
-is kept, so that a stopped call goes on. Written there: the tables (tables/*.md) and comparison.png; with --pages also
-between the marks of these pages.
+Two networks are added to those of the five papers: WP-UNet trained without masks for as many steps, and this network
+shrunk to half of its channels. Two more tables show the score that a split by slice claims (slice_leak.py), and the
+cost of SqueezeNet with and without skips (squeeze_speed.py). Each network is trained and scored by a process of its own
+on one core; as many processes run at a time as there are cores. Finished work in OUT is kept, so that a stopped call
+goes on. The tables go to OUT/tables/*.md, with --pages also between the marks of those pages; the plot goes to
+OUT/comparison.png.
 
 Phantom results: they compare what these small networks learn from phantoms in little time, not the papers' methods on
 CT of patients.
@@ -50,7 +52,7 @@ from kitsseg.training.epochs import steps_of
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 
-# how many times the epochs of the demo, which differ in number
+# factors for the epochs of the demos, chosen so that all networks train for about as many steps
 STRETCH = {"unet2d": 3, "wp_unet": 3, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 7}
 DENSE, SHRUNK, SHRUNK_EPOCHS = "wp_unet-dense", "wp_unet-shrunk", 60
 NETWORKS = ("unet2d", "wp_unet", DENSE, SHRUNK, "squeeze_unet", "enhanced_unet", "deeplab3d")
@@ -200,7 +202,10 @@ def recipe_of(name, share):
 
 
 def named_split(cases):
-    """Tested on the cases that MLPerf names; of the rest it leaves one of these 24 to choose by, which is too few."""
+    """Test on the cases that MLPerf names, and choose epochs by every sixth of the others.
+
+    The split ``mlperf42`` itself would choose epochs by only one of these 24 cases, which is too few.
+    """
     test = load_split("mlperf42").among(cases)[0].test
     rest = sorted(set(cases) - set(test))
     return CaseSplit("mlperf42's test", tuple(c for c in rest if c not in rest[::6]), tuple(rest[::6]), test)

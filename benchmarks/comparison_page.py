@@ -41,7 +41,7 @@ def write_tables(out, facts, scripts, pages):
 
 
 def network_tables(facts, scores, papers):
-    """The long table, the short one of the README, and which differences six patients show."""
+    """The long table with the clear differences between the papers, and the short table of the README."""
     found = compare_scores(scores)
     head = "| network | TK Dice (95 %) | TU Dice (95 %) | parameters | "
     long = [

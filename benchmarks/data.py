@@ -3,10 +3,11 @@
     pip install "kitsseg[bench]"
 
 2D: batches of 7 crops of 224 x 224, 5 of positive slices, with the 2D U-Net's crop, scaling and flips. 3D: batches of
-39 patches of 48 x 48 x 48, one of each class from each of 13 cases. Everything draws from the same cached cases (made
-here, unless --data names a folder of cases in KiTS19 layout), in one process and on one core where the system allows
-it, in turn within each round. Times are of the processor, of all threads and workers; printed are medians over the
-rounds, and the medians of the ratios within a round. Ours goes through tf.data.
+39 patches of 48 x 48 x 48, one of each class from each of 13 cases. All loaders draw from the same cached cases (made
+here, unless --data names a folder of cases in KiTS19 layout). Each loader has a process of its own, on one core where
+the system allows it, and the loaders run in turn within each round. Times are processor times of all threads and
+workers. Printed are medians over the rounds, and the medians of the ratios within a round. The ratios are to the row
+"kitsseg, tf.data".
 """
 
 import argparse
@@ -29,7 +30,7 @@ from kitsseg import open_cache, preprocess_cases, recipes
 from kitsseg.data import CaseSplit, PatchBatches, SliceBatches, batch_dataset, synthesize_cases
 from kitsseg.recipe import PatchSampler
 
-# whole slices of 512 x 512 as they are: what loads batches of full slices needs them of one size
+# slices of 512 x 512, neither resampled nor cropped, because peers that batch whole slices need slices of one size
 SPEC = replace(recipes.get("unet2d").preprocess, spacing_mm=(None, None, None), crop_to_body=False)
 PHASE = recipes.get("unet2d").phases[0]
 PATCH_SAMPLER = PatchSampler(cases_per_batch=13, patch_size=(48, 48, 48))
@@ -82,7 +83,7 @@ def prepared(data, work, n_slices):
 
 
 def memory(cases):
-    """Anonymous memory that the pipelines add to TensorFlow's own: mapped files do not count, caches would."""
+    """Print the anonymous memory that our pipelines add to TensorFlow's own; mapped files are no part of it."""
     tf = one_thread_for_tensorflow()
     list(tf.data.Dataset.range(3).map(lambda x: x + 1).prefetch(1))
     before = status_mib("RssAnon")
@@ -179,7 +180,7 @@ def serve(pipe, title, name, work, place):
         start = processor_seconds()
         for _ in range(count):
             batch()
-        settle()  # what is prepared ahead is paid for by whoever prepares it
+        settle()  # the time of batches that are prepared ahead counts for this loader
         pipe.send(processor_seconds() - start)
     for child in multiprocessing.active_children():
         child.terminate()

@@ -2,7 +2,8 @@
 
 A peer is a function from the cases, their SliceBatches or PatchBatches and a folder to a function that makes one
 batch: float32 images, clipped and scaled, and integer labels. It raises ImportError where the library is missing.
-Slices are drawn as ours are, by the ``draw`` of the batches: 5 of 7 positive; what follows is the library's.
+The ``draw`` of our batches chooses the slices for the peers, too: 5 of 7 are positive. All later steps are the
+library's own.
 """
 
 import itertools
@@ -152,7 +153,7 @@ def monai_slices(as_people_use_it):
         stream = iter(monai.data.DataLoader(dataset, batch_sampler=Drawn(), num_workers=0))
 
         def batch():
-            monai.data.set_track_meta(track_meta)  # of the process; both variants run in one
+            monai.data.set_track_meta(track_meta)  # a setting of the whole process
             return next(stream)
 
         return batch
@@ -254,7 +255,7 @@ def whole_labels(case):
     return np.stack([case.labels(k) for k in range(case.geometry.shape[0])])
 
 
-# name, peer, and how many times as fast ours is to be; None: shown, not aimed at
+# name, peer, and the target: how many times as fast as the peer ours shall be; None: no target
 SLICES = [
     ("batchgenerators, order 3", batchgenerators(3), 5),
     ("batchgenerators, order 1", batchgenerators(1), 3),

@@ -1,10 +1,11 @@
 """deeplab3d with sliced and with indexed volumes: python benchmarks/depthwise3d.py [--rounds 7]
 
-The paper's network, once with its layers as they are, which cut volumes with ``keras.ops.slice``, and once with the
-same layers written with indices (tests/support/strided_layers3d.py), which TensorFlow computes as strided slices. A
-step of training on one fixed batch with the paper's loss and Adam, and inference of the same batch, by a network whose
-sizes are known and by one whose sizes are None. One process and one core, in turn within each round; processor time,
-medians, smallest and largest, and the medians of the ratios within a round. With KERAS_BACKEND=jax on JAX.
+Two versions of the paper's network are compared. In the package's version the layers cut volumes with
+``keras.ops.slice``. In the other version the same layers are written with indices (tests/support/strided_layers3d.py),
+which TensorFlow computes as strided slices. Measured are a step of training on one fixed batch with the paper's loss
+and Adam, and inference of the same batch, once with known sizes of the input and once with sizes of None. Both versions
+run in one process on one core, in turn within each round. Printed are processor times (median, smallest, largest) and
+the medians of the ratios within a round. With KERAS_BACKEND=jax the networks run on JAX.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """What a slice costs on one CPU core, engine by engine: python benchmarks/inference.py [--dense RUN] [--shrunk RUN ...]
 
-One process, one thread, all rows in turn, medians of CPU time. Without runs: WP-UNet with random weights, whose
-speed is real and whose labels mean nothing. With runs (trained on the same cases; each as RUN or RUN,scores.csv):
-the dense network on every engine, the pruned ones in LiteRT, with sizes and Dice. "own" is what kitsseg predict does
-with a run, at the batch sizes of the row. The last lines compare with the targets; what a whole process of
-kitsseg predict takes is in benchmarks/predict_process.py.
+All rows run in turn, in one process with one thread; the figures are medians of CPU time. Without runs the network is
+WP-UNet with random weights: its speed is real, its labels mean nothing. Runs must have been trained on the same cases;
+each is given as RUN or RUN,scores.csv. The dense run is measured on every engine, the other runs in LiteRT, with sizes
+and Dice. The rows "own" compute as kitsseg predict does with a run, at the stated batch size. Some lines compare the
+figures with the targets. benchmarks/predict_process.py measures a whole process of kitsseg predict.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from kitsseg.scoring import read_scores
 TABLE_2 = {"unet": 5_680_353, "dw_unet": 2_601_921, "wp_unet": 1_297_441}  # the paper's parameters
 PACKAGES = {"onnxruntime": ("onnxruntime", "tf2onnx"), "openvino": ("openvino", "tf2onnx")}
 BATCHES = (1, 4, 8)
-# CPU time of keras predict, one slice, over that of the engine; labels equal to those of Keras
+# the CPU time of keras predict divided by that of the engine; "labels": the share of labels that equal those of Keras
 TARGETS = {"own": 1.3, "own at any batch": 1.0, "litert int8": 3.5, "labels": 0.9999}
 
 
@@ -73,7 +73,7 @@ def noise(arguments, channels, count=8):
 
 
 def random_statistics(network):
-    """As after a training: a new normalization, which does nothing, is optimized away by some engines."""
+    """Give normalizations statistics as after a training: some engines leave out a new one, which changes nothing."""
     rng = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -107,7 +107,7 @@ def compare_engines(networks, arguments, scratch):
         expected = [network.predict_on_batch(image) for image in images[:8]]
         for n in BATCHES if number == 0 else ():
             batch = np.concatenate(images[:n])
-            # one of our own for each size: it keeps the graph of one size, as all slices of a scan have
+            # a new engine for each batch size, because the engine keeps only the graph of the last size
             own = open_network(files / "model.keras", "tensorflow")
             rows[name, f"keras predict, batch {n}"] = lambda m=network, x=batch: m.predict(x, verbose=0), n
             rows[name, f"own (tensorflow), batch {n}"] = lambda c=own.scores, x=batch: c(x), n

@@ -1,14 +1,14 @@
 """What a cohort costs by its number of cases: python benchmarks/many_cases.py
 
     open      the cache, every case's record checked
-    training  to its end, of one step and with one validation case: what is left is the start
-    predict   the record of a prediction: begin and put down every scan, gather predictions.json (no network)
+    training  a whole training of one step with one validation case, so that the start takes most of the time
+    predict   the record of a prediction, without a network: begin and record every scan, then write predictions.json
     evaluate  score every label map
 
-The cases are tiny: 8 x 40 x 48 voxels, of which a few are made and all others are hard links to them, with records that
-differ. Each step runs in a process of its own that may have --limit files open. Printed: seconds of processor without
-the imports, the most memory and the most open files of the process; growth is seconds a case against those of the row
-before: 1 is linear.
+The cases are tiny: 8 x 40 x 48 voxels. A few of them are made; all others are hard links to these few, with records
+that differ. Each step runs in a process of its own that may have at most --limit files open. Printed are processor
+seconds without the imports, and the largest memory and number of open files of the process. Growth is the seconds per
+case, divided by the seconds per case of the same step at the previous number of cases; 1 is linear.
 """
 
 import argparse

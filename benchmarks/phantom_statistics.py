@@ -32,7 +32,7 @@ __all__ = ["ASIDE", "OVERLAP", "RealSlice", "read_slices"]
 # numpy.random.default_rng(0).choice(sorted names of the 28 patients, 7, replace=False): a quarter, drawn once. They
 # decide whether the generator carries over, so nothing of the generator may be chosen with them in view.
 ASIDE = ("case_00026", "case_00030", "case_00067", "case_00078", "case_00107", "case_00114", "case_00137")
-# label maps of these are not rendered where the slices are the test: the same patients
+# these patients are among the real slices too, so their label maps are not rendered where the slices are the test
 OVERLAP = ("case_00030", "case_00113")
 
 DEPTHS = np.arange(-10.0, 15.0)  # mm from the border of the kidneys and tumors, inside negative
@@ -165,7 +165,8 @@ def profile_and_map(item: RealSlice) -> tuple[npt.NDArray[np.float64], npt.NDArr
     """HU against depth, and HU on a coarse map around the middle of the image's kidneys and tumors."""
     profile, foreground = border_profile(item), item.labels > 0
     rows = np.nonzero(foreground)[0]
-    # rows from the kidneys, columns from the middle of the body: bone and soft tissue tell where that is
+    # The map is centered on the kidneys along the rows, and on the body along the columns. Bone and soft tissue tell
+    # where the body is.
     body = np.flatnonzero((item.image > 20).sum(axis=0) > 20)
     center = (rows.mean(), (body[0] + body[-1]) / 2)
     offsets = np.arange(-MAP_HALF, MAP_HALF + 1, MAP_MM)
@@ -234,7 +235,7 @@ def draw(found: dict[str, dict], path: Path) -> None:
     for name, item in found.items():
         style = {"color": "black", "lw": 2} if name == "real" else {"ls": "--" if "before" in name else "-"}
         for ax, label in zip(axes[0], ("kidney", "tumor")):
-            # 0 and 255 hold everything beyond: drawn at the edge, they would dwarf the rest
+            # the first and the last bin also hold all clipped values and would dwarf the others, so they are not drawn
             ax.plot(centers[1:-1], item["histograms"][label][1:-1], label=name, **style)
             ax.set(title=label, xlabel="HU", yticks=[])
         axes[0, 2].plot(DEPTHS, item["profile"], label=name, **style)

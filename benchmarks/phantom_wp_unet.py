@@ -1,10 +1,11 @@
 """Phantom-trained WP-UNets to measure: python benchmarks/phantom_wp_unet.py OUT [--patients 24] [--epochs 20]
 
 Trains a dense network with the paper's 1.3M parameters on synthetic patients, prunes it to several sparsities (single
-weights and blocks of two), shrinks it, and scores every one on patients that none has seen. The pruned ones trained
-twice its steps; so did "dense-long", from scratch, which is what they must be compared with. The shrunk networks train
-on for three times as many epochs as the pruned ones, which takes about as long. Each is an ordinary run in OUT;
-what is there already is kept. Then: python benchmarks/inference.py --dense OUT/dense,OUT/dense.csv ...
+weights and blocks of two), shrinks it, and scores all networks on patients that no training has seen. A pruned
+network has trained for twice as many steps as the dense one. It must therefore be compared with "dense-long", which
+trains for as many steps from scratch. The shrunk networks train on for three times as many epochs as the pruned ones,
+which takes about as long. Each network is an ordinary run in OUT; finished runs are kept.
+Then: python benchmarks/inference.py --dense OUT/dense,OUT/dense.csv ...
 
 Phantom results: they show what pruning costs and saves, nothing about CT of patients.
 """

@@ -2,14 +2,15 @@
 
     pip install "kitsseg[bench]"
 
-Back: class probabilities on a grid of 3 x 0.78 x 0.78 mm to labels on the scan's own voxels. Stitching: overlapping
-tiles with Gaussian weights to probabilities, 2D and 3D, with a network that costs nothing. Every row runs in a
-process of its own, on one core where the system allows it, in turn within each round; times are of the processor,
-medians over the rounds, without the imports; peak memory is the whole process'. ``--labels`` takes a label map of
+Two kinds of work are measured. The first turns class probabilities on a grid of 3 x 0.78 x 0.78 mm into labels on the
+scan's own voxels. The second stitches overlapping tiles with Gaussian weights into probabilities, in 2D and in 3D, with
+a network that costs nothing. Every row runs in a process of its own, on one core where the system allows it; the rows
+run in turn within each round. Times are processor times without the imports, as medians over the rounds. Peak memory is
+that of the whole process. ``--labels`` takes a label map of
 KiTS19; otherwise two ellipsoids and a ball stand for kidneys and tumor in a scan of 512 x 512 pixels.
 
-nnU-Net resamples in its own way, nearest slices where they are thick, so that its labels are others; a peer that is
-not installed, or wants more memory than is free, is said to be.
+nnU-Net resamples in its own way: it takes the nearest slice where slices are thick. Its labels therefore differ from
+ours. The tables name the peers that are not installed or that need more memory than is free.
 """
 
 import argparse
@@ -154,7 +155,7 @@ def nnunet_torch(case):
 
 
 def tile_of(shape):
-    """What the network that costs nothing answers: always the same, in memory already; its input is float32 before."""
+    """The answer of the network that costs nothing: always the same array, made beforehand, for float32 inputs."""
     return np.full((1, *shape, 3), 1 / 3, np.float32)
 
 
@@ -292,7 +293,7 @@ def measure(connection, name, case):
 
 
 def leave_memory_to_others(share=0.6):
-    """Some peers take 20 GB of a long scan: they get an error of their own before the system runs out."""
+    """Limit this process to a share of the free memory; a peer that needs 20 GB then fails before the system does."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

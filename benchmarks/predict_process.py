@@ -1,11 +1,12 @@
 """What ``kitsseg predict MODEL SCAN`` takes as a whole process: python benchmarks/predict_process.py [MODEL ...]
 
-On one core, from the start of the process to its end, with the label map written: wall time, CPU time and peak memory.
-A scan of two slices of 512 x 512, the least that a scan has, gives the first result; one of more shows what stays.
-Targets: 1 s to the first result, and 300 MB. Without models (of kitsseg export, or runs): the paper's WP-UNet with
-random weights as float32 and int8 LiteRT and as ONNX; its speed is real, its labels mean nothing.
+Measured are wall time, CPU time and peak memory of the process on one core, from its start until the label map is
+written and the process ends. A scan of two slices of 512 x 512, the fewest that a scan may have, shows the time to the
+first result; a longer scan shows the cost of further slices. The targets are 1 s to the first result, and 300 MB. MODEL
+is a file of kitsseg export or a run. Without a MODEL the paper's WP-UNet with random weights is measured, as float32
+LiteRT, int8 LiteRT and ONNX; its speed is real, its labels mean nothing.
 
-The byte code must have been compiled by an earlier start; the first round is not counted.
+The first round is not counted, because its processes may have to compile byte code.
 """
 
 import argparse

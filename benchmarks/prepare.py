@@ -77,7 +77,7 @@ def main():
 
 
 def make_case(folder, n_slices):
-    """Noise in a body and in air, as much as a CT holds; a block of kidney and tumor."""
+    """Make a body of noise in air, with as many voxels as a CT, and in the body a block of kidney with tumor."""
     rng = np.random.default_rng(0)
     shape, spacing = (n_slices, 512, 512), (1.0, 0.855, 0.855)
     image, labels = np.empty(shape, np.int16), np.zeros(shape, np.uint8)
@@ -111,7 +111,7 @@ def preparing(case, image, labels, work):
         preprocess_cases(work / "one", work / "cache", SPEC)
 
     def whole(load):
-        # C order is what makes a slice one read; np.save keeps the order of the file otherwise
+        # only in C order is a slice one contiguous read; np.save would keep the order of the file
         for name, path in (("image", image), ("labels", labels)):
             np.save(work / f"{name}.npy", np.ascontiguousarray(load(nib.load(path))))
 
@@ -158,7 +158,7 @@ def linear(volume, spacing, grid):
         meta = importlib.import_module("monai.data").MetaTensor
         affine = torch.diag(torch.tensor([*map(float, spacing), 1.0], dtype=torch.float64))
         tensor = meta(torch.from_numpy(volume[None].astype(np.float32)), affine=affine)
-        # Spacing itself chooses another grid (91 slices, not 90); the work is that of the resampler it calls
+        # Spacing itself would choose another grid (91 slices, not 90), so the resampler that it calls is timed instead
         wanted = torch.diag(torch.tensor([*map(float, new_mm), 1.0], dtype=torch.float64))
         wanted[:3, 3] = torch.tensor([(new - old) / 2 for new, old in zip(new_mm, spacing)])
         resample = transforms.SpatialResample(mode="bilinear", padding_mode="border", align_corners=False)

@@ -7,9 +7,9 @@ __all__ = ["status_mib"]
 
 
 def status_mib(field):
-    """A field of /proc/self/status in MiB, such as VmHWM, the most it has had; None where that is not known.
+    """A field of /proc/self/status in MiB, such as VmHWM, the peak of memory; None on a system without this file.
 
-    Of this program, without that of the process it was forked from.
+    The figure is that of this program alone, without the memory of the process that this process was forked from.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

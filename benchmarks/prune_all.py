@@ -42,7 +42,8 @@ from kitsseg.scoring import read_scores
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 
-# of a million float32 weights some are equal, and equals at the threshold are all kept, as tfmot does
+# how many weights more than the rule says a mask may keep: some of a million float32 weights are equal, and all weights
+# that equal the threshold are kept, as in tfmot
 TIES = 3
 PAPERS = ("unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d")
 COLUMNS = ("recipe", "backend", "target", "reached", "at step", "scheduled", "TK before", "TK after", "TU before",
@@ -116,7 +117,7 @@ def prune_recipe(name, a):
 
 
 class Watched:
-    """Note each drawing of masks: its step, and the least share of zeros of all tensors that the masks leave."""
+    """Note each drawing of masks: step, sparsity, least share of zeros of a mask, and whether all masks are exact."""
 
     def __init__(self, path):
         self.path, self.draw = path, PruneLowMagnitude._draw

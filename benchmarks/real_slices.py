@@ -8,17 +8,18 @@ and sampling as far as single slices allow, are trained and tested in four setti
        too), tested on all
     b  on real slices, four folds by patient
     c  on rendered CT first, then on real slices (``kitsseg train --from``), the same folds
-    d  as b, but four folds of slices, whoever the patient is: the leak
+    d  as b, but four folds of slices, so that a patient is in several folds: the leak
 
-Beside them an empty label map, and a classifier of single pixels (their HU and place, four folds by patient). Scored on
-the images' own pixels: Dice of each slice, their mean for each patient, the mean over patients.
+The table also shows an empty label map, and a classifier of single pixels, which knows only the HU and the place of a
+pixel (four folds by patient). Scores are taken on the images' own pixels. The Dice of each slice is averaged over the
+slices of a patient, then over the patients.
 
-Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. What is there already is kept, so that a
-stopped call goes on; after each job the table (OUT/tables/real-slices.md) and the figure (OUT/real_slices.png) are
-written anew, with --pages also between the marks of these pages. With --scores FILE.csv the label counts of every job
-are kept there too, and what is in that file already counts as done: benchmarks/real_slices.csv holds the jobs that the
-table of docs/results.md is made from, so that nobody must train them again to check it or to add to it. unet2d comes
-first, with one seed, then its other seeds, then the other networks; --rows, --settings, --seeds and --steps choose.
+Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. Finished jobs are kept, so that a stopped call
+goes on. The table (OUT/tables/real-slices.md) and the figure (OUT/real_slices.png) are written anew after each job. At
+the end --pages also puts the table between the marks of those pages. --scores FILE.csv keeps the label counts of every
+job in a file, too, and a job in this file counts as done. benchmarks/real_slices.csv holds the jobs behind the table of
+docs/results.md, so that nobody has to train them again to check the table or to add to it. unet2d comes first, with one
+seed, then its other seeds, then the other networks. --rows, --settings, --seeds and --steps choose the jobs.
 """
 
 import argparse
@@ -157,7 +158,7 @@ class Bench:
         self.folders = {"patients": slices, "slices": self._each_its_own(slices)}
 
     def _same_steps(self) -> None:
-        """One folder holds trainings of one length: others would stand in the same table."""
+        """Refuse a folder whose trainings have another number of steps, because one table must not mix both."""
         file = self.out / "steps.json"
         if not file.is_file():
             with atomic_path(file) as temporary:
@@ -168,7 +169,7 @@ class Bench:
             )
 
     def _each_its_own(self, slices: Path) -> Path:
-        """The same slices in a folder whose table calls each a patient of its own: how a split by slice is made."""
+        """Copy the slices to a folder whose table calls each slice a patient; this makes a split by slice possible."""
         folder = self.out / "by_slice"
         if not folder.is_dir():
             with atomic_folder(folder) as temporary:
@@ -199,7 +200,10 @@ class Bench:
         return folder
 
     def split(self, kind: str, fold: int, cases: list[str]) -> CaseSplit:
-        """Every sixth of what is not tested chooses the epoch. The folds do not depend on the seed."""
+        """The split of a fold: every sixth case that is not tested is used to choose the best epoch.
+
+        The folds do not depend on the seed.
+        """
         names = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))]
         test = () if kind == "rendered" else tuple(names[fold::FOLDS])
         rest = [name for name in names if name not in test]
@@ -208,9 +212,9 @@ class Bench:
         return CaseSplit(f"{kind}, fold {fold}", train, chosen_by, test, source="benchmarks/real_slices.py")
 
     def recipe(self, name: str, setting: str = "b") -> Recipe:
-        """The tiny variant, with HU clipped as in the images, for ``steps`` steps, without looking at whole cases.
+        """The tiny variant with HU clipped as in the images, trained for ``steps`` steps without scoring whole cases.
 
-        Rendered CT is given a random appearance, as long as the network sees HU.
+        Rendered CT gets a random appearance, unless the recipe turns HU into several windows.
         """
         row = ROWS[name]
         tiny = recipes.get(f"{row.recipe}:tiny")
@@ -321,7 +325,10 @@ class Bench:
         return [_row(item, np.zeros_like(read_mask(item))) for item in self.items]
 
     def single_pixels(self) -> list[dict[str, object]]:
-        """A table of how often each label has each HU at each place, by four folds; no pixel sees its neighbors."""
+        """Scores of a classifier that knows only a pixel's HU and place; four folds by patient.
+
+        Each pixel gets the label that was most frequent in training for this HU and place.
+        """
         file = self.out / "single_pixels.json"
         if not file.is_file():
             rows = []
@@ -414,7 +421,7 @@ def pooled_dice(rows: list[dict[str, object]]) -> tuple[float, float]:
 
 
 def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Of the mean, 95 %, by resampling patients; ``values`` has one for each."""
+    """The 95 % interval of the mean, by resampling patients; ``values`` holds one value for each patient."""
     return bootstrap_interval(values, bootstrap_draws(len(values)))
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/scoring.py KITS19_FOLDER [case_00008 ...]
 
-The prediction is the truth, moved by two rows, with 40 specks. Figures are medians of CPU seconds (all threads; the
-peers that have threads get one) over three rounds, but one of what takes longer than ten seconds; ratios are to
-ours, with the targets set for them. Results are checked to agree where they are the same quantity. Peers that are not
-installed are said to be missing: pip install connected-components-3d monai surface-distance-based-measures.
+The prediction is the truth, moved by two rows, with 40 specks. Figures are medians of CPU seconds over three rounds; a
+function that takes longer than ten seconds runs only once. CPU seconds count all threads; peers that have threads get
+one thread. Each ratio to ours stands beside its target. Results that are the same quantity are checked to agree. Peers
+that are not installed are listed as missing: pip install connected-components-3d monai surface-distance-based-measures.
 """
 
 import resource
@@ -110,7 +110,7 @@ def package_hd95(prediction, truth, spacing_mm):
 
 
 def monai_hd95(prediction, truth, spacing_mm):
-    """Percentiles over border voxels, not over areas: another HD95, near ours."""
+    """MONAI takes the percentile over border voxels and not over areas, so its HD95 is near ours but not equal."""
     import torch
     from monai.metrics import compute_hausdorff_distance
 
@@ -138,9 +138,9 @@ def measure(functions, *arguments):
 
 
 def dice_memory_mib(prediction, truth):
-    """Peak of a process that counts two files, less what it holds after its imports. Linux only.
+    """Peak memory of a process that counts the labels of two files, minus its memory after the imports. Linux only.
 
-    Of its own memory (VmHWM): what ``getrusage`` says of a child starts at the peak of its parent.
+    The peak is read from VmHWM, because the peak that ``getrusage`` gives for a child begins at the peak of its parent.
     """
     code = (
         "import sys; from kitsseg.scoring.cases import count_files; import kitsseg.scoring.dice\n"

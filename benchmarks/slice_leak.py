@@ -1,9 +1,10 @@
 """What a random split of slices does to a score: python benchmarks/slice_leak.py [--recipe squeeze_unet:tiny]
 
 The same recipe is trained twice on the same synthetic patients with the same number of steps: once on a random three
-quarters of all slices, as several papers do, once on all slices of three quarters of the patients. Each is scored the
-way its split allows, on the slices left out, and then both on new patients. What the split by slice claims beyond the
-last column is memory of neighboring slices, not skill. The package itself offers no split by slice.
+quarters of all slices, as several papers do, once on all slices of three quarters of the patients. Each network
+is scored on the slices that its split leaves out, and then on new patients. If the split by slice claims a higher score
+than that on new patients, the difference is memory of neighboring slices, not skill. The package itself offers no split
+by slice.
 
 Phantom results: they show the size of an artefact of scoring, nothing about a network on CT of patients.
 """

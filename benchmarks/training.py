@@ -2,12 +2,13 @@
 
     pip install "kitsseg[bench]" jax torch
 
-For each paper's network (as the paper states it) one fixed batch is trained on again and again with the paper's loss
-and Adam: by Keras on TensorFlow as ``kitsseg train`` does, with XLA, and on JAX, each in float32 and mixed_bfloat16,
-and by an equal PyTorch network (training_torch.py), in both of its memory layouts. Reading data is left out, see
-benchmarks/data.py. Each engine has a process of its own; a round lets them run in turn. Printed are medians over the
-rounds, the peak of the process' memory, and the share of the arithmetic rate that a large matrix product reaches on the
-same engine and precision (a training step counted as three passes of the network's multiply-adds, two operations each).
+Each paper's network, as the paper states it, is trained on one fixed batch again and again, with the paper's loss and
+Adam. The engines are Keras on TensorFlow (as in ``kitsseg train``), on TensorFlow with XLA and on JAX, each in float32
+and mixed_bfloat16, and an equal PyTorch network (training_torch.py) in both of its memory layouts. Reading data is not
+measured here, but in benchmarks/data.py. Each engine has a process of its own; the engines run in turn within a round.
+Printed are medians over the rounds, the peak of the process' memory, and the arithmetic rate as a share of the rate
+that a large matrix product reaches on the same engine and precision. A training step counts as three passes of the
+network's multiply-adds, two operations each.
 """
 
 import argparse
@@ -204,7 +205,7 @@ def start_keras(name, engine, precision, images, labels):
 def start_torch(name, engine, precision, images, labels):
     import numpy as np
 
-    # PyTorch's GPU build brings it, and with it a second LLVM beside TensorFlow's, which ends the process
+    # PyTorch's GPU build brings triton, and triton brings a second LLVM; two LLVMs, with TensorFlow's, end the process
     sys.modules["triton"] = None
     import torch
     from training_torch import TorchTwin, loss_of, to_torch

@@ -61,7 +61,7 @@ class Convolution(nn.Module):
             out = [n * s for n, s in zip(x.shape[2:], self.stride, strict=True)]
             exact = tuple(sizes) == tuple(self.stride)
             y = self.run(x, self.weight, self.bias if exact else None, **options)
-            if not exact:  # of the whole result Keras keeps what begins after half of the overlap
+            if not exact:  # Keras cuts half of the overlap off the beginning of the whole result
                 for axis, (k, s, n) in enumerate(zip(sizes, self.stride, out, strict=True), 2):
                     first = max(k - s, 0) // 2
                     y = y.narrow(axis, first, min(n, y.shape[axis] - first))

@@ -1,12 +1,22 @@
 """The one error for bad input: its message names the file, what was expected, what was found, what to do."""
 
+import shlex
 from collections.abc import Iterable
 
-__all__ = ["InputError", "did_you_mean"]
+__all__ = ["InputError", "command_line", "did_you_mean"]
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The command line prints the message as one line."""
+
+
+def command_line(*words: object) -> str:
+    """A kitsseg command as a shell takes it: a path with a space in it is quoted.
+
+    Args:
+        words: of the command after "kitsseg", one argument each.
+    """
+    return shlex.join(["kitsseg", *map(str, words)])
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

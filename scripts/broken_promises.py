@@ -3,8 +3,9 @@
     python scripts/broken_promises.py                     # all of them, some minutes
     python scripts/broken_promises.py "seed of the draws"
 
-Each change is made in a copy of the checkout, and the tests named beside it run there until one fails. Exit code 1 if
-a change goes unnoticed; also if a change no longer fits the code, so that the list cannot grow stale unseen.
+Each promise is broken in a copy of the checkout, and the tests named with the promise run there until one of them
+fails. The exit code is 1 if no test notices a broken promise. The exit code is also 1 if the text to be replaced is no
+longer found exactly once, so that an outdated promise cannot stay in the list unseen.
 """
 
 import argparse

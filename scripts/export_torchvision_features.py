@@ -1,4 +1,4 @@
-"""Random weights and what torchvision's encoders compute with them, to compare Keras' encoders with.
+"""Compute the features of torchvision's encoders with random weights, as references for the Keras encoders.
 
     python scripts/export_torchvision_features.py --out FOLDER [--network resnet34] [--size 256 256]
     python scripts/export_torchvision_features.py --fixture tests/models/fixtures
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-FIXTURE_SIZES = ((64, 64), (44, 82))  # in the second every ceil-mode pooling of SqueezeNet has work to do
+FIXTURE_SIZES = ((64, 64), (44, 82))  # at the second size every ceil-mode pooling of SqueezeNet rounds up
 FASTAI_SIZES = {(47, 64): True, (33, 36): False}  # (rows, columns): with skip connections or without
 FIRE = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128),
         9: (256, 48, 192), 10: (384, 48, 192), 11: (384, 64, 256), 12: (512, 64, 256)}  # fmt: skip
@@ -26,9 +26,9 @@ FIRE = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128),
 def seeded_tensor(name, shape):
     """Random float32 values that depend on ``name`` and ``shape`` alone, the same with every NumPy.
 
-    Convolution kernels keep the signal's size; variances lie in 0.5..1.5, gains in 0.25..0.75 (a ResNet of
-    random weights would grow without bound), all else in -0.1..0.1; ``name="image"`` gives -2..2, about the
-    range of normalized images.
+    Convolution kernels are scaled so that the signal keeps its size. Variances lie in 0.5..1.5. Gains lie in
+    0.25..0.75, because with larger gains the values of a ResNet of random weights would grow without bound. All other
+    tensors lie in -0.1..0.1. ``name="image"`` gives values in -2..2, about the range of normalized images.
     """
     count = math.prod(shape)
     raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(
@@ -142,10 +142,11 @@ def features_of(network, size):
 
 
 def fastai_unet(name, size, skips):
-    """fastai's ``DynamicUnet`` with three classes on a seeded encoder, its own weights seeded too.
+    """fastai's ``DynamicUnet`` with three classes; both its encoder and its decoder have seeded weights.
 
-    Its tensors are seeded by the names that Keras' layers have, in the order in which both run. Without
-    ``skips`` SqueezeNet is wrapped as ``unet_learner`` wraps it, and fastai finds no skip connection.
+    Each tensor of the decoder is seeded with the name of the equal Keras layer; ``names`` and ``modules`` are both in
+    the order in which the layers run. Without ``skips`` SqueezeNet is wrapped as ``unet_learner`` wraps it, so that
+    fastai finds no skip connection.
     """
     import torch
     from fastai.vision.models.unet import DynamicUnet

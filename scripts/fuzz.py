@@ -2,12 +2,13 @@
 
     python scripts/fuzz.py                                  # 300 of each kind, a few minutes
     python scripts/fuzz.py --count 5000 --seed 7 nifti1 dicom
-    python scripts/fuzz.py --keep FOLDER                    # keeps what ended in neither way
+    python scripts/fuzz.py --keep FOLDER                    # keeps the inputs of trials that ended as "other"
 
-Every trial writes whole inputs, damages some, and calls one command. It may end in two ways: refused in one line that
-names the input, with nothing written; or done, with a result that an independent reader (nibabel, pydicom) confirms.
-Anything else is counted as other and printed: a traceback, a second line, a crash, more than ``--seconds``, a wrong
-result. The exit code is 1 if there was any. The same seed gives the same damage.
+Every trial writes whole inputs, damages some of them, and calls one command. Two endings are right. Either the command
+refuses the input in one line that names the input, and leaves no temporary file. Or the command succeeds, and its
+result passes a check; for scans and label maps this check uses an independent reader (nibabel, pydicom). Every other
+ending is counted as "other" and printed: a traceback, a second line, a crash, more than ``--seconds``, a wrong result.
+The exit code is 1 if any trial ended as "other". The same seed gives the same damage.
 
 A kind of input is a ``Kind``: it says how whole inputs are made, damaged, used and confirmed. Add one to ``KINDS``.
 """
@@ -56,10 +57,10 @@ class Kind:
 
     Attributes:
         make: writes whole inputs into an empty folder.
-        damage: damages them, and says how.
+        damage: damages some of these inputs; returns a description of the damage.
         command: arguments of ``kitsseg`` for the folder.
-        confirm: raises AssertionError if the result is wrong; called where the command has ended well.
-        names: what an error has to name one of.
+        confirm: raises AssertionError if the result is wrong; called after the command has succeeded.
+        names: paths of inputs, or beginnings of such paths; the line of an error has to hold one of them.
     """
 
     make: Callable[[Path], None]
@@ -75,7 +76,7 @@ class Kind:
 def damaged_bytes(
     content: bytes, rng: np.random.Generator, start: int = 0, stop: int | None = None
 ) -> tuple[bytes, str]:
-    """Change a few bytes of ``content`` between two places, cut it, or add to it: (new content, what was done)."""
+    """Change bytes from ``start`` to ``stop``, cut the content or lengthen it; returns (new content, description)."""
     data = bytearray(content)
     stop = len(data) if stop is None else min(stop, len(data))
     if stop <= start:
@@ -213,7 +214,7 @@ def image_kind(kind: type) -> Kind:
         save(folder / "data" / LABELS, labels, kind, forms)
 
     def damage(folder: Path, rng: np.random.Generator) -> str:
-        if rng.random() < 0.4:  # a file of one form
+        if rng.random() < 0.4:  # a header with only one of sform and qform
             save(folder / "data" / IMAGE, body()[0], kind, str(rng.choice(["s", "q"])))
         return damage_nifti(folder / "data" / IMAGE, rng)
 
@@ -226,10 +227,10 @@ def image_kind(kind: type) -> Kind:
 
 
 def dice_of(prediction: Path, truth: Path) -> tuple[float, float]:
-    """Dice of kidney with tumor and of tumor, of what nibabel reads; the arrays turned to one order of axes.
+    """Dice of kidney with tumor and of tumor, of the arrays that nibabel reads, after both have the same order of axes.
 
-    A header may tell of four axes, the last of one element: nibabel then gives an array of four axes, and the product
-    of one of three axes and one of four would be wrong.
+    A header may state four axes, the last of length one. nibabel then returns an array of four axes, which is reshaped
+    to three here, because the product of an array of three axes and an array of four would be wrong.
     """
     turned = (nib.as_closest_canonical(nib.load(path)).get_fdata() for path in (prediction, truth))
     one, other = (np.rint(values.reshape(values.shape[:3])) for values in turned)
@@ -360,7 +361,7 @@ def damage_series(folder: Path, rng: np.random.Generator) -> str:
 
 
 def confirm_series(folder: Path) -> None:
-    """Every file is a slice, in the order of its position, with the values that pydicom reads."""
+    """Check that every file has become a slice at the file's position, with the values that pydicom reads."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -473,7 +474,8 @@ def damage_archive(path: Path, rng: np.random.Generator) -> str:
         changed = beside.read_bytes() if beside.exists() else None
         beside.unlink(missing_ok=True)
     else:
-        # most of an entry are numbers, of which any are right: its beginning says what they are
+        # Most bytes of an entry belong to numbers, and any number is valid. The first bytes say what the numbers are,
+        # so these bytes are damaged more often.
         stop = 300 if rng.random() < 0.7 else None
         changed, how = damaged_bytes(entries[name], rng, 0, stop)
     with zipfile.ZipFile(path, "w") as archive:
@@ -595,7 +597,7 @@ def predict_with(name: str) -> Callable[[Path, np.random.Generator], list[str]]:
 
 
 def same_label_map(by: str) -> Callable[[Path], None]:
-    """A network that is read although it was damaged labels as the whole one does."""
+    """Return a check that a damaged network which can still be read gives the labels of the undamaged network."""
 
     def confirm(folder: Path) -> None:
         path = folder / "new" / "prediction_90000.nii.gz"
@@ -607,13 +609,13 @@ def same_label_map(by: str) -> Callable[[Path], None]:
 
 
 def written(folder: Path) -> None:
-    """What the command was asked for is there: the page, the table or the label map."""
+    """Check that the command has written its result: the page, the table or the label map."""
     made = [folder / name for name in ("page.html", "new.csv", "new/prediction_90000.nii.gz")]
     assert any(path.is_file() and path.stat().st_size for path in made), "nothing was written"
 
 
 def nothing_to_see(folder: Path) -> None:
-    """Of a command that only shows numbers."""
+    """Check nothing, because the command only prints numbers."""
 
 
 # ---- what trainings read --------------------------------------------------------------------------------------------
@@ -776,7 +778,7 @@ def make_downloaded(folder: Path) -> None:
         save(folder / "source" / f"case_0021{k}" / "imaging.nii.gz", hu + k, nib.Nifti1Image)
     with contextlib.redirect_stdout(io.StringIO()):
         assert kitsseg(["download", str(folder / "data"), "--from", str(folder / "source")]) == 0
-    (folder / "data" / "case_00210" / "imaging.nii.gz").unlink()  # is to come again
+    (folder / "data" / "case_00210" / "imaging.nii.gz").unlink()  # the trial has to fetch this image again
     (folder / "data" / "hashes.json").chmod(0o644)
 
 

@@ -3,11 +3,11 @@
     python scripts/kills.py                                  # 30 times in each command; three quarters of an hour
     python scripts/kills.py --kills 5 --seed 7 synthesize download
 
-Every trial starts a command in a process of its own and sends it SIGKILL, SIGTERM or, with its workers as a terminal
-does, SIGINT; the moment is drawn over the time that an uninterrupted call takes. Then the same command is called again,
-as its help says to go on. The folder must hold what an uninterrupted call has made: the same files, equal in all but
-times; no hidden file, no lock, nothing half made; no process may be left. The same seed gives the same signals at the
-same shares of the time.
+Every trial starts a command in a process of its own and sends a signal to the process: SIGKILL, SIGTERM or SIGINT. The
+command's workers get SIGINT too, as they would from a terminal. The moment is drawn over the time that an uninterrupted
+call takes. Then the command is called again, in the way that its help describes for going on. The folder must now hold
+the files of an uninterrupted call, equal in all but times. No hidden file, no lock, no half-written file and no process
+may be left. The same seed gives the same signals at the same shares of the time.
 """
 
 import argparse
@@ -147,7 +147,7 @@ class Forks:
         return self._answer()
 
     def ended(self, seconds: float | None = None) -> int | None:
-        """Wait for the command that was started last: its exit code, or None if it is at work after so long."""
+        """Wait for the command that was started last: its exit code, or None if it still runs after ``seconds``."""
         assert self.server.stdout
         if seconds is not None and not select.select([self.server.stdout], [], [], seconds)[0]:
             return None
@@ -158,9 +158,10 @@ class Forks:
         return int(self.server.stdout.readline())
 
     def finish(self, arguments: list[object]) -> float:
-        """Run a command to its end; returns the seconds. Raises: RuntimeError with what it said, if it fails.
+        """Run a command to its end; returns the seconds it took. Raises: RuntimeError with its output if it fails.
 
-        A training that had ended before it was stopped says that there is nothing to resume, and clears up.
+        One failure is allowed: if a training had finished before the signal came, ``--resume`` says that there is
+        nothing to resume, and removes leftovers of the training.
         """
         began = time.monotonic()
         self.start(arguments)
@@ -170,9 +171,9 @@ class Forks:
         return time.monotonic() - began
 
     def stop_at(self, arguments: list[object], seconds: float, number: signal.Signals) -> bool:
-        """Start a command and send it a signal after so many seconds; returns whether it was still at work.
+        """Start a command and send it the signal ``number`` after ``seconds``; returns whether the signal stopped it.
 
-        Raises: RuntimeError if it ends otherwise than it should after this signal, or leaves a process.
+        Raises: RuntimeError if the exit code does not fit this signal, or if a process of the command is left.
         """
         process = self.start(arguments)
         code = self.ended(seconds)
@@ -308,7 +309,7 @@ def scans_to_fetch(inputs: Path) -> Iterator[None]:
 
 
 def run(name: str, inputs: Path, forks: Forks, kills: int, seed: int) -> Counter[str]:
-    """Stop a command so often; counts of when the signal came, and of trials that ended "wrong"."""
+    """Stop a command ``kills`` times; counts the trials by the moment of the signal, and the "wrong" results."""
     command = COMMANDS[name]
     expected, timed = inputs / name, inputs / f"{name}-timed"
     took = forks.finish(command.first(inputs, timed))
@@ -337,7 +338,7 @@ def run(name: str, inputs: Path, forks: Forks, kills: int, seed: int) -> Counter
 
 
 def prepare(names: list[str], inputs: Path, forks: Forks) -> None:
-    """What uninterrupted calls make, of the commands to be stopped and of those whose results they need."""
+    """Run the commands to be stopped, and the commands whose results they need, once without interruption."""
     for name, command in COMMANDS.items():
         if name in names or any(name in COMMANDS[other].needs for other in names):
             forks.finish(command.first(inputs, inputs / name))

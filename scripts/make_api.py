@@ -1,9 +1,9 @@
 """Write the API reference: python scripts/make_api.py FOLDER
 
-pdoc makes the pages; they can be opened from the disk, without a server. Documented are the modules with ``__all__``, and
-of each what stands in it; the command line has pages of its own in docs/commands. Anything dubious is an error: a Python
-warning, a public function or class without docstring, a link that leads nowhere, a name of kitsseg that does not exist.
-Needs ``pip install ".[docs]"``.
+pdoc makes the pages; they can be opened from the disk, without a server. The pages document the modules with
+``__all__``, and of each module the names in its ``__all__``. The command line is left out, because it has pages of its
+own in docs/commands. Four things are errors: a Python warning, a public function or class without docstring, a link
+that leads nowhere, and a name of kitsseg that does not exist. Needs ``pip install ".[docs]"``.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def public_modules():
     start_keras()
     names = ["kitsseg"]
     for name in kitsseg.__all__:
-        setattr(kitsseg, name, getattr(kitsseg, name))  # what is imported on first use, pdoc would not see
+        setattr(kitsseg, name, getattr(kitsseg, name))  # pdoc would not see names imported on first use
     for found in pkgutil.walk_packages(kitsseg.__path__, "kitsseg."):
         if found.name.split(".")[1] in COMMAND_LINE:
             continue
@@ -114,7 +114,7 @@ def _paragraph_line(line):
 
 
 def _safe(text):
-    """Text that Markdown does not misread: ``<digest>`` is no tag, ``*space`` no emphasis; ``*word*`` is, and ``**``."""
+    """Escape text for Markdown: ``<digest>`` is no tag, ``*space`` no emphasis; ``*word*``, ``**word**`` stay marks."""
     parts = re.split("(`+.+?`+)", text)
     for i in range(0, len(parts), 2):
         escaped = re.sub(
@@ -125,7 +125,7 @@ def _safe(text):
 
 
 def front_page(documented):
-    """What the page of the package says: what is where, and all modules, each with its first sentence."""
+    """The text of the package's page: where to find what, then each module with its docstring's first paragraph."""
     from kitsseg import __doc__ as about
 
     lines = [about, FRONT]
@@ -141,10 +141,11 @@ def front_page(documented):
 
 
 def prepare(doc):
-    """Turn the docstrings of a module or class into Markdown, in place, and hide what belongs to nobody's interface.
+    """Turn the docstrings of a module or class into Markdown, in place, and hide members that are no public interface.
 
-    Hidden are methods that override one of Keras without a docstring of their own (``call``, ``build``), variables of
-    a class that is no dataclass, and private base classes, in whose place their own bases stand.
+    Methods without a docstring are hidden if they override a method of another package, such as ``call`` and ``build``
+    of Keras. Variables without a docstring are hidden if their class is no dataclass. Private base classes are hidden,
+    and their own bases are shown instead.
 
     Yields: the full name of each public function and class without docstring.
     """

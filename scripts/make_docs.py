@@ -16,7 +16,7 @@ from kitsseg import recipes
 from kitsseg.cli import build_parser
 from kitsseg.recipe import settings, value_of
 
-# settings that are named where they are none, too
+# settings that a page lists even if the recipe leaves them empty
 NAMED = ("postprocess", "split", "metrics", "inference.mirror_axes")
 FOLDER = Path(__file__).parents[1] / "docs"
 

@@ -1,7 +1,8 @@
 """Write data_manifest.csv anew: python scripts/make_manifest.py [DATA]
 
-DATA holds label maps of KiTS19, such as the folder ``data`` of a clone of the official repository. What it does not
-hold, and the figures of the images of 2019, stay as they are; splits and known problems are always brought up to date.
+DATA holds label maps of KiTS19, such as the folder ``data`` of a clone of the official repository. The rows
+of cases that DATA does not hold keep their values. The sizes and hashes of the images of 2019 stay as they are, too.
+Splits and known problems are always brought up to date.
 """
 
 import sys
@@ -11,7 +12,7 @@ from kitsseg.data.kits19.make_manifest import make_manifest
 from kitsseg.data.kits19.manifest import read_manifest, write_manifest
 
 MANIFEST = Path(__file__).parent.parent / "data_manifest.csv"
-# the same once more: not every system has links
+# a second copy of the file, because not every system supports symbolic links
 SHIPPED = MANIFEST.parent / "kitsseg" / MANIFEST.name
 
 

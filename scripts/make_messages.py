@@ -1,7 +1,7 @@
 """Write docs/troubleshooting.md from the messages in the package: python scripts/make_messages.py
 
 Every error that a user may meet is an ``InputError``, whose text says what was expected, what was found and what to do.
-The page lists these texts by the stage they belong to, so that it holds each message there is and none that is gone.
+The page is made from these texts, ordered by stage. It therefore holds every current message and no former one.
 ``--check`` writes nothing and fails if the page is stale.
 """
 
@@ -49,7 +49,7 @@ An error of kitsseg is one line, `kitsseg: ...`: the file or option, what was ex
 an option that the command does not know; 130 after Ctrl-C. Output files appear whole or not at all, so that the same command can be given again.
 
 The tables hold every message there is; *words in italics* stand for a name or a number of yours. Search the page for the words of your message.
-If one does not help you, that is a fault of the message: please report it.
+An empty second cell: the message itself says what to do. If one does not help you, that is a fault of the message: please report it.
 
 Not an error of ours, but met often:
 
@@ -57,7 +57,7 @@ Not an error of ours, but met often:
 |---|---|---|
 | `kitsseg: command not found` | the environment with kitsseg is not active | `source .venv/bin/activate`, or `.venv/bin/kitsseg` |
 | `Killed` and nothing else | the system ran out of memory | a smaller `--batch-size`, fewer `--workers`; [memory](speed.md#memory) |
-| training runs on the CPU though there is a GPU | TensorFlow was installed without CUDA | `pip install "tensorflow[and-cuda]"`, then `kitsseg recipes` again |
+| training runs on the CPU though there is a GPU | TensorFlow was installed without CUDA | `pip install "tensorflow[and-cuda]"`, then `kitsseg info --devices` |
 | out of memory on the GPU | the batch of the paper is larger than the GPU | `--accumulate 2` or 4, or `--precision mixed_float16` (T4) or `mixed_bfloat16` |
 """
 

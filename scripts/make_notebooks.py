@@ -1,6 +1,7 @@
 """Write the notebooks in colab/: python scripts/make_notebooks.py
 
-One text for all papers, so that what is shown for one is shown for each; the words of a paper are in notebook_texts.py.
+All papers share the cells in this script, so that every notebook shows the same things. The texts that belong to one
+paper are in notebook_texts.py.
 ``--check`` writes nothing and fails if a notebook in colab/ is not what this script makes.
 """
 
@@ -18,8 +19,8 @@ from kitsseg.version import __version__
 REPOSITORY = "kitsseg/kitsseg"
 FOLDER = Path(__file__).parents[1] / "colab"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
-# the repository's address stands in this cell alone; a folder called kitsseg is no installed package (it has no origin);
-# without git, or without the repository, the wheel of the release does
+# Only this cell holds the repository's address. A mere folder called kitsseg does not count as installed: its spec has
+# no origin. If git or the repository is missing, the wheel of the release is installed instead.
 INSTALL = f"""REPOSITORY = "https://github.com/{REPOSITORY}"
 WHEEL = f"{{REPOSITORY}}/releases/download/v{__version__}/kitsseg-{__version__}-py3-none-any.whl"
 
@@ -154,7 +155,7 @@ notebook.results_table(recipe, scores)
         "markdown",
         """A network that predicts nothing scores high wherever background counts: compare with its column, not with zero.
 In the demo a small network has seen six patients for a minute or two: expect kidneys, roughly, and hardly a tumor.
-`kitsseg demo` trains it longer, on ten.
+`kitsseg demo` makes 32 patients and trains longer.
 
 ## Pictures
 

@@ -1,9 +1,9 @@
 """Build the documentation site: python scripts/make_site.py FOLDER
 
-The pages of docs/ and the notebooks of colab/ as a site with search (mkdocs), and below it the API reference in FOLDER/api
-(scripts/make_api.py). The pages are copied first: what they link to outside of docs/ becomes a link to the repository, and a
-notebook becomes a page. A warning of mkdocs, such as of a link that leads nowhere, is an error. Needs
-``pip install ".[docs]"``.
+mkdocs turns the pages of docs/ and the notebooks of colab/ into a site with search; scripts/make_api.py adds the API
+reference in FOLDER/api. The pages are copied first. In the copies, a link to a file outside of docs/ becomes a link to
+the repository, and each notebook becomes a page. A warning of mkdocs, for example about a link that leads nowhere, is
+an error. Needs ``pip install ".[docs]"``.
 """
 
 import argparse

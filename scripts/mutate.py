@@ -4,13 +4,14 @@
     python scripts/mutate.py kitsseg/data/sampling --sample 40 --seed 1   # 40 of each module, drawn with this seed
     python scripts/mutate.py kitsseg/data/formats/grid.py --tests tests/data/formats/test_grid.py
 
-The quick tests of a module are those of the folder that mirrors its own. They are collected once, and run once with the
-module as it is, which tells which of them reach which line. Then a process is forked for each mutant, the code of the
-functions is replaced there, and the tests that reach the line run, fastest first, until one fails; a test that takes
-far longer than before counts as failed. What no test of this process reaches survives. Not on Windows.
+The quick tests of a module are those in the folder of tests/ that mirrors the module's own folder. The tests are
+collected once, and run once with the unchanged module, to find out which tests reach which line. Then a process is
+forked for each mutant. The forked process puts the mutant into the module and runs the tests that reach the changed
+line, fastest first, until one fails. A test that takes far longer than before counts as failed. A mutant survives if no
+test in this process reaches its line. The script does not run on Windows, which cannot fork.
 
-Not mutated: texts, annotations, decorators, fields of classes, what a raise statement says.
-Exit code 1 if a mutant survived.
+Not mutated are texts, annotations, decorators, fields of classes, and raise statements.
+The exit code is 1 if a mutant survived.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def find_mutants(tree: ast.Module, rng: random.Random) -> list[Mutant]:
 
 
 def reaching(mutant: Mutant, lines: dict[str, list[str]]) -> set[str]:
-    """The tests that run the line of a mutant, or else any line of its statement, a part of a function."""
+    """The tests that run the line of a mutant; if there are none, the tests that run any line of its statement."""
     last = mutant.statement.end_lineno or mutant.line
     tests = [
         set(lines.get(str(line), ())) for line in (mutant.line, *range(mutant.statement.lineno, last + 1))
@@ -190,7 +191,7 @@ def _first(node: ast.FunctionDef) -> int:
 
 
 def _forked(work: Callable[[], int]) -> int:
-    """Exit code of ``work`` in a child; negative if a signal ended it. What the child started ends with it."""
+    """Run ``work`` in a child and kill what the child leaves; returns the child's exit code, negative for a signal."""
     sys.stdout.flush()
     if not (child := os.fork()):
         code = 3
@@ -277,7 +278,8 @@ class _Trial:
         if self.sample < len(mutants):
             mutants = [mutants[i] for i in sorted(rng.sample(range(len(mutants)), self.sample))]
         for mutant in mutants:
-            # what runs on import concerns every test; what stands in a head, the tests of its body
+            # A change at module level runs on import, so it concerns every test. A change in the head of a function
+            # (its defaults) concerns the tests that run the body of the function.
             reached = reaching(mutant, lines) if mutant.function else set(self.items)
             tests = sorted(reached, key=lambda test: self.seconds[test])
 

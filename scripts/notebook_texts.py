@@ -2,9 +2,9 @@
 
 __all__ = ["TEXTS"]
 
-# per paper: title, what it stands for, demo_epochs (of each phase, about a minute and a half on 2 CPU cores),
-# precision, accumulate: what fits the 15 GB of a T4, where that is not float32 and a batch in one piece;
-# look: whether to show how far the network looks, fair: what does not add up
+# For each paper: title; about: a paragraph on the method; demo_epochs: epochs of each phase of the demo, about a minute
+# and a half on 2 CPU cores; precision and accumulate: settings that fit the 15 GB of a T4, given if float32 and a whole
+# batch do not fit; look: whether the notebook shows how far the network looks; fair: what does not add up in the paper.
 TEXTS = {
     "unet2d": {
         "title": "A recursive 2D U-Net (Chen and Jin)",

@@ -1,6 +1,7 @@
 """Print the table of docs/networks.md: python scripts/paper_table.py
 
-Parameters and multiply-adds are counted on the networks as they are built; the rest is what the recipes say.
+Our parameters and multiply-adds are counted on the built networks. Authors and links come from the recipes, all other
+columns from ROWS.
 """
 
 import math

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def set_version(version: str, today: datetime.date) -> None:
-    """Write the version everywhere it stands, and date the part of the changes that is unreleased.
+    """Write the version into every file that holds it, and date the unreleased part of CHANGELOG.md.
 
-    Raises: SystemExit for a version that is none, or where a file does not look as expected; nothing is written then.
+    Raises: SystemExit if ``version`` is not three numbers, or if a file has no such line or several of them. No file is
+        written then.
     """
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         sys.exit(f"{version}: expected a version such as 0.2.0.")

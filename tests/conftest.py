@@ -20,7 +20,7 @@ def _without_graphs():
 
 @pytest.fixture(scope="module")
 def eagerly():
-    """Building a graph takes longer than the few steps that most tests train; for all tests of a module."""
+    """Run all tests of a module without graphs, since building one takes longer than the few steps of most tests."""
     with _without_graphs():
         yield
 

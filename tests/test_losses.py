@@ -361,7 +361,7 @@ def test_on_replicas_a_batch_gives_its_share_and_sums_run_over_all(monkeypatch):
     # TP 1.2, FN 0.8, FP 0.4 on each: TI = (2.4 + 1) / (2.4 + 0.7 * 1.6 + 0.3 * 0.8 + 1), half of 1 - TI
     binary = {"activation": "sigmoid"}
     close(Tversky(**binary)(BINARY_LABELS, BINARY_LOGITS), (1 - 3.4 / 4.76) / 2)
-    # Keras takes the share of a mean over images by itself
+    # if the loss is a mean over images, Keras itself takes this replica's share
     close(Tversky(per_sample=True, **binary)(BINARY_LABELS, BINARY_LOGITS), 1 - 2.2 / 2.88)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "at_least",
     "hu_window",
     "layout_of",
+    "layout_options",
     "mask_values",
     "part",
     "share",
@@ -168,6 +169,18 @@ def layout_of(arguments: argparse.Namespace) -> Layout:
 
     names = ("images", "labels", "cyst", "hu_window", "mask_values")
     return Layout(*(getattr(arguments, name, None) for name in names))
+
+
+def layout_options(layout: Layout | None) -> list[str]:
+    """The words of the options that describe a Layout, for the next command about the same folder."""
+    words = []
+    for name, value in () if layout is None else vars(layout).items():
+        if value is not None:
+            text = ",".join(f"{number:.15g}" for number in value) if isinstance(value, tuple) else str(value)
+            words.append(
+                f"--{name.replace('_', '-')}={text}"
+            )  # in one word: a window may begin with a minus sign
+    return words
 
 
 def add_given(sub: argparse.ArgumentParser, what: str) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import AddCommand, add_given, add_layout, at_least, layout_of, part
+from kitsseg.commands.arguments import (
+    AddCommand,
+    add_given,
+    add_layout,
+    at_least,
+    layout_of,
+    layout_options,
+    part,
+)
 from kitsseg.commands.training_options import add_hardware, options_of, say, saying_what_computes
+from kitsseg.errors import command_line
 
 if TYPE_CHECKING:
     import argparse
@@ -89,16 +97,17 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
 
 def _command(a: argparse.Namespace) -> str:
     """The command that trains the remaining folds and scores all cases."""
-    words = ["kitsseg cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
+    words: list[object] = ["cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
     defaults: dict[str, object] = {"folds": 5, "epochs": None, "steps": None, "seed": 0}
     defaults |= {"precision": "float32", "accumulate": 1, "ema": None}
     defaults |= {"xla": "auto", "steps_per_execution": 1}
-    defaults |= {"images": None, "labels": None, "cyst": None}
     for name, default in defaults.items():
         if (value := getattr(a, name)) != default:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
-    words += [f"--set {shlex.quote(text)}" for text in a.given]
-    return " ".join(map(str, words))
+            words += [f"--{name.replace('_', '-')}", value]
+    words += layout_options(layout_of(a))
+    for text in a.given:
+        words += ["--set", text]
+    return command_line(*words)
 
 
 def _score(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import AddCommand, add_given, add_layout, at_least, layout_of, volume_size
+from kitsseg.commands.arguments import (
+    AddCommand,
+    add_given,
+    add_layout,
+    at_least,
+    layout_of,
+    layout_options,
+    volume_size,
+)
+from kitsseg.errors import command_line
 
 if TYPE_CHECKING:
     import argparse
@@ -133,7 +142,10 @@ def synthesize(
             written = synthesize_cases(out, n_cases or 12, size, seed, progress)
         else:
             written = render_cases(labels, out, seed, n_cases, progress)
-    done(f"wrote {len(written)} synthetic patients to {out}", f"kitsseg preprocess unet2d:tiny {out} CACHE")
+    done(
+        f"wrote {len(written)} synthetic patients to {out}",
+        command_line("preprocess", "unet2d:tiny", out, "CACHE"),
+    )
 
 
 def _download(arguments: argparse.Namespace) -> None:
@@ -164,7 +176,10 @@ def download(
         console.print("what has arrived is kept (.part): the same command goes on from there")
         raise
     there = f" ({len(result.kept)} were there already)" if result.kept else ""
-    done(f"{len(result.fetched)} files came to {dest}{there}; checked and recorded", f"kitsseg verify {dest}")
+    done(
+        f"{len(result.fetched)} files came to {dest}{there}; checked and recorded",
+        command_line("verify", dest),
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -200,8 +215,11 @@ def verify(
             "The table says what to do."
         )
     warnings = sum(finding.level == "warning" for finding in findings)
-    next_command = None if labels_only else f"kitsseg preprocess unet2d {data} CACHE"
-    done(f"{data}: checked {len(checked)} cases, no errors, {warnings} warnings", next_command)
+    next_command = command_line("preprocess", "unet2d", data, "CACHE", *layout_options(layout))
+    done(
+        f"{data}: checked {len(checked)} cases, no errors, {warnings} warnings",
+        None if labels_only else next_command,
+    )
 
 
 def _manifest(arguments: argparse.Namespace) -> None:
@@ -328,7 +346,7 @@ def from_host(
     done(
         f"preprocessed {len(made)} cases into {folder}{there}; their label maps are in {data}, their scans are gone",
         _training(recipe, cache),
-        f"kitsseg download {data} --cases NUMBERS, for the scans that are to be segmented",
+        f"{command_line('download', data, '--cases', 'NUMBERS')}, for the scans that are to be segmented",
     )
 
 
@@ -336,8 +354,8 @@ def _training(recipe: Recipe, cache: Path) -> str:
     """The command that trains the recipe as it was preprocessed, with the settings that the user gave."""
     from kitsseg.commands.given import spoken_settings
 
-    given = "".join(f" --set {name}={value}" for name, value in spoken_settings(recipe).items())
-    return f"kitsseg train {recipe.name} {cache} RUN{given}"
+    given = [word for name, value in spoken_settings(recipe).items() for word in ("--set", f"{name}={value}")]
+    return command_line("train", recipe.name, cache, "RUN", *given)
 
 
 def _statistics(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from kitsseg.commands.data import preprocess, synthesize
 from kitsseg.commands.prediction import predict
 from kitsseg.commands.scoring import evaluate, report
 from kitsseg.commands.training import choose_split, train_on
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, command_line
 
 if TYPE_CHECKING:
     import argparse
@@ -107,7 +107,9 @@ def _say_what_next(name: str, out: Path, cache: Path, run: Path) -> None:
         f"open {out / 'report.html'}": "scores, training curves and pictures, in a browser",
         f"kitsseg recipes show {name}": "what the paper states, and where each setting comes from",
         f"kitsseg demo --recipe {other} --out demo-{other}": "another paper on the same patients",
-        f"kitsseg prune {run} {cache} {out / 'pruned'} --sparsity 0.8": "zero four fifths of the weights",
+        command_line(
+            "prune", run, cache, out / "pruned", "--sparsity", 0.8
+        ): "zero four fifths of the weights",
         "kitsseg download DATA": "KiTS19 itself, 20 GB; then the commands above without :tiny",
     }
     console.print("\n[bold]what to do next[/bold]")

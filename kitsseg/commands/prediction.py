@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import AddCommand, add_layout, layout_of, part, volume_mm3
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, command_line
 
 if TYPE_CHECKING:
     from kitsseg.data.layouts.kits import Layout
@@ -158,7 +158,7 @@ def add(command: AddCommand) -> None:
         "--precision",
         choices=["float32", "float16", "int8"],
         default="float32",
-        help="litert only: weights of half the size, or everything in 8 bits (three to four times as fast)",
+        help="litert only: weights of half the size, or everything in 8 bits (two to three times as fast)",
     )
     sub.add_argument("--softmax", action="store_true", help="give probabilities instead of logits")
     sub.add_argument(
@@ -278,8 +278,8 @@ def predict(
     done(
         f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {outcome.engine}"
         f"{', beside them ' if beside else ''}{', '.join(beside)}",
-        f"kitsseg evaluate {out} TRUTH --out scores.csv",
-        f"kitsseg report {out} --out report.html",
+        command_line("evaluate", out, "TRUTH", "--out", "scores.csv"),
+        command_line("report", out, "--out", "report.html"),
     )
 
 
@@ -317,5 +317,5 @@ def export(run: Path, out: Path, options: ExportOptions) -> None:
     size = " x ".join(map(str, result.input_shape))
     done(
         f"wrote {out}: {result.format}, {options.precision}, input {size}, {result.n_bytes / 1e6:.2f} MB",
-        f"kitsseg predict {out} SCAN --out PREDICTIONS",
+        command_line("predict", out, "SCAN", "--out", "PREDICTIONS"),
     )

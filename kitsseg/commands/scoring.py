@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import AddCommand, add_layout, layout_of
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, command_line
 from kitsseg.files.paths import as_given
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def evaluate(
             return
         result = evaluate_folders(prediction, truth, out, progress, layout, classes, surface)
     print_scores(result.rows, result.summary, console)
-    done(f"wrote {out} and {out.with_suffix('.json')}", f"kitsseg report {out} --out report.html")
+    done(f"wrote {out} and {out.with_suffix('.json')}", command_line("report", out, "--out", "report.html"))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -210,7 +210,7 @@ def _after_report(source: Path) -> str:
     """The command that usually comes after a report about ``source``."""
     scores = source / "scores.csv" if source.is_dir() else source
     if scores.exists():
-        return f"kitsseg compare {scores} OTHER_SCORES"
+        return command_line("compare", scores, "OTHER_SCORES")
     if (source / "run.json").exists():
-        return f"kitsseg predict {source} DATA --out PREDICTIONS"
-    return f"kitsseg evaluate {source} TRUTH --out scores.csv"
+        return command_line("predict", source, "DATA", "--out", "PREDICTIONS")
+    return command_line("evaluate", source, "TRUTH", "--out", "scores.csv")

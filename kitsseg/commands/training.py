@@ -14,7 +14,7 @@ from kitsseg.commands.training_options import (
     say,
     saying_what_computes,
 )
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, command_line
 
 if TYPE_CHECKING:
     import argparse
@@ -329,4 +329,7 @@ def _say_made(what: str, run: Path, test: Sequence[str]) -> None:
 
     part = "test" if test else "validation"
     files = "its weights in model.keras, its losses in history.csv, a card of it in model_card.md"
-    done(f"{what}: wrote {run}, {files}", f"kitsseg predict {run} DATA --out PREDICTIONS --part {part}")
+    done(
+        f"{what}: wrote {run}, {files}",
+        command_line("predict", run, "DATA", "--out", "PREDICTIONS", "--part", part),
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, command_line
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, read_metadata
 from kitsseg.records.run import RunRecord, read_run
@@ -68,14 +68,14 @@ def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
         parent = record.parent
         how = "shrink" if record.shrink else "prune"
         source = parent and os.path.normpath(Path(folder) / parent.run)
-        command, options = f"train {record.recipe}", ""
+        words: list[object] = ["train", record.recipe, "CACHE", folder]
         if parent and parent.how == "train":
-            options = f" --from {source}"
+            words += ["--from", source]
         elif parent:
-            command = f"{how} {source}"
+            words = [how, source, "CACHE", folder]
         raise InputError(
             f"{weights}: missing; the run's status is {record.status!r}. "
-            f"Finish it with: kitsseg {command} CACHE {folder}{options} --resume"
+            f"Finish it with: {command_line(*words, '--resume')}"
         )
     path = f"{folder}/run.json"
     preprocess, inference, postprocess = _specs_of(record, path)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, command_line
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import read_record
 from kitsseg.interfaces import Progress
@@ -116,8 +116,8 @@ def _read(source: Path) -> Contents:
     else:
         notes.append(
             f"No scores yet: there is no {scores}. To get them: "
-            f"kitsseg predict {source} CASES --out PREDICTIONS, then "
-            f"kitsseg evaluate PREDICTIONS CASES --out {scores}."
+            f"{command_line('predict', source, 'CASES', '--out', 'PREDICTIONS')}, then "
+            f"{command_line('evaluate', 'PREDICTIONS', 'CASES', '--out', scores)}."
         )
     folder: Path | None = source
     if not source.is_dir():

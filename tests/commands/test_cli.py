@@ -1,4 +1,7 @@
-"""The command line: one clear line for whatever is wrong and nothing half-written; what is written and what is next."""
+"""The command line. A command that fails writes one clear line and leaves nothing half-written.
+
+A command that succeeds says what it wrote and which command comes next.
+"""
 
 import contextlib
 import errno
@@ -58,9 +61,10 @@ def kitsseg(capsys):
 
 @pytest.fixture
 def complaint(kitsseg, tmp_path):
-    """The one line of a command that must fail, without its "kitsseg: "; no file in tmp_path may change or appear.
+    """A function that runs a command that must fail, and returns its one error line without "kitsseg: ".
 
-    ``kept``: names of finished files that may stay. ``table``: predict says first what it found.
+    No file in tmp_path may change. ``kept`` names the new files that the command leaves; no other file may appear.
+    With ``table``, predict lists the scans before it fails.
     """
 
     def call(*arguments, code=1, kept=(), table=False):
@@ -79,7 +83,7 @@ def complaint(kitsseg, tmp_path):
 
 
 def contents(folder):
-    """Path -> bytes of all files below a folder, and path -> None of what begins with a dot."""
+    """{path: bytes} of all files below a folder; hidden folders are listed too, with None."""
     paths = [path for path in folder.rglob("*") if path.is_file() or path.name.startswith(".")]
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
@@ -399,7 +403,7 @@ def test_folders_in_use(complaint, trained, micro, tmp_path):
 
 
 def complaint_after_split(complaint, *arguments, **options):
-    """As complaint(), for a command that has printed its split when it fails."""
+    """Like complaint(), for a command that prints something (such as its split) before it fails; nothing is printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(console, "print", lambda *_, **__: None)
         return complaint(*arguments, **options)
@@ -574,7 +578,7 @@ def test_a_part_without_scans(complaint, trained, tmp_path):
 
 
 def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
-    """The others are done, and whole; the message names it."""
+    """The good scan is segmented and its label map is whole; the message names the bad scan."""
     for i in range(2):
         make_case(tmp_path / "data" / f"case_{i:05d}", seed=i)
     truncate(tmp_path / "data" / "case_00001")
@@ -749,7 +753,7 @@ def test_a_full_disk(command, complaint, trained, micro, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_cannot_be_made(command, complaint, trained, micro, tmp_path):
-    """Below a file; that fails for root as well."""
+    """The folder would lie below a file, where even root cannot make it."""
     (tmp_path / "out").write_text("a file")
     arguments, _ = writing_commands(trained, tmp_path)[command]
     if command in ("train", "predict", "preprocess"):
@@ -766,7 +770,7 @@ def test_a_folder_that_may_not_be_written(complaint, trained, tmp_path, monkeypa
     def refuse(self, *_, **__):
         assert (
             self.name != "report.html"
-        )  # a hidden file beside it, which is not what the message should name
+        )  # a hidden temporary file is written; the message must name report.html
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     monkeypatch.setattr(Path, "write_text", refuse)
@@ -815,7 +819,7 @@ def test_writes_that_really_fail(tmp_path):
 
 
 def test_labels_that_do_not_fit(complaint, micro, tmp_path):
-    """Their box, 4 * 15 * 12 = 720 bytes, and a header of 128; the specification has less."""
+    """The box of the labels, 4 * 15 * 12 = 720 bytes, and its header of 128 exceed 800 bytes; spec.json does not."""
     make_case(tmp_path / "data" / "case_00000")
     with largest_file(800):
         message = complaint("preprocess", "unet2d", tmp_path / "data", tmp_path / "cache", kept=["spec.json"])
@@ -921,7 +925,7 @@ def test_a_recipe_with_the_evidence_of_every_setting(name, variant, kitsseg, mon
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """In a folder of its own, unet2d:tiny is the micro recipe, with its own preprocessing."""
+    """In an empty working folder, unet2d:tiny means the micro recipe with the preprocessing of unet2d:tiny."""
     spec = recipes.get("unet2d:tiny").preprocess
     micro = replace(micro_recipe_of_tests(spec_of_tests()), name="unet2d:tiny", preprocess=spec)
     monkeypatch.setattr(recipes, "get", lambda name: {"unet2d:tiny": micro}[name])
@@ -931,7 +935,7 @@ def tiny(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_road(kitsseg, tiny, tmp_path):
-    """Each command says what it wrote and what comes next; it is there, and what comes next works."""
+    """Each command names the files that it wrote and the next command. The files exist, and the next command works."""
 
     def succeed(command):
         code, out, err = kitsseg(*command.split())

@@ -1,6 +1,7 @@
-"""Every hint can be followed: options that the command has, the nearest of what there is, the way on."""
+"""Every hint can be followed: it names an option that the command has, the nearest valid name, or the next step."""
 
 import re
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -9,8 +10,11 @@ from support.cases import make_case, read_json
 
 from kitsseg import recipes
 from kitsseg.cli import build_parser, main
+from kitsseg.commands.arguments import layout_of, layout_options
+from kitsseg.data.layouts.find import Layout
+from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.data.splits import make_split
-from kitsseg.errors import InputError, did_you_mean
+from kitsseg.errors import InputError, command_line, did_you_mean
 from kitsseg.records.run import create_run, read_run, update_run
 
 
@@ -86,7 +90,7 @@ FOLDERS = [flat, dicom_tree, dicom, two_label_maps, two_scans, nnunet_without_re
 
 @pytest.mark.parametrize("make", FOLDERS)
 def test_advice_names_only_options_that_the_command_has(make, tmp_path, capsys, trained):
-    """Of every command that looks for cases, for every folder that it does not understand."""
+    """Checked for every command that searches for cases and for every kind of folder that it cannot interpret."""
     data = tmp_path / "data"
     make(data)
     predicted = tmp_path / "predicted"
@@ -186,7 +190,7 @@ def test_nearest_names():
 
 
 def test_a_training_that_was_interrupted_names_resume(trained, tmp_path):
-    """Whichever command began the run, and however far it came; a finished one has nothing to resume."""
+    """The error names --resume for an unfinished run, but not for a finished run or if run.json is damaged."""
     split, micro = make_split([path.name for path in trained.data.iterdir()]), recipes.get("unet2d:tiny")
     run = create_run(tmp_path / "run", micro, split, 0, {})
     for _ in range(2):
@@ -270,3 +274,52 @@ def test_a_share_that_is_none_names_the_option(keep, capsys, tmp_path):
     line = said(capsys, "shrink", tmp_path, tmp_path, tmp_path / "out", f"--keep={keep}", code=2)
     assert "argument --keep: expected a share above 0 and up to 1, such as 0.5; found " + keep in line
     assert "choose_channels" not in line
+
+
+# the next command, as it is printed
+
+
+def test_the_command_after_verify_can_be_given_as_it_is_printed(tmp_path, capsys, monkeypatch):
+    """The folder has a space in its name, and its files are found by patterns only."""
+    synthesize_cases(tmp_path / "made", 3, (20, 48, 48))
+    data = tmp_path / "my patients"
+    for case in sorted((tmp_path / "made").iterdir()):
+        for kind, name in (("ct", "imaging"), ("masks", "segmentation")):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(case / f"{name}.nii.gz", data / kind / f"{case.name}.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", "my patients", "--images", "ct/*.nii.gz", "--labels", "masks/*.nii.gz"]) == 0
+    [command] = re.findall(r"^next: (.*)$", capsys.readouterr().out, re.M)
+    assert main(shlex.split(command)[1:]) == 0
+    [command] = re.findall(r"^next: (.*)$", capsys.readouterr().out, re.M)
+    assert shlex.split(command)[:3] == ["kitsseg", "train", "unet2d"]
+    assert len(list((tmp_path / "CACHE").glob("preprocess-*/case_0*"))) == 3
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        None,
+        Layout(),
+        Layout(images="*/c t.nii.gz", labels="it's/*.nii.gz"),
+        Layout(cyst="tumor"),
+        Layout(hu_window=(-160.0, 240.0)),
+        Layout(hu_window=(-0.5, 1e4), mask_values=(0, 128, 255)),
+        Layout(hu_window=(-1024.0, 64511.25), mask_values=(0, 65535)),
+    ],
+)
+def test_the_options_of_a_layout_are_read_back_as_this_layout(layout):
+    words = layout_options(layout)
+    arguments = build_parser().parse_args(["evaluate", "P", "T", "--out", "s.csv", *words])
+    assert layout_of(arguments) == (layout or Layout())
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", "a;b", "$HOME", "plain"])
+def test_a_command_is_split_by_a_shell_into_the_words_it_was_made_of(name):
+    assert shlex.split(command_line("predict", name, "--out", f"{name}/x")) == [
+        "kitsseg",
+        "predict",
+        name,
+        "--out",
+        f"{name}/x",
+    ]

@@ -77,7 +77,7 @@ def test_a_gpu_that_goes_unused_is_said_loudly(monkeypatch):
     assert said.startswith("warning: ONLY THE CPU IS USED")
     assert "2 NVIDIA devices (Tesla T4)" in said
     assert "on the CPU, float32" in hardware.computing_line("float32")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # meant
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # the user wants the CPU: no warning
     assert hardware.unused_gpu_warning() is None
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(hardware, "nvidia_devices", list)
@@ -86,7 +86,10 @@ def test_a_gpu_that_goes_unused_is_said_loudly(monkeypatch):
 
 @pytest.mark.parametrize(("there", "said"), [(["cpu:0"], "the CPU"), (["gpu:0", "gpu:1"], "2 of 2 GPUs")])
 def test_jax_is_not_asked_for_gpus_that_it_may_not_have(there, said, monkeypatch):
-    """Asked for them on a CPU, it raises an error: the training of the first batch ended in it."""
+    """JAX raises an error if it is asked for GPUs that do not exist.
+
+    This error once ended a training on a CPU at its first batch.
+    """
     keras = pytest.importorskip("keras")
 
     def list_devices(kind=None):

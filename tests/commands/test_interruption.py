@@ -1,4 +1,7 @@
-"""Real processes, stopped in the middle: Ctrl-C, a stopped job, a killed one. What stays is whole, and goes on."""
+"""Real processes that SIGINT (Ctrl-C), SIGTERM or SIGKILL stops in the middle.
+
+Every case that remains is whole, and the next command goes on from there.
+"""
 
 import argparse
 import shutil
@@ -44,7 +47,7 @@ def test_synthesize_stopped_in_the_middle_of_a_scan(number, tmp_path):
     code, out, err = stop_when(process, in_the_second_scan, number)
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL
-        assert hidden(data)  # nobody could clear up, but it is never taken for a case
+        assert hidden(data)  # what a killed process leaves is never taken for a case
     else:
         assert (code, out, err) == (130, "", ONE_LINE)
         assert not hidden(tmp_path)
@@ -96,7 +99,7 @@ def test_preprocess_stopped_in_the_middle_of_a_case(number, larger, capsys):
 
 
 def test_what_a_killed_process_left_is_no_case(data, tmp_path):
-    """Neither as data nor as predictions."""
+    """Hidden leftovers count neither as data nor as predictions."""
     shutil.copytree(data / "case_00000", data / ".case_00000-x7a")
     assert [case.name for case in find_cases(data)] == [f"case_{i:05d}" for i in range(9)]
     shutil.copy(data / "case_00001" / "segmentation.nii.gz", data / ".case_00001-x7a.nii.gz")
@@ -106,7 +109,7 @@ def test_what_a_killed_process_left_is_no_case(data, tmp_path):
 
 @pytest.fixture
 def hears_ctrl_c():
-    """Whoever started the tests in the background made them deaf to it."""
+    """React to Ctrl-C: a shell that starts the tests in the background lets them ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -127,7 +130,7 @@ class Parser:
     "error", [SystemError, RuntimeError, InputError, OSError, MemoryError, KeyboardInterrupt]
 )
 def test_whatever_a_library_makes_of_a_signal_is_an_interruption(error, number, monkeypatch, capsys):
-    """TensorFlow, at work in C, ended in a SystemError with a traceback."""
+    """If a signal arrives while TensorFlow runs C code, TensorFlow raises SystemError, which once gave a traceback."""
 
     def command(_):
         try:

@@ -77,7 +77,7 @@ def old_bytes(folder, name):
 
 @pytest.mark.parametrize("name", [b"M\xfcller", b"\xff", b"case_\xe9\xe8", b"a\x80b", b"caf\xe9.x"])
 def test_names_in_an_old_encoding_are_refused_in_one_line(name, trained, tmp_path, capsys):
-    """By every command that would have to write them; a case beside it is not touched."""
+    """Every command that would write such a name refuses it before it works on the other cases."""
     data = shutil.copytree(trained.data, tmp_path / "data")
     folder = old_bytes(data, name)
     for file in (trained.data / "case_00000").iterdir():
@@ -117,7 +117,7 @@ def test_a_label_map_named_in_an_old_encoding(trained, tmp_path):
 def test_folders_above_in_an_old_encoding_are_refused_before_anything_is_written(
     trained, tmp_path, capsys, monkeypatch
 ):
-    """As an argument of any command, one of several, or as the folder in which the command is called."""
+    """Such a folder may be the only argument, one of several arguments, or the working folder of a command."""
     old = old_bytes(tmp_path, b"M\xfcller")
     data, out = old / "data", tmp_path / "out"
     shutil.copytree(trained.data, data)

@@ -35,7 +35,7 @@ def larger(tmp_path_factory):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_two_processes_stopped_in_the_middle(number, larger):
-    """The one that was started is told; no other is left, and what stays is whole."""
+    """The signal goes to the command alone. Its worker processes end too, and every case that remains is whole."""
     cache = larger / f"cache-{number}"
     (whole,) = (larger / "whole").iterdir()
     folder = cache / whole.name
@@ -48,7 +48,7 @@ def test_two_processes_stopped_in_the_middle(number, larger):
 
     code, out, err = stop_when(process, in_a_later_case, number)
     if number == signal.SIGKILL:
-        # the workers end after the case they are at, which then is whole
+        # each worker finishes the case that it works on, and then ends
         assert code == -signal.SIGKILL
         last = time.monotonic() + 30
         while hidden(cache) and time.monotonic() < last:
@@ -67,7 +67,7 @@ def test_two_processes_stopped_in_the_middle(number, larger):
 
 
 def test_neither_the_command_nor_its_processes_import_tensorflow(data, tmp_path):
-    """Packages of these names that write down who imports them stand before the real ones."""
+    """Fake packages of these names come first on the path. Each of them writes a file when a process imports it."""
     for name in ("tensorflow", "keras", "jax", "torch"):
         folder = tmp_path / "path" / name
         folder.mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_neither_the_command_nor_its_processes_import_tensorflow(data, tmp_path)
     assert "preprocessed 9 cases" in done.stdout
     assert not [path.name for path in tmp_path.iterdir() if "-" in path.name]
     subprocess.run([sys.executable, "-c", "import keras"], env=environment, check=True)
-    assert [path.name for path in tmp_path.glob("keras-*")]  # they do write it down
+    assert [path.name for path in tmp_path.glob("keras-*")]  # the fake package did notice the import
 
 
 def test_compressed_from_the_command_line(data, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What kitsseg train refuses before it makes a folder, and what it then says works."""
+"""What kitsseg train refuses before it makes a folder; the advice in its error works."""
 
 import re
 import urllib.request

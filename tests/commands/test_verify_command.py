@@ -57,7 +57,7 @@ def test_verify_exits_with_1_and_a_table_of_what_is_wrong(call, real_data, tmp_p
     assert call("verify", tmp_path / "data", "--labels-only", "--cases", "23")[0] == 0
 
 
-def test_an_image_of_another_host_is_a_warning_and_recorded(call, data):
+def test_not_kits19_checks_a_folder_without_the_manifest(call, data):
     """The nine tiny cases are called as those of KiTS19: --not-kits19 says that they are not."""
     code, out, _ = call("verify", data, "--not-kits19")
     assert code == 0

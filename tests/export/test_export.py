@@ -117,7 +117,7 @@ PAPERS_2D = ("unet2d", "wp_unet", "squeezenet", "enhanced_unet")
 
 
 def write_with_answer(network, path, format, size, precision="float32"):
-    """Write a network, and beside it an image with its logits: those of Keras, or for int8 those of the file here."""
+    """Export a network. Save an image and its logits beside it: logits of Keras, or for int8 of the exported file."""
     network = keras.Model(network.input, network.outputs[-1])
     shape = (*size, network.input_shape[-1])
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
@@ -148,11 +148,11 @@ def run_alone(engine, paths):
 @needs_onnx
 @pytest.mark.slow
 def test_every_network_runs_without_keras_and_kitsseg(tmp_path):
-    """Every 2D model as LiteRT, also in int8, and ONNX, and a 3D one as ONNX, where there is neither.
+    """Without Keras and kitsseg every 2D model runs as LiteRT (also in int8) and as ONNX, and a 3D model as ONNX.
 
-    A SavedModel needs TensorFlow, which imports Keras; it is read where there is no kitsseg.
+    A SavedModel needs TensorFlow, which imports Keras; it runs without kitsseg.
     """
-    # LiteRT ends the process (SIGABRT) at an int8 addition whose result is constant, as random weights can make one
+    # random weights can make the result of an int8 addition constant, at which LiteRT ends the process (SIGABRT)
     keras.utils.set_random_seed(0)
     for name, build in NETWORKS.items():
         network = build()

@@ -11,7 +11,7 @@ from kitsseg.pruning.callback import PruneLowMagnitude
 from kitsseg.pruning.schedules import constant_sparsity
 
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-# what a header is, and what one changed place makes of it: each an error of another kind inside NumPy
+# {damage: (text in a header, its replacement)}; each damage raises another kind of error inside NumPy
 HEADERS = {
     "a bracket that is not closed": (b"4), }", b"4(, }"),
     "no syntax": (b"'<i2'", b"',i2'"),

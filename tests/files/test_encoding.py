@@ -82,7 +82,7 @@ def test_commands_write_utf8_under_any_locale(locale, tmp_path):
     succeed("compare", "first=scores.csv", "second=scores.csv", "--out", "differences.csv")
 
 
-# what the command does that ``kitsseg`` starts anew in UTF-8: several of them, in one process
+# run several commands in one process, as in the process that ``kitsseg`` starts again in UTF-8 mode
 ONE_BY_ONE = """
 import json, sys
 from kitsseg import recipes

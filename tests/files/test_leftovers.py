@@ -1,4 +1,4 @@
-"""What a killed process left half made goes; what another one is at work on, and what is the user's, stays."""
+"""Unfinished files of killed processes are removed. Files of running processes and files of the user stay."""
 
 import signal
 import subprocess

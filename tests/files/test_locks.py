@@ -1,4 +1,7 @@
-"""One at a time in a folder, the other told who it is; file systems without locks; nothing of a lock stays."""
+"""Only one process works in a folder, and a second process is told which one. No lock file stays.
+
+File systems without locks are tested too.
+"""
 
 import errno
 import os

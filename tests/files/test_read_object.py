@@ -1,4 +1,4 @@
-"""JSON that somebody else writes, or that has no definition of its own: an object, or one ValueError."""
+"""Reading JSON that other programs write, or that no class describes, gives an object or one ValueError."""
 
 import errno
 import zipfile

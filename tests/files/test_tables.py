@@ -39,7 +39,10 @@ def test_every_name_comes_back(tmp_path):
 
 
 def test_whatever_is_written_comes_back(tmp_path):
-    """Two thousand random cells of the letters that mean something to somebody; one column, where "" is a row too."""
+    """Two thousand random cells of characters that are special in CSV files or spreadsheets.
+
+    In a table of one column an empty cell is a row too.
+    """
     letters, draw = "=+-@'\"\t\r\n,; aé患\U0001f600\\|", random.Random(0)
     values = ["".join(draw.choices(letters, k=draw.randrange(7))) for _ in range(2000)]
     for columns in (["case"], ["dice", "case"]):

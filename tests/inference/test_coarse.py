@@ -110,7 +110,7 @@ def test_a_kidney_that_the_coarse_network_misses_is_not_lost():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("resampled", [False, True])
 def test_labels_are_those_of_the_whole_scan(mode, resampled):
-    """A network that sees voxel by voxel: cropping changes nothing, where truth lies or elsewhere."""
+    """The network looks at single voxels, so that all labels are the same with the region and without it."""
     spec = replace(FINE, spacing_mm=(5.0, 2.3, 2.3)) if resampled else FINE
     for image, truth in PATIENTS.values():
         region = find_region(image, SPACING, LOOKS)
@@ -221,7 +221,7 @@ def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monke
 
 
 def test_the_networks_box_and_the_region_have_to_meet():
-    """A body that the recipe crops to, and a region outside of it: the box stays as it is."""
+    """If the region lies outside the box of the body, to which the recipe crops, the box stays as it is."""
     geometry = Geometry((50, 300, 300), (2.0, 1.0, 1.0), (50, 300, 300), (0, 200, 0), (50, 300, 300))
     elsewhere = CoarsePass(start=(0, 0, 0), stop=(9, 9, 9))
     assert inside_region(geometry, elsewhere, FINE, MODES["mirrored"]) == geometry
@@ -239,7 +239,7 @@ def test_the_starter_holds_the_kidneys_of_a_phantom(tmp_path):
     assert inside[labels.array > 0].all()
 
 
-def test_a_scan_of_which_nothing_is_known_is_said(trained, tmp_path):
+def test_the_note_says_where_the_networks_saw_the_whole_scan(trained, tmp_path):
     """Tiny cases of 30 mm: no kidney fits into them."""
     case = trained.data / "case_00000"
     outcomes = {

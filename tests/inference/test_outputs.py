@@ -78,7 +78,7 @@ def perfect_network(spec, output):
     """Kidney from 80 HU, tumor from 230 HU, as sigmoids: two layers of 1x1 convolutions."""
     low, high = ((hu - spec.hu_mean) / spec.hu_std for hu in (80, 230))
     image = keras.Input((None, None, 1))
-    # x + 9, and how far x is above the middle of kidney, twice
+    # two features: x + 9, and twice the excess of x over the middle of the kidney's range
     hidden = keras.layers.Conv2D(2, 1, activation="relu", name="hidden")
     logits = keras.layers.Conv2D(OUTPUTS[output], 1, name="logits")
     model = keras.Model(image, logits(hidden(image)))

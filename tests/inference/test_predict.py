@@ -213,10 +213,10 @@ def test_a_bad_scan_is_listed_and_the_others_are_done(runs, trained, tmp_path):
     assert "damaged or not NIfTI" in record["failed"]["case_00001"]["reason"]
     assert sorted(record["cases"]) == [f"case_{i:05d}" for i in range(9) if i != 1]
     assert len(files_of(tmp_path / "out")) == 8
-    # alone, its own message is the whole message
+    # if the bad scan is the only scan, the command ends with the error of this scan
     with pytest.raises(InputError, match=r"^/.*case_00001/imaging.nii.gz: damaged or not NIfTI"):
         predict_cases(run, [data / "case_00001"], tmp_path / "out")
-    # mended, it is the only one that is left to do
+    # after the bad scan is mended, the next call has only this scan to segment
     bad.write_bytes(whole)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
     outcome = predict_cohort(run, [data], tmp_path / "out")
@@ -226,7 +226,7 @@ def test_a_bad_scan_is_listed_and_the_others_are_done(runs, trained, tmp_path):
 
 
 def test_whatever_a_network_raises_is_the_reason(trained, tmp_path, monkeypatch):
-    """It concerns one scan; where it happened stands in predictions.json."""
+    """An error of the network is the reason why this scan failed; its traceback is in predictions.json."""
 
     def network(source, engine, output, shape, *, precision):
         def predict(batch):
@@ -388,7 +388,7 @@ def test_shards_together_do_everything_once(runs, trained, tmp_path):
 
 
 def whole_probabilities(image, spacing_mm, predict, run):
-    """Of one run, in one piece on the scan's voxels: its planes, its tiles, every class zoomed by SciPy."""
+    """Probabilities of one run for the whole scan: its planes and tiles, then SciPy zooms each class as a volume."""
     network = finished_run(run)
     spec, inference = network.preprocess, network.inference
     geometry = plan_geometry(image, spacing_mm, spec)
@@ -465,7 +465,7 @@ def test_ensembles_that_make_no_sense(runs, trained, tmp_path):
 @pytest.mark.parametrize("lacks", ["model.keras", "run.json", "folder"])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_an_ensemble_that_lacks_a_network_predicts_nothing(runs, trained, tmp_path, which, lacks):
-    """As where a fold was not copied from the cluster: the mean of the others is not what was asked for."""
+    """For example, one fold was not copied from the cluster. The mean of the other folds is another ensemble."""
     folders, _ = runs
     path = folders[which] if lacks == "folder" else folders[which] / lacks
     path.rename(tmp_path / "gone")
@@ -480,7 +480,7 @@ def test_an_ensemble_that_lacks_a_network_predicts_nothing(runs, trained, tmp_pa
 
 
 def test_3d_networks_have_tensorflow_give_memory_back(runs, monkeypatch):
-    """The variable is for TensorFlow's first tensor; 2D networks and what the user has set are left alone."""
+    """TensorFlow reads the variable at its first tensor. Only 3D networks set it, and a value of the user stays."""
     [run, *_], _ = runs
     name = "TF_ONEDNN_USE_SYSTEM_ALLOCATOR"
     monkeypatch.setenv(name, "false")  # so that it is as before in the end

@@ -99,7 +99,7 @@ def zoomed(volume, shape):
 
 
 def box_of_body(hu, grid_shape):
-    """The grid's voxels that the box of everything but air touches."""
+    """The box of everything but air, as slices of the grid: all grid voxels that the box touches."""
     found = np.argwhere(hu > AIR)
     ratio = np.array(grid_shape) / hu.shape
     low, high = np.floor(found.min(axis=0) * ratio), np.ceil((found.max(axis=0) + 1) * ratio)
@@ -168,7 +168,7 @@ def _mirrored(tile, network, axes):
 def lopsided(hu):
     """Probabilities of a tile of HU: each voxel less its neighbors to the left and above, around the tile's border.
 
-    It is not the same for a mirrored tile, nor for another tile: whoever cuts or turns differently is noticed.
+    A mirrored tile or another tile gives other probabilities, so that a wrong cut or a wrong flip is noticed.
     """
     x = np.clip(hu, AIR, 304) / 100
     x = x + (x - np.roll(x, 1, axis=-1)) / 2 + (x - np.roll(x, 1, axis=-2)) / 4
@@ -194,7 +194,7 @@ def as_network(function, spec):
 
 
 def expected_probabilities(hu, spacing_mm, spec, inference):
-    """On the scan's voxels: to the grid, tiles there, every class back by itself."""
+    """Probabilities on the scan's voxels: resample HU to the grid, predict tiles there, zoom each class back."""
     grid_shape = [
         n if target is None else max(1, round(n * old / target))
         for n, old, target in zip(hu.shape, spacing_mm, spec.spacing_mm, strict=True)
@@ -211,7 +211,8 @@ def expected_probabilities(hu, spacing_mm, spec, inference):
 def test_the_written_file_equals_brute_force(mode, seed, tmp_path, monkeypatch):
     """Random affines, sizes, spacings and target spacings, with the body cut out or not.
 
-    Left out is where two classes are nearer than 0.02: HU are rounded on the grid, and a half may go either way.
+    Voxels at which two classes differ by less than 0.02 are not compared: HU are rounded on the grid, and a half may be
+    rounded up or down.
     """
     rng = np.random.default_rng([seed, list(MODES).index(mode)])
     scan = random_scan(tmp_path / "scan.nii.gz", rng)

@@ -56,7 +56,7 @@ def above(low, high=250, inference=WHOLE):
 
 
 def compared(monkeypatch, run, ours, theirs, image, region=None):
-    """What is found out about a network that is ``ours`` in bfloat16 and ``theirs`` in float32."""
+    """The agreement of a network that computes as ``ours`` in bfloat16 and as ``theirs`` in float32."""
     members = {"bfloat16": ours, "float32": theirs}
     monkeypatch.setattr(
         precision, "open_ensemble", lambda ensemble: ([members[ensemble.precision]], None, "known")
@@ -103,7 +103,8 @@ def test_a_run_is_compared_once(monkeypatch, tmp_path):
     image = scan((slice(2, 22), slice(4, 24), 200))
     first, now = compared(monkeypatch, tmp_path, above(100), above(100), image)
     assert now
-    again, now = compared(monkeypatch, tmp_path, above(100), above(500), image)  # would be refused
+    # the result of the first comparison is used; a comparison of these networks would be refused
+    again, now = compared(monkeypatch, tmp_path, above(100), above(500), image)
     assert (again, now) == (first, False)
 
 

@@ -163,7 +163,7 @@ def test_slice_scores_are_dice_of_slices_and_means_over_patients(sliced, truth_a
         assert row["slice_tk_dice"] == expected["tk_dice"] == (0 if name == "p0_0" else 1)
         assert row["slice_tu_dice"] == expected["tu_dice"]
         assert row["truth_tumor_pixels"] == (labels == 2).sum()
-    # eight patients of nine score 1, one of them half of that
+    # eight of nine patients score 1, the ninth patient 0.5
     means = found.summary.patient_means
     assert means["slice_tk_dice"].mean == means["slice_tu_dice"].mean == pytest.approx(8.5 / 9)
     assert found.summary.slice_means["slice_tk_dice"] == pytest.approx(17 / 18)

@@ -29,7 +29,7 @@ def identity(batch):
 
 
 def blurred(batch):
-    """Sees neighbors, and treats a flipped slice as the flipped result: the mean of 3 x 3 pixels."""
+    """Flip-equivariant: probabilities from the mean of 3 x 3 pixels."""
     padded = np.pad(batch, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
     height, width = batch.shape[1:3]
     return identity(sum(padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9)

@@ -96,7 +96,7 @@ def test_a_scan_of_130_200_200_takes_245_patches():
         ((5, 6, 7), (12, 16, 20), 4),  # smaller than a core, and than the margins
         ((1, 1, 1), (9, 9, 9), 4),
         ((13, 8, 9), (8, 4, 5), 0),
-        ((20, 33, 17), (10, 10, 10), 1),  # a margin that is too small: tiles are seen, as in the oracle
+        ((20, 33, 17), (10, 10, 10), 1),  # too small a margin: borders of tiles show, as in the oracle
     ],
 )
 def test_equals_the_brute_force(shape, tile, margin):
@@ -115,7 +115,7 @@ def test_a_network_that_sees_no_farther_than_the_margin_sees_no_tiles(margin):
     expected = box_mean(as_float(padded)[None])[inside]
     tile = (8 + 2 * margin, 16 + 2 * margin, 7 + 2 * margin)
     np.testing.assert_array_equal(whole(volume, box_mean, tile, margin), expected)
-    # and one that sees farther does see them: the test above can fail
+    # with a margin of 1 the borders of tiles do show, so that the assertion above can fail
     assert not np.array_equal(whole(volume, box_mean, tuple(t - 2 * margin + 2 for t in tile), 1), expected)
 
 
@@ -303,7 +303,7 @@ def test_overlapping_sums_do_not_grow_with_the_number_of_slices():
 
 
 def test_overlapping_slices_that_are_kept_stay_as_they_are():
-    """Sums of later slices lie where those of finished ones lay: 40 slices in tiles of 8."""
+    """The sums of later slices reuse the memory of finished slices. Slices that were given out must not change."""
     volume = random_volume(40, 20, 20)
     inference = InferenceSpec(tile=(8, 16, 16), gaussian=True)
     planes = overlapping_probabilities(volume, as_float, identity, inference)

@@ -133,7 +133,10 @@ def test_distance_across_the_whole_volume():
 
 @pytest.mark.parametrize("spacing_mm", SPACINGS)
 def test_far_specks_are_compared_with_everything_or_searched_with_one_result(spacing_mm, monkeypatch):
-    """Specks too far for a search line by line: the two ways, and the distance transform, agree in value and label."""
+    """For far specks there are two ways, all pairs of voxels and a search. They agree in distances and labels.
+
+    The distance transform gives the same distances.
+    """
     rng = np.random.default_rng(5)
     labels = np.zeros((24, 40, 30), np.uint8)
     labels[:3, :6, :8] = 1

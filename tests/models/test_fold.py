@@ -112,7 +112,7 @@ def test_three_dimensions():
 
 
 def test_zero_padding_lets_no_shift_through():
-    """The border of a padded convolution sees zeros, not the shift; unpadded ones see none."""
+    """Zero padding has zeros where folding needs the shift: the normalization stays. Without padding it is folded."""
     for padding, left in (("same", 1), ("valid", 0)):
         model = chain(layers.BatchNormalization(), layers.Conv2D(4, 3, padding=padding))
         folded = fold_batch_norm(settle(model))
@@ -127,13 +127,14 @@ def test_what_others_read_stays():
     branched = keras.Model(image, layers.Concatenate()([conv, norm]))
     shared = layers.Conv2D(2, 3, padding="same")
     twice = keras.Model(image, layers.BatchNormalization()(shared(shared(image))))
-    output = keras.Model(image, [norm, layers.Conv2D(2, 1)(norm)])  # the convolution behind may not take it
+    # the normalization is an output too, so that the second convolution may not take it in
+    output = keras.Model(image, [norm, layers.Conv2D(2, 1)(norm)])
     sigmoid = chain(layers.Conv2D(3, 1, activation="sigmoid"), layers.BatchNormalization())
     for model in (branched, twice, sigmoid):
         folded = fold_batch_norm(settle(model))
         assert [layer.epsilon for layer in norms(folded)] == [1e-3]
         assert_same(model, folded, (8, 10, 2))
-    folded = fold_batch_norm(output)  # into the one before it: both readers see the same
+    folded = fold_batch_norm(output)  # folded into the first convolution: no value changes
     image = np.random.default_rng(0).normal(size=(1, 8, 10, 2)).astype("float32")
     for expected, found in zip(output(image, training=False), folded(image, training=False), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -1,7 +1,7 @@
 """The layers of 3D networks against the same arithmetic on indexed tensors, strided slices on TensorFlow.
 
-Equal to the bit: both do the same sums in the same order. The one exception is a graph of TensorFlow, which orders the
-terms of a sum anew if its arithmetic rewriting is on (the default): of gradients the last bits differ there.
+The results are equal to the bit, because both do the same sums in the same order. The one exception is a graph of
+TensorFlow: its arithmetic rewriting (on by default) reorders the terms of a sum, so that last bits of gradients differ.
 """
 
 import keras

@@ -186,7 +186,7 @@ def test_a_network_that_somebody_has_packed_is_still_read(network, tmp_path):
     assert read_network(tmp_path / "model.keras").name == "small"
 
 
-# of five channels the fourth and fifth would be labels that no reader knows; of two none is tumor
+# the fourth and fifth of five channels would be labels that no reader knows; two channels have no tumor
 OTHERS = {
     "two classes": ((None, None, 1), {}, 2),
     "five classes": ((None, None, 1), {}, 5),
@@ -214,7 +214,7 @@ def test_a_network_of_another_form_than_its_record_says_is_refused(how, tmp_path
         match=r"model.keras: expected .*, found .*: the record describes another network .*Train again",
     ):
         read_network(path, shape=(32, 32, 1), output="softmax")
-    assert read_network(path).name  # for who has no record of it
+    assert read_network(path).name  # a caller without a record of the network can read it
 
 
 def test_the_form_of_a_network_is_that_of_its_last_output(tmp_path):

@@ -1,4 +1,4 @@
-"""How far a network looks, measured on networks of which it is known."""
+"""The measured receptive field equals the known one of small networks."""
 
 import keras
 import numpy as np
@@ -48,7 +48,7 @@ def test_each_axis_by_itself():
 
 
 def test_batch_statistics_do_not_leak():
-    """A network with batch normalization is seen as it predicts, so that what is far away stays without influence."""
+    """Batch normalization is measured as in prediction, so that far pixels have no influence through its statistics."""
     image = keras.Input((16, 16, 1))
     x = layers.BatchNormalization()(layers.Conv2D(2, 3, padding="same")(image))
     (distances, influence), _ = influence_by_distance(keras.Model(image, x), (16, 16, 1))

@@ -46,7 +46,7 @@ def test_parameters_and_multiply_adds_of_each_level(reference, prefix, parameter
     weights = {
         layer.name: sum(np.prod(w.shape) for w in layer.weights if len(w.shape) > 1) for layer in inside
     }
-    # the transposed one has 8 weights for each pair of filters, of which one voxel meets one
+    # a transposed convolution has 8 weights for each pair of filters; each output voxel uses one of the 8
     share = 8 if prefix.startswith("up") else 1
     assert sum(voxels[name] * weights[name] // share for name in voxels) == macs
 

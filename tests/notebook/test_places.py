@@ -1,4 +1,4 @@
-"""Where a notebook's things lie, which run is taken up again, what is said of the time; all without a training."""
+"""The folders of a notebook, which run it continues, and what it says about the time. Nothing is trained here."""
 
 import re
 import shutil

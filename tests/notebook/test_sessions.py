@@ -17,7 +17,7 @@ from kitsseg.data.download.catalog import IMAGES_REPOSITORY
 from kitsseg.data.kits19.manifest import ManifestCase, write_manifest
 from kitsseg.data.splits import load_split
 
-# as large a network and as many steps as a test can wait for; the names and all else are those of the form
+# a small network and few steps keep the test short; the names and everything else are as the form says
 SMALL = """
 from dataclasses import replace
 from kitsseg import recipes
@@ -128,7 +128,7 @@ def test_a_day(path, host, tmp_path):
     several = len(phases) > 1 or any(phase.progressive for phase in phases)
     assert shown.count("<iframe srcdoc=") == 2 and ("Measured" in shown) == several
     assert (tmp_path / "kitsseg-notebooks" / "runs" / f"{path.stem}-demo-6" / "scores.csv").is_file()
-    # each scan once for the cache; then the one of the test patient, which stays
+    # each scan was fetched once for the cache; then the test patient's scan again, which stays on the disk
     assert fetched(host) == [*sorted(host.names), host.names[2]]
     assert sorted(p.parent.name for p in tmp_path.glob("kitsseg-notebooks/data/kits19/*/imaging.nii.gz")) == [
         host.names[2]

@@ -19,7 +19,7 @@ from kitsseg.training.phase_setup import load_checkpoint
 
 
 def one_weight(momentum=0.5, parts=1):
-    """Each step halves the weight of this network: its loss is the square, its rate a quarter."""
+    """A network of one weight. Its loss is the square of the weight, so that a step of rate 1/4 halves the weight."""
     inputs = keras.Input((1,))
     weight = layers.Dense(1, use_bias=False, kernel_initializer=keras.initializers.Constant(8))
     model = keras.Model(inputs, weight(inputs))
@@ -41,7 +41,10 @@ def test_by_hand():
 
 
 def test_by_hand_in_two_parts():
-    """The first step is copied; then a step of momentum 1/2 is two of sqrt(1/2), the first with the weight before."""
+    """The average is a copy of the weight until the first step. Then each part averages with momentum sqrt(1/2).
+
+    The weight changes at the second part of a batch, so that the first part averages the weight before the step.
+    """
     model = one_weight(parts=2)
     seen = []
     for _ in range(4):
@@ -61,7 +64,7 @@ def test_a_network_without_averages_is_as_it_is():
 
 
 def test_validation_sees_the_averages_and_training_does_not_notice():
-    """To the bit the weights of training without any validation; losses those of the averages."""
+    """The weights equal, to the bit, those of training without validation; validation losses are of the averages."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 6)).astype(np.float32), rng.normal(size=(12, 3)).astype(np.float32)
 
@@ -94,7 +97,7 @@ def test_validation_sees_the_averages_and_training_does_not_notice():
 
 
 def test_what_a_run_keeps_is_the_average_over_its_steps(eager, source, tmp_path, monkeypatch):
-    """Against a sum over the weights of every step, in NumPy; of the epoch whose averages validate best."""
+    """NumPy averages the weights of every step. The run keeps the averages of the epoch that validates best."""
     steps, kept = [], {}
 
     class Record(ValidateAverages):
@@ -129,7 +132,7 @@ def test_what_a_run_keeps_is_the_average_over_its_steps(eager, source, tmp_path,
 )
 def test_a_stopped_run_goes_on_with_its_averages(name, precision, eager, source, tmp_path):
     """Pruning, rounds, a scaled loss: weights and history are those of a run that nobody stopped."""
-    # which network has the weights is all the same to their averages, and this one is soon computed
+    # averages do not depend on the kind of network, so the fastest network is used
     full = micro(name)
     recipe = replace(micro("unet2d"), phases=full.phases, build_optimizer=full.build_optimizer)
     options = {"precision": precision, "ema": 0.7}

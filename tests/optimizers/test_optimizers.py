@@ -109,7 +109,7 @@ def test_only_kernels_decay():
 
 
 def test_frozen_layers_stay_and_their_batch_normalization_learns():
-    """Moving statistics, and scale and shift too: fastai's ``freeze`` leaves the parameters of normalization on."""
+    """Moving statistics, scale and shift are learned in frozen layers too, as with fastai's ``freeze``."""
     frozen = (("encoder_", 0.0),)
     model = small_net()
     freeze(model, frozen)

@@ -21,7 +21,7 @@ for ((i = 0; i < ${SLURM_NTASKS:-1}; i++)); do SLURM_PROCID=$i "$@" & pids+=($!)
 for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
 exit $code
 """
-# as many machines as fill a pipe: a reader that leaves after the first would end scontrol by SIGPIPE, and so the job
+# So many machines fill a pipe. If the job read only the first of them, SIGPIPE would end scontrol, and with it the job.
 SCONTROL = "#!/bin/bash\nfor ((i = 0; i < 20000; i++)); do echo localhost; done\n"
 
 
@@ -53,7 +53,7 @@ def cluster(folder, kitsseg):
 
 
 def submit(path, **environment):
-    """As sbatch would: each job of the array, one after the other, with what SLURM sets."""
+    """Run a file as sbatch does: the jobs of its array one after the other, with the variables that SLURM sets."""
     first, last = map(int, (option(path, "array") or "0-0").split("-"))
     for number in range(first, last + 1):
         tasks = int(option(path, "nodes") or 1) * int(option(path, "ntasks-per-node") or 1)

@@ -21,9 +21,10 @@ def commands(page):
     """Each command of kitsseg in the fenced blocks of a page, comments, variables and redirections aside."""
     for block in blocks(page):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(
-                r"&&|^srun (?:bash -c ')?", line.partition(" #")[0].partition(" > ")[0].rstrip("' ")
-            ):
+            line = line.partition(" #")[0].partition(" > ")[0].rstrip()
+            if line.startswith("srun bash -c '"):
+                line = line.removeprefix("srun bash -c '").removesuffix("'")
+            for part in re.split("&&|^srun ", line):
                 if part.strip().startswith("kitsseg "):
                     first = part.strip().replace("$SLURM_PROCID", "0")
                     yield re.sub(r"\$SLURM_\w+", "1", first)
@@ -90,3 +91,13 @@ def test_the_python_of_its_page_runs(tmp_path, monkeypatch):
         exec(compile(block, "python.md", "exec"), names)
     assert Path("my-run/model.keras").is_file() and Path("my-scores.csv").is_file()
     assert names["model"].count_params() > 0
+
+
+def test_the_page_on_colab_has_the_hours_of_the_notebooks():
+    page = (ROOT / "docs" / "colab.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^(|]+?)(?: \([^|]*\))? \| ([^|]+) \|$", page, re.M)
+    assert len(rows) == 6
+    for stem, paper, practical in rows:
+        notebook = (ROOT / "colab" / f"{stem}.ipynb").read_text()
+        assert f"takes {paper} on a T4" in notebook
+        assert practical in notebook

@@ -1,4 +1,7 @@
-"""A short run of the script that kills commands: the second call ends as an uninterrupted one; and it would notice."""
+"""A short run of the script that kills commands: the second call ends as an uninterrupted call does.
+
+The script would notice another result.
+"""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What the signature and the docstring of every function of the package hold to."""
+"""No function of the package takes more than seven parameters."""
 
 import ast
 from pathlib import Path

@@ -86,7 +86,7 @@ def test_a_mutant_runs_the_tests_that_reach_its_line():
     lines = {"2": ["t.py::b"], "4": ["t.py::a", "t.py::c"], "9": ["t.py::d"]}
     name, number = module.find_mutants(
         tree, random.Random(0)
-    )  # max of line 2, 1 in the call that begins there
+    )  # max in line 2, and the 1 of the call that begins in line 2
     assert (name.line, number.line) == (2, 2)
     assert module.reaching(name, lines) == {"t.py::b"}
     assert module.reaching(number, {"4": lines["4"]}) == {"t.py::a", "t.py::c"}
@@ -110,7 +110,7 @@ class Counter:
 
 
 def test_a_mutant_acts_in_a_module_that_is_in_use(tmp_path, monkeypatch):
-    """Each change, alone, gives other results than the module as it is; nothing of it is left in a new module."""
+    """Each change by itself alters the results of the imported module; a newly imported module is unchanged."""
     mutate, seen = script("mutate"), set()
     (tmp_path / "in_use.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -131,4 +131,4 @@ def test_a_mutant_acts_in_a_module_that_is_in_use(tmp_path, monkeypatch):
         assert results() != expected, mutant.text()
         mutant.swap()
         seen.add(mutant.line)
-    assert seen == {2, 4, 6, 13}  # but no field of a class
+    assert seen == {2, 4, 6, 13}  # the field of the class (line 10) is not changed

@@ -46,7 +46,7 @@ class Zeros(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("stem", sorted(NETWORKS))
 def test_every_network_reaches_the_target_on_the_step_the_schedule_says(stem):
-    """A learning rate of 0, so that what is zero after a step is what was masked before it."""
+    """With a learning rate of 0, the zeros after a step are the weights that were masked before the step."""
     keras.utils.set_random_seed(0)
     options = NETWORKS[stem]
     model = getattr(models, f"build_{stem}")(**options)
@@ -118,8 +118,8 @@ class EpochEnds(keras.callbacks.Callback):
         self.dense_before.append(self.last)
 
 
-def test_wp_unet_masked_weights_are_exactly_zero_at_each_epoch_end():
-    """And not within the epoch: the optimizer updates all weights, so that a mask can let some come back."""
+def test_masked_weights_are_exactly_zero_at_each_epoch_end():
+    """Within an epoch masked weights are not zero: the optimizer updates them, so a later mask can restore them."""
     keras.utils.set_random_seed(3)
     model = compiled(small())
     before, ends = arrays(model), EpochEnds()
@@ -139,7 +139,7 @@ def test_wp_unet_masked_weights_are_exactly_zero_at_each_epoch_end():
 
 
 def test_a_dropped_weight_can_come_back():
-    """A later mask sees what the optimizer has made of the dropped ones."""
+    """A later mask is drawn from the values that the optimizer gave to the dropped weights."""
     model = compiled(keras.Sequential([keras.Input((1, 1, 4)), layers.Conv2D(1, 1, use_bias=False)]), "sgd")
     model.set_weights([np.array([1, 2, 3, 4], "float32").reshape(1, 1, 4, 1)])
     from tensorflow_model_optimization.sparsity.keras import ConstantSparsity

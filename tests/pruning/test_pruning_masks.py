@@ -35,7 +35,7 @@ def test_ties_and_zeros_are_all_kept():
     assert mask.all()
     assert threshold == 1
     mask, threshold = magnitude_mask(np.array([0, 0, 0, 2], np.float32), 0.25)
-    assert mask.all()  # three are kept, the smallest of them is 0, and so is every entry at least
+    assert mask.all()  # three entries are kept, the smallest of them is 0, and every entry is at least 0
     assert threshold == 0
 
 
@@ -44,7 +44,10 @@ def test_ties_and_zeros_are_all_kept():
     [((3, 3, 8, 5), 0.5), ((1, 1, 12, 4), 0.5), ((3, 3, 6, 2), 1 / 3), ((10, 4), 0.4), ((3, 3, 1, 8), 0.0)],
 )
 def test_the_sparsity_that_two_of_four_reaches(shape, sparsity):
-    """6 inputs are a group of four, which loses two, and two entries with two zeros, which lose none; 10: 2 + 2 + 0."""
+    """Of 6 inputs, four form a group that loses two; the other two are filled up with two zeros, and lose none.
+
+    10 inputs lose 2 + 2 + 0.
+    """
     mask = m_by_n_mask(np.random.default_rng(0).normal(size=shape) + 5, (2, 4))
     assert mask.shape == shape
     assert 1 - mask.mean() == pytest.approx(sparsity)

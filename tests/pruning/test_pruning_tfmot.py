@@ -126,7 +126,7 @@ def later():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("name", ["rising", "later", "one-shot", "2:4"])
-def test_wp_unet_eighteen_steps_end_with_the_same_masks_and_weights(name, optimizer, given, theirs):
+def test_eighteen_steps_end_with_the_same_masks_and_weights_as_tfmot(name, optimizer, given, theirs):
     model = twin()
     for layer in model.layers:
         layer.set_weights([given[f"{layer.name}.{i}"] for i in range(len(layer.get_weights()))])

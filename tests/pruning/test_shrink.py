@@ -60,7 +60,7 @@ SMALL = ("unet2d", "unet2d-transposed", "wp_unet", "squeezenet-lite", "enhanced_
 
 
 def built(name, seed=0, offsets=True):
-    """A network with random weights everywhere; without offsets a channel of zero kernels is zero to its end."""
+    """A network with random weights. Without offsets, a channel with zero kernels stays zero in all later layers."""
     model, rng = BUILDERS[name](), np.random.default_rng(seed)
     for weight in model.weights:
         if weight.name in ("gamma", "moving_variance"):
@@ -225,7 +225,7 @@ def test_outputs_equal_those_with_zeroed_filters(name):
 
 def test_the_masked_weights_are_the_ones_that_are_cut():
     x = keras.Input((4, 4, 1))
-    y = layers.Conv2D(3, 1, name="first", activation="sigmoid")(x)  # of 0 it makes 0.5: nobody may read that
+    y = layers.Conv2D(3, 1, name="first", activation="sigmoid")(x)  # sigmoid(0) is 0.5: no layer may read it
     y = layers.BatchNormalization(name="bn")(y)
     model = keras.Model(x, layers.Conv2D(1, 1, name="head")(y))
     for weight in model.weights:

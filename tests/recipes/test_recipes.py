@@ -1,4 +1,4 @@
-"""Recipes: every setting says where its value comes from, and the words build what they say."""
+"""Recipes: every setting says where its value comes from, and the settings build the network that they describe."""
 
 import dataclasses
 import importlib
@@ -32,7 +32,7 @@ def test_every_setting_has_evidence_and_every_evidence_a_setting(name):
         "split",
         "metrics",
         "inference.mirror_axes",
-    )  # that there is none has its evidence
+    )  # for these settings, None has evidence too
     assert {key for key in named if key in values} <= set(recipe.evidence)
 
 
@@ -69,8 +69,8 @@ def test_every_option_of_builder_and_loss_is_a_setting(name):
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_the_default_of_a_builder_is_not_used_in_silence(name):
-    """Builders and losses made of the recipe's options hold exactly these."""
+def test_the_default_of_a_loss_is_not_used_in_silence(name):
+    """A loss that is built from the options of a recipe holds exactly these options."""
     recipe = recipes.get(name)
     losses = recipe.build_loss(**recipe.loss)
     loss = losses[0][0] if isinstance(losses, tuple) else losses
@@ -98,7 +98,7 @@ def test_words_build_model_loss_and_optimizer(name):
     if not name.endswith(":practical"):  # large, and the same builder
         options = {
             key: None if value == "imagenet" else value for key, value in recipe.model.items()
-        }  # no network
+        }  # without a download
         model = recipe.build_model(**options)
         assert model.outputs[-1].shape[-1] == recipe.model["n_classes"]
     assert recipe.reported
@@ -166,7 +166,7 @@ def test_a_row_has_as_many_trainable_parameters_as_its_network(name, variant):
         options["weights"] = None
     model = recipe.build_model(**options)
     assert sum(math.prod(v.shape) for v in model.trainable_variables) == variant.parameters
-    # a number that is not that of the network which is trained says so
+    # if the paper counts another network than the one that is trained, the row says so
     assert bool(variant.counted) == (options["n_classes"] != recipe.model["n_classes"])
 
 

@@ -1,4 +1,7 @@
-"""A full disk, a vanished folder, a damaged checkpoint: one clear error or the epoch before, and nothing is lost."""
+"""A full disk, a vanished folder or a damaged checkpoint gives one clear error or goes back by one epoch.
+
+No finished epoch is lost.
+"""
 
 import errno
 import io
@@ -162,7 +165,7 @@ def check_goes_on(trained, recipe, run, epoch):
 
 
 @pytest.mark.parametrize("damage", [flipped_optimizer, cut_off, emptied, removed, cut_off_mask])
-def test_so_does_one_that_is_damaged_in_another_way(damage, stopped, trained, pruning):
+def test_a_checkpoint_damaged_in_another_way_is_refused_too(damage, stopped, trained, pruning):
     damage(stopped)
     with pytest.warns(UserWarning, match=GOES_BACK):
         check_goes_on(trained, pruning, stopped, 2)
@@ -195,7 +198,7 @@ def test_a_checkpoint_folder_that_is_gone_is_one_error_until_it_is_back(stopped,
 
 @pytest.mark.parametrize("what", ["checkpoint", ""])
 def test_a_folder_that_vanishes_during_training_stops_it(what, stopped, trained, pruning, tmp_path):
-    """The checkpoint folder or the whole run: nothing is written where it was, and it goes on when it is back."""
+    """The checkpoint folder or the whole run vanishes. It is not made anew; training goes on when it is back."""
 
     def vanish(_, done, total):
         if done == 2 * STEPS + 1:
@@ -212,10 +215,10 @@ FULL = Path("/dev/full")
 
 
 def fill_disk(monkeypatch, run, name):
-    """From now on the disk is full for one file: its temporary file is the device that takes nothing."""
+    """From now on the disk is full for one file: its temporary file is a link to /dev/full."""
     temporary = run / Path(name).parent / f".{Path(name).stem}-kitsseg-00000000{Path(name).suffix}"
     monkeypatch.setattr(atomic.secrets, "token_hex", lambda n: "0" * 2 * n)
-    monkeypatch.setattr(atomic, "_removed", lambda *_: [])  # it would be taken for what a killed process left
+    monkeypatch.setattr(atomic, "_removed", lambda *_: [])  # do not remove the link as a leftover
     temporary.symlink_to(FULL)
 
 
@@ -246,7 +249,7 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(name, epochs, stopped, run
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
-def test_the_command_says_it_in_one_line(trained, pruning, tmp_path, monkeypatch, capsys):
+def test_train_says_in_one_line_that_the_disk_is_full(trained, pruning, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "get", lambda name: pruning)
     save_split(trained.split, tmp_path / "split.json")
     command = ["train", "unet2d:micro", trained.cache, tmp_path / "run", "--split", tmp_path / "split.json"]
@@ -282,7 +285,7 @@ def test_a_round_s_best_weights_come_back_from_their_checkpoint(trained, tmp_pat
 
 
 def test_whatever_is_cut_off_or_changed_is_noticed(tmp_path):
-    """Every place at which a small file can be cut off, every bit of it: not whole, or it holds the same."""
+    """A small file is cut off at every place, and each bit is flipped: it is not whole, or it holds the same."""
     path, entries = tmp_path / "a.keras", {"a": b"weights", "b": b"state"}
     with zipfile.ZipFile(path, "w") as archive:
         for name, value in entries.items():
@@ -373,7 +376,7 @@ def test_a_history_that_is_cut_off_is_refused_or_ends_with_a_whole_epoch(tmp_pat
 
 
 def test_a_run_that_was_killed_at_its_start_can_be_started_again(micro_recipe, tmp_path):
-    """Between its split and its record: it is no run yet, so that --resume could not go on with it."""
+    """It was killed after split.json and before run.json. It is no run yet, so that --resume could not continue it."""
     split, run = make_split([f"case_{i:05d}" for i in range(9)]), tmp_path / "run"
     run.mkdir()
     save_split(split, run / "split.json")

@@ -42,7 +42,7 @@ DAMAGED = FailedScan(image="/b", reason="damaged")
 
 @pytest.fixture(autouse=True)
 def closed_in_the_end(monkeypatch):
-    """A test may leave its records as a killed process would."""
+    """Close all records after a test, because a test may leave records open, as a killed process does."""
     records, make = [], Predictions.__init__
 
     def remembered(self, *arguments):
@@ -155,7 +155,7 @@ def scan(path, shape=(20, 64, 64)):
 
 
 def test_a_scan_that_was_replaced_is_predicted_again(out, written, tmp_path):
-    """Whatever stays the same: size, time, both, or name and grid."""
+    """This is noticed even if the size, the time, both, or the name and the grid stay the same."""
     image, file = written
     # the same voxels in another size: no longer the file that was predicted
     raw = gzip.decompress(image.read_bytes())
@@ -177,7 +177,7 @@ def test_a_scan_that_was_replaced_is_predicted_again(out, written, tmp_path):
     assert kept(plain)
     os.utime(
         plain, ns=(0, plain.stat().st_mtime_ns + 1)
-    )  # an export of the same size, in its middle other voxels
+    )  # as if an export of the same size, with other voxels in its middle, had replaced it
     assert not kept(plain)
     predicted(plain)
     nifti = nib.load(plain, mmap=False)
@@ -188,7 +188,7 @@ def test_a_scan_that_was_replaced_is_predicted_again(out, written, tmp_path):
     os.utime(plain, ns=(times.st_atime_ns, times.st_mtime_ns))  # a corrected affine, size and time as before
     assert plain.stat().st_size == times.st_size
     assert not kept(plain)
-    # compressed, in the same size by chance, and with the same time: the checksum at the end tells
+    # a compressed file of the same size (by chance) and time: the checksum at its end shows the change
     stored = tmp_path / "case_00000" / "stored.nii.gz"
     stored.write_bytes(gzip.compress(plain.read_bytes(), 0, mtime=0))
     predicted(stored)
@@ -259,11 +259,11 @@ def test_a_label_map_of_another_scan_of_this_name_is_not_replaced(out, written, 
 
 
 def test_a_file_that_nobody_has_recorded_is_not_replaced(out, written, tmp_path):
-    """As the scan itself, where the folder of scans is given for the label maps."""
+    """The file may be the scan itself, if the folder of the scans is given as the folder for the label maps."""
     mine = scan(out / "mine.nii.gz")
     with pytest.raises(InputError, match=r"out/mine.nii.gz: is there, and predictions.json does not say"):
         Predictions(out, header()).is_whole("mine", mine)
-    # a process that was killed between the label map and its entry has said before that it would come
+    # a process that was killed after it wrote a label map had recorded before that it began with the scan
     record = Predictions(out, header())
     assert record.begin("theirs", mine)
     shutil.copy(mine, out / "theirs.nii.gz")
@@ -298,7 +298,7 @@ def test_predictions_made_in_another_way_are_an_error(out, written, changes):
     record = Predictions(out, header())
     record.made_by("tensorflow")
     record.add("case_00001", DAMAGED)
-    # at once, and when all is gathered
+    # in the journal, and later, when it is gathered, in predictions.json
     for name in (r"predictions-\w+\.jsonl|predictions\.json", r"predictions\.json"):
         with pytest.raises(InputError, match=rf"({name}): expected predictions .*\({next(iter(changes))} "):
             Predictions(out, header(**changes))
@@ -308,7 +308,7 @@ def test_predictions_made_in_another_way_are_an_error(out, written, changes):
 
 
 def test_two_processes_with_other_settings_do_not_both_begin(out):
-    """Each found an empty folder. The second to write finds the first, and leaves nothing."""
+    """Both found an empty folder. The second process to write finds the journal of the first, and writes nothing."""
     first, second = Predictions(out, header()), Predictions(out, header(postprocess={"n_main": 2}))
     first.begin("a", "/y")
     with pytest.raises(InputError, match=r"predictions-\w+\.jsonl: expected predictions"):
@@ -443,7 +443,7 @@ def test_processes_that_write_at_once_lose_nothing(out):
     for thread in threads:
         thread.join()
     assert len(read_predictions(out).cases) == 80
-    Predictions(out, header()).finish()  # those that end in the same moment leave their files to the next
+    Predictions(out, header()).finish()  # gathers journals of processes that ended at the same moment
     assert len(read_json(out / "predictions.json")["cases"]) == 80
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
 
@@ -475,7 +475,7 @@ def test_without_locks_nothing_is_lost_and_no_file_of_others_is_removed(out, mon
 
 
 def test_what_a_killed_process_has_done_is_known_to_the_next(out, written):
-    """It has not come to the end: only its own file names its scans, and its last line may be cut off."""
+    """A killed process gathers nothing: only its journal names its scans, and the last line may be cut off."""
     killed = Predictions(out, header())
     entry = replace(MADE, file="prediction_00007.nii.gz")
     add(killed, "case_00007", entry)
@@ -533,7 +533,7 @@ def test_the_journal_of_a_killed_process_leads_nowhere_else_either(out, written,
 
 
 def test_two_cohorts_of_equal_names_at_once(out, written, tmp_path):
-    """Both began with an empty folder: whoever comes later to a scan finds the other's label map."""
+    """Both cohorts begin with an empty folder. The process that comes second to a name finds the other label map."""
     image, file = written
     kept = file.read_bytes()
     make_case(tmp_path / "second" / "case_00000", seed=7)
@@ -548,7 +548,7 @@ def test_two_cohorts_of_equal_names_at_once(out, written, tmp_path):
     first.add("case_00000", entry_of(out, image))
     with pytest.raises(InputError, match="prediction_00000.nii.gz: .*another scan"):
         second.begin("case_00000", other)
-    # in the very same moment: the one whose label map was replaced says so in the end
+    # both write at the same moment: the process whose label map was replaced reports it when it finishes
     file.unlink()
     third, fourth = Predictions(out, header()), Predictions(out, header())
     third.begin("case_00000", image)

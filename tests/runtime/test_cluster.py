@@ -25,7 +25,7 @@ def scheduler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dask")
     environment = os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{TESTS}",  # of the function below
+        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{TESTS}",  # workers import ``double`` from here
     }
     file, processes = folder / "scheduler.json", []
 
@@ -114,7 +114,7 @@ def test_two_workers_give_the_same_files_as_one_process(scheduler, trained, tmp_
     records = [read_json(tmp_path / name / "predictions.json") for name in ("here", "there")]
     assert unlike_times(records[0]) == unlike_times(records[1])
     assert calls[-1][1:] == (9, 9)
-    # what is there needs no cluster
+    # a call without the cluster keeps the label maps and adds the missing one
     bad.write_bytes((trained.data / "case_00004" / "imaging.nii.gz").read_bytes())
     assert len(predict_cases(trained.run, [data], tmp_path / "there")) == 9
 

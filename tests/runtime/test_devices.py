@@ -1,4 +1,7 @@
-"""Several devices and processes: the losses of one. Each backend in processes of its own, which divide a CPU in two."""
+"""Training on several devices or in several processes has the losses of training on one device.
+
+Each backend runs in processes of its own, which divide a CPU into two devices.
+"""
 
 import os
 import socket
@@ -51,7 +54,7 @@ def ten_steps(name):
     phase = recipe.phases[0]
     if isinstance(phase.sampler, PatchSampler):
         phase = replace(phase, sampler=replace(phase.sampler, cases_per_batch=2, patch_size=(8, 8, 8)))
-    # Adam divides by gradients that are zero but for rounding; at a large rate that shows in the fifth digit
+    # Adam divides by gradients that are zero except for rounding; a large rate shows it in the fifth digit
     phase = replace(phase, epochs=2, steps_per_epoch=5, learning_rate=min(phase.learning_rate, 1e-3))
     model = recipe.model | ({"n_pools": 1} if name == "unet2d" else {"filters": (4, 8)})
     return replace(recipe, model=model, phases=(phase,))

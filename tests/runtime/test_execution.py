@@ -55,7 +55,7 @@ class Settings:
 
 
 def small():
-    """A phase that may take several steps and one that prunes, of the network whose graphs are soon built."""
+    """A recipe with a phase that may take several steps in a call, a phase that prunes, and a network built fast."""
     first, second = micro("wp_unet").phases
     return replace(micro("unet2d"), phases=(first, replace(second, epochs=2)))
 
@@ -63,7 +63,7 @@ def small():
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_several_steps_in_one_call_are_as_many_single_ones(accumulate, source, tmp_path, monkeypatch):
-    """Weights and history are those of single steps; also of a run that was started with these and goes on."""
+    """Weights and history equal those of single steps, also for a run that begins with single steps and is resumed."""
     settings, said, options = Settings(monkeypatch), [], {"accumulate": accumulate}
     runs = [tmp_path / "one", tmp_path / "three", tmp_path / "both"]
     one, three, both = ((small(), source / "cache", split_of_cases(), run) for run in runs)

@@ -90,7 +90,7 @@ def test_a_checkpoint_holds_the_state_of_the_loss_scale(eager, source, tmp_path)
         with computing_in("mixed_float16"):
             model = compiled_network(training, recipe.phases[0], [], None)
         model.optimizer.dynamic_growth_steps = (
-            4  # doubled after the fourth step, of which the count must be known
+            4  # the scale doubles after 4 steps, so a checkpoint must hold the count
         )
         return model
 

@@ -1,4 +1,4 @@
-"""A backend that Keras cannot take is one line that says what chose it; a good one is taken."""
+"""If Keras cannot use a backend, one line says where that backend was chosen. A valid backend is used."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def complaint(capsys):
 
 
 def process(tmp_path, settings, *command):
-    """The same in a process of its own: what Keras finds counts when it is imported first."""
+    """Run Python in a new process, because Keras chooses its backend when it is imported for the first time."""
     return subprocess.run(
         [sys.executable, *command], env=os.environ | settings, cwd=tmp_path, capture_output=True, text=True
     )

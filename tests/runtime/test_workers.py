@@ -13,7 +13,7 @@ from kitsseg.runtime.workers import in_processes, one_by_one
 
 
 def work(item):
-    """What an item says: a path to write, or how to fail."""
+    """Do what an item says: write the file at this path, or fail in this way."""
     if item == "bad":
         raise InputError("bad: expected something else.")
     if item == "broken":

@@ -88,7 +88,7 @@ def test_patients_a_run_has_seen_are_left_out(scores, tmp_path):
     found = compare_scores(scores)
     assert found.left_out == {"case_00001": "half was trained on it", "case_00002": "half was chosen by it"}
     assert found.cases == ("case_00000", "case_00003", "case_00004")
-    assert found.unchecked == ("whole",)  # nobody knows which run that was
+    assert found.unchecked == ("whole",)  # the scores of ``whole`` do not name their run
 
 
 def test_a_run_that_is_gone_cannot_say_whom_it_has_seen(scores, tmp_path):

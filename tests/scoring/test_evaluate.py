@@ -248,7 +248,7 @@ def test_table_shows_the_numbers(folders):
 
 
 def test_prediction_without_truth(folders):
-    """What has a truth is scored, the rest is named; none at all is an error."""
+    """Predictions with a truth are scored, the others are named. If no prediction has a truth, this is an error."""
     tmp, _, _ = folders
     (tmp / "truth" / "case_00001" / "segmentation.nii.gz").unlink()
     result = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")

@@ -119,7 +119,7 @@ def test_scores_agree_with_set_algebra(seed):
     assert [found["tk_dice"], found["tu_dice"]] == pytest.approx(
         official_kitsscores(prediction, truth), abs=1e-12
     )
-    # precision of one against the other is recall of the other against the one; Dice is their harmonic mean
+    # exchanging truth and prediction exchanges precision and recall; Dice is their harmonic mean
     swapped = score_case(truth, prediction, MM)
     assert found["kidney_precision"] == swapped["kidney_recall"]
     precision, recall = found["tumor_precision"], found["tumor_recall"]

@@ -26,11 +26,11 @@ def turned(degrees, axes=(0, 1, 2)):
 def write_series(
     folder, stored, orientation=AXIAL, spacing=(0.8, 0.7), step=2.5, origin=(-120.5, -98.25, 33.0), **extra
 ):
-    """One file a slice of ``stored`` (slices, rows, columns) int16 or uint16; names in random order.
+    """Write one file for each slice of ``stored`` (slices, rows, columns), int16 or uint16; names are in random order.
 
     Args:
-        spacing: (between rows, between columns). step: between slices along the normal.
-        extra: ``change``, called with (k, dataset) before a slice is written; ``syntax``.
+        spacing: mm between (rows, columns). step: mm between slices along the normal.
+        extra: ``change``, a function called with (k, dataset) before slice k is written; ``syntax``, a transfer syntax.
     """
     folder.mkdir(parents=True, exist_ok=True)
     along, down = np.array(orientation, float)

@@ -16,12 +16,13 @@ class FaultServer:
 
     Attributes:
         files: path -> bytes.
-        faults: path -> names of the faults of the next requests; then, or without, the file is served as it should be.
-        always: path -> fault of every request.
+        faults: path -> names of the faults of the next requests, one for each request.
+        always: path -> fault of every request for which ``faults`` has none left. Without any fault the file is served
+            as it should be.
         linked: path -> SHA-256 announced while redirecting to the same path below /storage, as Hugging Face does.
-        storage: address of another server whose /storage that is; without it this one.
+        storage: address of the server to whose /storage the requests are redirected; empty: this server.
         requests: (path, Range header or None, If-Range header or None, status sent) in order.
-        rate_limit: seconds, told as the Hub tells them in place of Retry-After.
+        rate_limit: seconds to wait, sent in a RateLimit header instead of Retry-After, as the Hub does; None: not sent.
         tokens: (path, Authorization header or None) of each request.
     """
 

@@ -1,10 +1,11 @@
-"""Commands of kitsseg as forks of one process, which imports everything and computes nothing: for scripts/kills.py.
+"""Run commands of kitsseg as forks of one process, which imports everything and computes nothing. For scripts/kills.py.
 
-Reads commands from standard input, a line of JSON each: ``[arguments, log file]``. Answers with the number of the
-process and, when it has ended, with its exit code. Importing Keras takes longer than most of these commands do, and a
-signal during the import meets nothing; here every signal meets a command at its work.
+This process reads commands from standard input, each as one line of JSON: ``[arguments, log file]``. It answers with
+the number of the forked process and, when the forked process has ended, with its exit code. Commands are forked because
+importing Keras takes longer than most of these commands, and a signal during the import would test nothing. In a fork
+every signal meets a command at its work.
 
-The recipe ``unet2d:micro`` is known here: the tiny one cut down until it trains in a second.
+The recipe ``unet2d:micro`` is known only here: it is ``unet2d:tiny``, cut down until it trains in a second.
 """
 
 import json
@@ -30,7 +31,7 @@ recipes.get = lambda name: micro("unet2d") if name == NAME else _known(name)
 
 
 def run(arguments: list[str], log: str) -> int:
-    """What a process of its own does that was started with these arguments."""
+    """Run kitsseg with these arguments as a newly started process would, with its output in the file ``log``."""
     os.setsid()
     for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT), (2, os.O_WRONLY | os.O_CREAT)):
         descriptor = os.open(os.devnull if stream == 0 else log, flags | os.O_APPEND)
@@ -48,7 +49,7 @@ def serve() -> None:
         process = os.fork()
         if not process:
             arguments, log = json.loads(line)
-            sys.exit(run(arguments, log))  # as a process ends that ran nothing else
+            sys.exit(run(arguments, log))  # end like an ordinary process, with its exit handlers
         print(process, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 

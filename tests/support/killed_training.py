@@ -1,8 +1,8 @@
-"""Trains cut-down recipes in processes of their own, some of which kill themselves: run by test_sigkill_resume.py.
+"""Train cut-down recipes in processes of their own, some of which kill themselves. Run by test_sigkill_resume.py.
 
-Reads a job a line, as JSON, from standard input and answers with how its process ended. This process imports
-everything once and computes nothing; each job is a fork of it, killed for real: what goes on after it is another
-process that knows only what is on disk.
+This process reads jobs from standard input, each as one line of JSON, and answers with the exit code of the job's
+process. This process imports everything once and computes nothing. Each job is a fork, which may be killed by a real
+SIGKILL. The training is then resumed by another fork, which knows only the files on disk.
 """
 
 import fnmatch
@@ -56,10 +56,11 @@ def kill():
 
 
 def train(job):
-    """Train or go on; where the job says so, kill this process.
+    """Train a run or resume it, and kill this process at the moment that ``job["when"]`` states, if it states one.
 
-    "step": when so many steps of the run are done. "file": when a file of this name is about to appear in the run
-    folder for the ``nth`` time ("before": it is written, but under its temporary name), or has just done so.
+    "step": kill when this number of steps of the run is done. "file" and "nth": kill when a file of this name appears
+    in the run folder for the nth time. If "before" is true, kill while the complete file still has its temporary name,
+    otherwise just after the file has got its own name.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""NIfTI files whose header may say several things at once, written from the definition of the format."""
+"""Write NIfTI files whose header may hold several grids that contradict each other: sform, qform and pixdim."""
 
 import gzip
 from pathlib import Path
@@ -21,10 +21,10 @@ def write_nifti(
     scaling: tuple[float, float] = (1, 0),
     **fields: object,
 ) -> Path:
-    """Write ``stored`` (its axes those of the file) under a header of these forms; a form of None has code 0.
+    """Write ``stored``, whose axes are the file's, with a header that holds these forms; a form of None has code 0.
 
     Args:
-        pixdim: of three axes; None: what the qform, else the sform says.
+        pixdim: voxel sizes of the three axes; None: those of the qform, or without a qform those of the sform.
         fields: further fields of the header, set last.
     """
     header = kind()

@@ -7,7 +7,7 @@ import time
 
 __all__ = ["contents", "hidden", "start", "start_held", "stop_when"]
 
-# the command itself, but that it waits a minute before the named file or folder gets its final name
+# Runs kitsseg, but waits a minute before a file or folder whose path matches the first argument gets its final name.
 _HELD = """
 import re, sys, time
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def stop_when(process, reached, number):
 
 
 def start(arguments, folder):
-    def listen():  # whoever started the tests in the background may have made them deaf to Ctrl-C
+    def listen():  # tests that were started in the background may ignore Ctrl-C; the command must not
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(
@@ -55,7 +55,7 @@ def start(arguments, folder):
 
 
 def start_held(where, arguments, folder):
-    """Start a command that does not finish a path matching ``where``: no race with who stops it."""
+    """Start a command that waits before it finishes a path matching ``where``, so that a test can stop it in time."""
     return start(["-c", _HELD, where, *arguments], folder)
 
 

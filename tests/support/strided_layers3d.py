@@ -1,6 +1,7 @@
 """The layers of kitsseg.models.layers.layers3d written with indices, which are slow on TensorFlow.
 
-The same sums in the same order: the oracle of test_layers3d.py, and the other side of benchmarks/depthwise3d.py.
+These layers compute the same sums in the same order as the package's layers. test_layers3d.py therefore takes them as
+its oracle, and benchmarks/depthwise3d.py compares their speed with that of the package's layers.
 """
 
 from keras import ops

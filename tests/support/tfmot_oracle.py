@@ -42,7 +42,7 @@ def twin():
 
 
 def train(given, schedule, optimizer, m_by_n=None):
-    """18 steps; returns the wrappers by layer name, and the step."""
+    """Train the pruned network for 18 steps; returns the network, whose layers are tfmot's wrappers."""
     model = twin()
     for layer in model.layers:
         layer.set_weights([given[f"{layer.name}.{i}"] for i in range(len(layer.get_weights()))])

@@ -90,7 +90,7 @@ def test_a_training_holds_its_folder_while_it_trains(trained, tmp_path):
 
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("job", [prune, shrink])
-def test_so_are_the_jobs_that_train_on(job, resume, at_work, trained):
+def test_jobs_that_train_on_are_alone_in_a_folder_too(job, resume, at_work, trained):
     before = contents(at_work)
     with pytest.raises(InputError, match=f"{at_work}: {HELD}"):
         job(trained, at_work, TrainOptions(epochs=1, resume=resume))

@@ -49,7 +49,10 @@ def rows_of(path):
 
 
 def test_scores_by_hand(cached, spec, tmp_path):
-    """Perfect labels; tumor called kidney; everything called kidney: TK Dice 2 F / (F + N) of F voxels in N."""
+    """Epoch 1: perfect labels. Epoch 2: tumor is called kidney. Epoch 3: all voxels are called kidney.
+
+    With F foreground voxels of N, the TK Dice of epoch 3 is 2 F / (F + N).
+    """
     record, seen = run_record(), []
     log = CaseLog(tmp_path, cached, record)
 
@@ -106,8 +109,8 @@ def test_slices_in_batches_are_labeled_as_one_by_one(shape, spec, tmp_path):
     np.testing.assert_array_equal(batches, np.stack([case.labels(k) for k in range(shape[0])]))
 
 
-def test_post_processing_belongs_to_it(cached, spec):
-    """One voxel of kidney, 20 mm from all others, is removed by RemoveFar and stays without."""
+def test_labels_of_a_cached_case_are_post_processed(cached, spec):
+    """RemoveFar removes a speck of kidney that is 20 mm away from the kidney. Without RemoveFar the speck stays."""
     case = cached[CASES[0]]
 
     def with_a_speck(images):
@@ -165,7 +168,7 @@ def test_slices_are_labeled_cheaply_and_patches_as_the_recipe_says():
     assert cheap_inference(recipes.get("deeplab3d").inference) == recipes.get("deeplab3d").inference
 
 
-# voxels of a typical KiTS19 scan as each recipe caches it: 420 mm; 216 slices are the mean number of the originals
+# shape of a typical scan of KiTS19 (216 slices, the mean number, over 420 mm) in the cache of each recipe
 SCANS = {
     "unet2d": (140, 420, 512),  # slices of 3 mm, cropped to the body
     "wp_unet": (216, 256, 256),
@@ -183,7 +186,7 @@ CASES_OF_SPLIT = 42  # a fifth of 210
     "name", ["unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d", "unet3d"]
 )
 def test_whole_cases_cost_less_than_a_tenth(name, variant):
-    """By arithmetic: voxels that pass the network; those of training count three times, forward and backward."""
+    """The cost is the number of voxels that pass the network. Training counts three times: forward and backward."""
     recipe = recipes.get(name + variant)
     scan = SCANS.get(name + variant, SCANS[name])
     for phase in recipe.phases:
@@ -260,7 +263,7 @@ def test_a_run_shows_whole_cases_in_three_places(trained, watched):
     assert record["settings"]["evidence"]["phases.train.validate_cases_every"] == "given: by the user"
 
 
-def test_it_changes_nothing_that_is_trained(unwatched, watched):
+def test_scores_of_whole_cases_change_nothing_that_is_trained(unwatched, watched):
     run, _ = watched
     ours, theirs = read_history(run), read_history(unwatched)
     assert not (unwatched / "validation_cases.csv").exists()
@@ -275,7 +278,7 @@ def test_it_changes_nothing_that_is_trained(unwatched, watched):
 
 
 def test_no_random_number_is_drawn(trained, cached, tmp_path):
-    """Neither of Python nor of NumPy nor of Keras, whose weights would come out otherwise."""
+    """Scores draw no random number of Python, NumPy or Keras; weights that are built later would change."""
     from kitsseg.training.state import Training
 
     phase = replace(trained.recipe.phases[0], validate_cases_every=1)
@@ -301,7 +304,7 @@ def test_no_random_number_is_drawn(trained, cached, tmp_path):
 
 
 def test_an_interrupted_run_ends_with_the_rows_of_the_uninterrupted_one(quick, trained, watched, tmp_path):
-    """Stopped at the fourth step, the second epoch's last; then again while the scores of the second are told."""
+    """Stopped at step 4, the last step of epoch 2, and again while the line with the scores of epoch 2 is printed."""
     arguments = (quick, trained.cache, trained.split, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         train_recipe(*arguments, TrainOptions(seed=5, progress=StopAfter(4), validate_cases_every=1))

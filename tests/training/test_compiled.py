@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in parts is the batch, and its step is that of the whole."""
+"""Gradient accumulation: a batch that is computed in parts gives the same step as the whole batch."""
 
 from dataclasses import replace
 

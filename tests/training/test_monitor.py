@@ -62,7 +62,7 @@ def test_what_is_missing_is_said(spec, tmp_path):
 
 
 def test_an_empty_training_case_is_named_with_what_to_do(micro_recipe, spec, tmp_path):
-    """A recipe that draws slices with kidney from every case cannot use it; with others it is only told."""
+    """A recipe that draws slices with kidney from every case refuses an empty case; other recipes only name it."""
     cases, split = cases_of(tmp_path, spec, NAMES[1:2]), split_of_cases()
     assert check_training_labels(cases, split) == [
         f"1 of 3 training cases hold neither kidney nor tumor: {NAMES[1]}."
@@ -178,7 +178,7 @@ def test_without_a_listener_warnings_are_warnings(tmp_path):
 def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
     trained, eager, tmp_path, monkeypatch
 ):
-    """The second step of the second epoch gets a weight that is no number."""
+    """After step 3 the weights become NaN, so that the second step of the second epoch has a loss of NaN."""
     run, recipe = tmp_path / "run", trained.recipe
     recipe = replace(recipe, phases=(replace(recipe.phases[0], epochs=2, steps_per_epoch=2),))
 
@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
 
         def __call__(self, *_):
             self.steps += 1
-            if self.steps == 3:  # after it: the next loss is the first of such weights
+            if self.steps == 3:  # after step 3, so that step 4 has the first loss of NaN
                 self.model.weights[0].assign(np.full(self.model.weights[0].shape, np.nan))
 
     from kitsseg.training import train
@@ -221,7 +221,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
 
 
 def monitor_of(tmp_path, said, seconds, scored, progressive=None):
-    """A Monitor of a run that took some seconds, of which whole cases took some."""
+    """A Monitor of a run that took ``seconds``, of which scoring whole cases took ``scored``."""
     phase = SimpleNamespace(name="p", epochs=4, validate_cases_every=None, progressive=progressive)
     training = SimpleNamespace(
         run=tmp_path,

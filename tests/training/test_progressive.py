@@ -145,7 +145,7 @@ class Spy(dict):
 
 @pytest.mark.slow
 def test_enhanced_unet_in_real_training(cached, micro_recipe, tmp_path, monkeypatch):
-    """Each round starts from the best weights so far, not the last; those are the result; no test case is read."""
+    """Each round starts from the best weights so far, not the last. The best are the result; no test case is read."""
     phase = replace(
         micro_recipe.phases[0],
         epochs=1,
@@ -158,7 +158,7 @@ def test_enhanced_unet_in_real_training(cached, micro_recipe, tmp_path, monkeypa
     assert split.test
     for (
         name
-    ) in split.test:  # what is gone cannot be read; names and counts are, to refuse a patient on both sides
+    ) in split.test:  # no array of a test case may be read; names and HU counts may be, to compare patients
         (cached[name].folder / "image.npy").unlink()
         (cached[name].folder / "labels.npy").unlink()
     starts, ends, spies = [], [], []

@@ -1,4 +1,7 @@
-"""Training that SIGKILL ends three times comes out as training never touched, bit for bit, for each paper's recipe."""
+"""Training that SIGKILL ends three times gives the same bits as uninterrupted training.
+
+This is tested for the recipe of each paper.
+"""
 
 import json
 import os
@@ -22,8 +25,8 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no processes of that kind"),
 ]
 
-# In the first epoch, while it is written down what an epoch left, and late in the last phase or round. Plateau
-# schedules: unet2d and deeplab3d; one-cycle and frozen layers: squeeze_unet; dropout: deeplab3d and wp_unet.
+# Killed in the first epoch, while the results of an epoch are written, and late in the last phase or round. unet2d and
+# deeplab3d have plateau schedules, squeeze_unet has one-cycle and frozen layers, deeplab3d and wp_unet have dropout.
 KILLED = {
     # a checkpoint of the second phase is written, but not under its name yet
     "deeplab3d": [{"step": 1}, {"file": "finetune-00001.keras", "nth": 1, "before": True}, {"step": 4}],
@@ -36,7 +39,7 @@ KILLED = {
     # the network after the first epoch of pruning is there, its masks are not
     "wp_unet": [{"step": 1}, {"file": "prune-00001.npz", "nth": 1, "before": True}, {"step": 7}],
 }
-# whole epochs that are known after each
+# number of epochs in history.csv after each kill
 EPOCHS_THEN = {
     "deeplab3d": [0, 1, 3],
     "enhanced_unet": [0, 2, 3],

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def still(recipe, **changes):
-    """The recipe for one epoch in which nothing is learned: what comes out is what it started from."""
+    """The recipe with one epoch at a learning rate of 0, so that the final weights are the weights at the start."""
     phase = replace(recipe.phases[0], epochs=1, learning_rate=0.0, schedule=None)
     return replace(recipe, phases=(phase,), **changes)
 

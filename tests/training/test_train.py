@@ -168,7 +168,7 @@ def test_unet2d_the_paper_s_schedule():
     np.testing.assert_allclose(rates[31], 8e-5)
     np.testing.assert_allclose(sorted(set(rates)), [6.4e-5, 8e-5, 1e-4])
     assert plateau_learning_rate(1e-4, [1.0] * 5000, plateau) == 1e-6
-    # a drop of the loss by 0.005 or less is none; by more it is
+    # a loss that falls by 0.005 or less is no improvement; a loss that falls by more is one
     assert plateau_learning_rate(1e-4, [1 - 0.004 * (i > 0) for i in range(31)], plateau) < 1e-4
     assert plateau_learning_rate(1e-4, [1 - 0.006 * (i > 0) for i in range(31)], plateau) == 1e-4
 

@@ -155,7 +155,7 @@ def test_what_is_left_is_told_with_every_option():
     names = {"images": None, "labels": "a b/{case}.nii", "cyst": None}
     assert _command(SimpleNamespace(**given, **options, **names)) == (
         "kitsseg cross-validate unet2d C O --data DATA --folds 4 --steps 3 --precision mixed_bfloat16 --accumulate 2 "
-        "--ema 0.99 --xla on --steps-per-execution 10 --labels 'a b/{case}.nii' "
+        "--ema 0.99 --xla on --steps-per-execution 10 '--labels=a b/{case}.nii' "
         "--set phases.train.sampler.patch_size=64,96 --set postprocess=none"
     )
 
@@ -238,7 +238,7 @@ def test_a_comparison_leaves_no_case_out(crossed, trained, tmp_path):
 
 @pytest.fixture
 def copied(crossed, tmp_path):
-    """A copy of the whole folder, to spoil; what it scored is gone."""
+    """A copy of the whole folder that a test may damage; scores.csv is removed."""
     shutil.copytree(crossed[0], tmp_path / "out")
     (tmp_path / "out" / "scores.csv").unlink()
     return tmp_path / "out"

@@ -81,7 +81,7 @@ def test_a_pruned_run_is_a_run_like_any_other(trained, pruned, tmp_path):
 
 
 def test_only_epochs_at_the_final_sparsity_can_be_the_best(pruned):
-    """Twelve steps, half of them rising: the first epoch ends at the target with its sixth step."""
+    """The sparsity rises in the first six of twelve steps, so that the first epoch already ends at the target."""
     rows = read_history(pruned)
     assert [(row["phase"], row["epoch"]) for row in rows] == [("prune", 1), ("prune", 2)]
     assert [row["sparsity"] for row in rows] == pytest.approx([0.8, 0.8], abs=0.005)
@@ -92,7 +92,7 @@ def test_only_epochs_at_the_final_sparsity_can_be_the_best(pruned):
     assert phase.first_choice == 4  # which holds the steps 31 to 40
     rows = [{"epoch": i, "val_loss": loss} for i, loss in enumerate((1.0, 2, 3, 6, 5, 7), 1)]
     assert best_epoch(rows, phase.first_choice) == 5
-    assert best_epoch(rows[:3], phase.first_choice) == 3  # none yet: the last one
+    assert best_epoch(rows[:3], phase.first_choice) == 3  # no epoch may be chosen yet: the last one is taken
     assert best_epoch(rows) == 1
     one_shot = Phase(**words, epochs=10, pruning=Pruning(sparsity=0.5, schedule="one-shot"))
     assert (one_shot.pruning_steps, one_shot.first_choice) == (1, 1)
@@ -122,7 +122,7 @@ def test_words_of_pruning_that_contradict_each_other():
 
 
 def test_a_plateau_does_not_end_pruning_before_the_final_sparsity(trained, tmp_path):
-    """The rate would fall below the end of the phase after its second epoch; the target is reached in the third."""
+    """After the second epoch the rate is below ``stop_below``, but the phase goes on: epoch 3 reaches the sparsity."""
     phase = replace(
         trained.recipe.phases[0],
         epochs=4,

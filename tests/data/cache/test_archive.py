@@ -1,4 +1,4 @@
-"""A cache kept elsewhere: brought back as it was, whatever happened to the copy; nothing damaged is ever used."""
+"""An archive of a cache: cases come back as they were, and damaged parts of the archive are never used."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def test_what_comes_back_is_what_was_kept(made, kept, tmp_path):
     assert back(kept, tmp_path, progress=lambda *now: told.append(now)) == NAMES
     same(made, tmp_path)
     assert told[-1][1] == told[-1][2] == sum(path.stat().st_size for path in volumes(kept).values())
-    # preprocessing takes them for its own
+    # preprocessing keeps the restored cases as if it had made them
     assert preprocess_cases(made / "data", tmp_path / "cache", SPEC)[1:] == ([], NAMES)
 
 

@@ -144,7 +144,7 @@ def one(tmp_path, spec):
 
 
 def refused(one, spec, words):
-    """The cache, and another preprocessing, are refused; nothing is made anew."""
+    """Opening the cache and reading the case must fail with these words in the error."""
     with pytest.raises(InputError, match=words):
         _use(one, spec)
 
@@ -203,7 +203,7 @@ def test_every_flipped_bit_of_the_index_is_noticed(one, spec):
         spoiled[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
         path.write_bytes(spoiled)
         try:
-            same = json.loads(spoiled) == before  # a space become a tab, or a digit beyond the precision
+            same = json.loads(spoiled) == before  # a space became a tab, or a last digit changed
         except ValueError:
             same = False
         if same:
@@ -252,7 +252,7 @@ def test_a_damaged_specification(one, spec, tmp_path):
 
 
 def test_an_older_or_newer_cache(one, spec, tmp_path):
-    """Its folder has the same name: the digest is that of the specification alone."""
+    """A cache of another version has the same folder name, because the digest depends on the specification alone."""
     path = one.parent / "spec.json"
     for version in (1, 3):
         path.write_text(json.dumps(read_json(path) | {"version": version}))

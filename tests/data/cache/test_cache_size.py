@@ -31,8 +31,8 @@ def kits19():
 def test_all_of_kits19_fits_a_colab_disk(kits19):
     """45,424 slices at their own resolution: 11,944,271,872 voxels.
 
-    Two bytes of HU and 0.08 of a label make 2.08 * 11.944 = 24.84 GB; compressed 1.07 + 0.008 make 12.88 GB. Voxels
-    and the two bytes are exact; the shares are what the two tests below measure.
+    A voxel takes 2 bytes of HU and 0.08 bytes of labels: 2.08 * 11.944 = 24.84 GB. Compressed it takes 1.07 and 0.008
+    bytes: 12.88 GB. The number of voxels and the 2 bytes are exact; two tests below measure the other figures.
     """
     assert sum(shape[0] for shape, _ in kits19) == 45_424
     voxels = sum(math.prod(shape) for shape, _ in kits19)
@@ -70,7 +70,7 @@ def test_the_share_of_labels_is_not_too_small(real_data):
 
 
 def test_the_compressed_size_of_a_real_ct(real_data, tmp_path):
-    """No KiTS19 CT is at hand: this one, of 3 mm, stands in. Nothing is known of its noise beside theirs."""
+    """A CT with slices of 3 mm stands in for the CTs of KiTS19, which are not here; their noise may be different."""
     pytest.importorskip("blosc2")
     from kitsseg.data.cache.compressed import write_compressed
 

@@ -1,4 +1,7 @@
-"""Files of a cache that are mapped a few at a time: the same bits, few descriptors, a limit told as what it is."""
+"""Only a few files of a cache are mapped at a time: the data are the same, and few descriptors are open.
+
+If the process may open no more files, the error names this limit as the cause.
+"""
 
 import json
 import os
@@ -98,7 +101,7 @@ def test_a_limit_is_told_as_the_cause_and_no_file_as_damaged(many, what):
 
 
 def test_other_files_are_unmapped_where_a_descriptor_is_needed(many):
-    """Whatever else takes the descriptors: a mapped file is given up for the one that is needed now."""
+    """If other files take all descriptors, a mapped file is closed, so that the file needed now can be opened."""
     code = """
 for case in list(cases.values())[20:30]:
     case.image  # mapped, and in nobody's use

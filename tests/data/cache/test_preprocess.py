@@ -135,7 +135,10 @@ def test_the_same_files_copied_or_touched_are_the_same(data, tmp_path, spec):
 
 
 def test_one_voxel_changed_is_noticed(tmp_path, spec):
-    """At the same size and the same time: the checksum at the end of a .gz tells; without one, the time does."""
+    """The changed file has the same size. The checksum at the end of a .gz shows the change, even at the same time.
+
+    A file without a checksum is recognized by its time.
+    """
     for name in ("imaging.nii.gz", "imaging.nii"):
         case = tmp_path / name / "case_00000"
         make_case(case)
@@ -150,7 +153,7 @@ def test_one_voxel_changed_is_noticed(tmp_path, spec):
         voxels[4, 20, 20] ^= 1
         nib.save(nib.Nifti1Image(voxels, scan.affine, scan.header), path)
         if name == "imaging.nii.gz":
-            # nibabel writes another size; as if it had not: the old stream with the new checksum
+            # nibabel writes a file of another size; the old stream with the new checksum has the same size
             new = path.read_bytes()[-8:]
             path.write_bytes(stored[:-8] + new)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -51,9 +51,9 @@ def write_scan(path, shape, dtype, plane_of):
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("slices", "most"), [(834, 640), (1059, 768)])
 def test_peak_memory_for_every_2d_recipe(slices, most, tmp_path):
-    """case_00005 (834 slices) within 640 MiB, the longest case (1059) within 768 MiB; the scans alone are 417 and 530.
+    """The bounds are 640 MiB for case_00005 (834 slices) and 768 MiB for the longest case (1059 slices).
 
-    The measure can tell: float32 of either would take 834 or 1059 MiB.
+    In int16 these scans take 417 and 530 MiB. One copy in float32 would take 834 or 1059 MiB and break the bound.
     """
     case = tmp_path / "data" / "case_00000"
     case.mkdir(parents=True)

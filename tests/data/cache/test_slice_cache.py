@@ -54,7 +54,7 @@ def test_a_stack_is_cached_slice_by_slice(folder, tmp_path, spec):
 
 
 def test_slices_are_resampled_within_themselves_only(folder, tmp_path, spec):
-    """3 mm between slices and a scan cut to its longest mean nothing to slices that are no neighbors."""
+    """Single slices are no neighbors: the slice spacing of 3 mm and the cut of long scans do not apply to them."""
     spec = replace(spec, spacing_mm=(3.0, 1.6, 1.6), longest_scan=1, cut_margin=0)
     preprocess_cases(folder, tmp_path / "cache", spec)
     case = open_cache(tmp_path / "cache", spec)["patient_3"]
@@ -96,7 +96,7 @@ def test_images_clipped_to_less_than_the_recipe_sees_have_to_be_said_so(folder, 
 
 
 def test_scans_are_clipped_as_the_images_were(tmp_path, spec):
-    """A scan in the cache of a clipped specification is what the image of that window would be."""
+    """If the specification clips HU, a cached scan equals an image whose HU were clipped to the same window."""
     image, _ = make_case(tmp_path / "data" / "case_00000")
     clipped = replace(spec, clip_hu=(-20.0, 150.0))
     preprocess_cases(tmp_path / "data", tmp_path / "cache", clipped)

@@ -288,7 +288,7 @@ def test_another_file_of_the_same_size_is_told_by_its_etag_before_it_is_mixed(se
     server.faults[image_path(2)] = ["drop, then change", "ignore If-Range"]
     get(server, tmp_path, "2")
     assert (tmp_path / "case_00002/imaging.nii.gz").read_bytes() == server.changed
-    assert len(checks) == 1  # the checksum of gzip was not needed to notice
+    assert len(checks) == 1  # checked once: the ETag, not the checksum of gzip, revealed the change
 
 
 def test_a_file_that_becomes_shorter_than_what_arrived(server, tmp_path):
@@ -362,7 +362,7 @@ def test_retry_after_may_be_a_date():
 
 
 def test_the_limits_of_the_hub_are_waited_for(server, tmp_path):
-    """As the Hub states them: requests that remain, and the seconds until there are more."""
+    """The Hub states r, the number of requests that remain, and t, the seconds until more requests are allowed."""
     assert fetch._asked_wait_s({"RateLimit": '"resolvers";r=0;t=55'}) == 55
     assert fetch._asked_wait_s({"RateLimit": '"resolvers";r=4;t=55'}) == 0
     assert fetch._asked_wait_s({"RateLimit": f'"resolvers";r=0;t={"9" * 5000}'}) == 0
@@ -633,7 +633,7 @@ def test_real_label_maps_from_a_folder(real_data, tmp_path, capsys):
 
 
 def test_a_file_that_landed_just_before_the_process_was_killed(server, tmp_path):
-    """Not recorded yet, and its facts still beside it."""
+    """The file has its final name, but is not recorded yet, and its .part.json still lies beside it."""
     (tmp_path / "case_00002").mkdir()
     path = tmp_path / "case_00002" / "imaging.nii.gz"
     path.write_bytes(IMAGES["case_00002"])
@@ -676,7 +676,7 @@ def test_what_is_fetched_from_where_today():
 
 
 def test_no_bit_and_no_byte_less_goes_unnoticed_without_a_known_hash(tmp_path):
-    """What gzip keeps no checksum of: its header of 10 bytes, and the bits that fill up the last byte of its data."""
+    """gzip's checksum omits its header (10 bytes, not flipped here) and the bits that fill up the last data byte."""
     data = gz(3, 100)
     (file,) = wanted_files([MANIFEST["case_00002"]])
     path = tmp_path / "f.nii.gz"

@@ -61,7 +61,7 @@ def download(hub, dest, **environment):
 
 
 def test_the_imaging_comes_from_the_hub_that_the_environment_names(hub, scan, tmp_path):
-    """Killed in the middle, it goes on from there: what has arrived, and its hash, are on the disk."""
+    """A killed download goes on where it stopped, because the bytes that arrived and their hash are on the disk."""
     storage, dest = hub.behind, tmp_path / "d"
     storage.always[PATH] = "drip"
     process, last = download(hub, dest), time.monotonic() + 60

@@ -1,4 +1,7 @@
-"""Servers and folders that give something else than a case of KiTS19: a bound, one line, no such file stays."""
+"""Servers and folders that give something other than a case of KiTS19.
+
+The download stops at a bound, the error is one line, and no wrong file stays.
+"""
 
 import gzip
 import hashlib

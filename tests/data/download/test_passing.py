@@ -73,7 +73,7 @@ def scans(folder):
 
 
 def same_but_for_times(cache, made, names):
-    """All of a cached case but the times of its sources, which differ."""
+    """The arrays of the cached cases must be equal. (The times of their sources differ.)"""
     for name in names:
         (there,), (here,) = made.glob(f"cache/*/{name}"), cache.glob(f"*/{name}")
         for file in ("image.npy", "labels.npy"):

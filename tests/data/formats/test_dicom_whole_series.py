@@ -78,7 +78,7 @@ def error_of(folder):
 
 
 def check_whole(folder, count):
-    """Slices 0, 1, ... from the feet to the head; KiTS runs downwards."""
+    """The series must hold slices 0, 1, ... from the feet to the head; the array holds them from the head downwards."""
     array = read_image(folder).array
     assert len(array) == count
     for k in range(count):
@@ -256,7 +256,7 @@ def mixed(tmp_path, second, count=8, shift=2.5, **differing):
 @pytest.mark.filterwarnings("ignore:Invalid value for VR TM")
 @pytest.mark.parametrize("second", [8, 7])
 def test_two_acquisitions_between_each_other_are_refused(tmp_path, differing, second):
-    if "ContentTime" in differing:  # numbered anew, so that nothing else tells them apart
+    if "ContentTime" in differing:  # renumbered: only ContentTime differs
         numbers = {"InstanceNumber": (lambda k: 2 * k + 1, lambda k: 2 * k + 2)}
         assert "ContentTime" in error_of(mixed(tmp_path / "numbered", second, **differing, **numbers))
     message = error_of(mixed(tmp_path / "plain", second, **differing))
@@ -422,7 +422,7 @@ def test_a_small_tilt_is_no_rounding_because_other_coordinates_are_whole_numbers
 
 @pytest.mark.parametrize("every", [2, 3, 5])
 def test_a_series_of_which_every_other_file_is_missing_is_refused(tmp_path, every):
-    """Even gaps say nothing; the numbers and the thickness do."""
+    """All gaps are equal and show nothing. InstanceNumber and SliceThickness show that slices are missing."""
     elements = {"InstanceNumber": lambda k: 1 + every * k, "SliceThickness": 2.5}
     write(tmp_path, [2.5 * every * k for k in range(8)], **elements)
     message = error_of(tmp_path)
@@ -436,9 +436,9 @@ def test_a_series_of_which_every_other_file_is_missing_is_refused(tmp_path, ever
         {
             "InstanceNumber": lambda k: 1 + 2 * k,
             "SliceThickness": 5,
-        },  # two phases, numbered in turn, taken apart
+        },  # one of two phases whose slices were numbered alternately
         {"InstanceNumber": lambda k: 1 + k, "SliceThickness": 1},  # thin slices with gaps, as of the lung
-        {"InstanceNumber": lambda k: 1 + 2 * k},  # of which nothing is known
+        {"InstanceNumber": lambda k: 1 + 2 * k},  # the thickness of the slices is not known
         {"InstanceNumber": lambda k: 1 + 2 * k, "SliceThickness": lambda k: 2 + k % 8 // 4},
         {"InstanceNumber": lambda k: 31 - 2 * k, "SliceThickness": 4},
     ],
@@ -467,8 +467,8 @@ def test_more_rows_than_a_grid_can_have_are_refused(tmp_path):
     assert "found 40000 x 10 in 3 slices" in error_of(tmp_path)
 
 
-def test_a_number_that_every_slice_shares_is_read(tmp_path):
-    """A copy that gave all files one SOPInstanceUID has still its own place for each."""
+def test_a_sop_instance_uid_that_every_slice_shares_is_read(tmp_path):
+    """If a program copied a series and gave all files one SOPInstanceUID, each slice still has its own position."""
     write(tmp_path, [2.5 * k for k in range(5)], SOPInstanceUID="1.2.3")
     assert read_series(tmp_path).array.shape[0] == 5
 

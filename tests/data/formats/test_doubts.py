@@ -134,7 +134,7 @@ def test_clipping_that_the_user_names_is_no_doubt(tmp_path, scans):
 
 
 def test_a_scan_smaller_than_a_kidney_is_doubtful(tmp_path, scans):
-    """A header in centimeters leaves 3 cm of a patient."""
+    """With sizes in centimeters, a header describes a patient ten times too small: here 3 cm."""
     hu = scans[1].astype(np.int16)  # 30 x 72 x 72
     for size, words in ((0.4, "28.8 x 28.8 x 12 mm"), (4.0, None)):
         found = doubts(tmp_path, hu, turned_grid((2, 1, 0), (-1, -1, -1), size))
@@ -145,7 +145,7 @@ def test_a_scan_smaller_than_a_kidney_is_doubtful(tmp_path, scans):
 
 
 def test_a_large_scan_is_looked_at_in_slices_all_along_it(scans):
-    """Of 40 million voxels a fifth: that the upper half has lost its intercept is seen."""
+    """A fifth of 40 million voxels is looked at. This shows that half of the scan has lost its intercept."""
     hu = np.tile(scans[1].astype(np.int16).transpose(2, 1, 0), (8, 6, 6))
     hu[len(hu) // 2 :] += 1024
     grid = type("Grid", (), {"shape": hu.shape, "spacing_mm": (1.0, 1.0, 1.0)})()

@@ -217,7 +217,7 @@ def test_a_voxel_lies_where_the_affine_says(seed, tmp_path):
     assert KITS_AXES == ("I", "P", "L")
 
 
-# what says how the patient lies
+# which fields of the header give the orientation of the patient
 
 
 def scan_of(tmp_path, affine=None, forms="sq", **options):
@@ -352,9 +352,9 @@ def test_random_bytes_in_a_header_give_a_volume_or_one_line(tmp_path, kind, form
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_memory_is_the_volume_and_a_few_blocks_in_every_axis_order(tmp_path, monkeypatch, order):
-    """int16 volume of 4 MiB: itself, a sixteenth, and four blocks of 0.5 MiB (4 of the 128 planes as float64).
+    """The int16 volume takes 4 MiB. Reading adds a sixteenth of it and four blocks of 0.5 MiB (4 planes as float64).
 
-    With that sixteenth 6.25 MiB at most; a whole copy, or float64 of all, makes 8 or 20.
+    This is 6.25 MiB at most. With a whole copy it would be 8 MiB, with float64 of all voxels 20 MiB.
     """
     monkeypatch.setattr(nifti, "_BLOCK_BYTES", 1 << 18)
     monkeypatch.setattr(plane_order, "_CACHE_LINE_BYTES", 16)  # 8 of 128 planes, as it is 32 of 512 in a CT

@@ -1,4 +1,7 @@
-"""A grid that is not what it says is refused wherever a file is read; one that is right, however turned, is read."""
+"""Every reader refuses a grid that is sheared, contradicts itself or fits no patient.
+
+A valid grid is read in any orientation.
+"""
 
 import gzip
 import itertools
@@ -227,7 +230,7 @@ def test_more_voxels_than_the_file_can_hold_are_refused_before_memory_is_asked_f
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("more", [8, 1])
 def test_slices_that_the_header_leaves_out_are_refused(tmp_path, name, more):
-    """A damaged number of slices; the rest of the patient would be missing without a word."""
+    """The header states too few slices. If such a file were read, the other slices would be lost without an error."""
     shape = scan().shape
     dim = [3, *shape[:2], shape[2] - more, 1, 1, 1, 1]
     path = write_nifti(tmp_path / name, scan(), np.diag([*SIZES, 1]), dim=dim)

@@ -9,7 +9,7 @@ from kitsseg.data.formats.plane_order import fill_planes
 
 
 def planes_of(stored):
-    """A reader of the planes of (n2, n1, n0) that uses its memory again, as one of a file may."""
+    """A function that reads planes of an array (n2, n1, n0). Like a reader of a file, it overwrites its last result."""
     place, memory = 0, np.empty_like(stored)
 
     def read(count):
@@ -26,7 +26,7 @@ def planes_of(stored):
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float64])
 @pytest.mark.parametrize("columns", [1, 7, 12, 32, 40, 66, 100])
 def test_every_voxel_at_its_place_in_any_order_direction_and_piece(columns, dtype):
-    """12, 40 and 100 are multiples of 4 and of no cache line; 66 of 2; 7 of nothing."""
+    """12, 40 and 100 columns are multiples of 4 but not of a cache line; 66 is a multiple of 2 only; 7 is odd."""
     rng = np.random.default_rng(columns)
     for order, number in zip(itertools.permutations(range(3)), itertools.count(), strict=False):
         for flips in itertools.product((1, -1), repeat=3):
@@ -46,7 +46,7 @@ def test_no_more_planes_are_asked_for_than_there_are():
         return np.zeros((count, 3, 4), np.int16)
 
     fill_planes(np.empty((4, 3, 70), np.int16), read, piece=20)
-    # 70 = 2 * 35: planes in pairs, a cache line of 32 at a time, 20 and 12 of it
+    # 70 is even, so planes are moved in pairs; the 32 planes of a cache line are read as 20 and 12
     assert asked == [20, 12, 20, 12, 6]
     asked.clear()
     fill_planes(np.empty((70, 3, 4), np.int16).transpose(2, 1, 0), read, piece=20)

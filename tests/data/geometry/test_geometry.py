@@ -102,7 +102,7 @@ def test_resampled_back_equals_brute_force(scan_shape, spacing, target, seed, sm
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("scan_shape", "spacing", "target"), RESAMPLED)
 def test_a_few_certain_voxels_come_back_where_they_were(scan_shape, spacing, target, seed):
-    """One-hot, one to five foreground voxels: most slices and pixels are left out, none wrongly."""
+    """With one to five one-hot voxels most slices and pixels are skipped; none is skipped that has foreground."""
     rng = np.random.default_rng(100 + seed)
     geometry = geometry_of(scan_shape, spacing, target, rng)
     labels = np.zeros(geometry.shape, np.uint8)
@@ -117,7 +117,7 @@ def test_a_few_certain_voxels_come_back_where_they_were(scan_shape, spacing, tar
 
 
 def test_a_region_between_the_pixels_of_a_coarse_scan():
-    """2 scan pixels read 12 grid pixels at 2.5 and 8.5: what lies at 5 alone is not seen, and is no error."""
+    """2 scan pixels read 12 grid pixels at 2.5 and 8.5 only. A label at 5 alone is lost, which is no error."""
     geometry = Geometry((1, 2, 2), (1.0, 6.0, 6.0), (1, 12, 12), (0, 0, 0), (1, 12, 12))
     labels = np.zeros((1, 12, 12), np.uint8)
     labels[0, 5, 5] = 1
@@ -128,9 +128,9 @@ def test_a_region_between_the_pixels_of_a_coarse_scan():
 
 
 def test_probabilities_are_interpolated_and_not_labels():
-    """Two grid voxels, kidney 0.9 and 0.2, on four scan voxels: 0.9, 0.725, 0.375, 0.2: half lies between.
+    """Kidney 0.9 and 0.2 on two grid voxels become 0.9, 0.725, 0.375, 0.2 on four scan voxels: two are kidney.
 
-    With 0.9 and 0.3 it is 0.9, 0.75, 0.45, 0.3, and with 0.9 and 0.4: 0.9, 0.775, 0.525, 0.4: one voxel more.
+    0.9 and 0.3 become 0.9, 0.75, 0.45, 0.3, also two; 0.9 and 0.4 become 0.9, 0.775, 0.525, 0.4, which makes three.
     """
     geometry = Geometry((1, 1, 4), (1.0, 1.0, 1.0), (1, 1, 2), (0, 0, 0), (1, 1, 2))
     for right, expected in ((0.2, [1, 1, 0, 0]), (0.3, [1, 1, 0, 0]), (0.4, [1, 1, 1, 0])):

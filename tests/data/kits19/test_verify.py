@@ -24,7 +24,7 @@ IMAGE, LABELS = "imaging.nii.gz", "segmentation.nii.gz"
 
 @pytest.fixture
 def manifest(data):
-    """As if the nine tiny cases were all of KiTS19, and each had its own shape."""
+    """A manifest as if KiTS19 were the nine tiny cases. Cases 1 and 2 have 9 and 10 slices, all others have 8."""
     for i, case in enumerate(CASES[:3]):
         labels = np.zeros((8 + i, 40, 48), np.uint8)
         labels[2:5, 10:20, 10:20] = 1
@@ -105,7 +105,7 @@ def test_no_flipped_bit_of_400_goes_unnoticed(tmp_path, manifest, data):
     rng = np.random.default_rng(0)
     for name in (LABELS, IMAGE):
         content = (one / name).read_bytes()
-        # gzip's header is ten bytes: as often as chance would not
+        # 40 flips go into gzip's header, ten bytes that random places would seldom hit
         bits = np.concatenate([rng.integers(len(content) * 8, size=160), rng.integers(80, size=40)])
         for bit in bits.tolist():
             flip_bit(one / name, bit)

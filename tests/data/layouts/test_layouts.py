@@ -232,7 +232,7 @@ def test_cysts_become_what_the_option_says(kits19, with_cyst, tmp_path, spec, cy
     expected = read_labels(kits19 / NAMES[0] / "segmentation.nii.gz").array.copy()
     expected[4, 30:34, 20:26] = label
     np.testing.assert_array_equal(found, expected)
-    # a prediction without the cyst: missing it costs 24 voxels of the truth, unless it is background
+    # the prediction lacks the cyst: 24 voxels of the truth are missed, unless cysts count as background
     (tmp_path / "out").mkdir()
     shutil.copy(kits19 / NAMES[0] / "segmentation.nii.gz", tmp_path / "out" / "prediction_00003.nii.gz")
     result = evaluate_folders(tmp_path / "out", with_cyst, tmp_path / "s.csv", layout=Layout(cyst=cyst))
@@ -253,7 +253,7 @@ def test_cysts_become_what_the_option_says(kits19, with_cyst, tmp_path, spec, cy
 def test_a_cache_made_with_other_cysts_is_refused(with_cyst, tmp_path, spec):
     with pytest.raises(InputError, match="also found 3"):
         preprocess_cases(with_cyst, tmp_path / "cache", spec)
-    # the second case has no cyst: what was cached of it without the option is the same with it
+    # the second case has no cyst, so its cached arrays are the same with and without the option
     _, done, kept = preprocess_cases(with_cyst, tmp_path / "cache", spec, layout=Layout(cyst="kidney"))
     assert (done, kept) == (NAMES[:1], NAMES[1:])
     _, done, kept = preprocess_cases(with_cyst, tmp_path / "cache", spec, layout=Layout(cyst="kidney"))
@@ -275,7 +275,7 @@ def test_the_report_draws_a_truth_with_cysts(kits19, with_cyst, tmp_path):
 
 
 def test_the_report_of_an_nnunet_dataset_whose_cysts_are_not_mentioned(kits19, tmp_path):
-    """Its label 3 is not allowed, which is recorded, and does not occur."""
+    """The record says that label 3 (cyst) is not allowed. No label map holds it."""
     from kitsseg.report.report import write_report
 
     labels = {"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}

@@ -62,7 +62,7 @@ def test_links_stay_and_dots_go(tmp_path, monkeypatch):
     assert as_given("./case_1") == tmp_path / "case_1"
     assert folder_name(".") == tmp_path.name
     assert folder_name("store/..") == tmp_path.name
-    # a shell that went through the link says so
+    # a shell that entered the folder through a link keeps that path in PWD
     monkeypatch.chdir(tmp_path / "case_1")
     monkeypatch.setenv("PWD", str(tmp_path / "case_1"))
     assert folder_name(".") == "case_1"
@@ -72,7 +72,7 @@ def test_links_stay_and_dots_go(tmp_path, monkeypatch):
 
 
 def test_records_keep_links_and_can_be_moved(tmp_path):
-    """The way up is counted from where the record really is, the way down is the one that was given."""
+    """The ".." of a recorded path are counted from the real folder of the record; links below stay as given."""
     touch(tmp_path / "store" / "x1.nii.gz")
     link(tmp_path / "p" / "data" / "imaging.nii.gz", tmp_path / "store" / "x1.nii.gz")
     (tmp_path / "disk" / "out").mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_records_keep_links_and_can_be_moved(tmp_path):
     scan = tmp_path / "p" / "data" / "imaging.nii.gz"
     assert relative_path(scan, tmp_path / "p" / "real") == "../data/imaging.nii.gz"
     assert relative_path(scan, tmp_path / "p" / "out") == "../../p/data/imaging.nii.gz"
-    # the whole project seen through a link: nothing of the way to it is in the record
+    # the whole project is reached through a link, whose name must not be in the record
     link(tmp_path / "mounted", tmp_path / "p")
     assert relative_path(tmp_path / "mounted" / "data" / "imaging.nii.gz", tmp_path / "p" / "real") == (
         "../data/imaging.nii.gz"
@@ -128,7 +128,7 @@ def test_a_scan_by_its_file_is_called_as_by_its_folder(tmp_path):
 
 
 def test_links_into_a_store_are_called_as_the_link(tmp_path):
-    """Of a file, of a case folder, of the folder of all cases, of a DICOM series, of nnU-Net's folders."""
+    """The name of the link counts if a file, a case folder, a DICOM series or a folder of nnU-Net is a link."""
     blob = touch(tmp_path / "store" / "MD5E-s1.nii.gz")
     file = link(tmp_path / "a" / "case_90007" / "imaging.nii.gz", blob)
     assert list(find_scans([file]).scans) == list(find_scans([tmp_path / "a"]).scans) == ["case_90007"]
@@ -172,7 +172,7 @@ def test_a_link_to_nothing_is_a_scan_that_is_missed(tmp_path):
 
 
 def test_linked_predictions_are_scored_against_their_own_truth(tmp_path):
-    """The files lie in a store under other numbers; as folders of links, as links to folders, and as flat files."""
+    """In the store the two cases have exchanged numbers. The links are files in folders, folders, and flat files."""
     for k in (0, 1):
         make_case(tmp_path / "truth" / f"case_{k}", seed=k, positive=(2, 6 - k))
         make_case(tmp_path / "kept" / f"case_{1 - k}", seed=k, positive=(2, 6 - k))
@@ -208,7 +208,7 @@ def test_parts_of_nnunet(tmp_path):
 
 
 def test_two_scans_of_one_name_say_how_to_give_both(tmp_path):
-    """The advice is followed here: it finds both."""
+    """The test follows the advice in the error, and so finds both scans."""
     pairs = [
         ("own/anna/ct.nii.gz", "own/berta/ct.nii.gz", ["anna", "berta"]),
         ("t/anna/1/ct.nii", "t/berta/2/ct.nii", ["anna_1", "berta_2"]),
@@ -278,7 +278,7 @@ def dicom(folder):
     ],
 )
 def test_folders_of_other_arrangements_are_told_the_pattern(tmp_path, files, pattern):
-    """Only options for files that are needed are named, and with them the files are found."""
+    """The error names options only for files that are needed; with these options the files are found."""
     for name in files:
         touch(tmp_path / name)
     with pytest.raises(InputError, match="--images") as caught:

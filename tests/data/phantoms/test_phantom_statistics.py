@@ -61,7 +61,7 @@ def test_the_patients_kept_aside_are_those_drawn_once(statistics, real_data):
 
 
 def test_maps_of_the_same_patients_are_not_rendered(statistics, real_data):
-    """The slices are of other patients than the label maps, but for these."""
+    """The slices and the label maps come from different patients, except for the patients in OVERLAP."""
     with (real_data / "kits19_slices" / "slices.csv").open(newline="") as file:
         patients = {row["case"] for row in csv.DictReader(file)}
     maps = {folder.name for folder in (real_data / "kits19").glob("case_*")}

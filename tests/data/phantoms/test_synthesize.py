@@ -116,7 +116,7 @@ def test_a_call_that_was_stopped_goes_on(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before  # the finished cases were left alone
 
 
-def test_so_does_one_that_renders_label_maps(tmp_path):
+def test_synthesize_that_renders_label_maps_goes_on_too(tmp_path):
     synthesize_cases(tmp_path / "labels", n_cases=3, size=SMALL)
     render_cases(tmp_path / "labels", tmp_path / "whole", seed=5)
     render_cases(tmp_path / "labels", tmp_path / "out", seed=5, cases=["case_00001"])

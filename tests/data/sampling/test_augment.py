@@ -82,7 +82,7 @@ def test_labels_are_those_of_the_image():
         if crop.scale == 1:
             np.testing.assert_array_equal(read, truth)
         else:
-            # what is interpolated lies within a pixel of the nearest one: only those with another neighbor
+            # interpolation reads neighbors of the nearest pixel, so only pixels beside another label may differ
             mixed = cut(image, boundary, crop)[1].astype(bool)
             np.testing.assert_array_equal(read[~mixed], truth[~mixed])
             assert np.mean(read != truth) < 0.06
@@ -256,9 +256,10 @@ def test_parity_of_scale_and_center():
 
 
 def test_parity_of_the_cut_itself():
-    """The same crop of a smooth image: within the bound of linear interpolation, h^2 / 8 (|f_yy| + |f_xx|).
+    """Both cut the same crop of a smooth image. They differ by less than linear interpolation may be wrong.
 
-    Cosines that are even about the border: repeating the edge leaves the image smooth for the cubic one.
+    This bound is h^2 / 8 (|f_yy| + |f_xx|). The image is made of cosines that are even about the border: if the edge is
+    repeated, the image stays smooth for the cubic interpolation of batchgenerators.
     """
     height, width = SHAPE
     y, x = (ROWS + 0.5) * np.pi / height, (COLUMNS + 0.5) * np.pi / width
@@ -282,7 +283,7 @@ def test_parity_of_the_cut_itself():
         ours, our_labels = cut(image, labels, crop)
         assert np.abs(ours - theirs).max() < bound
         boundary = maximum_filter(our_labels, 3) != minimum_filter(our_labels, 3)
-        # the library calls the half pixel between the border and the center of the last pixel outside
+        # the library takes the half pixel between the last pixel's center and the border for outside
         positions = [
             (np.arange(m) - (m - 1) / 2) * crop.scale + c for m, c in zip(crop.size, crop.center, strict=True)
         ]

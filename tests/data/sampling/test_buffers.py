@@ -1,4 +1,4 @@
-"""Memory that is used again is never memory that somebody still looks at."""
+"""Memory is reused only if no array refers to it any more."""
 
 import gc
 
@@ -33,8 +33,8 @@ def test_memory_comes_again_when_nothing_refers_to_it():
     assert address(buffers.empty((100,), np.float32)) == first
 
 
-def test_any_part_keeps_it():
-    """A slice, a reversed view, another type, a transposed one, a buffer of bytes: none is overwritten."""
+def test_any_view_of_an_array_keeps_the_array():
+    """While a slice, a reversed, retyped or transposed view or a memoryview exists, its array is not overwritten."""
     views = (
         lambda a: a[3],
         lambda a: a[::-1, 2:4],

@@ -146,7 +146,7 @@ def test_shards_in_order_are_the_batch_of_one_process(cached, spec, kind, count)
 
 @pytest.mark.parametrize("kind", ["slices", "patches"])
 def test_a_shard_reads_nothing_but_what_it_draws(cached, spec, kind):
-    """Whatever is read of other cases raises here: no case of batch 0 but the shard's own has files."""
+    """Only the cases that the shard draws for batch 0 have files, so that reading another case would raise an error."""
     names = list(cached)
     own = training_batches(kind, cached, all_of(names), spec, shard=(1, 2))
     needed = {own.cases[item[0]].name for item in own.draw(0)}
@@ -186,7 +186,7 @@ def test_items_in_circles_by_hand():
     def drawn(size, batches):
         return [in_circles(orders.__getitem__, 6, size, index).tolist() for index in range(batches)]
 
-    # four of six: three batches end where the second circle of one order ends, then comes the next order
+    # batches of 4 from 6 items: three batches go through one order twice, then the next order begins
     assert drawn(4, 5) == [[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5], [5, 4, 3, 2], [1, 0, 5, 4]]
     assert drawn(3, 3) == [[0, 1, 2], [3, 4, 5], [5, 4, 3]]
     # more than there are: each once before any again
@@ -262,7 +262,7 @@ def test_batches_are_indexed_and_lists_of_them_end(cached, spec):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_draws_by_batchgenerators_too(name):
-    """But for flips as rare as a third, which the library does not have: that is said, not rounded."""
+    """The library flips with probability 0.5 only. Another probability is an error and is not rounded to 0.5."""
     for phase in recipes.get(name).phases:
         if phase.augmentation.flip_probability in (0, 0.5):
             batchgenerators_transform(phase.sampler.patch_size, phase.augmentation)
@@ -331,7 +331,7 @@ def datasets(cases, split, spec):
 
 
 def test_no_route_leads_an_overlapping_patient_into_a_dataset(cached, spec, tmp_path):
-    """200 random memberships by every route: those that overlap never become a data set, the others do."""
+    """200 random splits, each by a random route: an overlapping split never becomes a data set, the others do."""
     rng, names, refused, accepted = np.random.default_rng(11), list(cached), 0, 0
     for _ in range(200):
         shuffled = rng.permutation(names).tolist()

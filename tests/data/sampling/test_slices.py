@@ -59,7 +59,7 @@ def test_every_batch_holds_5_positive_slices_of_7_different_cases(cached, spec):
             batches.cases[case].kidney_area[k] + batches.cases[case].tumor_area[k] > 0 for case, k in drawn
         ]
         assert sum(positive) >= 5
-    # and what is drawn is what comes out: with the crop as large as the slice, positive ones show it
+    # a batch holds the slices that were drawn: crops of whole slices have the labeled areas of these slices
     whole = batches_of(cached, spec, replace(SAMPLER, patch_size=(40, 48)), FLIPS)
     for index in range(20):
         _, labels = whole.batch(index)

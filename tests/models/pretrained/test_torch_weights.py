@@ -62,7 +62,7 @@ def hashed_copy(folder, content=None, prefix=None):
 
 
 class Foreign:
-    """Pickles into a call of ``os.mkdir``: harmless, but it would show."""
+    """Its pickle calls ``os.mkdir``: harmless, but the new folder shows that the pickle was run."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -108,7 +108,7 @@ def test_foreign_pickles_are_refused_and_not_run(tmp_path):
         with pytest.raises(InputError, match=reason):
             read_state_dict(path)
     assert not trap.exists()
-    pickle.loads(foreign)  # the trap works where nothing guards it
+    pickle.loads(foreign)  # without the guard the pickle does make the folder
     assert trap.exists()
 
 
