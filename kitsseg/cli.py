@@ -9,11 +9,10 @@ import errno
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kitsseg.commands import (
     cross_validation,
@@ -27,6 +26,7 @@ from kitsseg.commands import (
 )
 from kitsseg.errors import InputError, did_you_mean
 from kitsseg.files.paths import check_utf8
+from kitsseg.runtime.warning_lines import warnings_as_lines
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check_names(arguments)
-        with _stoppable(), _said_by(arguments), _warnings_as_lines():
+        with _stoppable(), _said_by(arguments), warnings_as_lines():
             arguments.run_command(arguments)
     except InputError as error:
         return _complain(str(error), 1)
@@ -126,33 +126,6 @@ def _said_by(arguments: argparse.Namespace) -> contextlib.AbstractContextManager
     from kitsseg.runtime.console import quieted
 
     return quieted()
-
-
-@contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """In this block each warning that kitsseg gives is printed at once, as one line without the place in the code."""
-    package = Path(__file__).parent
-    others = warnings.showwarning
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if category is UserWarning and Path(filename).is_relative_to(package):
-            from kitsseg.runtime.console import warning
-
-            warning(f"warning: {message}")
-        else:
-            others(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", category=UserWarning, module=r"kitsseg(\.|$)")
-        warnings.showwarning = show
-        yield
 
 
 def _check_names(arguments: argparse.Namespace) -> None:

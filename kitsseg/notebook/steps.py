@@ -145,7 +145,8 @@ def prepare(recipe: Recipe, place: Place) -> None:
     neither made nor fetched again.
     """
     from kitsseg.data.cache.build import preprocess_cases
-    from kitsseg.runtime.console import progress_bar, warnings_as_lines
+    from kitsseg.runtime.console import progress_bar
+    from kitsseg.runtime.warning_lines import warnings_as_lines
 
     if place.patients is not None:
         get_patients(place.data, True, place.patients)

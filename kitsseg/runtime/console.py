@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ __all__ = [
     "progress_bar",
     "quieted",
     "warning",
-    "warnings_as_lines",
     "without_next",
 ]
 
@@ -93,22 +91,6 @@ def warning(text: str) -> None:
     """Print a warning as a line. It is printed to stderr where everything else is kept quiet."""
     where = Console(stderr=True, highlight=False, soft_wrap=True) if console.quiet else console
     where.print(f"[yellow]{escape(text)}[/yellow]")
-
-
-@contextmanager
-def warnings_as_lines(say: Callable[[str], object] = warning) -> Iterator[None]:
-    """When this block ends, print each warning that was given in it as a line, without the place in the code.
-
-    Args:
-        say: called with each line, to print it in another way.
-    """
-    with warnings.catch_warnings(record=True) as given:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for one in given:
-                say(f"warning: {one.message}")
 
 
 @contextmanager

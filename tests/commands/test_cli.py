@@ -32,6 +32,7 @@ from kitsseg.inference.products import COLOR_TABLES
 from kitsseg.recipe import settings
 from kitsseg.records.run import read_history
 from kitsseg.runtime.console import console
+from kitsseg.runtime.warning_lines import warnings_as_lines
 from kitsseg.version import __version__
 
 SPACING = (3.0, 0.8, 0.8)
@@ -1042,7 +1043,7 @@ def test_real_labels_can_be_rendered(kitsseg, data, tmp_path):
 
 def test_a_warning_of_kitsseg_is_a_line_and_one_of_others_stays_a_warning(capsys):
     inside, outside = str(Path(cli.__file__).parent / "training" / "train.py"), "/elsewhere/other.py"
-    with cli._warnings_as_lines():
+    with warnings_as_lines():
         warnings.warn_explicit("[so] it is", UserWarning, inside, 3, "kitsseg.training.train")
         warnings.warn_explicit("[so] it is", UserWarning, inside, 3, "kitsseg.training.train")
         with pytest.raises(UserWarning, match="of others"):  # the tests take warnings for errors

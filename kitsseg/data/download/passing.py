@@ -224,7 +224,7 @@ def _unlicensed(say: Callable[[str], object]) -> Callable[[str], object]:
 
 def _told(say: Callable[[str], object] | None) -> AbstractContextManager[None]:
     """In this block warnings about a scan are told without the place of the scan, which is removed afterwards."""
-    from kitsseg.runtime.console import warnings_as_lines
+    from kitsseg.runtime.warning_lines import warnings_as_lines
 
     if say is None:
         return nullcontext()
