@@ -97,18 +97,23 @@ COMMANDS = {
         "kitsseg export RUN --out kidney.tflite --precision int8\nkitsseg export RUN --out kidney.onnx",
     ),
     "predict": (
-        "Labels on the scan's own voxels with its header, from a run or an exported network. INPUT may be a NIfTI file, a "
-        "`.zip` archive (unpacked into a temporary folder, never beyond it), or a folder, in which everything is looked "
-        "through: NIfTI files, KiTS cases, nnU-Net's `imagesTr` and `imagesTs`, and DICOM. Each CT series is a scan, however "
-        "many lie in a folder; folders of one series each, directly in INPUT, keep their names, other series are called "
-        "`PATIENT_NUMBER_DESCRIPTION`. A series with a gap in it is refused; slices that lack at its first or last end leave "
-        "an even series, and are warned of only where the headers count them (`ImagesInAcquisition`, "
-        "`NumberOfSeriesRelatedInstances`). A table says first what was found, what will be done, and what is left out and why; "
-        "`--dry-run` stops there. A damaged scan stops no other: the exit code is then 1, and the same command tries it "
-        "again. Beside the label maps lie `colors_3d_slicer.ctbl` and `colors_itk_snap.txt`; with `--statistics` also "
-        "`statistics.csv` and `statistics.json`, in ml, left and right being the patient's and found from the scan's "
-        "affine (`sides_by` says how); with `--dicom-seg` a DICOM Segmentation object of each series, with the segments "
-        "kidney (SNOMED CT 64033007) and neoplasm (108369006). Nothing of this is for use on patients.",
+        "Writes label maps on the scan's own voxels, with the scan's header, from a run or an exported network.\n\n"
+        "- **Input.** INPUT is a NIfTI file, a `.zip` archive (unpacked into a temporary folder, never beyond it), or a folder. "
+        "In a folder the command looks through everything: NIfTI files, KiTS cases, nnU-Net's `imagesTr` and `imagesTs`, "
+        "PNG and JPEG slices, and DICOM. Each CT series is a scan, however many lie in a folder.\n"
+        "- **Names.** A folder of one series that lies directly in INPUT gives its name to the scan. Any other series is "
+        "called `PATIENT_NUMBER_DESCRIPTION`.\n"
+        "- **What is refused.** A series with a gap in it is refused. Slices missing at either end of a series leave no gap: "
+        "they are noticed only where the headers count the slices (`ImagesInAcquisition`, "
+        "`NumberOfSeriesRelatedInstances`), and then give a warning.\n"
+        "- **Before anything is computed** a table says what was found, what will be done, and what is left out and why; "
+        "`--dry-run` stops there. A damaged scan stops no other scan: the exit code is then 1, and the same command tries "
+        "the damaged scan again.\n"
+        "- **Output.** Beside the label maps lie `colors_3d_slicer.ctbl` and `colors_itk_snap.txt`. With `--statistics` the "
+        "command also writes `statistics.csv` and `statistics.json`, in ml; left and right are the patient's, found from "
+        "the scan's affine (`sides_by` says how). With `--dicom-seg` it also writes a DICOM Segmentation object of each "
+        "series, with the segments kidney (SNOMED CT 64033007) and neoplasm (108369006).\n\n"
+        "Nothing of this is for use on patients.",
         "kitsseg predict RUN DATA --part test --out PREDICTIONS\nkitsseg predict kidney.tflite scan.nii.gz --out PREDICTIONS\n"
         "kitsseg predict RUN EXPORT.zip STUDIES --out PREDICTIONS --dry-run\n"
         "kitsseg predict RUN STUDIES --out PREDICTIONS --dicom-seg --statistics --remove-small 500",
