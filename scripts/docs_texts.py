@@ -101,14 +101,15 @@ COMMANDS = {
         "- **Input.** INPUT is a NIfTI file, a `.zip` archive (unpacked into a temporary folder, never beyond it), or a folder. "
         "In a folder the command looks through everything: NIfTI files, KiTS cases, nnU-Net's `imagesTr` and `imagesTs`, "
         "PNG and JPEG slices, and DICOM. Each CT series is a scan, however many lie in a folder.\n"
-        "- **Names.** A folder of one series that lies directly in INPUT gives its name to the scan. Any other series is "
-        "called `PATIENT_NUMBER_DESCRIPTION`.\n"
+        "- **Names.** If every series has a folder of its own, at most one level below INPUT, and INPUT is no archive, the "
+        "folders name the scans. Otherwise all series are called `PATIENT_NUMBER_DESCRIPTION`: PATIENT is the PatientID, "
+        "or, where there is none, the uppermost folder. Equal names get eight digits of a hash.\n"
         "- **What is refused.** A series with a gap in it is refused. Slices missing at either end of a series leave no gap: "
         "they are noticed only where the headers count the slices (`ImagesInAcquisition`, "
         "`NumberOfSeriesRelatedInstances`), and then give a warning.\n"
         "- **Before anything is computed** a table says what was found, what will be done, and what is left out and why; "
         "`--dry-run` stops there. A damaged scan stops no other scan: the exit code is then 1, and the same command tries "
-        "the damaged scan again.\n"
+        "the damaged scan again. Scans that have a whole label map of the same networks are left out.\n"
         "- **Output.** Beside the label maps lie `colors_3d_slicer.ctbl` and `colors_itk_snap.txt`. With `--statistics` the "
         "command also writes `statistics.csv` and `statistics.json`, in ml; left and right are the patient's, found from "
         "the scan's affine (`sides_by` says how). With `--dicom-seg` it also writes a DICOM Segmentation object of each "
@@ -116,11 +117,18 @@ COMMANDS = {
         "Nothing of this is for use on patients.",
         "kitsseg predict RUN DATA --part test --out PREDICTIONS\nkitsseg predict kidney.tflite scan.nii.gz --out PREDICTIONS\n"
         "kitsseg predict RUN EXPORT.zip STUDIES --out PREDICTIONS --dry-run\n"
+        "kitsseg predict FOLD0 DATA --out PREDICTIONS --also FOLD1 FOLD2 FOLD3 FOLD4\n"
+        "kitsseg predict RUN DATA --out PREDICTIONS --shard 3/20\n"
         "kitsseg predict RUN STUDIES --out PREDICTIONS --dicom-seg --statistics --remove-small 500",
     ),
     "evaluate": (
-        "Computes the official KiTS19 scores of each case and their mean. Beside them it shows the scores of the same "
-        "predictions, and of predicting nothing, by other definitions that are in use.",
+        "Computes the official KiTS19 scores of each case and their mean. TK is the Dice of kidney with tumor (labels 1 and "
+        "2), TU that of tumor (label 2); the composite is their mean. If truth and prediction are both empty, a score is 1; "
+        "if exactly one is, 0 (the rule of KiTS21 and KiTS23; the KiTS19 starter code gives NaN where both are empty). A "
+        "second table scores the same predictions, and an empty label map, by other definitions of Dice that are in use.\n\n"
+        "With `--surface` there are also surface Dice (tolerance 1.03 mm for kidney with tumor, 1.15 mm for tumor), HD95 (the "
+        "95th percentile of the distances between the surfaces, in mm), and the tumors that were found: a tumor is found if "
+        "at least a tenth of its volume is predicted as tumor.",
         "kitsseg evaluate PREDICTIONS DATA --out scores.csv",
     ),
     "compare": (

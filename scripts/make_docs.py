@@ -61,6 +61,8 @@ def _spelled(action):
         many = " ..." if action.nargs in ("+", "*") else ""
         return f"`{value}`{many}" + (" (optional)" if action.nargs in ("?", "*") else "")
     takes_value = action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction)
+    if action.nargs in ("+", "*"):
+        value = f"{value} ..."
     names = " / ".join(
         f"`{option}{' ' + str(value) if takes_value else ''}`" for option in action.option_strings
     )

@@ -32,7 +32,8 @@ EXAMPLES = """examples:
   kitsseg predict RUN DATA --out PREDICTIONS --scheduler tcp://host:8786
 
 Everything in a folder is looked through. A table says first what was found and what will be done; --dry-run stops
-there. A CT series that has no folder of its own is called PATIENT_SERIES. What is left out is named, with the reason.
+there. What is left out is named, with the reason. If every CT series has a folder of its own, at most one level below
+the given folder, the folders name the scans; otherwise all series are called PATIENT_NUMBER_DESCRIPTION.
 
 Scans whose label map is there already, whole and made by the same networks, are left out: after an interruption or a
 failure the same command does the rest. predictions.json lists what was done and what failed."""
@@ -275,8 +276,9 @@ def predict(
         console.print(
             f"no DICOM SEG of {len(plan.scans) - segs} scans that are no DICOM series", markup=False
         )
+    n = len(outcome.written) - outcome.kept
     done(
-        f"wrote {len(outcome.written) - outcome.kept} label maps to {out}{there}, computed by {outcome.engine}"
+        f"wrote {n} label map{'s' * (n != 1)} to {out}{there}, computed by {outcome.engine}"
         f"{', beside them ' if beside else ''}{', '.join(beside)}",
         command_line("evaluate", out, "TRUTH", "--out", "scores.csv"),
         command_line("report", out, "--out", "report.html"),

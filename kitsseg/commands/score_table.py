@@ -68,10 +68,10 @@ def print_slices(rows: list[dict[str, Any]], summary: SliceSummary, console: Con
     for title, spreads in means_of.items():
         table.add_row(title, str(summary.n_slices), *(_number(spreads[name].mean) for name in names))
     _print(table, console)
-    low, high = summary.patient_means["slice_composite"].interval_95
+    n = summary.n_patients
     console.print(
-        f"Slice scores of {summary.n_slices} slices of {summary.n_patients} patients, no case scores; 95 % "
-        f"interval of the mean composite over patients {low:.4f} to {high:.4f}."
+        f"Slice scores of {summary.n_slices} slices of {n} patient{'s' * (n != 1)}, no case scores"
+        f"{_interval(n, summary.patient_means['slice_composite'].interval_95, ' over patients')}."
     )
     if missing := summary.truth_without_prediction:
         console.print(
@@ -116,11 +116,16 @@ def _ladder(beside: Ladders, console: Console) -> Table:
     return table
 
 
+def _interval(n: int, interval_95: tuple[float, float], over: str = "") -> str:
+    """The end of a sentence; one case or patient has no interval."""
+    low, high = interval_95
+    return f"; 95 % interval of the mean composite{over} {low:.4f} to {high:.4f}" if n > 1 else ""
+
+
 def _sentences(summary: Summary) -> list[str]:
     """Sentences about missing or doubtful cases, to stand below the table."""
-    low, high = summary.composite_interval_95
     n = summary.n_cases
-    lines = [f"{n} case{'s' * (n != 1)}; 95 % interval of the mean composite {low:.4f} to {high:.4f}."]
+    lines = [f"{n} case{'s' * (n != 1)}{_interval(n, summary.composite_interval_95)}."]
     lines += _details(summary)
     if summary.empty_cases:
         count = summary.empty_cases

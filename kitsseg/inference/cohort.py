@@ -359,8 +359,9 @@ def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
     first = list(outcome.failed.items())[:NAMED]
     named = "; ".join(reason if reason.startswith(name) else f"{name} ({reason})" for name, reason in first)
     more = f"; and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
+    others = ", the others are done" if outcome.written else ""
     return (
-        f"{len(outcome.failed)} of {total} scans failed, the others are done: {named}{more}. "
+        f"{len(outcome.failed)} of {total} scans failed{others}: {named}{more}. "
         f"{Path(out) / 'predictions.json'} lists them; the same command tries them again."
     )
 

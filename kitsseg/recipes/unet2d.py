@@ -230,9 +230,9 @@ PAPER = Recipe(
         "model.input_shape": "paper [8]: 224 x 224 crops; fully convolutional, so any multiple of 32 fits",
         "model.n_classes": "inferred: background, kidney and tumor; two labels are scored",
         "model.start_filters": "paper [2]: 20",
-        "model.n_pools": "paper [1]: five upsamplings; with two sub-blocks a level the stated 12M "
-        "parameters come out",
-        "model.sub_blocks": "code: 2; only with two do the stated 12M parameters come out",
+        "model.n_pools": "paper [1]: five upsamplings; with the paper's 20 filters and two sub-blocks a level "
+        "the stated 12M parameters come out",
+        "model.sub_blocks": "code: 2; with the paper's 20 filters only two give the stated 12M parameters",
         "model.upsampling": "paper [1]: bilinear",
         "model.use_bias": "code: convolutions have one",
         "model.norm_first": "code: the activation comes before the normalization",

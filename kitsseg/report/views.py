@@ -33,7 +33,7 @@ class ShownCase:
     """The files of a case with pictures.
 
     Attributes:
-        image: the CT; None: none lies beside the truth.
+        image: the CT; None: none is known.
         prediction: label map.
         truth: label map; None: there is none.
         label_values: the classes of the truth's labels, if they differ from KiTS19.

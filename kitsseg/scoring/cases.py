@@ -104,7 +104,7 @@ class CaseFiles:
     """The files of a scored case, as ``scores.json`` holds them.
 
     Attributes:
-        image: the CT, if it lies beside the truth.
+        image: the CT beside the truth, else the scan that was segmented; None if neither is known.
         label_values: the classes of the truth's labels, if they differ from KiTS19.
         lesions: of the truth, see ``find_lesions``; only if surfaces and lesions were asked for.
         truth_sha256: of the truth's file.

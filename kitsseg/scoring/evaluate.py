@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kitsseg.data.cache.sources import source_of
@@ -80,11 +80,12 @@ def evaluate_folders(
         )
     found = find_pairs(prediction, truth, layout)
     folder = prediction if prediction.is_dir() else prediction.parent
+    record = _record_of_scans(folder)
     return evaluate_pairs(
-        found,
+        replace(found, pairs=_with_scans(found.pairs, record)),
         recorded_by_predict(folder),
         out,
-        of_other_scans=_of_other_scans(found.pairs, _record_of_scans(folder)),
+        of_other_scans=_of_other_scans(found.pairs, record),
         classes=classes,
         surface=surface,
         progress=progress,
@@ -209,6 +210,20 @@ def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> 
         same = now.bytes == then.bytes and (scan.is_dir() or now.ends_sha256 == then.ends_sha256)
         if not same:
             found.append(pair.case)
+    return found
+
+
+def _with_scans(pairs: Sequence[Pair], record: PredictionsRecord | None) -> list[Pair]:
+    """The pairs. Where no CT lies beside the truth, the scan that was segmented is taken for the report's pictures."""
+    if record is None:
+        return [*pairs]
+    found = []
+    for pair in pairs:
+        entry = record.cases.get(pair.case)
+        if pair.image is None and entry is not None and entry.file == pair.prediction.name:
+            scan = Path(entry.image)
+            pair = replace(pair, image=scan if scan.exists() else None)
+        found.append(pair)
     return found
 
 

@@ -206,9 +206,9 @@ def test_no_two_test_modules_have_one_name():
 
 
 def test_names_of_tests_say_what_is_tested_and_quote_no_document():
-    """As ``test_unet2d_3_2_rounding`` would: the name of a paper and a number of one of its sections."""
+    """As ``test_unet2d_3_2_rounding`` and ``test_line3_rounding`` would: a number of a section or a line."""
     quoting = re.compile(
-        r"def (test_(?:unet2d|wp_unet|squeeze_unet|enhanced_unet|deeplab3d|unet3d|evaluation)_\d\w*)"
+        r"def (test_(?:(?:unet2d|wp_unet|squeeze_unet|enhanced_unet|deeplab3d|unet3d|evaluation)_|(?:line|row)_?)\d\w*)"
     )
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     name = "_".join(("test_wp_unet", "9_4_rounding"))

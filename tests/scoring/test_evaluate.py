@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kitsseg.cli import main
 from kitsseg.commands.score_table import print_scores
 from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.layouts.find import Layout
@@ -106,7 +107,7 @@ def test_scores_of_a_folder(folders):
     assert sorted(path.name for path in (tmp / "out").iterdir()) == ["scores.csv", "scores.json"]
 
 
-def test_line7_composite_identity_in_the_files(folders):
+def test_the_composite_is_the_mean_of_tk_and_tu_in_the_files(folders):
     tmp, _, _ = folders
     evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
     with (tmp / "scores.csv").open() as file:
@@ -118,7 +119,7 @@ def test_line7_composite_identity_in_the_files(folders):
     assert abs(summary["composite_identity"]["difference"]) < 1e-12
 
 
-def test_line9_truth_against_itself_is_one_everywhere(folders):
+def test_truth_against_itself_is_one_everywhere(folders):
     tmp, _, _ = folders
     found = evaluate_folders(tmp / "truth", tmp / "truth", tmp / "scores.csv")
     assert all(row[name] == 1.0 for row in found.rows for name in SCORES)
@@ -204,6 +205,40 @@ def test_predictions_json_is_carried_over(folders):
     (tmp / "predictions" / "predictions.json").write_text("[")
     with pytest.raises(InputError, match=r"predictions\.json: expected the record of kitsseg predict"):
         evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+
+
+def test_the_scan_that_was_segmented_stands_in_for_a_ct_beside_the_truth(tmp_path):
+    """Only where none lies there, only of a label map that predict recorded, and only while the scan is there."""
+    arrays = make_truth(tmp_path / "truth")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in arrays:
+        noise = np.random.default_rng(0).integers(-1000, 1000, SHAPE, np.int16)
+        write_image(scans / f"{name}.nii.gz", noise, MM)
+    out = tmp_path / "predictions"
+    assert main(["predict", "starter", str(scans), "--out", str(out), "--quiet"]) == 0
+    (scans / "case_00002.nii.gz").unlink()
+
+    def images():
+        summary = evaluate_folders(out, tmp_path / "truth", tmp_path / "scores.csv").summary
+        return [summary.cases[name].image for name in sorted(arrays)]
+
+    beside = str(tmp_path / "truth" / "case_00000" / "imaging.nii.gz")
+    assert images() == [beside, str(scans / "case_00001.nii.gz"), None]
+    (out / "prediction_00001.nii.gz").rename(out / "case_00001.nii.gz")
+    assert images() == [beside, None, None]
+    (out / "predictions.json").unlink()
+    assert images() == [beside, None, None]
+
+
+def test_one_case_has_no_interval(folders):
+    tmp, _, _ = folders
+    for name in ("case_00001", "case_00002"):
+        shutil.rmtree(tmp / "truth" / name)
+    evaluation = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+    text = printed(evaluation)
+    assert "1 case." in text
+    assert "interval" not in text
 
 
 def test_phantoms_are_known_by_their_images(folders):

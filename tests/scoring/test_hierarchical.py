@@ -14,14 +14,14 @@ def dice(prediction, truth, **options):
     return hec_dice(count_labels(prediction, truth, n_labels=4), **options)
 
 
-def test_line4_hec():
+def test_dice_of_the_hierarchical_classes():
     # kidney_and_mass: truth 4, prediction 5, common 4 -> 8/9. mass: voxels 2, 3, 4 in both.
     # tumor: truth 1, prediction 2, common 1 -> 2/3
     found = dice([0, 1, 2, 2, 3, 1], [0, 1, 2, 3, 3, 0])
     assert found == pytest.approx({"kidney_and_mass": 8 / 9, "mass": 1.0, "tumor": 2 / 3}, abs=1e-12)
 
 
-def test_hec_empty_masks():
+def test_empty_masks_of_the_hierarchical_classes():
     assert dice([0, 1], [0, 1]) == {"kidney_and_mass": 1.0, "mass": 1.0, "tumor": 1.0}
     found = dice([0, 1], [0, 1], empty="nan")
     assert found["kidney_and_mass"] == 1.0
@@ -29,7 +29,7 @@ def test_hec_empty_masks():
     assert dice([0, 1], [3, 1])["mass"] == 0.0
 
 
-def test_line8_ranking():
+def test_runs_are_ranked_by_their_mean_rank_and_then_by_tumor_dice():
     # Dice: .92 .90 .88 -> b 1, a 2, c 3; surface Dice: .86 .85 .80 -> c 1, a 2, b 3; all means 2: tumor Dice decides
     entries = {"a": (0.90, 0.85, 0.5), "b": (0.92, 0.80, 0.4), "c": (0.88, 0.86, 0.6)}
     assert rank_runs(entries) == [("c", 3, 1, 2.0), ("a", 2, 2, 2.0), ("b", 1, 3, 2.0)]

@@ -30,19 +30,19 @@ def shifted_box(axis, step, spacing_mm):
         (0, 1, 3.0, 1.0),
     ],
 )
-def test_line5_shifted_box(axis, step, tolerance, expected):
+def test_shifted_box(axis, step, tolerance, expected):
     found = shifted_box(axis, step, (3, 1, 1))
     assert found.truth_mm2.sum() == pytest.approx(468.358518, abs=5e-7)
     assert surface_dice(found, tolerance) == pytest.approx(expected, abs=5e-7)
 
 
-def test_line5_isotropic_spacing_gives_other_values():
+def test_isotropic_spacing_gives_other_values():
     isotropic = shifted_box(0, 1, (1, 1, 1))
     assert isotropic.truth_mm2.sum() != pytest.approx(468.358518, abs=1)
     assert surface_dice(isotropic, TOLERANCE) == 1.0  # a slice is 1 mm now
 
 
-def test_line6_areas_of_neighborhoods():
+def test_areas_of_neighborhoods():
     areas = element_areas((1.0, 1.0, 1.0))
     # one corner: an equilateral triangle with sides of sqrt(1/2): sqrt(3)/4 * 1/2; two adjacent: 1 x sqrt(1/2);
     # four of one face: 1 x 1
