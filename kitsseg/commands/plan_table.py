@@ -56,8 +56,9 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
         )
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     there = len(plan.scans) - len(plan.todo) - len(plan.refused)
+    n = len(plan.scans)
     console.print(
-        f"{len(plan.scans)} scan{'s' * (len(plan.scans) != 1)} found ({found or 'none'}): {len(plan.todo)} to predict into {out}, {there} there "
+        f"{n} scan{'s' * (n != 1)} found ({found or 'none'}): {len(plan.todo)} to predict into {out}, {there} there "
         f"already, {len(plan.refused)} refused; {len(plan.left_out)} left out, {len(plan.wrong)} that cannot be looked "
         "at",
         markup=False,
