@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["build_parser", "main"]
 
 ANSWERS = ("recipes", "info", "completion")  # commands that only print an answer
+EMPTY = re.compile(r"--[a-z][a-z-]*=")
 SPACE = "Free some space, or choose another folder."
 PERMISSION = "Check its permissions, or choose another folder."
 HINTS = {
@@ -62,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that cannot be shown ends no command
+    words = sys.argv[1:] if argv is None else [*argv]
     parser = build_parser()
+    if any(word == "" or EMPTY.fullmatch(word) for word in words):
+        return _complain(_empty(words), 2)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -86,6 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "interrupted; what was finished is kept, nothing unfinished is taken for whole."
         return _complain(text + _how_to_go_on(arguments), 130)
     return 0
+
+
+def _empty(words: Sequence[str]) -> str:
+    """The complaint about an empty word, which an unset variable of a shell leaves. As a path it means this folder."""
+    at = next(n for n, word in enumerate(words) if word == "" or EMPTY.fullmatch(word))
+    before = words[at].rstrip("=") or (words[at - 1] if at and words[at - 1].startswith("--") else "")
+    where = f"{before}: " if before else f"argument {at + 1}: "
+    return f'{where}expected a value, found an empty word. Check the variable behind it, as in "$SCAN".'
 
 
 @contextlib.contextmanager

@@ -73,6 +73,8 @@ def print_slices(rows: list[dict[str, Any]], summary: SliceSummary, console: Con
         f"Slice scores of {summary.n_slices} slices of {n} patient{'s' * (n != 1)}, no case scores"
         f"{_interval(n, summary.patient_means['slice_composite'].interval_95, ' over patients')}."
     )
+    for line in _changed(summary.changed):
+        console.print(escape(line))
     if missing := summary.truth_without_prediction:
         console.print(
             escape(f"{len(missing)} slices with a mask are not scored (not predicted), such as {missing[0]}.")
@@ -148,9 +150,24 @@ def _sentences(summary: Summary) -> list[str]:
             f"warning: {len(others)} label map{'s' * (len(others) != 1)} predicted from another scan than the one "
             f"beside the truth: {', '.join(others)}. Is it the same patient?"
         ]
+    lines += _changed(summary.changed)
     if summary.phantom:
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
     return lines
+
+
+NAMED = 10  # cases in a line
+
+
+def _changed(names: Sequence[str] | None) -> list[str]:
+    """A warning, if label maps are not those that ``kitsseg predict`` recorded."""
+    if not names:
+        return []
+    some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    maps = f"{len(names)} label maps have" if len(names) > 1 else "1 label map has"
+    return [
+        f"warning: {maps} changed since kitsseg predict: {some}. The scores are no longer the network's alone."
+    ]
 
 
 def _details(summary: Summary) -> list[str]:

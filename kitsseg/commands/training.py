@@ -276,9 +276,10 @@ def choose_split(
     """
     from kitsseg.data.cache.cases import open_cache
     from kitsseg.data.splits import load_split, make_split
-    from kitsseg.runtime.console import console
+    from kitsseg.runtime.console import console, warning
 
-    cases, missing = open_cache(cache, recipe.preprocess), 0
+    cases = open_cache(cache, recipe.preprocess)
+    missing: list[str] = []
     papers = load_split(recipe.split) if recipe.split and fractions is None else None
     if name:
         split = load_split(name)
@@ -294,8 +295,10 @@ def choose_split(
     counts = "/".join(str(len(part)) for part in (split.train, split.validation, split.test))
     console.print(f"split {split.name}, {counts} cases to train, validate and test, hash {split.hash}")
     if missing:
-        console.print(
-            f"[yellow]{missing} cases of this split are not in the cache: figures will differ.[/yellow]"
+        of_all = len(missing) + sum(map(len, (split.train, split.validation, split.test)))
+        warning(
+            f"warning: --split {name}: {len(missing)} of its {of_all} cases are not in the cache, such as "
+            f"{missing[0]}: figures will differ"
         )
     return split
 

@@ -60,21 +60,25 @@ class CaseSplit:
         text = json.dumps({part: sorted(getattr(self, part)) for part in PARTS}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def among(self, cases: Collection[str]) -> tuple[CaseSplit, int]:
+    def among(self, cases: Collection[str]) -> tuple[CaseSplit, list[str]]:
         """The same split with only the cases that are available.
 
         Args:
             cases: names of the available cases.
 
-        Returns: (CaseSplit, number of its cases that are missing).
+        Returns: (CaseSplit, names of its cases that are missing).
         Raises: InputError if nothing is left to train on or to validate with.
         """
         here = {part: tuple(case for case in getattr(self, part) if case in cases) for part in PARTS}
-        missing = sum(len(getattr(self, part)) - len(here[part]) for part in PARTS)
+        missing = sorted(case for part in PARTS for case in getattr(self, part) if case not in cases)
         for part in PARTS[:2]:
+            if not (stated := len(getattr(self, part))):
+                raise InputError(
+                    f"split {self.name}: expected at least one {part} case, found none. Name some in the split."
+                )
             if not here[part]:
                 raise InputError(
-                    f"split {self.name}: none of its {len(getattr(self, part))} {part} cases is among the "
+                    f"split {self.name}: none of its {stated} {part} cases is among the "
                     f"{len(cases)} cases at hand. Preprocess them, or leave --split out for a new 80/10/10 split."
                 )
         return CaseSplit(self.name, **here, source=self.source), missing

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kitsseg.errors import InputError, command_line
+from kitsseg.files.checksums import sha256_of
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, read_metadata
 from kitsseg.records.run import RunRecord, read_run
@@ -78,6 +79,7 @@ def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
             f"Finish it with: {command_line(*words, '--resume')}"
         )
     path = f"{folder}/run.json"
+    _check_weights(record, weights)
     preprocess, inference, postprocess = _specs_of(record, path)
     with _settings_expected(record, path):
         patch = record.settings["phases"][0]["sampler"]["patch_size"]
@@ -90,6 +92,25 @@ def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
         postprocess=postprocess,
         image_shape=shape,
     )
+
+
+def _check_weights(record: RunRecord, weights: Path) -> None:
+    """Refuse weights that the training of a run did not write: its preprocessing may not belong to them.
+
+    Raises: InputError.
+    """
+    stated = record.settings.get("name", record.recipe)
+    if stated != record.recipe:
+        raise InputError(
+            f"{weights.parent / 'run.json'}: expected one recipe, found {record.recipe} and, in its settings, "
+            f"{stated}. Train again, or take the file of the finished run back."
+        )
+    # while a run trains, a new file of weights may be there before its record is
+    if record.model_sha256 and record.status == "finished" and sha256_of(weights) != record.model_sha256:
+        raise InputError(
+            f"{weights}: expected the weights that the training of this run wrote, found others (another SHA-256 than "
+            "in run.json). Take the file of the run back, or train again."
+        )
 
 
 def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:

@@ -46,6 +46,7 @@ __all__ = [
     "PredictedScan",
     "Predictions",
     "PredictionsRecord",
+    "changed_since",
     "has_journals",
     "read_predictions",
     "write_predictions",
@@ -214,6 +215,22 @@ def read_predictions(folder: Path) -> PredictionsRecord | None:
         return None
     last = list(records.values())[-1]  # predictions.json, if it is there
     return _record_of(last, _newest(records.values()), None)
+
+
+def changed_since(record: PredictionsRecord | None, label_maps: Mapping[str, Path]) -> list[str]:
+    """The scans whose label map is not the file that a record knows: it was edited, or exchanged with another one.
+
+    Args:
+        record: of ``read_predictions``. label_maps: scan -> label map that stands for it.
+    """
+    cases = record.cases if record else {}
+    return [
+        name
+        for name, file in label_maps.items()
+        if (entry := cases.get(name)) is not None
+        and entry.file == file.name
+        and entry.crc32 != crc32_of(file)
+    ]
 
 
 def write_predictions(folder: Path, record: PredictionsRecord) -> None:

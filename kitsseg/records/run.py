@@ -182,6 +182,7 @@ class RunRecord:
         seconds: duration of the training.
         precision, accumulate, ema, devices: of TrainOptions.
         shrink: only in a shrunk run.
+        model_sha256: of ``model.keras``, once it is written.
         sparsity: only in a pruned run, see ``kitsseg.pruning.sparsity.sparsity_totals``.
         versions_resumed: other versions with which the run was resumed.
         cross_validation: only in the folder of a cross-validation.
@@ -209,6 +210,7 @@ class RunRecord:
     ema: float | None = None
     parent: Parent | None = None
     shrink: Shrunk | None = None
+    model_sha256: str | None = None
     sparsity: dict[str, Any] | None = None
     whole_case_validation: WholeCases | None = None
     versions_resumed: dict[str, str] | None = None

@@ -278,6 +278,8 @@ def failures(rows: Sequence[Mapping[str, Any]], summary: Summary, found: Tumors)
         asides.append(f"No truth, so not scored: {len(alone)} predictions: {listed(alone)}.")
     if others := summary.of_other_scans:
         asides.append(f"Predicted from another scan than the one beside the truth: {listed(others)}.")
+    if changed := summary.changed:
+        asides.append(f"Label map changed since it was predicted: {listed(changed)}.")
     return Failures({name: cases for name, cases in groups.items() if cases}, asides)
 
 

@@ -22,7 +22,7 @@ from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 from kitsseg.files.tables import csv_path
 from kitsseg.interfaces import Progress
-from kitsseg.records.predictions import PredictionsRecord, read_predictions
+from kitsseg.records.predictions import PredictionsRecord, changed_since, read_predictions
 from kitsseg.scoring.cases import CLASSES, Pair, columns_of, score_pair
 from kitsseg.scoring.scores_file import Evaluation, write_scores
 from kitsseg.scoring.summary import LeftOut, Provenance, recorded_by_predict, summarize
@@ -66,7 +66,8 @@ def evaluate_folders(
 
     Returns: Evaluation. Truth cases without a prediction and predictions without a truth are not scored:
         ``truth_without_prediction`` and ``prediction_without_truth`` in the summary name them. ``of_other_scans``
-        names cases whose label map was predicted from another scan than the one that lies beside the truth.
+        names cases whose label map was predicted from another scan than the one that lies beside the truth, and
+        ``changed`` those whose label map is not the one that ``kitsseg predict`` recorded.
     Raises: InputError for predictions of which none has a truth, files on different grids, files that are no label
         maps, two predictions of one case, or a folder of single slices, which ``evaluate_slices`` scores.
     """
@@ -81,11 +82,12 @@ def evaluate_folders(
     found = find_pairs(prediction, truth, layout)
     folder = prediction if prediction.is_dir() else prediction.parent
     record = _record_of_scans(folder)
+    changed = changed_since(record, {pair.case: pair.prediction for pair in found.pairs})
     return evaluate_pairs(
         replace(found, pairs=_with_scans(found.pairs, record)),
         recorded_by_predict(folder),
         out,
-        of_other_scans=_of_other_scans(found.pairs, record),
+        doubtful=(_of_other_scans(found.pairs, record), changed),
         classes=classes,
         surface=surface,
         progress=progress,
@@ -97,7 +99,7 @@ def evaluate_pairs(
     provenance: Provenance,
     out: Path,
     *,
-    of_other_scans: Sequence[str] = (),
+    doubtful: tuple[Sequence[str], Sequence[str]] = ((), ()),
     classes: str = "kits19",
     surface: bool = False,
     progress: Progress | None = None,
@@ -108,7 +110,8 @@ def evaluate_pairs(
         found: the label maps and their truth.
         provenance: Provenance of the label maps.
         out: the .csv file to write.
-        of_other_scans: names of cases whose label map was predicted from another scan than the truth is of.
+        doubtful: names of cases whose label map was predicted from another scan than the truth is of, and of those
+            whose label map has changed since it was predicted.
         classes, surface, progress: as in ``evaluate_folders``.
     """
     scored, total = [], len(found.pairs)
@@ -119,7 +122,7 @@ def evaluate_pairs(
     if progress:
         progress("score", total, total)
     split_hash = provenance.split.hash if provenance.split else None
-    left_out = LeftOut(found.truth_without_prediction, found.prediction_without_truth, [*of_other_scans])
+    left_out = LeftOut(found.truth_without_prediction, found.prediction_without_truth, *map(list, doubtful))
     summary = summarize(scored, provenance, left_out, classes, surface)
     evaluation = Evaluation([case.row | {"split_hash": split_hash} for case in scored], summary)
     write_scores(evaluation, out)

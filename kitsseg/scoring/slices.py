@@ -22,7 +22,7 @@ from kitsseg.files.json_records import as_builtins, as_json, converted, read_wit
 from kitsseg.files.paths import relative_path, relative_paths
 from kitsseg.files.tables import csv_path, read_columns, read_rows, write_rows
 from kitsseg.interfaces import Progress
-from kitsseg.records.predictions import read_predictions
+from kitsseg.records.predictions import PredictionsRecord, changed_since, read_predictions
 from kitsseg.scoring.dice import SCORES, VOLUMES, count_labels, score_counts, summarize_scores
 from kitsseg.scoring.summary import Provenance, recorded_by_predict
 from kitsseg.version import __version__
@@ -71,6 +71,7 @@ class SliceSummary(Provenance):
         slice_means: score -> mean over all slices.
         beside_all_background: ``patient_means`` of predicting nothing.
         truth_without_prediction: names of slices that could not be scored.
+        changed: names of slices whose label map has changed since ``kitsseg predict`` recorded it.
         slices: name -> its files.
     """
 
@@ -87,6 +88,7 @@ class SliceSummary(Provenance):
     beside_all_background: dict[str, SliceSpread]
     truth_without_prediction: list[str]
     slices: dict[str, SliceFiles]
+    changed: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def evaluate_slices(
     """
     prediction, truth, out = Path(prediction), Path(truth), csv_path(out, "scores")
     folder = prediction if prediction.is_dir() else prediction.parent
-    made_by, mask_values = recorded_by_predict(folder), _mask_values(folder)
+    record = read_predictions(folder)
+    made_by, mask_values = recorded_by_predict(folder), _mask_values(record)
     items = {item.name: item for item in find_slices(truth, layout or Layout(), need_labels=True)}
     files = _predicted(prediction)
     if unknown := sorted(set(files) - set(items)):
@@ -165,6 +168,7 @@ def evaluate_slices(
             )
             for name, file in files.items()
         },
+        changed=changed_since(record, {file.name: file for file in files.values()}),
     )
     _write(out, rows, summary)
     return SliceEvaluation(rows, summary)
@@ -193,9 +197,8 @@ def read_slice_scores(path: Path) -> tuple[list[dict[str, Any]], Provenance]:
     return _of_patients(rows), converted(as_builtins(summary), Provenance)
 
 
-def _mask_values(folder: Path) -> dict[str, tuple[int, ...]]:
+def _mask_values(record: PredictionsRecord | None) -> dict[str, tuple[int, ...]]:
     """The values of the masks that ``kitsseg predict`` wrote, by slice."""
-    record = read_predictions(folder)
     cases = record.cases if record else {}
     return {Path(name).stem: entry.mask_values for name, entry in cases.items() if entry.mask_values}
 

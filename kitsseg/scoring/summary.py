@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,13 @@ class LeftOut:
     Attributes:
         truth_without_prediction, prediction_without_truth: names of cases that could not be scored.
         of_other_scans: names of scored cases that were predicted from another scan than the one beside the truth.
+        changed: names of scored cases whose label map has changed since ``kitsseg predict`` recorded it.
     """
 
     truth_without_prediction: list[str]
     prediction_without_truth: list[str]
     of_other_scans: list[str]
+    changed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +215,7 @@ class Summary(Provenance):
     truth_without_prediction: list[str]
     prediction_without_truth: list[str] | None = None
     of_other_scans: list[str] | None = None
+    changed: list[str] | None = None
     beside_all_background: Ladders
     label_release: dict[str, int] | None = None
     cases: dict[str, CaseFiles]

@@ -23,6 +23,7 @@ from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.archives import is_whole
 from kitsseg.files.atomic import atomic_path, remove_unfinished
+from kitsseg.files.checksums import sha256_of
 from kitsseg.files.locks import folder_lock
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
@@ -275,6 +276,7 @@ def _finish(monitor: Monitor, weights: Path) -> None:
     model.set_weights(weights_of(training, weights))
     with atomic_path(run / "model.keras") as temporary:
         model.save(temporary)
+    record.model_sha256 = sha256_of(run / "model.keras")
     if words := recipe.phases[-1].pruning:
         pruned = prunable_weights(model, words.depthwise, words.first_last)
         rows = sparsity_rows(model, [variable for _, variable in pruned])

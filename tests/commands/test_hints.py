@@ -323,3 +323,21 @@ def test_a_command_is_split_by_a_shell_into_the_words_it_was_made_of(name):
         "--out",
         f"{name}/x",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["predict", "starter", "", "--out", "O"], "argument 3"),
+        (["predict", "starter", "D", "--out", ""], "--out"),
+        (["predict", "starter", "D", "--out="], "--out"),
+        (["synthesize", ""], "argument 2"),
+        (["evaluate", "P", "", "--out", "s.csv"], "argument 3"),
+        (["download", ""], "argument 2"),
+    ],
+)
+def test_an_empty_word_is_never_taken_for_this_folder(words, where, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = said(capsys, *words, code=2)
+    assert line.startswith(f"{where}: expected a value, found an empty word.")
+    assert not list(tmp_path.iterdir())

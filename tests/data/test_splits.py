@@ -137,9 +137,15 @@ def test_files(tmp_path):
 def test_only_the_cases_at_hand():
     split = CaseSplit("s", ("a", "b"), ("c",), ("d",))
     here, missing = split.among({"a", "c", "d"})
-    assert (here.train, here.validation, here.test, missing) == (("a",), ("c",), ("d",), 1)
+    assert (here.train, here.validation, here.test, missing) == (("a",), ("c",), ("d",), ["b"])
     with pytest.raises(InputError, match="none of its 1 validation cases"):
         split.among({"a", "b"})
+
+
+def test_a_part_without_cases_is_said_to_be_empty():
+    for split in (CaseSplit("s", (), ("c",), ("d",)), CaseSplit("s", ("a",), (), ("d",))):
+        with pytest.raises(InputError, match="expected at least one (train|validation) case, found none"):
+            split.among({"a", "c", "d"})
 
 
 def test_the_page_lists_every_split_with_its_sizes():

@@ -21,6 +21,7 @@ from kitsseg.commands.score_table import print_scores
 from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins
 from kitsseg.scoring.cases import count_files, read_boxes
 from kitsseg.scoring.dice import SCORES, count_slices, score_case
@@ -229,6 +230,48 @@ def test_the_scan_that_was_segmented_stands_in_for_a_ct_beside_the_truth(tmp_pat
     assert images() == [beside, None, None]
     (out / "predictions.json").unlink()
     assert images() == [beside, None, None]
+
+
+def exchanged(folder, pattern):
+    first, second, *_ = sorted(folder.glob(pattern))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    return 2
+
+
+def emptied(folder, pattern):
+    write_image(sorted(folder.glob(pattern))[0], np.zeros(SHAPE, np.uint8), MM)
+    return 1
+
+
+def untouched(folder, pattern):
+    return 0
+
+
+@pytest.mark.parametrize("change", [exchanged, emptied, untouched])
+def test_label_maps_that_changed_since_they_were_predicted_are_named(change, tmp_path):
+    arrays = make_truth(tmp_path / "truth")
+    (tmp_path / "scans").mkdir()
+    for number, name in enumerate(arrays):
+        noise = np.random.default_rng(number).integers(-1000, 1000, SHAPE, np.int16)
+        write_image(tmp_path / "scans" / f"{name}.nii.gz", noise, MM)
+    out = tmp_path / "predictions"
+    assert main(["predict", "starter", str(tmp_path / "scans"), "--out", str(out), "--quiet"]) == 0
+    for number, file in enumerate(
+        sorted(out.glob("*.nii.gz"))
+    ):  # noise has no kidney: three label maps that differ
+        record = json.loads((out / "predictions.json").read_text())
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[number] = 1
+        write_image(file, labels, MM)
+        record["cases"][sorted(arrays)[number]]["crc32"] = crc32_of(file)
+        (out / "predictions.json").write_text(json.dumps(record))
+    count = change(out, "*.nii.gz")
+    evaluation = evaluate_folders(out, tmp_path / "truth", tmp_path / "scores.csv")
+    assert evaluation.summary.changed == sorted(arrays)[:count]
+    assert (f"{count} label map" in printed(evaluation)) == bool(count)
+    assert ("changed since kitsseg predict" in printed(evaluation)) == bool(count)
 
 
 def test_one_case_has_no_interval(folders):
