@@ -1,17 +1,24 @@
 """The dataclasses in which a paper's experiment is written down, training included. They hold values and run nothing.
 
-This module needs only the standard library: reading a recipe imports neither NumPy nor Keras. A recipe therefore
-refers to functions that build models and losses, and these functions import Keras when they are called.
+Reading a recipe imports neither NumPy nor Keras. A recipe therefore refers to functions that build models and losses,
+and these functions import Keras when they are called.
+
+The annotation of a field states its range (``kitsseg.ranges``); every dataclass checks the ranges of its own fields.
+The ranges are wide: they refuse what cannot be meant, such as a probability of 5, not what is unusual.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from kitsseg.ranges import Lengths, NotEmpty, OneOf, Range, Rising, SettingError, check_ranges
 
 __all__ = [
     "GIVEN",
+    "METRIC_NAMES",
+    "MOST_IMAGES",
     "OUTPUTS",
     "Augmentation",
     "InferenceSpec",
@@ -42,6 +49,27 @@ __all__ = [
 # tumor, tumor; tumor
 OUTPUTS = {"softmax": 3, "sigmoid": 2, "regions": 2, "tumor": 1}
 GIVEN = "given: by the user"  # evidence of a setting that a command was given
+MOST_IMAGES = 1 << 20  # in a batch; no device holds so many
+# the names in kitsseg.metrics.METRICS, which needs Keras
+METRIC_NAMES = ("pixel_accuracy", "mean_iou", "dice_multi")
+
+# the ranges of settings
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(0, 1, open_low=True)]
+ShareBelow1 = Annotated[float, Range(0, 1, open_high=True)]
+Amount = Annotated[float, Range(0, 1e6)]
+Count = Annotated[int, Range(1, 10**9)]
+CountFrom0 = Annotated[int, Range(0, 10**9)]
+Images = Annotated[int, Range(1, MOST_IMAGES)]
+Size = Annotated[int, Range(1, 1 << 15)]  # of an image or a patch along one axis, in pixels or voxels
+Axis = Annotated[int, Range(0, 2)]
+LearningRate = Annotated[float, Range(0, 1000, open_low=True)]
+Divisor = Annotated[float, Range(1, 1e12)]
+HU = Annotated[float, Range(-1e5, 1e5)]
+Width = Annotated[float, Range(0.001, 1e5)]  # of a window or a distribution, in HU
+Millimeters = Annotated[float, Range(0.01, 100)]  # of a voxel
+Scale = Annotated[float, Range(0.1, 10)]  # of an augmentation
+Volume = Annotated[float, Range(0, 1e9)]  # in mm3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +85,11 @@ class RandomAppearance:
         strength: factor on the deviations that ``augment.change_appearance`` states.
     """
 
-    probability: float
-    strength: float = 1.0
+    probability: Share
+    strength: Annotated[float, Range(0, 10)] = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +104,13 @@ class Augmentation:
         appearance: random changes of the HU of slices; None changes no HU.
     """
 
-    scale_range: tuple[float, float] = (1.0, 1.0)
-    scale_probability: float = 0.0
-    flip_probability: float = 0.0
+    scale_range: Annotated[tuple[Scale, Scale], Rising(equal=True)] = (1.0, 1.0)
+    scale_probability: Share = 0.0
+    flip_probability: Share = 0.0
     appearance: RandomAppearance | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,21 +126,20 @@ class SliceSampler:
             all cases in random order (``positive`` must be 0).
     """
 
-    batch_size: int
-    positive: int = 0
-    positive_weights: str = "uniform"
-    patch_size: tuple[int, int]
-    unit: str = "case"
+    batch_size: Images
+    positive: Annotated[int, Range(0, MOST_IMAGES)] = 0
+    positive_weights: Annotated[str, OneOf("uniform", "area")] = "uniform"
+    patch_size: tuple[Size, Size]
+    unit: Annotated[str, OneOf("case", "slice")] = "case"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.positive <= self.batch_size:
-            raise ValueError(
-                f"SliceSampler: positive must lie in 0..{self.batch_size}, found {self.positive}."
+        check_ranges(self)
+        most = 0 if self.unit == "slice" else self.batch_size
+        if self.positive > most:
+            why = 'unit "slice" draws every slice alike' if self.unit == "slice" else "the batch_size"
+            raise SettingError(
+                "positive", f"a whole number from 0 to {most} ({why})", self.positive, "SliceSampler"
             )
-        _check("SliceSampler", "positive_weights", self.positive_weights, ("uniform", "area"))
-        _check("SliceSampler", "unit", self.unit, ("case", "slice"))
-        if self.unit == "slice" and self.positive:
-            raise ValueError('SliceSampler: unit "slice" draws every slice alike; positive must be 0.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +152,12 @@ class PatchSampler:
         mode: "stratified": one patch of a case for each class; "random": a class with probability 1/3.
     """
 
-    cases_per_batch: int
-    patch_size: tuple[int, int, int]
-    mode: str = "stratified"
+    cases_per_batch: Images
+    patch_size: tuple[Size, Size, Size]
+    mode: Annotated[str, OneOf("stratified", "random")] = "stratified"
 
     def __post_init__(self) -> None:
-        _check("PatchSampler", "mode", self.mode, ("stratified", "random"))
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +165,14 @@ class Plateau:
     """Multiply the learning rate by ``factor`` when the validation loss has not dropped by ``min_delta`` for
     ``patience`` epochs, down to ``min_learning_rate``; end the phase when it falls below ``stop_below``."""
 
-    factor: float
-    patience: int
-    min_delta: float = 0.0
-    min_learning_rate: float = 0.0
-    stop_below: float | None = None
+    factor: PositiveShare
+    patience: CountFrom0
+    min_delta: Amount = 0.0
+    min_learning_rate: Amount = 0.0
+    stop_below: Amount | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +181,13 @@ class OneCycle:
     ``rise`` of the phase, then falls to learning_rate / ``end_divisor``; Adam's beta_1 does the opposite between
     ``momentum``'s two values."""
 
-    rise: float
-    start_divisor: float
-    end_divisor: float
-    momentum: tuple[float, float]
+    rise: PositiveShare
+    start_divisor: Divisor
+    end_divisor: Divisor
+    momentum: tuple[ShareBelow1, ShareBelow1]
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +202,14 @@ class Progressive:
         patience: stop after so many rounds that are not better.
     """
 
-    rounds: int
-    subset: float
-    round_decay: float
-    min_delta: float
-    patience: int
+    rounds: Count
+    subset: PositiveShare
+    round_decay: PositiveShare
+    min_delta: Amount
+    patience: CountFrom0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,32 +231,22 @@ class Pruning:
         first_last: prune the first convolution and the head too, as tfmot does; False leaves them dense.
     """
 
-    sparsity: float
-    schedule: str = "polynomial"
-    until: float = 0.5
-    frequency: int = 100
-    initial_sparsity: float = 0.0
-    m_by_n: tuple[int, int] | None = None
-    block: int | None = None
-    scope: str = "layer"
+    sparsity: ShareBelow1
+    schedule: Annotated[str, OneOf("one-shot", "polynomial")] = "polynomial"
+    until: PositiveShare = 0.5
+    frequency: Count = 100
+    initial_sparsity: ShareBelow1 = 0.0
+    m_by_n: tuple[Count, Count] | None = None
+    block: Annotated[int, Range(2, 10**9)] | None = None
+    scope: Annotated[str, OneOf("layer", "global")] = "layer"
     depthwise: bool = False
     first_last: bool = True
 
     def __post_init__(self) -> None:
-        _check("Pruning", "schedule", self.schedule, ("one-shot", "polynomial"))
-        _check("Pruning", "scope", self.scope, ("layer", "global"))
-        if not 0 <= self.initial_sparsity <= self.sparsity < 1:
-            raise ValueError(
-                f"Pruning: expected 0 <= initial_sparsity <= sparsity < 1, found {self.initial_sparsity} "
-                f"and {self.sparsity}."
-            )
-        if not 0 < self.until <= 1 or self.frequency < 1:
-            raise ValueError(
-                f"Pruning: until is a share in 0..1 and frequency a number of steps from 1; found {self.until} "
-                f"and {self.frequency}."
-            )
-        if self.block is not None and self.block < 2:
-            raise ValueError(f"Pruning: block is a number of channels from 2, or None; found {self.block}.")
+        check_ranges(self)
+        if self.initial_sparsity > self.sparsity:
+            expected = f"a number from 0 to {self.sparsity:g} (the sparsity)"
+            raise SettingError("initial_sparsity", expected, self.initial_sparsity, "Pruning")
         if sum((self.m_by_n is not None, self.block is not None, self.scope == "global")) > 1:
             raise ValueError('Pruning: give only one of m_by_n, block and scope "global".')
         if self.m_by_n is not None:
@@ -249,29 +281,19 @@ class Phase:
     name: str
     sampler: SliceSampler | PatchSampler
     augmentation: Augmentation = Augmentation()
-    epochs: int
-    steps_per_epoch: int
-    steps_from: str | None = None
-    learning_rate: float
+    epochs: Count
+    steps_per_epoch: Count
+    steps_from: Annotated[str, OneOf("cases", "slices", "full batches")] | None = None
+    learning_rate: LearningRate
     schedule: Plateau | OneCycle | None = None
     progressive: Progressive | None = None
     pruning: Pruning | None = None
-    rate_factors: tuple[tuple[str, float], ...] = ()
-    validate_cases_every: int | None = None
-    validate_cases: int | None = None
+    rate_factors: tuple[tuple[str, Annotated[float, Range(0, 1000)]], ...] = ()
+    validate_cases_every: Count | None = None
+    validate_cases: Count | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validate_cases_every", "validate_cases"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"Phase {self.name}: {name} is a number from 1, or None; found {value}.")
-        _check(f"Phase {self.name}", "steps_from", self.steps_from, ("cases", "slices", "full batches", None))
-        for name in ("epochs", "steps_per_epoch"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"Phase {self.name}: {name} is a number from 1; found {value}.")
-        if self.learning_rate < 0:
-            raise ValueError(
-                f"Phase {self.name}: learning_rate is a number from 0; found {self.learning_rate}."
-            )
+        check_ranges(self)
         if self.pruning and self.progressive:
             raise ValueError(
                 f"Phase {self.name}: pruning in progressive rounds is not supported; add a phase."
@@ -317,11 +339,6 @@ def steps_of_epoch(phase: Phase, slices: Sequence[int]) -> int:
     return max(1, images // size if phase.steps_from == "full batches" else -(-images // size))
 
 
-def _check(owner: str, name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{owner}: {name} is one of {', '.join(map(str, allowed))}; found {value!r}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSpec:
     """From a CT in HU to the numbers a network sees. Training and inference use this one description.
@@ -343,25 +360,22 @@ class PreprocessSpec:
         channel_mean, channel_std: mean and standard deviation of each channel, whose values lie in 0..1.
     """
 
-    spacing_mm: tuple[float | None, float | None, float | None] = (None, None, None)
-    in_plane_factor: float | None = None
-    slice_size: tuple[int, int] | None = None
+    spacing_mm: tuple[Millimeters | None, Millimeters | None, Millimeters | None] = (None, None, None)
+    in_plane_factor: Annotated[float, Range(0.01, 100)] | None = None
+    slice_size: tuple[Size, Size] | None = None
     crop_to_body: bool = False
-    longest_scan: int | None = None
-    cut_margin: int | None = None
-    hu_window: tuple[float, float] | None = None
-    hu_mean: float | None = None
-    hu_std: float | None = None
-    windows: tuple[tuple[float, float], ...] | None = None
-    channel_mean: tuple[float, ...] | None = None
-    channel_std: tuple[float, ...] | None = None
-    clip_hu: tuple[float, float] | None = None
+    longest_scan: Count | None = None
+    cut_margin: CountFrom0 | None = None
+    hu_window: Annotated[tuple[HU, HU], Rising()] | None = None
+    hu_mean: HU | None = None
+    hu_std: Width | None = None
+    windows: tuple[tuple[Width, HU], ...] | None = None
+    channel_mean: tuple[HU, ...] | None = None
+    channel_std: tuple[Width, ...] | None = None
+    clip_hu: Annotated[tuple[HU, HU], Rising()] | None = None
 
     def __post_init__(self) -> None:
-        if self.clip_hu is not None and not (len(self.clip_hu) == 2 and self.clip_hu[0] < self.clip_hu[1]):
-            raise ValueError(
-                f"PreprocessSpec: clip_hu is two HU, the lower one first, or None; found {self.clip_hu}."
-            )
+        check_ranges(self)
         one, several = (
             (self.hu_window, self.hu_mean, self.hu_std),
             (self.windows, self.channel_mean, self.channel_std),
@@ -371,19 +385,14 @@ class PreprocessSpec:
                 "PreprocessSpec: give hu_window, hu_mean and hu_std, or windows, channel_mean and channel_std; "
                 f"found {one} and {several}."
             )
-        if self.hu_window is not None and not self.hu_window[0] < self.hu_window[1]:
-            raise ValueError(
-                f"PreprocessSpec: hu_window is two HU, the lower one first; found {self.hu_window}."
-            )
-        for name, values in (
-            ("hu_std", (self.hu_std,)),
-            ("channel_std", self.channel_std or ()),
-            ("spacing_mm", self.spacing_mm),
-            ("in_plane_factor", (self.in_plane_factor,)),
-            ("slice_size", self.slice_size or ()),
-        ):
-            if any(value is not None and value <= 0 for value in values):
-                raise ValueError(f"PreprocessSpec: {name} is above 0; found {getattr(self, name)}.")
+        for name in ("channel_mean", "channel_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.channels:
+                expected = f"{self.channels} values, one for each channel ({self.channels - 1} windows and a histogram)"
+                raise SettingError(name, expected, values, "PreprocessSpec")
+        if self.longest_scan is not None and self.cut_margin is None:
+            expected = "a whole number from 0, which longest_scan goes with"
+            raise SettingError("cut_margin", expected, self.cut_margin, "PreprocessSpec")
         if self.crop_to_body and self.hu_window is None:
             raise ValueError(
                 "PreprocessSpec: crop_to_body needs hu_window, whose lower end is its threshold."
@@ -437,26 +446,34 @@ class InferenceSpec:
             cases, by which training chooses an epoch, are seen whole.
     """
 
-    tile: tuple[int, ...] | None
-    overlap: float = 0.5
+    tile: Annotated[tuple[Size, ...], Lengths(2, 3)] | None
+    overlap: Annotated[float, Range(0, 0.95)] = 0.5
     gaussian: bool = False
-    margin: int | None = None
-    mirror_axes: tuple[int, ...] = ()
-    multiple: int = 1
-    output: str = "softmax"
+    margin: Annotated[int, Range(0, 1 << 15)] | None = None
+    mirror_axes: tuple[Axis, ...] = ()
+    multiple: Size = 1
+    output: Annotated[str, OneOf(*OUTPUTS)] = "softmax"
     coarse: bool = False
 
     def __post_init__(self) -> None:
-        _check("InferenceSpec", "output", self.output, tuple(OUTPUTS))
+        check_ranges(self)
+        if len(set(self.mirror_axes)) < len(self.mirror_axes):
+            raise SettingError("mirror_axes", "each axis once", self.mirror_axes, "InferenceSpec")
+        if self.margin is not None and self.tile is not None and 2 * self.margin >= min(self.tile):
+            expected = f"less than half of each axis of the tile {tuple(self.tile)}"
+            raise SettingError("margin", expected, self.margin, "InferenceSpec")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveFar:
     """Remove what lies farther than ``max_distance_mm`` from the two kidneys (postprocess.remove_far_components)."""
 
-    max_distance_mm: float
-    min_ratio: float
-    n_main: int
+    max_distance_mm: Amount
+    min_ratio: Share
+    n_main: Count
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,9 +481,12 @@ class ReassignSmall:
     """Give components smaller than this, in mm3, to their nearest neighbor class
     (postprocess.reassign_small_components)."""
 
-    background_mm3: float
-    kidney_mm3: float
-    tumor_mm3: float
+    background_mm3: Volume
+    kidney_mm3: Volume
+    tumor_mm3: Volume
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -518,8 +538,8 @@ class Recipe:
     phases: tuple[Phase, ...]
     inference: InferenceSpec
     postprocess: RemoveFar | ReassignSmall | None = None
-    split: str | None = None
-    metrics: tuple[str, ...] = ()
+    split: Annotated[str, NotEmpty()] | None = None
+    metrics: tuple[Annotated[str, OneOf(*METRIC_NAMES)], ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
     statements: tuple[Statement, ...] = field(default=(), repr=False)
     link: str = ""
@@ -531,7 +551,9 @@ class Recipe:
     build_targets: Callable[[Any], tuple[Any, ...]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         _check_output(self)
+        _check_axes(self)
 
     @property
     def is_3d(self) -> bool:
@@ -578,6 +600,22 @@ def _check_output(recipe: Recipe) -> None:
             f"model.deep_supervision {recipe.model.get('deep_supervision')!r} goes with loss.heads {heads}; found "
             f"{loss['heads']!r}."
         )
+
+
+def _check_axes(recipe: Recipe) -> None:
+    """Raise SettingError unless the prediction goes along the axes that the network sees."""
+    inference, axes = recipe.inference, 3 if recipe.is_3d else 2
+    network = f"for a {axes}D network"
+    if (inference.tile is None and recipe.is_3d) or (
+        inference.tile is not None and len(inference.tile) != axes
+    ):
+        sizes = "sizes (slices, rows, columns)" if recipe.is_3d else "sizes (rows, columns), or none,"
+        raise SettingError("inference.tile", f"{sizes} {network}", inference.tile)
+    if inference.margin is not None and not recipe.is_3d:
+        raise SettingError("inference.margin", f"none {network}", inference.margin)
+    if any(axis >= axes for axis in inference.mirror_axes):
+        known = "0 (slices), 1 (rows) and 2 (columns)" if recipe.is_3d else "0 (rows) and 1 (columns)"
+        raise SettingError("inference.mirror_axes", f"some of {known} {network}", inference.mirror_axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -629,7 +667,8 @@ def changed(recipe: Recipe, changes: Mapping[str, object], evidence: Mapping[str
             ``phases.prune``), whose value None leaves the group out.
         evidence: for each of these names; settings that are gone lose theirs.
 
-    Raises: KeyError for a name that is no setting; ValueError for values that do not go together.
+    Raises: KeyError for a name that is no setting; SettingError for a value outside its range, by its dotted name;
+        ValueError for values that do not go together.
     """
     tree: dict[str, Any] = {}
     for name, value in changes.items():
@@ -675,7 +714,10 @@ def _changed(owner: Any, tree: Mapping[str, Any], prefix: str) -> Any:
         if name not in names:
             raise KeyError(f"{prefix}{name}")
     new = {name: _new(getattr(owner, name), tree[name], f"{prefix}{name}") for name in tree}
-    return replace(owner, **new)
+    try:
+        return replace(owner, **new)
+    except SettingError as error:
+        raise error.within(prefix) from error
 
 
 def _new(old: Any, change: Any, name: str) -> Any:

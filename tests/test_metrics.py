@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kitsseg.metrics import ClassDice, ConfusionMatrix, DiceMulti, MeanIoU, PixelAccuracy
+from kitsseg.metrics import METRICS, ClassDice, ConfusionMatrix, DiceMulti, MeanIoU, PixelAccuracy
+from kitsseg.recipe import METRIC_NAMES
 
 EVERY_METRIC = [
     ConfusionMatrix,
@@ -195,3 +196,7 @@ def test_bad_arguments_are_refused():
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_recipes_may_name_all_metrics_and_no_others():
+    assert sorted(METRIC_NAMES) == sorted(METRICS)

@@ -35,16 +35,17 @@ class AddCommand(Protocol):
     ) -> argparse.ArgumentParser: ...
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """A whole number from ``smallest``."""
+def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """A whole number from ``smallest``, up to ``largest`` if that is given."""
+    numbers = f"from {smallest}" if largest is None else f"from {smallest} to {largest}"
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or value < smallest:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {smallest}, found {text}")
+        if value is None or value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"expected a whole number {numbers}, found {text}")
         return value
 
     return convert

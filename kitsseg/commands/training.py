@@ -15,6 +15,7 @@ from kitsseg.commands.training_options import (
     saying_what_computes,
 )
 from kitsseg.errors import InputError, command_line
+from kitsseg.recipe import MOST_IMAGES
 
 if TYPE_CHECKING:
     import argparse
@@ -43,7 +44,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--batch-size",
         metavar="N",
-        type=at_least(1),
+        type=at_least(1, MOST_IMAGES),
         help="slices in a batch, instead of the recipe's; another number changes the training (--accumulate does not)",
     )
     add_given(
@@ -164,7 +165,7 @@ def _prune(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.console import console, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
-    recipe = recipes.of_record(read_run(a.run))
+    recipe = recipes.of_record(read_run(a.run), a.run / "run.json")
     start_keras()
     if several:
         _sweep(recipe, a)
@@ -224,7 +225,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
-    recipe = recipes.of_record(read_run(a.run))
+    recipe = recipes.of_record(read_run(a.run), a.run / "run.json")
     start_keras()
     from kitsseg.training.options import TrainOptions
     from kitsseg.workflows.fine_tune import FromRun

@@ -14,7 +14,7 @@ from kitsseg.recipe import OUTPUTS
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["check_form", "one_line", "read_network"]
+__all__ = ["check_form", "misfit", "one_line", "read_network"]
 
 
 def read_network(
@@ -91,28 +91,36 @@ def check_form(
 
     Raises: InputError, naming the file, if it takes no such images, or gives anything else for each pixel or voxel.
     """
+    if text := misfit(network, shape, output):
+        raise InputError(f"{path}: {text}: the record describes another network than this one. {advice}")
+
+
+def misfit(network: "keras.Model", shape: tuple[int, ...], output: str | None) -> str | None:
+    """Say in which way a network does not fit images of a shape; None if it fits. Nothing is computed.
+
+    Args:
+        network: any of one input.
+        shape: (rows, columns, channels) of an image, or (slices, rows, columns, channels).
+        output: as in ``check_form``.
+    """
     import keras
 
-    another = f"the record describes another network than this one. {advice}"
     form = network.inputs[0].shape[1:]
     if len(shape) != len(form) or any(n not in (None, size) for n, size in zip(form, shape, strict=True)):
-        raise InputError(
-            f"{path}: expected a network for images of shape {shape}, found one for {tuple(form)}: {another}"
-        )
+        return f"expected a network for images of shape {shape}, found one for {tuple(form)}"
     try:
         outputs = network.compute_output_spec(keras.KerasTensor((1, *shape)))
     except Exception as error:  # layers that do not fit each other at this size raise anything
-        raise InputError(
-            f"{path}: expected a network for images of shape {shape}, found one that cannot compute them "
-            f"({one_line(error)}): {another}"
-        ) from error
+        return (
+            f"expected a network for images of shape {shape}, found one that cannot compute them "
+            f"({one_line(error)})"
+        )
     last = outputs[-1] if isinstance(outputs, list | tuple) else outputs
     found = tuple(last.shape[1:])
     expected = (*shape[:-1], OUTPUTS[output] if output else found[-1])
     if found != expected:
-        raise InputError(
-            f"{path}: expected outputs of shape {expected} for images of {shape}, found {found}: {another}"
-        )
+        return f"expected outputs of shape {expected} for images of {shape}, found {found}"
+    return None
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:

@@ -55,6 +55,7 @@ __all__ = ["SubBlock", "build_unet2d"]
 NAME = "unet2d"
 
 UPSAMPLINGS = ("bilinear", "nearest", "transposed")
+MOST_POOLS = 8  # with one more, an image of 512 x 512 would end as one pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,13 @@ def build_unet2d(
         (batch, rows, columns, n_classes).
 
     Raises:
-        ValueError: rows or columns are known and not a multiple of ``2**n_pools``; an unknown ``upsampling``.
+        ValueError: rows or columns are known and not a multiple of ``2**n_pools``; no pooling or more than
+            eight; no sub-block; an unknown ``upsampling``.
     """
+    if not 1 <= n_pools <= MOST_POOLS:
+        raise ValueError(f"{NAME}: n_pools must be from 1 to {MOST_POOLS}; got {n_pools}.")
+    if sub_blocks < 1:
+        raise ValueError(f"{NAME}: sub_blocks must be at least 1; got {sub_blocks}.")
     check_image_shape(input_shape, 2**n_pools, NAME)
     if upsampling not in UPSAMPLINGS:
         raise ValueError(f"{NAME}: upsampling must be one of {', '.join(UPSAMPLINGS)}; got {upsampling!r}.")

@@ -1,6 +1,7 @@
 """The papers' values, one module per paper; ``get("NAME")`` goes by the module's name."""
 
 import importlib
+import os
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kitsseg.errors import InputError, did_you_mean
+from kitsseg.ranges import told_of
 from kitsseg.recipe import GIVEN, Phase, Recipe, Variant, changed, vary
 
 if TYPE_CHECKING:
@@ -60,27 +62,32 @@ def get(name: str) -> Recipe:
     return vary(module.PAPER, known[edition])
 
 
-def given(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
+def given(recipe: Recipe, values: Mapping[str, object], start: str = "--set ") -> Recipe:
     """The recipe with settings that a user gives, which their evidence records.
 
     Args:
         recipe: Recipe.
         values: dotted name of a setting -> its value.
+        start: of the message about a value, before the name: where the values come from.
 
-    Raises: InputError for values that do not go together.
+    Raises: InputError for values that lie outside their ranges or do not go together.
     """
     try:
-        return changed(recipe, values, dict.fromkeys(values, GIVEN))
+        with told_of(start):
+            return changed(recipe, values, dict.fromkeys(values, GIVEN))
+    except InputError:
+        raise
     except (ValueError, TypeError) as error:
         names = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise InputError(f"--set {names}: {error}") from error
+        raise InputError(f"{start}{names}: {error}") from error
 
 
-def of_record(record: "RunRecord") -> Recipe:
+def of_record(record: "RunRecord", path: str | os.PathLike[str] = "run.json") -> Recipe:
     """The recipe that a run was trained with, including the settings that its user gave.
 
     Args:
         record: of ``read_run``.
+        path: of its file, for messages.
 
     Raises: InputError for a recipe that is unknown, or no longer takes these settings.
     """
@@ -95,13 +102,14 @@ def of_record(record: "RunRecord") -> Recipe:
         }
     steps = {phase["name"]: phase["steps_per_epoch"] for phase in record.settings["phases"]}
     try:
-        recipe = given(recipe, values) if values else recipe
+        recipe = given(recipe, values, f"{path}: ") if values else recipe
     except KeyError as error:
         raise InputError(
             f"recipe {recipe.name}: the run was given the setting {error}, which the recipe no longer has; use kitsseg "
             f"{record.kitsseg}."
         ) from error
-    return replace(recipe, phases=tuple(_with_steps(phase, steps, trained) for phase in recipe.phases))
+    with told_of(f"{path}: ", f"phases.{trained[-1]}."):
+        return replace(recipe, phases=tuple(_with_steps(phase, steps, trained) for phase in recipe.phases))
 
 
 def _with_steps(phase: Phase, steps: Mapping[str, int], trained: list[str]) -> Phase:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kitsseg.errors import InputError, command_line
 from kitsseg.files.checksums import sha256_of
+from kitsseg.ranges import told_of
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, read_metadata
 from kitsseg.records.run import RunRecord, read_run
@@ -135,15 +136,16 @@ def _specs_of(
 ) -> tuple[PreprocessSpec, InferenceSpec, RemoveFar | ReassignSmall | None]:
     """PreprocessSpec, InferenceSpec and post-processing (RemoveFar, ReassignSmall or None) from the record of a run.
 
-    Raises: InputError, naming ``path``, if another version wrote the record.
+    Raises: InputError, naming ``path``, if another version wrote the record, or a setting lies outside its range.
     """
     with _settings_expected(record, path):
         values = record.settings
-        return (
-            PreprocessSpec(**_tuples(values["preprocess"])),
-            InferenceSpec(**_tuples(values["inference"])),
-            _postprocess(values["postprocess"]),
-        )
+        with told_of(f"{path}: ", "preprocess."):
+            preprocess = PreprocessSpec(**_tuples(values["preprocess"]))
+        with told_of(f"{path}: ", "inference."):
+            inference = InferenceSpec(**_tuples(values["inference"]))
+        with told_of(f"{path}: ", "postprocess."):
+            return preprocess, inference, _postprocess(values["postprocess"])
 
 
 @contextmanager
@@ -151,6 +153,10 @@ def _settings_expected(record: RunRecord | ExportMetadata, path: str | os.PathLi
     """Settings that the block misses in the record, or finds to be something else, are an InputError."""
     try:
         yield
+    except InputError:
+        raise
+    except ValueError as error:  # of values that do not go together
+        raise InputError(f"{path}: {error} Train again.") from error
     except (IndexError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected the settings of kitsseg {__version__}, found others ({error}). "

@@ -25,10 +25,11 @@ from kitsseg.files.archives import is_whole
 from kitsseg.files.atomic import atomic_path, remove_unfinished
 from kitsseg.files.checksums import sha256_of
 from kitsseg.files.locks import folder_lock
+from kitsseg.models.loading import misfit, one_line
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
-from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed, steps_of_epoch
+from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed, steps_of_epoch, value_of
 from kitsseg.records.checkpoints import go_back
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
@@ -258,13 +259,42 @@ def _with_steps_of(recipe: Recipe, split: CaseSplit, cases: Mapping[str, CachedC
 def _check_built(recipe: Recipe) -> None:
     """Build network and loss once before a folder is made, to find out if weights are missing or options do not fit.
 
+    The network must be able to compute the images of all phases, and those of a prediction.
+
     Raises: InputError.
     """
     try:
-        recipe.build_model(**recipe.model)
+        model = recipe.build_model(**recipe.model)
         recipe.build_loss(**recipe.loss)
     except (ValueError, TypeError, FileNotFoundError) as error:
-        raise InputError(f"{recipe.name}: {error}") from error
+        raise InputError(f"{recipe.name}: {one_line(error)}") from error
+    for name, sizes in _images_of(recipe, tuple(model.inputs[0].shape[1:-1])):
+        if text := misfit(model, (*sizes, recipe.preprocess.channels), recipe.inference.output):
+            raise InputError(
+                f"{recipe.name}, {name}={value_of(recipe, name)}: {text}. Give another {name}, or another network: "
+                "--set model.NAME=VALUE."
+            )
+
+
+def _images_of(recipe: Recipe, form: tuple[int | None, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name of a setting, sizes of an image that it leads to) for training and prediction.
+
+    Args:
+        recipe: Recipe.
+        form: the sizes of the images that its network takes; None where a network takes any size.
+    """
+    for phase in recipe.phases:
+        yield f"phases.{phase.name}.sampler.patch_size", phase.sampler.patch_size
+    tile, multiple = recipe.inference.tile, recipe.inference.multiple
+    if tile is not None:
+        yield "inference.tile", tile
+        return
+    # whole slices; the smallest multiples that are not smaller than a patch, and in a ratio that hides no factor
+    least = -(-max(recipe.phases[0].sampler.patch_size) // multiple)
+    sizes: tuple[int, ...] = (least * multiple, (least + 1) * multiple)
+    if recipe.preprocess.slice_size:
+        sizes = tuple(-(-size // multiple) * multiple for size in recipe.preprocess.slice_size)
+    yield "inference.multiple", tuple(known or size for known, size in zip(form, sizes, strict=False))
 
 
 def _finish(monitor: Monitor, weights: Path) -> None:

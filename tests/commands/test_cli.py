@@ -274,6 +274,10 @@ def test_a_bad_case_leaves_the_whole_ones_before_it(kitsseg, tmp_path):
         ("synthesize D --seed -1", "argument --seed: expected a whole number from 0, found -1"),
         ("train unet2d C R --seed -1", "argument --seed: expected a whole number from 0, found -1"),
         ("train unet2d C R --epochs 0", "argument --epochs: expected a whole number from 1, found 0"),
+        (
+            "train unet2d C R --batch-size 99999999999",
+            "argument --batch-size: expected a whole number from 1 to 1048576, found 99999999999",
+        ),
         ("train unet2d C R --ema often", "argument --ema: invalid float value: 'often'"),
         ("train unet2d C R --xla yes", "argument --xla: invalid choice: 'yes' .*auto.*on.*off"),
         (

@@ -1,6 +1,7 @@
 """--set: settings by name, of the right type, recorded as the user's."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -62,21 +63,21 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ("phases.train.epochs=3.5", ["a whole number", "80", "'3.5'"]),
         ("phases.train.epochs=many", ["a whole number", "'many'"]),
         ("phases.train.epochs=true", ["a whole number"]),
-        ("phases.train.epochs=0", ["epochs is a number from 1", "found 0"]),
-        ("phases.train.learning_rate=-1", ["learning_rate is a number from 0", "-1"]),
+        ("phases.train.epochs=0", ["--set phases.train.epochs: expected a whole number from 1", "found 0"]),
+        ("phases.train.learning_rate=-1", ["learning_rate: expected a number above 0", "-1"]),
         ("phases.train.learning_rate=1e999", ["a number"]),
         ("phases.train.learning_rate=nan", ["a number", "'nan'"]),
         ("phases.train.sampler.patch_size=64", ["2 values", "224,224"]),
-        ("phases.train.sampler.positive=9", ["positive must lie in 0..7", "found 9"]),
+        ("phases.train.sampler.positive=9", ["positive: expected a whole number from 0 to 7", "found 9"]),
         ("phases.train.sampler.unit=volume", ["case, slice", "'volume'"]),
         ("phases.train.schedule=fast", ["can only be set to none"]),
         ("model.n_pools=two", ["a whole number"]),
         ("model.use_bias=3", ["on or off"]),
         ("preprocess.crop_to_body=1", ["on or off", "True"]),
         ("preprocess.hu_window=none", ["give hu_window"]),
-        ("preprocess.hu_window=300,-100", ["hu_window is two HU, the lower one first", "300.0"]),
-        ("preprocess.hu_std=0", ["hu_std is above 0", "0.0"]),
-        ("preprocess.spacing_mm=3,-1,1", ["spacing_mm is above 0", "-1.0"]),
+        ("preprocess.hu_window=300,-100", ["hu_window: expected 2 values", "the lower one first", "300.0"]),
+        ("preprocess.hu_std=0", ["--set preprocess.hu_std: expected a number from 0.001", "0.0"]),
+        ("preprocess.spacing_mm=3,-1,1", ["spacing_mm: expected 3 values, each a number from 0.01", "-1.0"]),
         ("phases.train.augmentation.appearance=on", ["can only be set to none;", "'on'"]),
         ("fixed.dropout=0.2", ["--set fixed.dropout: the code fixes it"]),
         ("__class__=3", ["no such setting"]),
@@ -89,6 +90,165 @@ def test_what_does_not_fit_is_refused_by_name(text, parts):
     for part in parts:
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+NONSENSE = {
+    "unet2d": (
+        "phases.train.augmentation.scale_probability=-1",
+        "phases.train.augmentation.scale_probability=7",
+        "phases.train.augmentation.flip_probability=5",
+        "phases.train.augmentation.scale_range=2,1",
+        "phases.train.augmentation.scale_range=-5,-5",
+        "phases.train.augmentation.scale_range=0,0",
+        "phases.train.augmentation.scale_range=1e-9,1e-9",
+        "phases.train.augmentation.scale_range=1e9,1e9",
+        "phases.train.schedule.factor=-1",
+        "phases.train.schedule.factor=2",
+        "phases.train.schedule.patience=-1",
+        "phases.train.schedule.min_delta=-1",
+        "phases.train.schedule.min_learning_rate=-1",
+        "phases.train.learning_rate=0",
+        "phases.train.learning_rate=1e300",
+        "phases.train.sampler.batch_size=99999999999",
+        "phases.train.sampler.positive=-1",
+        "phases.train.sampler.patch_size=0,0",
+        "phases.train.sampler.patch_size=-5,-5",
+        "phases.train.steps_from=foo",
+        "inference.overlap=1",
+        "inference.overlap=1.5",
+        "inference.overlap=-0.5",
+        "inference.margin=-1",
+        "inference.margin=4",
+        "inference.margin=99999",
+        "inference.mirror_axes=-1",
+        "inference.mirror_axes=2",
+        "inference.mirror_axes=7",
+        "inference.mirror_axes=1,1",
+        "inference.multiple=0",
+        "inference.multiple=-16",
+        "inference.tile=0",
+        "inference.tile=-5,-5",
+        "inference.tile=32,32,32",
+        "inference.output=foo",
+        "preprocess.spacing_mm=none,1e9,3",
+        "preprocess.spacing_mm=none,1e-9,3",
+        "preprocess.in_plane_factor=1e-9",
+        "preprocess.in_plane_factor=1e300",
+        "preprocess.hu_std=1e-300",
+        "preprocess.hu_mean=1e300",
+        "preprocess.clip_hu=5,5",
+        "preprocess.cut_margin=-99",
+        "preprocess.longest_scan=0",
+        "preprocess.longest_scan=-1",
+        "preprocess.slice_size=0,0",
+        "split=",
+        "metrics=foo",
+        "metrics=mean_iou,foo",
+    ),
+    "deeplab3d": (
+        "phases.scratch.sampler.cases_per_batch=0",
+        "phases.scratch.sampler.cases_per_batch=-1",
+        "phases.finetune.sampler.patch_size=44,44,0",
+        "phases.scratch.schedule.stop_below=-1",
+        "postprocess.background_mm3=-1",
+        "postprocess.kidney_mm3=-1",
+        "postprocess.tumor_mm3=-1",
+        "preprocess.cut_margin=none",
+        "inference.margin=24",
+        "inference.mirror_axes=3",
+        "inference.tile=none",
+        "inference.tile=48,48",
+    ),
+    "unet3d": ("phases.train.sampler.cases_per_batch=0", "phases.warmup.sampler.mode=foo"),
+    "squeeze_unet": (
+        "preprocess.channel_std=1,1",
+        "preprocess.channel_std=1,1,0",
+        "preprocess.channel_mean=1,1,1,1",
+        "preprocess.windows=(0,30),(200,60)",
+        "phases.train.schedule.rise=0",
+        "phases.train.schedule.start_divisor=0",
+        "phases.train.schedule.momentum=1,0.9",
+    ),
+    "enhanced_unet": (
+        "phases.progressive.progressive.rounds=0",
+        "phases.progressive.progressive.subset=1.5",
+        "phases.progressive.progressive.round_decay=0",
+        "postprocess.min_ratio=2",
+        "postprocess.max_distance_mm=-1",
+        "postprocess.n_main=0",
+    ),
+    "wp_unet": (
+        "phases.prune.pruning.sparsity=1",
+        "phases.prune.pruning.initial_sparsity=0.9",
+        "phases.prune.pruning.until=0",
+        "phases.prune.pruning.frequency=0",
+        "phases.prune.pruning.block=1",
+        "phases.prune.pruning.scope=foo",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"), [(name, text) for name, texts in NONSENSE.items() for text in texts]
+)
+def test_what_cannot_be_meant_is_refused_by_its_name(recipe, text):
+    name = text.partition("=")[0]
+    with pytest.raises(
+        InputError, match=rf"(^--set {re.escape(name)}\b.*found)|{name} is .*; found"
+    ) as error:
+        with_given(recipes.get(recipe), [text])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ("unet2d", "phases.train.augmentation.scale_range=1,1"),
+        ("unet2d", "phases.train.augmentation.scale_range=0.5,2"),
+        ("unet2d", "phases.train.augmentation.flip_probability=1"),
+        ("unet2d", "phases.train.schedule.factor=1"),
+        ("unet2d", "phases.train.schedule.patience=0"),
+        ("unet2d", "phases.train.learning_rate=1e-8"),
+        ("unet2d", "phases.train.learning_rate=10"),
+        ("unet2d", "phases.train.sampler.batch_size=4096"),
+        ("unet2d", "phases.train.sampler.patch_size=512,512"),
+        ("unet2d", "inference.overlap=0"),
+        ("unet2d", "inference.overlap=0.9"),
+        ("unet2d", "inference.mirror_axes=0"),
+        ("unet2d", "inference.mirror_axes=()"),
+        ("unet2d", "preprocess.spacing_mm=10,0.1,0.1"),
+        ("unet2d", "preprocess.in_plane_factor=2"),
+        ("unet2d", "preprocess.hu_window=-1024,3071"),
+        ("unet2d", "preprocess.hu_std=1"),
+        ("unet2d", "preprocess.clip_hu=-200,300"),
+        ("deeplab3d", "preprocess.longest_scan=none"),
+        ("deeplab3d", "inference.margin=none"),
+        ("deeplab3d", "inference.mirror_axes=0,1,2"),
+        ("deeplab3d", "postprocess.tumor_mm3=0"),
+        ("deeplab3d", "metrics=pixel_accuracy,mean_iou,dice_multi"),
+        ("squeeze_unet", "metrics=none"),
+        ("wp_unet", "phases.prune.pruning.until=1"),
+    ],
+)
+def test_what_is_unusual_is_taken(recipe, text):
+    assert with_given(recipes.get(recipe), [text])
+
+
+def test_a_recorded_setting_outside_its_range_names_the_record():
+    record = {
+        "recipe": "unet2d:tiny",
+        "given": {"phases.train.augmentation.flip_probability": 5},
+        "settings": {"phases": [{"name": "train", "steps_per_epoch": 2}]},
+    }
+    with pytest.raises(
+        InputError, match=r"^RUN/run\.json: phases\.train\.augmentation\.flip_prob.*, found 5\.$"
+    ):
+        recipes.of_record(run_record(**record), "RUN/run.json")
+    record |= {"given": {}, "settings": {"phases": [{"name": "train", "steps_per_epoch": 0}]}}
+    with pytest.raises(
+        InputError, match=r"^RUN/run\.json: phases\.train\.steps_per_epoch: expected .*, found 0\.$"
+    ):
+        recipes.of_record(run_record(**record), "RUN/run.json")
 
 
 def test_twice_the_same_and_both_ways_are_refused():
@@ -112,7 +272,9 @@ def test_a_group_that_is_left_out_has_no_settings():
 
 def test_values_that_only_fit_together_are_given_together():
     both = ["phases.train.sampler.positive=0", "phases.train.sampler.unit=slice"]
-    with pytest.raises(InputError, match="positive must be 0"):
+    with pytest.raises(
+        InputError, match=r"sampler\.positive: expected a whole number from 0 to 0 \(unit \"slice\""
+    ):
         with_given(recipes.get("unet2d"), both[1:])
     found = with_given(recipes.get("unet2d"), both)
     assert (found.phases[0].sampler.unit, found.phases[0].sampler.positive) == ("slice", 0)

@@ -190,9 +190,9 @@ def test_the_paper_of_chen_and_jin():
 def test_a_misspelt_field_is_an_error():
     with pytest.raises(TypeError, match="hu_windows"):
         PreprocessSpec(hu_windows=(0, 1))
-    with pytest.raises(ValueError, match=r"positive must lie in 0..7, found 8"):
+    with pytest.raises(ValueError, match=r"positive: expected a whole number from 0 to 7 .*, found 8"):
         SliceSampler(batch_size=7, positive=8, positive_weights="area", patch_size=(8, 8))
-    with pytest.raises(ValueError, match="positive_weights is one of uniform, area; found 'size'"):
+    with pytest.raises(ValueError, match="positive_weights: expected one of uniform, area, found 'size'"):
         SliceSampler(batch_size=7, positive=5, positive_weights="size", patch_size=(8, 8))
 
 

@@ -156,7 +156,7 @@ def test_which_cases_and_epochs():
     every = replace(phase, validate_cases_every=4)
     assert [epoch for epoch in range(1, 10) if is_due(every, epoch)] == [4, 8]
     for name in ("validate_cases_every", "validate_cases"):
-        with pytest.raises(ValueError, match=f"{name} is a number from 1, or None; found 0"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1 .*, or none, found 0"):
             replace(phase, **{name: 0})
 
 

@@ -24,10 +24,12 @@ from kitsseg.workflows.prune import prune_run
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
+TOO_LOW = 1e-60  # a learning rate that is 0 in float32, so that nothing is learned
+
 
 def still(recipe, **changes):
-    """The recipe with one epoch at a learning rate of 0, so that the final weights are the weights at the start."""
-    phase = replace(recipe.phases[0], epochs=1, learning_rate=0.0, schedule=None)
+    """The recipe with one epoch in which nothing is learned: the final weights are the weights at the start."""
+    phase = replace(recipe.phases[0], epochs=1, learning_rate=TOO_LOW, schedule=None)
     return replace(recipe, phases=(phase,), **changes)
 
 

@@ -16,13 +16,14 @@ from kitsseg.errors import InputError
 from kitsseg.losses import CrossEntropySoftDice
 from kitsseg.models import build_unet2d
 from kitsseg.optimizers.schedules import plateau_learning_rate
-from kitsseg.recipe import Plateau
+from kitsseg.recipe import Plateau, changed
 from kitsseg.records.run import read_history
 from kitsseg.training.epochs import best_epoch
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
 NAMES = [f"case_{i:05d}" for i in range(9)]
+TOO_LOW = 1e-60  # a learning rate that is 0 in float32, so that nothing is learned
 
 
 def rows_of(run):
@@ -94,7 +95,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(trained, t
 
 def test_phases_hand_their_best_weights_on(trained, tmp_path):
     """A second phase that cannot learn ends with the best weights of the first."""
-    second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=0.0, schedule=None)
+    second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=TOO_LOW, schedule=None)
     recipe = replace(trained.recipe, phases=(trained.recipe.phases[0], second))
     run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run", TrainOptions(seed=5))
     history = read_history(run)
@@ -102,6 +103,36 @@ def test_phases_hand_their_best_weights_on(trained, tmp_path):
     models = [keras.models.load_model(folder / "model.keras", compile=False) for folder in (run, trained.run)]
     for a, b in zip(*(model.trainable_weights for model in models), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("phases.train.sampler.patch_size", (1, 2), r"patch_size=\(1, 2\): .* cannot compute them"),
+        ("phases.train.sampler.patch_size", (7, 7), r"patch_size=\(7, 7\): "),
+        ("phases.train.sampler.patch_size", (17, 33), r"patch_size=\(17, 33\): .*found \(16, 32, 3\)"),
+        ("model.n_pools", 6, r"patch_size=\(32, 32\): .* cannot compute them"),
+        ("model.n_pools", 9, r"n_pools must be from 1 to 8; got 9"),
+        ("model.n_pools", 0, r"n_pools must be from 1 to 8; got 0"),
+        ("model.sub_blocks", 0, r"sub_blocks must be at least 1; got 0"),
+        ("model.input_shape", (32, 32, 3), r"patch_size=\(32, 32\): expected .*\(32, 32, 1\), found one for"),
+        ("model.input_shape", (64, 64, 1), r"patch_size=\(32, 32\): expected .* found one for \(64, 64, 1\)"),
+        ("model.input_shape", (), r"input_shape must be \(rows, columns, channels\)"),
+        ("inference.multiple", 3, r"inference\.multiple=3: "),
+        ("inference.multiple", 2, r"inference\.multiple=2: "),
+        ("inference.tile", (17, 17), r"inference\.tile=\(17, 17\): .*found \(16, 16, 3\)"),
+        ("inference.tile", (1, 2), r"inference\.tile=\(1, 2\): "),
+    ],
+)
+def test_a_network_that_does_not_fit_its_images_is_refused_before_a_folder_is_made(
+    trained, tmp_path, name, value, said
+):
+    recipe = changed(trained.recipe, {name: value}, {name: "ours"})
+    with pytest.raises(InputError, match=rf"^unet2d:micro.*{said}") as error:
+        train_recipe(recipe, trained.cache, trained.split, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_refused(trained, tmp_path):

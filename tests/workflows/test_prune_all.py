@@ -70,7 +70,7 @@ def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
         drawn.append((pruning.step, float(sparsity)))
 
     monkeypatch.setattr(PruneLowMagnitude, "_draw", watched)
-    monkeypatch.setattr(recipes, "of_record", lambda record: recipe)  # with more steps than the run
+    monkeypatch.setattr(recipes, "of_record", lambda record, path: recipe)  # with more steps than the run
     out = tmp_path / "pruned"
     arguments = ["prune", dense, source / "cache", out, "--sparsity", "0.5", "--epochs", "1"]
     assert main([str(argument) for argument in arguments]) == 0

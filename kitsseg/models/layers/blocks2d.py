@@ -64,7 +64,11 @@ def set_norm_momentum(model: keras.Model, momentum: float) -> None:
     Args:
         model: a network; changed in place, before it is compiled.
         momentum: 0..1; a lower one forgets old batches faster.
+
+    Raises: ValueError for another momentum.
     """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"{model.name}: norm_momentum must be from 0 and below 1; got {momentum}.")
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = momentum
