@@ -4,10 +4,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
-__all__ = ["AXIAL", "ORIENTATIONS", "nifti_of", "noise", "turned", "write_series"]
+__all__ = ["AXIAL", "ORIENTATIONS", "nifti_of", "noise", "plane", "turned", "write_series", "write_slices"]
 
+SLICE_SHAPE = (12, 10)  # rows, columns
 AXIAL = ((1, 0, 0), (0, 1, 0))
 
 
@@ -64,6 +65,42 @@ def write_series(
             dataset.compress(extra["syntax"])
         dataset.save_as(folder / f"IM{names[k]:04d}", enforce_file_format=True)
     return folder
+
+
+def plane(k):
+    """The stored numbers of slice ``k`` of ``write_slices``."""
+    return np.random.default_rng(k).integers(0, 3000, SLICE_SHAPE).astype(np.uint16)
+
+
+def write_slices(
+    folder, positions, syntax=ExplicitVRLittleEndian, first=0, series="1.2.3.4", end="", **elements
+):
+    """One file a slice, in order; an element may be a function of the number of the slice. Returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for k, z in enumerate(positions):
+        d = pydicom.Dataset()
+        d.file_meta = FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = syntax
+        d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = CTImageStorage
+        d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = generate_uid()
+        d.SeriesInstanceUID, d.Modality, d.InstanceNumber = series, "CT", first + k + 1
+        d.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        d.ImagePositionPatient = list(z) if np.ndim(z) else [-5, -6, z]
+        d.PixelSpacing, (d.Rows, d.Columns) = [4, 5], SLICE_SHAPE
+        d.BitsAllocated = d.BitsStored = 16
+        d.HighBit, d.SamplesPerPixel, d.PixelRepresentation = 15, 1, 0
+        d.PhotometricInterpretation = "MONOCHROME2"
+        d.RescaleSlope, d.RescaleIntercept = 1, -1024
+        for name, value in elements.items():
+            setattr(d, name, value(k) if callable(value) else value)
+        little = syntax != ExplicitVRBigEndian
+        d.PixelData = plane(first + k).astype("<u2" if little else ">u2").tobytes()
+        d["PixelData"].VR = "OW"
+        files.append(folder / f"IM{first + k:04d}{end}")
+        d.save_as(files[-1], enforce_file_format=True)
+    return files
 
 
 def noise(shape=(7, 12, 10), dtype=np.int16, seed=0):

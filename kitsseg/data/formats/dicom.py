@@ -11,7 +11,6 @@ Needs pydicom (the extra ``dicom``).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -20,9 +19,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.formats.dicom_file import data_set, naming, one_line, quiet_pydicom
+from kitsseg.data.formats.dicom_doubts import series_doubts
+from kitsseg.data.formats.dicom_file import data_set, naming, no_slice_kind, one_line, quiet_pydicom
 from kitsseg.data.formats.dicom_folder import files_of_folder, files_of_series
-from kitsseg.data.formats.dicom_order import MADE, MARKS, ONE, TIMES, Slice, in_order, series_header
+from kitsseg.data.formats.dicom_order import (
+    MADE,
+    MARKS,
+    NAMES,
+    ONE,
+    TIMES,
+    Slice,
+    Stated,
+    in_order,
+    series_header,
+)
 from kitsseg.data.formats.grid import Grid, Volume, grid_of
 from kitsseg.errors import InputError
 
@@ -47,7 +57,8 @@ def read_series(folder: str | os.PathLike[str], series: str | None = None) -> Vo
             "DICM". Beside them DICOMDIR, and files of other well-known types, are left alone.
         series: SeriesInstanceUID of one of several; its files may then lie in folders below as well.
 
-    Returns: Volume with int16 ``array`` (slices, rows, columns) in KiTS axes; its grid's header has the series' affine.
+    Returns: Volume with int16 ``array`` (slices, rows, columns) in KiTS axes; its grid's header has the series' affine,
+        and its ``doubts`` are those of ``series_doubts``.
     Raises: InputError for what is not one whole CT series of parallel, evenly spaced slices, for a file that may be a
         slice and cannot be read, and if pydicom is missing.
     """
@@ -59,7 +70,7 @@ def read_series(folder: str | os.PathLike[str], series: str | None = None) -> Vo
         target = grid.file_view(array)
         for k, item in enumerate(slices):
             target[:, :, k] = _hu(item).T
-    return Volume(folder, array, grid, _stated_slices(slices))
+    return Volume(folder, array, grid, series_doubts(slices))
 
 
 def read_series_grid(folder: str | os.PathLike[str], series: str | None = None) -> Grid:
@@ -88,13 +99,6 @@ def _ordered(folder: Path, series: str | None) -> list[Slice]:
     return in_order(folder, [_slice(path) for path in files])
 
 
-def _stated_slices(slices: Sequence[Slice]) -> int | None:
-    """How many slices the headers say that there are; None where they do not, or each speaks of a piece."""
-    stated = {item.stated for item in slices}
-    pieces = {item.marks.get("AcquisitionNumber") for item in slices}
-    return stated.pop() if len(stated) == len(pieces) == 1 else None
-
-
 def _slice(path: Path) -> Slice:
     """The Slice of one file, without its pixels."""
     with naming(path):
@@ -112,9 +116,15 @@ def _slice(path: Path) -> Slice:
             intercept=_numbers(dataset, "RescaleIntercept", 1)[0],
             rounding_mm=tuple(map(_half_a_digit, dataset.ImagePositionPatient)),
             number=None if dataset.get("InstanceNumber") is None else int(dataset.InstanceNumber),
-            marks={name: str(dataset[name].value) for name in (*ONE, *MARKS) if _stated(dataset, name)},
+            marks={
+                name: str(dataset[name].value) for name in (*ONE, *NAMES, *MARKS) if _stated(dataset, name)
+            },
             times_s=_times_s(dataset),
-            stated=_images_stated(dataset),
+            stated=Stated(
+                images=_images_stated(dataset),
+                distance_mm=_number_stated(dataset, "SpacingBetweenSlices"),
+                location_mm=_number_stated(dataset, "SliceLocation"),
+            ),
         )
 
 
@@ -126,6 +136,14 @@ def _half_a_digit(value: Any) -> float:
     """Half a unit of a decimal string's last digit that is not 0, because some software writes 2.0 for 2."""
     exponent = Decimal(str(value)).normalize().as_tuple().exponent
     return 0.5 * 10.0 ** min(int(exponent), 0)
+
+
+def _number_stated(dataset: Any, name: str) -> tuple[float, float] | None:
+    """A number and half a unit of its last digit; what is no number says nothing."""
+    with suppress(TypeError, ValueError, ArithmeticError):
+        if _stated(dataset, name) and np.isfinite(value := float(dataset[name].value)):
+            return value, _half_a_digit(dataset[name].value)
+    return None
 
 
 def _times_s(dataset: Any) -> dict[str, float]:
@@ -160,8 +178,11 @@ def _check_ct(path: Path, dataset: Any) -> None:
         raise InputError(
             f"{path}: expected a CT slice, found modality {modality}. Give the folder of a CT series."
         )
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):
-        raise InputError(f"{path}: expected a CT slice, found a localizer image. Remove it from the folder.")
+    if kind := no_slice_kind(dataset):
+        raise InputError(
+            f"{path}: expected a CT slice in HU, found a {kind} (ImageType "
+            f"{_joined(dataset.ImageType)}). Remove it from the folder, or give the series it was made from."
+        )
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise InputError(
             f"{path}: expected one slice a file, found an enhanced CT of {dataset.NumberOfFrames} frames. "
@@ -177,6 +198,10 @@ def _check_ct(path: Path, dataset: Any) -> None:
         raise InputError(
             f"{path}: expected gray values in HU, found {found[0]} in {found[1]}. Export the original CT series."
         )
+
+
+def _joined(value: Any) -> str:
+    return value if isinstance(value, str) else "/".join(map(str, value))
 
 
 def _numbers(dataset: Any, name: str, count: int) -> tuple[float, ...]:

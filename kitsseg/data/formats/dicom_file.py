@@ -6,6 +6,7 @@ Needs pydicom (the extra ``dicom``), except for ``is_dicom``.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -16,9 +17,43 @@ from typing import Any
 
 from kitsseg.errors import InputError
 
-__all__ = ["MOST_INFLATED", "check_pydicom", "data_set", "is_dicom", "naming", "one_line", "quiet_pydicom"]
+__all__ = [
+    "MOST_INFLATED",
+    "check_pydicom",
+    "data_set",
+    "is_dicom",
+    "naming",
+    "no_slice_kind",
+    "one_line",
+    "quiet_pydicom",
+]
 
 MOST_INFLATED = 1 << 28  # bytes of a slice with its header: 11,000 x 11,000 pixels
+# Words of ImageType that say that an image of a CT scanner is no slice in HU, and what it is instead. A word is what
+# stands between signs: CT_SOM5 MIP, MAX_IP and PROJECTION IMAGE are two or three words. Slices that were computed anew
+# from slices (MPR, AVERAGE) and monoenergetic or virtual non-contrast images (VMI, MAT_REMOVED) are in HU.
+_KINDS = {
+    "localizer image": ({"LOCALIZER"},),
+    "projection image": ({"MIP"}, {"MINIP"}, {"MAX", "IP"}, {"MIN", "IP"}, {"PROJECTION"}),
+    "screen picture": (
+        {"SCREEN"},
+        {"SCREENSAVE"},
+        {"VRT"},
+        {"SSD"},
+        {"VOLUME", "RENDER"},
+    ),
+    "material map": (
+        {"IODINE"},
+        {"MATERIAL"},
+        {"MAT", "SPECIFIC"},
+        {"MAT", "FRACTIONAL"},
+        {"MAT", "VALUE"},
+        {"ELECTRON", "DENSITY"},
+        {"EFF", "ATOMIC"},
+        {"ZEFF"},
+    ),
+    "perfusion map": ({"CBF"}, {"CBV"}, {"MTT"}, {"TTP"}),
+}
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
@@ -45,6 +80,19 @@ def _starts_with_an_element(start: bytes) -> bool:
         ):
             return True
     return False
+
+
+def no_slice_kind(dataset: Any) -> str | None:
+    """What an image is, by its ImageType, if it is no slice in HU, such as "localizer image"; None if it may be one."""
+    value = dataset.get("ImageType") or ()
+    for text in (value,) if isinstance(value, str) else value:
+        words = set(re.split(r"[^A-Z0-9]+", str(text).upper()))
+        if "REMOVED" in words:  # a material that was taken out leaves HU
+            continue
+        for kind, marks in _KINDS.items():
+            if any(mark <= words for mark in marks):
+                return kind
+    return None
 
 
 def data_set(path: Path, **options: Any) -> Any:

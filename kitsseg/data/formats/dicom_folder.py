@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kitsseg.data.formats.dicom_file import check_pydicom, data_set, is_dicom, quiet_pydicom
+from kitsseg.data.formats.dicom_file import check_pydicom, data_set, is_dicom, no_slice_kind, quiet_pydicom
 from kitsseg.errors import InputError
 
 __all__ = ["DicomSeries", "files_of_folder", "files_of_series", "is_series", "series_of"]
@@ -129,10 +129,9 @@ def series_of(files: Sequence[Path]) -> list[DicomSeries]:
                 continue
             groups.setdefault(uid, []).append(path)
             firsts.setdefault(uid, header)
-            localizer = "LOCALIZER" in (header.get("ImageType") or ())
-            kinds.setdefault(uid, set()).add(
-                "localizer images" if localizer else str(header.get("Modality") or "without a modality")
-            )
+            modality = str(header.get("Modality") or "without a modality")
+            kind = no_slice_kind(header) if modality == "CT" else None
+            kinds.setdefault(uid, set()).add(f"{kind}s" if kind else modality)
     owners: dict[Path, set[str]] = {}  # of a folder: the series in it and in the folders in it
     for uid, paths in [*groups.items(), *((str(folder), paths) for folder, paths in unknown.items())]:
         for folder in {path.parent for path in paths}:

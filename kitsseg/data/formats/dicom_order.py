@@ -7,9 +7,10 @@ not parallel. Only values of headers are looked at, so that this module needs no
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,23 @@ import numpy.typing as npt
 
 from kitsseg.errors import InputError
 
-__all__ = ["MADE", "MARKS", "ONE", "TIMES", "Slice", "in_order", "series_header"]
+__all__ = [
+    "DISTANCE_TOLERANCE",
+    "MADE",
+    "MARKS",
+    "NAMES",
+    "ONE",
+    "TIMES",
+    "Slice",
+    "Stated",
+    "along_normal_mm",
+    "distance_mm",
+    "in_order",
+    "number_step",
+    "series_header",
+    "stated_distance_mm",
+    "thickness_mm",
+]
 
 JITTER_MM = (
     0.05  # no volume changes if a slice lies so far from its place; a tenth of a mm written rounds by as much
@@ -35,6 +52,7 @@ SAME = {
     "orientation": "ImageOrientationPatient",
 }
 ONE = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")  # have one value in a series
+NAMES = ("PatientName", "PatientBirthDate")  # tell patients apart where a slice has no PatientID
 # have one value in an acquisition and a reconstruction, so that along the slices a value never comes back
 MARKS: tuple[str, ...] = (
     "AcquisitionNumber",
@@ -52,7 +70,22 @@ MARKS += (
 MARKS += ("SeriesNumber", "SeriesDescription", "ProtocolName", "ImageType")
 TIMES = ("AcquisitionDateTime", "AcquisitionTime")
 MADE = "ContentTime"  # when a slice was computed, in any order
+DISTANCE_TOLERANCE = 0.01  # of the distance of slices; more is no rounding of a number
 _NAMED = 3  # files in a message
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What one header says about the whole, or once more about its place; None where it says nothing.
+
+    Attributes:
+        images: how many images its acquisition has, or its series.
+        distance_mm, location_mm: SpacingBetweenSlices and SliceLocation, each with half a unit of its last digit.
+    """
+
+    images: int | None = None
+    distance_mm: tuple[float, float] | None = None
+    location_mm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +103,7 @@ class Slice:
         number: InstanceNumber, or None.
         marks: what tells patients, acquisitions and reconstructions apart, by name.
         times_s: when it was taken and made, by name.
-        stated: how many images its acquisition has, or its series; None where that is not said.
+        stated: what needs not be said, and is compared with what is found.
     """
 
     path: Path
@@ -86,7 +119,7 @@ class Slice:
     number: int | None
     marks: dict[str, str]
     times_s: dict[str, float]
-    stated: int | None = None
+    stated: Stated = field(default_factory=Stated)
 
 
 def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
@@ -100,8 +133,14 @@ def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
     """
     series = Counter(item.series for item in slices)
     if len(series) > 1:
+        if len(series) == len(slices):
+            raise InputError(
+                f"{folder}: expected one DICOM series, found {len(slices)} files that each have a SeriesInstanceUID of "
+                "their own. Export the series again, so that its slices share one, or give the folder of one series."
+            )
         named = {item.series: item.description for item in slices}
-        found = "; ".join(f"{named[uid]} ({n} files, {uid})" for uid, n in series.items())
+        found = "; ".join(f"{named[uid]} ({n} files, {uid})" for uid, n in series.most_common(_NAMED))
+        found += f" and {len(series) - _NAMED} more" if len(series) > _NAMED else ""
         raise InputError(
             f"{folder}: expected one DICOM series, found {len(series)}: {found}. Put each in a folder of its own."
         )
@@ -122,7 +161,7 @@ def in_order(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
     slices = sorted(slices, key=lambda item: float(np.dot(item.position, normal)))
     _check_one_acquisition(folder, slices)
     _check_spacing(folder, slices, normal)
-    _check_none_left_out(folder, slices, normal)
+    _check_none_left_out(folder, slices)
     return slices
 
 
@@ -151,6 +190,15 @@ def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
                 f"{folder}: expected one series of one patient, found {len(values)} values of {name}, such as "
                 f"{values[0]} and {values[1]}. Put each in a folder of its own."
             )
+    unknown = any("PatientID" not in item.marks for item in slices)
+    for name in NAMES if unknown else ():
+        firsts = {_plain_name(item.marks[name]): item for item in reversed(slices) if name in item.marks}
+        if len(firsts) > 1:  # the names of patients do not belong into a log, those of files do
+            one, other, *_ = sorted(item.path.name for item in firsts.values())
+            raise InputError(
+                f"{folder}: expected one series of one patient, found {len(firsts)} values of {name} and no PatientID, "
+                f"such as in {one} and {other}. Put each in a folder of its own."
+            )
     groups = {name: [item.marks.get(name, "none") for item in slices] for name in MARKS}
     for name in TIMES:
         groups[name] = _split_by_time([item.times_s.get(name) for item in slices])
@@ -164,6 +212,11 @@ def _check_one_acquisition(folder: Path, slices: Sequence[Slice]) -> None:
                 f"{folder}: expected slices of one acquisition, found {len(distinct)} acquisitions or phases that "
                 f"alternate ({name} {found}). Put the files of each in a folder of their own."
             )
+
+
+def _plain_name(value: str) -> str:
+    """A name without what differs from one writer to another: case, empty parts, the same name in other letters."""
+    return " ".join(value.partition("=")[0].replace("^", " ").upper().split())
 
 
 def _split_by_time(seconds: Sequence[float | None]) -> list[str]:
@@ -241,21 +294,73 @@ def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np
         )
 
 
-def _check_none_left_out(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np.float64]) -> None:
-    """Refuse a series of which every second file is missing. It is evenly spaced, but its numbers and gaps show it."""
-    numbers, thick = [item.number for item in slices], {item.marks.get("SliceThickness") for item in slices}
-    if None in numbers or None in thick or len(thick) > 1 or len(slices) < 3:
-        return
-    steps = {abs(other - one) for one, other in pairwise(number for number in numbers if number is not None)}
+def along_normal_mm(slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
+    """The place of each slice along the normal of all."""
+    _, _, normal = _directions(slices[0])
+    depth: npt.NDArray[np.float64] = np.array([item.position for item in slices]) @ normal
+    return depth
+
+
+def distance_mm(slices: Sequence[Slice]) -> tuple[float, float]:
+    """The distance of neighboring slices in order, and how far the rounding of positions may move it."""
+    _, _, normal = _directions(slices[0])
+    depth, between = along_normal_mm(slices), len(slices) - 1
+    wrong = max(float(np.abs(normal) @ _rounding_mm(slices)), JITTER_MM)
+    return float(depth[-1] - depth[0]) / between, 2 * wrong / between
+
+
+def stated_distance_mm(slices: Sequence[Slice]) -> tuple[float, float] | None:
+    """SpacingBetweenSlices, and how far its rounding may move it.
+
+    None where it is missing in a slice, not the same in all, or 0, which some software writes for slices without a gap
+    between them. Some software writes it as negative for slices that overlap, or that run down.
+    """
+    stated = {item.stated.distance_mm for item in slices}
+    if len(stated) > 1 or (found := stated.pop()) is None or not found[0]:
+        return None
+    value, rounding = found
+    # a whole number is hardly a rounded one: nobody writes 3 for 2.6
+    return abs(value), rounding if rounding < 0.5 else 0.0
+
+
+def number_step(slices: Sequence[Slice]) -> int | None:
+    """By how much InstanceNumber grows or falls from slice to slice; None where it is missing or grows unevenly."""
+    numbers = [item.number for item in slices if item.number is not None]
+    steps = {other - one for one, other in pairwise(numbers)}
+    return abs(steps.pop()) if len(numbers) == len(slices) and len(steps) == 1 else None
+
+
+def thickness_mm(slices: Sequence[Slice]) -> float | None:
+    """SliceThickness; None where it is missing, not the same in all slices, or no number above 0."""
+    stated = {item.marks.get("SliceThickness") for item in slices}
     try:
-        thickness_mm = float(str(thick.pop()))
+        found = float(str(stated.pop())) if len(stated) == 1 else math.nan
     except ValueError:  # of a text that is no number; nothing is computed with it
-        return
-    gap = float(np.dot(np.subtract(slices[1].position, slices[0].position), normal))
-    if len(steps) == 1 and (step := steps.pop()) > 1 and 0 < thickness_mm * 1.5 < gap:
+        return None
+    return found if 0 < found < math.inf else None
+
+
+def _check_none_left_out(folder: Path, slices: Sequence[Slice]) -> None:
+    """Refuse a series of which every second file is missing, or more.
+
+    It is evenly spaced, but its slices lie a multiple of SpacingBetweenSlices apart, or its numbers and gaps show it.
+    """
+    gap, rounding = distance_mm(slices)
+    if stated := stated_distance_mm(slices):
+        value, its_rounding = stated
+        times = round(gap / value)
+        allowed = max(DISTANCE_TOLERANCE * gap, rounding + times * its_rounding)
+        if times > 1 and abs(gap - times * value) <= min(allowed, value / 4):
+            raise InputError(
+                f"{folder}: expected a slice every {value:.4g} mm, as SpacingBetweenSlices says, found one every "
+                f"{gap:.4g} mm: {times - 1} of {times} are missing. Export the whole series, or correct "
+                "SpacingBetweenSlices in the headers if none is."
+            )
+    step, thickness, numbers = number_step(slices), thickness_mm(slices), [item.number for item in slices]
+    if len(slices) > 2 and step and step > 1 and thickness and thickness * 1.5 < gap:
         raise InputError(
             f"{folder}: expected all slices of a series, found one of {step} (InstanceNumber {numbers[0]}, "
-            f"{numbers[1]}, {numbers[2]}, ...), {gap:.3g} mm apart and {thickness_mm:.3g} mm thick. Export the whole "
+            f"{numbers[1]}, {numbers[2]}, ...), {gap:.3g} mm apart and {thickness:.3g} mm thick. Export the whole "
             "series."
         )
 

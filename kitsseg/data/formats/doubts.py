@@ -1,19 +1,18 @@
 """Scans that can be read but are doubtful: their numbers are hardly Hounsfield units, or their extent is no patient's.
 
-Only ``doubts_about`` decides; verify lists its findings, preprocess and predict warn. In HU air is -1000, fat -100,
-water 0, soft tissue 20 to 80, and little bone lies above 800: each of these leaves a mark in the histogram of a scan.
-Most ways to lose HU move or remove a mark. A CT of the trunk without any of these marks is not in HU; a CT with all
-of them may still not be in HU.
+``doubts_about`` looks at the voxels, and adds what the headers of a DICOM series leave doubtful
+(``kitsseg.data.formats.dicom_doubts``); verify lists its findings, preprocess and predict warn. In HU air is -1000,
+fat -100, water 0, soft tissue 20 to 80, and little bone lies above 800: each of these leaves a mark in the histogram
+of a scan. Most ways to lose HU move or remove a mark. A CT of the trunk without any of these marks is not in HU; a CT
+with all of them may still not be in HU.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.formats.grid import Grid, Volume
+from kitsseg.data.formats.grid import Doubt, Grid, Volume
 
-__all__ = ["Doubt", "doubts_about"]
+__all__ = ["doubts_about"]
 
 _SAMPLED = (
     1 << 23
@@ -32,28 +31,15 @@ SHALLOW_SHARE = 0.15  # of voxels of -780 to -350 HU where none is below -800: t
 KIDNEY_MM = 36.0  # a third of a kidney's length
 
 
-@dataclass(frozen=True)
-class Doubt:
-    """One doubt about a scan, in words: ``check`` names what was checked, ``advice`` says what to do."""
-
-    check: str
-    found: str
-    expected: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"expected {self.expected}, found {self.found}. {self.advice}."
-
-
 def doubts_about(volume: Volume, clip_hu: tuple[float, float] | None = None) -> list[Doubt]:
-    """What is doubtful about a CT: at most one Doubt about its HU, its extent and its slices.
+    """What is doubtful about a CT: at most one Doubt about its HU and its extent, and those of its headers.
 
     Args:
         volume: Volume of (slices, rows, columns) int16, as ``read_image`` returns it.
         clip_hu: ``PreprocessSpec.clip_hu``. If the user states that HU are clipped to this window, clipping to it
             causes no doubt.
     """
-    doubts = (_about_hu(volume.array, clip_hu), _about_extent(volume.grid), _about_slices(volume))
+    doubts = (_about_hu(volume.array, clip_hu), _about_extent(volume.grid), *volume.doubts)
     return [doubt for doubt in doubts if doubt]
 
 
@@ -136,17 +122,4 @@ def _about_extent(grid: Grid) -> Doubt | None:
         f"a scan of {' x '.join(f'{mm:.3g}' for mm in extent)} mm",
         f"a scan of a patient, {KIDNEY_MM:g} mm or more in one direction",
         "Check the voxel sizes in the header: they may be in centimeters",
-    )
-
-
-def _about_slices(volume: Volume) -> Doubt | None:
-    """Slices that lack at an end of a DICOM series leave an even one: only a number in the headers tells of them."""
-    there, stated = len(volume.array), volume.stated_slices
-    if stated is None or there >= stated:
-        return None
-    return Doubt(
-        "slices of the series",
-        f"{there}",
-        f"{stated} slices, as the headers say",
-        "Copy or export the whole series again, unless you left slices out on purpose",
     )

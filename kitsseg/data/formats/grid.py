@@ -20,7 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from kitsseg.errors import InputError
 
-__all__ = ["KITS_AXES", "Grid", "Volume", "grid_of"]
+__all__ = ["KITS_AXES", "Doubt", "Grid", "Volume", "grid_of"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Each = TypeVar("Each")
@@ -31,6 +31,7 @@ SIZE_TOLERANCE = 0.01  # of a voxel size that the header gives twice; more is no
 # limits leave a factor of two and the coarsest phantoms; a header in meters, centimeters or micrometers lies outside.
 SPACING_MM = (0.1, 30.0)
 EXTENT_MM = 3000.0
+FORMS_APART_DEGREES = 45.0  # a registration turns a patient by less; more is another way to lie
 _UNITS = {1: "meters", 3: "micrometers"}  # of NIfTI's xyzt_units; 0 is unknown, 2 millimeters
 _MM = {"meters": 1000.0, "centimeters": 10.0, "micrometers": 0.001}
 
@@ -60,16 +61,29 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """One doubt about a scan, in words: ``check`` names what was checked, ``advice`` says what to do."""
+
+    check: str
+    found: str
+    expected: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"expected {self.expected}, found {self.found}. {self.advice}."
+
+
+@dataclass(frozen=True)
 class Volume:
     """One volume: ``array`` (slices, rows, columns), int16 HU or uint8 labels, and its grid.
 
-    ``stated_slices`` is how many slices there should be, where the headers of its files say so.
+    ``doubts`` are those that the headers of its files raise; ``doubts_about`` adds those of its voxels.
     """
 
     path: Path
     array: npt.NDArray[Any]
     grid: Grid
-    stated_slices: int | None = None
+    doubts: tuple[Doubt, ...] = ()
 
 
 @np.errstate(all="ignore")  # of NaN and infinity in the header, which are refused
@@ -78,7 +92,8 @@ def grid_of(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> Grid:
 
     The affine is the sform if the header has one, else the qform. A file with neither does not say which way the
     patient lies; a network that was trained on upright patients would find nothing or the wrong side. Such a file is
-    refused, and so is a file whose two forms name different axes or different voxel sizes.
+    refused, and so is a file whose two forms name different axes, lie more than 45 degrees apart or give different
+    voxel sizes.
 
     Args:
         header: ``nibabel.Nifti1Header`` or ``Nifti2Header``; for a DICOM series it is made from its slices.
@@ -158,7 +173,19 @@ def _affine(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> npt.NDArr
                 f"{path}: expected sform and qform to agree, found axes {axes[0]} in the sform and {axes[1]} in "
                 "the qform. Remove the wrong one (code 0)."
             )
+    if len(affines) == 2 and (apart := _degrees_apart(*affines)) > FORMS_APART_DEGREES + 0.5:
+        raise InputError(
+            f"{path}: expected sform and qform to agree, found axes that lie {apart:.0f} degrees apart. Remove the "
+            "wrong one (code 0)."
+        )
     return affines[0]
+
+
+def _degrees_apart(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """The largest angle between a file axis in one form and the same axis in the other; NaN where one has no length."""
+    directions = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine in (one, other)]
+    cosines = (directions[0] * directions[1]).sum(axis=0)
+    return math.degrees(math.acos(float(np.clip(cosines.min(), -1, 1))))
 
 
 def _nearest_axes_are_clear(affine: npt.NDArray[np.float64]) -> bool:

@@ -47,6 +47,8 @@ __all__ = ["Found", "Scan", "find_scans", "scan_grid"]
 _LABEL_WORDS = {"seg", "segmentation", "mask", "masks", "label", "labels", "annotation", "prediction", "gt"}
 _LONGEST_NAME = 60
 _NO_CT = "no CT"
+_MANY = 3  # single images in a folder: rather a series whose slices lost what they share than so many series
+_EACH_ITS_OWN = "images that each have a SeriesInstanceUID of their own, as some anonymizers write"
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,10 @@ def _in_folder(folder: Path, layout: Layout, unpacked: Callable[[], Path] | None
     series = [f"{what}: {why}" for what, why in found.left_out if why.startswith(_NO_CT)]
     if not series:
         find_cases(folder, need_labels=False, layout=layout)  # says what lies there, and what to do
-    raise InputError(
-        f"{folder}: expected CT scans, found none ({'; '.join(series[:3])}). Give another folder."
-    )
+    advice = "Give another folder"
+    if any(line.endswith(_EACH_ITS_OWN) for line in series):
+        advice = "Export the series again, so that all its slices have one SeriesInstanceUID, or give another folder"
+    raise InputError(f"{folder}: expected CT scans, found none ({'; '.join(series[:3])}). {advice}.")
 
 
 def _scan_of(case: Case, kind: str) -> Scan:
@@ -334,11 +337,18 @@ class _Search:
             self._wrong(self.folder, error)
             return
         taken = []
+        single = Counter(item.folder for item in series if _is_one_image(item))
+        for folder, count in single.items():
+            if count >= _MANY:
+                what = f"{self._shown(folder)}: {count} files"
+                self.result.left_out.append((what, f"{_NO_CT} volume but {_EACH_ITS_OWN}"))
         for item in series:
+            if _is_one_image(item) and single[item.folder] >= _MANY:
+                continue
             what = f"{self._shown(item.folder)}: {item.description or 'a series'} ({item.files} files)"
             if item.why_not is not None:
                 self.result.left_out.append((what, f"{_NO_CT} but {item.why_not}"))
-            elif item.uid is not None and item.files < 2:
+            elif _is_one_image(item):
                 self.result.left_out.append((what, f"{_NO_CT} volume but one image"))
             else:
                 taken.append(item)
@@ -367,6 +377,10 @@ class _Search:
             below[-1] if below else ""
         )
         return _clean(f"{item.patient or top}_{series}")
+
+
+def _is_one_image(item: DicomSeries) -> bool:
+    return item.why_not is None and item.uid is not None and item.files < 2
 
 
 def _named_files(files: list[Path], folder: Path) -> list[tuple[str, Path]]:

@@ -6,18 +6,17 @@ import zlib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
-    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGLosslessSV1,
     JPEGLSLossless,
-    generate_uid,
 )
+from support.dicom_files import plane
+from support.dicom_files import write_slices as write
 
 from kitsseg.data.formats import dicom_file
 from kitsseg.data.formats.dicom import read_series
@@ -26,46 +25,12 @@ from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import read_image
 from kitsseg.errors import InputError
 
-SHAPE = (12, 10)  # rows, columns
 SYNTAXES = [
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     DeflatedExplicitVRLittleEndian,
 ]
-
-
-def plane(k):
-    return np.random.default_rng(k).integers(0, 3000, SHAPE).astype(np.uint16)
-
-
-def write(folder, positions, syntax=ExplicitVRLittleEndian, first=0, series="1.2.3.4", end="", **elements):
-    """One file a slice; an element may be a function of the number of the slice. Returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for k, z in enumerate(positions):
-        d = pydicom.Dataset()
-        d.file_meta = FileMetaDataset()
-        d.file_meta.TransferSyntaxUID = syntax
-        d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = CTImageStorage
-        d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = generate_uid()
-        d.SeriesInstanceUID, d.Modality, d.InstanceNumber = series, "CT", first + k + 1
-        d.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        d.ImagePositionPatient = list(z) if np.ndim(z) else [-5, -6, z]
-        d.PixelSpacing, (d.Rows, d.Columns) = [4, 5], SHAPE
-        d.BitsAllocated = d.BitsStored = 16
-        d.HighBit, d.SamplesPerPixel, d.PixelRepresentation = 15, 1, 0
-        d.PhotometricInterpretation = "MONOCHROME2"
-        d.RescaleSlope, d.RescaleIntercept = 1, -1024
-        for name, value in elements.items():
-            setattr(d, name, value(k) if callable(value) else value)
-        little = syntax != ExplicitVRBigEndian
-        d.PixelData = plane(first + k).astype("<u2" if little else ">u2").tobytes()
-        d["PixelData"].VR = "OW"
-        files.append(folder / f"IM{first + k:04d}{end}")
-        d.save_as(files[-1], enforce_file_format=True)
-    return files
 
 
 def error_of(folder):

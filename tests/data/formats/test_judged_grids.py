@@ -360,3 +360,27 @@ def test_zeros_without_end_behind_the_data_are_refused(tmp_path, name):
             assert np.array_equal(read_image(path).grid.file_view(read_image(path).array), scan())
         else:
             assert f"more than {most:,} bytes follow the last slice" in error_of(path)
+
+
+# two forms that lie apart
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "degrees", [(0, 0, 135), (0, 0, -135), (0, 50, 0), (60, 0, 0), (40, 0, 40), (40, 40, 40)]
+)
+def test_forms_that_lie_far_apart_are_refused_though_one_is_oblique(tmp_path, name, degrees):
+    upright = turned_grid((0, 1, 2), (-1, -1, 1), SIZES)
+    far = oblique(degrees) @ upright
+    for forms in ({"sform": far, "qform": upright}, {"sform": upright, "qform": far}):
+        message = error_of(write_nifti(tmp_path / name, scan(), **forms))
+        assert "expected sform and qform to agree, found axes" in message
+        assert "Remove the wrong one (code 0)" in message
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 45), (0, 44, 0), (10, -20, 15), (0, 0, 5)])
+def test_forms_that_a_registration_turned_are_read_by_the_sform(tmp_path, degrees):
+    upright = turned_grid((0, 1, 2), (-1, -1, 1), SIZES)
+    turned = oblique(degrees) @ upright
+    volume = read_image(write_nifti(tmp_path / "scan.nii", scan(), sform=turned, qform=upright))
+    np.testing.assert_allclose(sorted(volume.grid.spacing_mm), sorted(SIZES), rtol=1e-5)
