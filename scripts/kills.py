@@ -45,6 +45,7 @@ TIMES = {
     "seconds",
     "finished",
     "modified_ns",
+    "stamp",
     "share",
     "sha256",
     "model_sha256",

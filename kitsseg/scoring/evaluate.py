@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kitsseg.data.cache.sources import source_of
+from kitsseg.data.cache.sources import same_contents
 from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.names import (
     IMAGE_NAMES,
@@ -199,8 +199,7 @@ def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layou
 def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> list[str]:
     """Cases whose label map was made of another scan than the one beside the truth, as far as ``record`` knows.
 
-    Two files count as the same scan if their sizes and their first and last bytes are equal; two DICOM series if their
-    sizes are equal. Times are not compared, because a copy has another time.
+    Times are not compared, because a copy has another time.
     """
     if record is None:
         return []
@@ -209,9 +208,7 @@ def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> 
         entry, scan = record.cases.get(pair.case), pair.image
         if entry is None or scan is None or entry.file != pair.prediction.name:
             continue
-        now, then = source_of(scan), entry.source
-        same = now.bytes == then.bytes and (scan.is_dir() or now.ends_sha256 == then.ends_sha256)
-        if not same:
+        if not same_contents(entry.source, scan):
             found.append(pair.case)
     return found
 

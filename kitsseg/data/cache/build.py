@@ -33,10 +33,10 @@ from kitsseg.data.cache.compressed import require_blosc2, write_compressed
 from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.slice_checks import check_slices
-from kitsseg.data.cache.sources import source_of, unchanged
+from kitsseg.data.cache.sources import size_of, source_of, unchanged
 from kitsseg.data.formats.doubts import doubts_about
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
-from kitsseg.data.formats.slices import read_masks, read_slices
+from kitsseg.data.formats.slices import SliceImage, read_masks, read_slices
 from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_slices
 from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, label_box
 from kitsseg.data.geometry.planes import network_planes
@@ -287,9 +287,26 @@ def _sources(case: Case) -> CaseSources:
 
 def _unchanged(case: Case, made_from: CaseSources) -> bool:
     """Whether a case's files are still the files that the cached case was made from."""
-    if case.slices or made_from.image is None or made_from.labels is None:
-        return _sources(case) == made_from
+    if case.slices:
+        before = made_from.slices or ()
+        return len(before) == len(case.slices) and all(map(_unchanged_slice, case.slices, before))
+    if made_from.image is None or made_from.labels is None:
+        return False
     return unchanged(made_from.image, case.scan) and unchanged(made_from.labels, case.truth)
+
+
+def _unchanged_slice(item: SliceImage, before: SliceSource) -> bool:
+    if (item.hu_window, item.mask_values, item.spacing_mm) != (
+        before.hu_window,
+        before.mask_values,
+        before.spacing_mm,
+    ):
+        return False
+    if item.labels is None or before.labels is None:
+        same_labels = item.labels is None and before.labels is None
+    else:
+        same_labels = unchanged(before.labels, item.labels)
+    return same_labels and unchanged(before.image, item.image)
 
 
 def _check_cached(case: Case, folder: Path, compress: bool) -> None:
@@ -309,7 +326,7 @@ def _check_cached(case: Case, folder: Path, compress: bool) -> None:
 
 
 def _size(case: Case) -> int:
-    return sum(source_of(path).bytes for path in [item.image for item in case.slices] or [case.scan])
+    return sum(size_of(path) for path in [item.image for item in case.slices] or [case.scan])
 
 
 def _all_of(failed: Mapping[str, InputError], n_cases: int) -> InputError:

@@ -1,60 +1,164 @@
-"""Records of the files that a cached case was made from. They show if a file was replaced, without a full read."""
+"""Records of the files that a cached case was made from. They show if a file was replaced.
+
+Only stat is asked where nothing has changed. A file whose size and time are as recorded may still be another one,
+because programs that copy or repair files can keep the time. Its inode or the time of its last change of status, which
+no program can set, then differs from the record, and its contents are compared. After copying a whole data set these
+differ as well, and the contents are the same.
+"""
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Source", "source_of", "unchanged"]
+from kitsseg.data.formats.dicom_folder import files_looked_at
+from kitsseg.files.checksums import crc32_of
+
+__all__ = ["Source", "same_contents", "size_of", "source_of", "unchanged"]
 
 _END_BYTES = 1 << 16
+# Some file systems count time in steps of two seconds. A file that changed less than that ago may change again without
+# another time of change.
+_SETTLED_NS = 2_000_000_000
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Size and time of a file when it was read, and the SHA-256 of its first and its last 64 KiB."""
+    """What a file or the folder of a DICOM series was when it was read.
+
+    Attributes:
+        bytes, modified_ns: size and time; of a folder the sum and the latest.
+        ends_sha256: SHA-256 of the first and the last 64 KiB; of a folder, of the names, sizes and times of its files.
+        contents: a checksum of all of it, in any order of a folder's files. None in records of older versions.
+        stamp: a digest of all that stat tells. While it is the same, so is the file. None if the file had changed too
+            short a time ago for that.
+    """
 
     bytes: int
     modified_ns: int
     ends_sha256: str
+    contents: str | None = None
+    stamp: str | None = field(default=None, compare=False)
 
 
 def source_of(path: Path) -> Source:
-    """The Source of a file as it is now.
+    """The Source of a file or of the folder of a DICOM series as it is now; all of it is read, except for gzip.
 
     The first 64 KiB of a file hold the header, and the last eight bytes of a gzip file hold checksum and length of its
-    contents. For a folder (a DICOM series) the names, sizes and times of all files in it are hashed, and the latest
-    time counts as its time.
+    contents. Of a folder those files count that reading a series looks at.
+
+    Raises: OSError if it cannot be read.
     """
-    if path.is_dir():
-        files = sorted(item for item in path.rglob("*") if item.is_file())
-        stats = [item.stat() for item in files]
-        names = [item.relative_to(path).as_posix() for item in files]
-        text = "".join(
-            f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0" for name, stat in zip(names, stats, strict=True)
-        )
-        size, modified = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
-        return Source(bytes=size, modified_ns=modified, ends_sha256=_sha256(os.fsencode(text)))
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        ends = file.read(_END_BYTES)
-        file.seek(max(size - _END_BYTES, 0))
-        ends += file.read(_END_BYTES)
-    return Source(bytes=size, modified_ns=path.stat().st_mtime_ns, ends_sha256=_sha256(ends))
+    seen = _Seen(path)
+    stamp = seen.stamp if seen.changed_ns < time.time_ns() - _SETTLED_NS else None
+    return Source(
+        bytes=seen.bytes,
+        modified_ns=seen.modified_ns,
+        ends_sha256=seen.ends_sha256(),
+        contents=seen.contents(),
+        stamp=stamp,
+    )
+
+
+def size_of(path: Path) -> int:
+    """``source_of(path).bytes``, by stat alone."""
+    return _Seen(path).bytes
 
 
 def unchanged(source: Source, path: Path) -> bool:
-    """Whether a file is still the one that ``source_of`` described.
+    """Whether a file is still the one that ``source_of`` described. Nothing is read if stat tells the same as then.
 
     A gzip file may have another time, such as after copying, because its checksum tells that it is the same. A file of
     another format must have the same time.
+
+    Raises: OSError if it cannot be read.
     """
-    now = source_of(path)
-    if path.is_file() and now.modified_ns != source.modified_ns:
-        with path.open("rb") as file:
-            if file.read(2) == b"\x1f\x8b":
-                now = replace(now, modified_ns=source.modified_ns)
-    return now == source
+    seen = _Seen(path, of_older_version=source.contents is None)
+    if seen.bytes != source.bytes:
+        return False
+    if seen.stamp == source.stamp:
+        return True
+    if seen.modified_ns != source.modified_ns and not seen.is_gzip():
+        return False
+    return seen.ends_sha256() == source.ends_sha256 and seen.has_contents_of(source)
+
+
+def same_contents(source: Source, path: Path) -> bool:
+    """Whether a file, wherever it lies and whatever its time, holds what ``source_of`` described.
+
+    An older version recorded the size of a series, and nothing more that a copy has too.
+
+    Raises: OSError if it cannot be read.
+    """
+    seen = _Seen(path, of_older_version=source.contents is None)
+    if seen.bytes != source.bytes:
+        return False
+    if seen.stamp == source.stamp:
+        return True
+    if not seen.is_folder and seen.ends_sha256() != source.ends_sha256:
+        return False
+    return seen.has_contents_of(source)
+
+
+class _Seen:
+    """What stat tells of a file, or of the files of a folder; the rest is read when asked for.
+
+    Args:
+        path: of the file or folder.
+        of_older_version: count all files of a folder, also those that reading leaves alone.
+    """
+
+    def __init__(self, path: Path, of_older_version: bool = False) -> None:
+        self.path, self.is_folder = path, path.is_dir()
+        self.files: Sequence[Path] = [path]
+        if self.is_folder:
+            every = (item for item in path.rglob("*") if item.is_file())
+            self.files = sorted(every if of_older_version else files_looked_at(path))
+        self.stats = [item.stat() for item in self.files]
+        self.bytes = sum(stat.st_size for stat in self.stats)
+        self.modified_ns = max((stat.st_mtime_ns for stat in self.stats), default=0)
+        self.changed_ns = max((stat.st_ctime_ns for stat in self.stats), default=0)
+
+    @property
+    def stamp(self) -> str:
+        return self._digest((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in self.stats)
+
+    def is_gzip(self) -> bool:
+        if self.is_folder:
+            return False
+        with self.path.open("rb") as file:
+            return file.read(len(_GZIP)) == _GZIP
+
+    def ends_sha256(self) -> str:
+        if self.is_folder:
+            return self._digest((stat.st_size, stat.st_mtime_ns) for stat in self.stats)
+        with self.path.open("rb") as file:
+            ends = file.read(_END_BYTES)
+            file.seek(max(self.bytes - _END_BYTES, 0))
+            return _sha256(ends + file.read(_END_BYTES))
+
+    def contents(self) -> str:
+        if self.is_gzip():
+            with self.path.open("rb") as file:
+                file.seek(max(self.bytes - 8, 0))
+                return f"gzip {file.read(8).hex()}"
+        if not self.is_folder:
+            return f"crc32 {crc32_of(self.path)}"
+        return f"crc32 of each {_sha256(' '.join(sorted(map(crc32_of, self.files))).encode())}"
+
+    def has_contents_of(self, source: Source) -> bool:
+        return source.contents is None or self.contents() == source.contents
+
+    def _digest(self, numbers: Iterable[tuple[int, ...]]) -> str:
+        """Over numbers about each file, and in a folder the names of the files."""
+        names = [item.relative_to(self.path).as_posix() if self.is_folder else "" for item in self.files]
+        text = "".join(
+            "\0".join([name, *map(str, of_file), ""]) for name, of_file in zip(names, numbers, strict=True)
+        )
+        return _sha256(os.fsencode(text))
 
 
 def _sha256(data: bytes) -> str:

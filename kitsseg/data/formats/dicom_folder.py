@@ -14,7 +14,7 @@ from typing import Any
 from kitsseg.data.formats.dicom_file import check_pydicom, data_set, is_dicom, no_slice_kind, quiet_pydicom
 from kitsseg.errors import InputError
 
-__all__ = ["DicomSeries", "files_of_folder", "files_of_series", "is_series", "series_of"]
+__all__ = ["DicomSeries", "files_looked_at", "files_of_folder", "files_of_series", "is_series", "series_of"]
 
 _BESIDE_A_SERIES = {
     "dicomdir",
@@ -204,7 +204,8 @@ def files_of_series(folder: Path, uid: str) -> list[Path]:
     Raises: InputError if there is none, or if a file beside them cannot be read and may be one of its slices.
     """
     found = []
-    for here in [folder, *(entry for entry in sorted(folder.rglob("*")) if entry.is_dir())]:
+    below = (entry for entry in sorted(folder.rglob("*")) if entry.is_dir())
+    for here in [folder, *(entry for entry in below if not _is_hidden(entry, folder))]:
         entries = [path for path in _entries(here) if not path.is_dir()]
         dicom = [path for path in entries if path.is_file() and is_dicom(path)]
         uids = {path: _uid(path) for path in dicom}
@@ -218,6 +219,19 @@ def files_of_series(folder: Path, uid: str) -> list[Path]:
             f"{folder}: expected the files of the series {uid}, found none. Check whether the series was moved."
         )
     return found
+
+
+def files_looked_at(folder: Path) -> list[Path]:
+    """The files of a folder and the folders in it that reading a series depends on.
+
+    Hidden files are none of them, and files of well-known other kinds neither.
+    """
+    here = (path for path in _entries(folder) if path.is_file())
+    return [path for path in (*here, *_deeper(folder)) if not _is_beside_a_series(path) or is_dicom(path)]
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _uid(path: Path) -> str:
