@@ -1,9 +1,11 @@
 """JSON files that are read and written by one definition each: a dataclass, with a version number.
 
 A definition says by its types what a file holds. Wrong types, missing fields, NaN, numbers out of range, nesting
-without end and damaged text all become one InputError, which names the file and the field.
+without end and damaged text all become one InputError, which names the file and the field. Editors of Windows may
+begin a file with a byte order mark; the mark is left out.
 """
 
+import codecs
 import json
 import os
 from collections.abc import Callable
@@ -70,6 +72,7 @@ def record_of(
 
     Args: as ``read_record``. Raises: InputError, naming file and field.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         newest = getattr(kind, "version", 1)
         if (found := msgspec.json.decode(data, type=_Version).version) > newest:
@@ -89,7 +92,8 @@ def read_object(path: Path | str) -> dict[str, Any]:
         out of range, a list. OSError if it cannot be read.
     """
     try:
-        found: dict[str, Any] = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, Any])
+        data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+        found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from error
     return found

@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["csv_path", "read_columns", "read_rows", "write_rows"]
 
 _QUOTED = set(',"\r\n')
 _FORMULA = re.compile(r"'*[=+@\-\t\r]")
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def csv_path(path: str | os.PathLike[str], content: str) -> Path:
@@ -71,7 +73,8 @@ def read_rows(
         expected: what the file should be, such as "the scores of kitsseg evaluate", for the message.
         advice: a sentence that tells the user what to do if the file holds something else.
         optional: as ``kinds``, for columns that may be missing.
-        by_hand: True for files that people write: the last line may lack its line end.
+        by_hand: True for files that people write: the last line may lack its line end, names of columns may have
+            capital letters, and spaces around names and cells are left out.
 
     Returns: a dict for each row; None for an empty cell, unless its kind is ``str``.
     Raises: InputError, naming the file, the line and the column. FileNotFoundError if there is none.
@@ -83,12 +86,20 @@ def read_rows(
     source = Path(path) if isinstance(path, str | os.PathLike) else path
     data, known = source.read_bytes(), {**(optional or {}), **kinds}
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        text = data.decode("utf-8-sig")
+        if "\0" in text:
+            at = text[: text.index("\0")].count("\n") + 1
+            raise ValueError(f"line {at} holds a NUL character, as text of another encoding than UTF-8 may")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=by_hand)
+        if by_hand and reader.fieldnames:
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames]
         names, lines = reader.fieldnames or (), list(reader)
     except (ValueError, csv.Error) as error:
         raise wrong(error) from error
     if missing := [name for name in kinds if name not in names]:
-        raise wrong(f"no column {missing[0]}")
+        raise wrong(_no_column(missing[0], names))
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise wrong(f"two columns {twice[0]}")
     if data and not data.endswith(b"\n") and not by_hand:
         raise wrong("its last line is cut off")
     rows = []
@@ -106,7 +117,7 @@ def read_rows(
                 row[name] = None
                 continue
             try:
-                row[name] = kind(_as_written(cell))
+                row[name] = kind(_as_written(cell.strip() if by_hand else cell))
             except ValueError as error:
                 raise wrong(f"line {number}, {name}: {error}") from error
         rows.append(row)
@@ -120,6 +131,15 @@ def read_columns(path: str | os.PathLike[str]) -> list[str]:
             return next(csv.reader(file, strict=True), [])
     except (OSError, ValueError, csv.Error):
         return []
+
+
+def _no_column(name: str, names: Sequence[str]) -> str:
+    """What is told of a table without the column ``name``; ``names`` are those of its first line."""
+    for separator, word in _OTHER_SEPARATORS.items():
+        if any(separator in other for other in names):
+            return f"no column {name}: its cells are separated by {word}, commas were expected"
+    alike = [other for other in names if other.strip().lower() == name.lower()]
+    return f"no column {name}" + (f", but {alike[0]!r}" if alike else "")
 
 
 def _line(cells: Sequence[Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.data.cache.sources import source_of
-from kitsseg.data.formats.doubts import doubts_about
+from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices
 from kitsseg.data.formats.nifti import is_phantom, read_image, write_labels
 from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
 from kitsseg.data.geometry.geometry import spec_of_slices
@@ -458,8 +458,7 @@ def predict_scan(
             grid = volume.grid
             clips = {member.spec.clip_hu for member in members}
             clip_hu = clips.pop() if len(clips) == 1 else None
-            # single slices say what their numbers are, and need not show a whole patient
-            doubts = () if item is not None else tuple(map(str, doubts_about(volume, clip_hu)))
+            found = doubts_about(volume, clip_hu) if item is None else doubts_about_slices([item], volume)
             unlike = () if item is not None else unlike_kits19(grid, [member.spec for member in members])
             region = None
             if item is None and any(member.inference.coarse for member in members):
@@ -499,7 +498,7 @@ def predict_scan(
             source=source,
             crc32=crc32_of(target),
             phantom=is_phantom(grid.header),
-            doubts=doubts,
+            doubts=tuple(map(str, found)),
             unlike=unlike,
             coarse=region,
             precision=checked,

@@ -96,3 +96,12 @@ def test_names_that_nobody_could_read_again_are_not_written(name, tmp_path):
     with pytest.raises(InputError, match=re.escape(f"expected a name in UTF-8, found {name!r}")):
         write_record(tmp_path / "r.json", record)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_byte_order_mark_is_left_out(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(WHOLE, ensure_ascii=False), encoding="utf-8-sig")
+    assert read(path) == RECORD
+    path.write_text("{", encoding="utf-8-sig")
+    with pytest.raises(InputError, match=r"r.json: expected a record, found something else \(.*truncated"):
+        read(path)

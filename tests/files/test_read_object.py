@@ -67,3 +67,12 @@ def test_a_file_that_cannot_be_read_stays_an_error_of_the_system(tmp_path, monke
     monkeypatch.setattr("kitsseg.files.archives._check", broken)
     with pytest.raises(OSError, match="Input/output"):
         check_archive(path)
+
+
+def test_a_byte_order_mark_is_left_out(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "ä"}', encoding="utf-8-sig")
+    assert read_object(tmp_path / "x.json") == {"a": "ä"}
+    for data in ("\ufeff", "\ufeff\ufeff{}", "{}\ufeff"):
+        (tmp_path / "x.json").write_text(data, encoding="utf-8")
+        with pytest.raises(ValueError, match="."):
+            read_object(tmp_path / "x.json")

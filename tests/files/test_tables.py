@@ -110,3 +110,59 @@ def test_tables_that_people_write_need_no_last_line_end(tmp_path):
 def test_columns_of_what_is_no_table_are_none(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe")
     assert read_columns(tmp_path / "a.csv") == read_columns(tmp_path / "b.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("case;dice\na;0,5\n", "no column case: its cells are separated by semicolons, commas were expected"),
+        ("case;dice;a,b\na;1;2,5\n", "no column case: its cells are separated by semicolons"),
+        ("case\tdice\na\t1\n", "no column case: its cells are separated by tabs, commas were expected"),
+        ("case|dice\na|1\n", "no column case: its cells are separated by bars"),
+        ("Case,Dice\na,1\n", "no column case, but 'Case'"),
+        ("case, dice\na, 1\n", "no column dice, but ' dice'"),
+        ("case,dice,case\na,1,b\n", "two columns case"),
+        ("case,dice\na,1\nb\0,1\n", "line 3 holds a NUL character"),
+        ("case\0,dice\na,1\n", "line 1 holds a NUL character"),
+    ],
+)
+def test_a_table_that_another_program_saved_is_told_by_what_differs(text, what, tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text(text, newline="")
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_table_in_another_encoding_is_one_line(encoding, tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("case,dice\na,1\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"expected scores, found others \(.*(utf-8|UTF-8)"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file,patient,mm\na.png,P 1,5\n",
+        "File,PATIENT,Mm\na.png,P 1,5\n",
+        "file, patient , mm\na.png, P 1 , 5\n",
+        'file, "patient", mm\n"a.png", "P 1", 5\n',
+        "\ufeffFile , patient,mm\r\na.png ,P 1,5",
+        "file,patient,mm,,\na.png,P 1,5,,\n",
+    ],
+)
+def test_spaces_and_capital_letters_of_tables_that_people_write_do_not_matter(text, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(text, newline="", encoding="utf-8")
+    [row] = read_rows(path, {"file": str}, str, "a table", "Correct it.", by_hand=True)
+    row.pop("", None)
+    assert row == {"file": "a.png", "patient": "P 1", "mm": "5"}
+
+
+def test_spaces_of_tables_that_kitsseg_writes_are_kept(tmp_path):
+    write_rows(tmp_path / "a.csv", [{"case": " a ", "dice": 1.0}])
+    assert read(tmp_path / "a.csv") == [{"case": " a ", "dice": 1.0}]

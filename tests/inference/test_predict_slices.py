@@ -254,3 +254,19 @@ def test_real_slices_are_labeled_and_scored(sliced, real_data, tmp_path):
     assert read(written).shape == (512, 512)
     found = evaluate_slices(folder / "labels" / image.name, folder, tmp_path / "scores.csv", layout=layout)
     assert found.summary.patient_means["slice_composite"].mean == 1
+
+
+def test_a_black_image_is_warned_of_and_an_animation_is_refused(sliced, tmp_path):
+    folder, run = sliced
+    shutil.copytree(folder, tmp_path / "slices")
+    images = tmp_path / "slices" / "images"
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save(images / "p2_0.png")
+    first = Image.open(images / "p3_1.png")
+    first.load()
+    first.save(images / "p3_1.png", save_all=True, append_images=[first.rotate(90)])
+    outcome = predict_cohort(run, [tmp_path / "slices"], tmp_path / "out")
+    assert list(outcome.failed) == ["p3_1.png"]
+    assert "images/p3_1.png: expected one image, found 2 in one file" in outcome.failed["p3_1.png"]
+    [warning] = outcome.warnings
+    assert warning.startswith(f"{images / 'p2_0.png'}: ")
+    assert "found the same value in every pixel of p2_0.png" in warning

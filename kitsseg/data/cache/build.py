@@ -34,7 +34,7 @@ from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.slice_checks import check_slices
 from kitsseg.data.cache.sources import size_of, source_of, unchanged
-from kitsseg.data.formats.doubts import doubts_about
+from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.formats.slices import SliceImage, read_masks, read_slices
 from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_slices
@@ -199,8 +199,7 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
     image = read_slices(case.slices) if case.slices else read_image(case.scan)
     check_pair(image, labels)
     spec = spec_of_slices(spec) if case.slices else spec
-    # single slices say what their numbers are, and need not show a whole patient
-    doubts = () if case.slices else tuple(str(doubt) for doubt in doubts_about(image, spec.clip_hu))
+    found = doubts_about_slices(case.slices, image) if case.slices else doubts_about(image, spec.clip_hu)
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
     geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
     in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
@@ -234,7 +233,7 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
         tumor_area=area[2].tolist(),
         hu_counts=StoredCounts(first=hu.first, counts=hu.counts.tolist()),
         phantom=is_phantom(image.grid.header),
-        doubts=doubts,
+        doubts=tuple(map(str, found)),
         channels=spec.channels,
         slices=tuple(item.name for item in case.slices),
     )

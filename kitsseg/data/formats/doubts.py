@@ -1,18 +1,21 @@
 """Scans that can be read but are doubtful: their numbers are hardly Hounsfield units, or their extent is no patient's.
 
-``doubts_about`` looks at the voxels, and adds what the headers of a DICOM series leave doubtful
-(``kitsseg.data.formats.dicom_doubts``); verify lists its findings, preprocess and predict warn. In HU air is -1000,
-fat -100, water 0, soft tissue 20 to 80, and little bone lies above 800: each of these leaves a mark in the histogram
-of a scan. Most ways to lose HU move or remove a mark. A CT of the trunk without any of these marks is not in HU; a CT
-with all of them may still not be in HU.
+``doubts_about`` looks at the voxels of a scan, and adds what the headers of a DICOM series leave doubtful
+(``kitsseg.data.formats.dicom_doubts``); ``doubts_about_slices`` looks at single slices. verify lists the findings,
+preprocess and predict warn. In HU air is -1000, fat -100, water 0, soft tissue 20 to 80, and little bone lies above
+800: each of these leaves a mark in the histogram of a scan. Most ways to lose HU move or remove a mark. A CT of the
+trunk without any of these marks is not in HU; a CT with all of them may still not be in HU.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from kitsseg.data.formats.grid import Doubt, Grid, Volume
+from kitsseg.data.formats.slices import SliceImage
 
-__all__ = ["doubts_about"]
+__all__ = ["doubts_about", "doubts_about_slices"]
 
 _SAMPLED = (
     1 << 23
@@ -41,6 +44,30 @@ def doubts_about(volume: Volume, clip_hu: tuple[float, float] | None = None) -> 
     """
     doubts = (_about_hu(volume.array, clip_hu), _about_extent(volume.grid), *volume.doubts)
     return [doubt for doubt in doubts if doubt]
+
+
+def doubts_about_slices(items: Sequence[SliceImage], volume: Volume) -> list[Doubt]:
+    """What is doubtful about single slices: an image of one value, which is no picture of anything.
+
+    The user states the HU of single slices, and they need not show a whole patient, so nothing else is doubted.
+
+    Args:
+        items: the images of one patient.
+        volume: the stack of them, as ``read_slices`` returns it.
+    """
+    flat = [item.image.name for item, plane in zip(items, volume.array, strict=True) if not np.ptp(plane)]
+    if not flat:
+        return []
+    them = "it" if len(flat) == 1 else "them"
+    more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
+    return [
+        Doubt(
+            "pixels of the images",
+            f"the same value in every pixel of {flat[0]}{more}",
+            "slices of a CT",
+            f"Export {them} again, or remove {them} from images, masks and table, unless air alone is meant",
+        )
+    ]
 
 
 def _about_hu(array: npt.NDArray[np.int16], clip_hu: tuple[float, float] | None) -> Doubt | None:

@@ -3,6 +3,8 @@
 ``grid_of`` checks every grid, of NIfTI and DICOM alike: the axes must be at right angles, all parts of the header must
 give the same voxel size, and this must be the voxel size of a human being's scan. This package describes a grid by its
 spacing alone, so volumes in ml, distances in mm and resampled pictures would be wrong for any other grid.
+
+``check_pixels`` holds the pixels of single slices, which a table states, to the same limits.
 """
 
 import math
@@ -20,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from kitsseg.errors import InputError
 
-__all__ = ["KITS_AXES", "Doubt", "Grid", "Volume", "grid_of"]
+__all__ = ["KITS_AXES", "Doubt", "Grid", "Volume", "check_pixels", "grid_of"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Each = TypeVar("Each")
@@ -31,7 +33,7 @@ SIZE_TOLERANCE = 0.01  # of a voxel size that the header gives twice; more is no
 # limits leave a factor of two and the coarsest phantoms; a header in meters, centimeters or micrometers lies outside.
 SPACING_MM = (0.1, 30.0)
 EXTENT_MM = 3000.0
-FORMS_APART_DEGREES = 45.0  # a registration turns a patient by less; more is another way to lie
+__all__ = ["KITS_AXES", "Doubt", "Grid", "Volume", "check_pixels", "grid_of"]
 _UNITS = {1: "meters", 3: "micrometers"}  # of NIfTI's xyzt_units; 0 is unknown, 2 millimeters
 _MM = {"meters": 1000.0, "centimeters": 10.0, "micrometers": 0.001}
 
@@ -130,6 +132,37 @@ def grid_of(header: nib.Nifti1Header, path: str | os.PathLike[str]) -> Grid:
             f"(shape {tuple(shape)}). Export the whole scan."
         )
     return Grid(_three(kits_shape), _three(spacing), _three(axes), _three(flipped), header)
+
+
+def check_pixels(
+    spacing_mm: tuple[float, float], where: object, pixels: tuple[int, int] | None = None
+) -> None:
+    """Refuse pixels that no axial slice of a human being's CT has in mm.
+
+    Args:
+        spacing_mm: of rows and columns, as somebody stated it.
+        where: it was stated, for the message.
+        pixels: (rows, columns) of the image; None while they are unknown.
+
+    Raises: InputError.
+    """
+    lengths, shape = np.asarray(spacing_mm, np.float64), pixels or (1, 1)
+    low, high = SPACING_MM
+    if not _is_human(lengths, shape):
+        likely = [name for name, mm in _MM.items() if _is_human(lengths * mm, shape)]
+        advice = (
+            f"These look like {likely[0]}: multiply them by {_MM[likely[0]]:g}" if likely else "Correct them"
+        )
+        size = "" if pixels is None else f" in an image of {_by(lengths * shape)} mm"
+        raise InputError(
+            f"{where}: expected pixels of {low:g} to {high:g} mm in a slice of a human being, at most {EXTENT_MM:g} mm "
+            f"long, found pixels of {_by(lengths)} mm{size}. {advice}."
+        )
+    if lengths.max() > PIXEL_RATIO * lengths.min():
+        raise InputError(
+            f"{where}: expected nearly square pixels, as every axial slice has, found pixels of {_by(lengths)} mm "
+            "(rows x columns). Correct them, or make axial slices: the networks know no others."
+        )
 
 
 def _three(values: Sequence[Each]) -> tuple[Each, Each, Each]:
@@ -240,7 +273,7 @@ def _check_human(
     )
 
 
-def _is_human(lengths: npt.NDArray[np.float64], shape: tuple[int, int, int]) -> bool:
+def _is_human(lengths: npt.NDArray[np.float64], shape: tuple[int, ...]) -> bool:
     low, high = SPACING_MM
     return bool((lengths >= low).all() and (lengths <= high).all() and (lengths * shape <= EXTENT_MM).all())
 

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from kitsseg.data.formats.grid import Grid, Volume
+from kitsseg.data.formats.grid import Grid, Volume, check_pixels
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
 
 __all__ = [
     "IMAGE_ENDINGS",
     "SliceImage",
+    "check_window",
     "mirrored_masks",
     "read_mask",
     "read_masks",
@@ -47,6 +48,7 @@ _DAMAGE = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+WINDOW_HU = (-32768.0, 65535.0)  # what scanners write; HU of one window are a small part of it
 SHOWN = 6  # values of a mask in a message
 
 
@@ -81,6 +83,23 @@ class SliceImage:
         if self.labels is None:
             raise ValueError(f"{self.name}: no mask was looked for.")
         return self.labels
+
+
+def check_window(window: tuple[float, float], where: str) -> None:
+    """Refuse a window that is empty, or that lies beyond all HU.
+
+    Args:
+        window: HU of the darkest and the brightest gray value.
+        where: it was stated, for the message.
+
+    Raises: InputError.
+    """
+    low, high = window
+    if not WINDOW_HU[0] <= low < high <= WINDOW_HU[1]:  # nor is NaN
+        raise InputError(
+            f"{where}: expected two HU from {WINDOW_HU[0]:g} to {WINDOW_HU[1]:g}, the lower one first, found {low:g} "
+            f"and {high:g}. Give the HU of the darkest and the brightest gray value."
+        )
 
 
 def read_slice(item: SliceImage) -> npt.NDArray[np.int16]:
@@ -244,6 +263,11 @@ LEAST, SHARE, FACTOR = 4, 0.75, 1.3
 def _pixels(path: Path) -> tuple[str, npt.NDArray[Any]]:
     """(Pillow's mode, values); a gray image that was saved as RGB counts as gray."""
     with _opened(path) as image:
+        if (pictures := getattr(image, "n_frames", 1)) > 1:
+            raise InputError(
+                f"{path}: expected one image, found {pictures} in one file, as of an animation. Save one slice to each "
+                "file."
+            )
         try:
             mode, values = image.mode, np.array(image)
         except _DAMAGE as error:
@@ -273,8 +297,14 @@ def _size(plane: npt.NDArray[np.int16], item: SliceImage) -> str:
 
 
 def _grid(planes: Sequence[npt.NDArray[Any]], item: SliceImage) -> Grid:
-    """The grid of a stack. The distance of its images is unknown; the 1 mm in this grid is never used."""
-    shape = (len(planes), *planes[0].shape)
+    """The grid of a stack. The distance of its images is unknown; the 1 mm in this grid is never used.
+
+    Raises: InputError for pixels that no slice of a CT has.
+    """
+    rows, columns = planes[0].shape
+    shape = (len(planes), rows, columns)
+    if item.spacing_mm is not None:
+        check_pixels(item.spacing_mm, item.image, (rows, columns))
     spacing = (1.0, *(item.spacing_mm or (1.0, 1.0)))
     header = nib.Nifti1Header()
     header.set_data_shape(shape)

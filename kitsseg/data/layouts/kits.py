@@ -7,7 +7,7 @@ Each finder (``kits_cases``, ``nnunet_cases``, ``pattern_cases``) says where the
 from dataclasses import dataclass
 from pathlib import Path
 
-from kitsseg.data.formats.slices import SliceImage
+from kitsseg.data.formats.slices import SliceImage, check_window
 from kitsseg.data.layouts.names import IMAGE_NAMES, LABEL_NAMES, folder_name
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
@@ -76,9 +76,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.cyst is not None and self.cyst not in CYST:
             raise InputError(f"cyst: expected {', '.join(CYST)}, found {self.cyst}.")
-        if self.hu_window is not None and not self.hu_window[0] < self.hu_window[1]:
-            low, high = self.hu_window
-            raise InputError(f"--hu-window: expected two HU, the lower one first, found {low:g},{high:g}.")
+        if self.hu_window is not None:
+            check_window(self.hu_window, "--hu-window")
         if self.mask_values is not None and not (
             1 < len(self.mask_values) <= 3 and len(set(self.mask_values)) == len(self.mask_values)
         ):

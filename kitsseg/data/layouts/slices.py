@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from kitsseg.data.formats.slices import IMAGE_ENDINGS, SliceImage
+from kitsseg.data.formats.grid import check_pixels
+from kitsseg.data.formats.slices import IMAGE_ENDINGS, SliceImage, check_window
 from kitsseg.data.layouts.kits import Case, Layout
 from kitsseg.errors import InputError
 from kitsseg.files.tables import read_rows
@@ -162,13 +163,11 @@ def _slice_of(
             f"for {file}. Leave the option out, or correct the table."
         )
     window = window or layout.hu_window
-    if window is not None and not window[0] < window[1]:
-        raise InputError(
-            f"{table}: expected hu_low below hu_high, found {window[0]:g} and {window[1]:g} for {file}."
-        )
+    if window is not None:
+        check_window(window, f"{table}, {file}: hu_low and hu_high")
     spacing = _pair(row, table, file, ("spacing_mm_rows", "spacing_mm_columns"), "spacing_mm")
-    if spacing is not None and min(spacing) <= 0:
-        raise InputError(f"{table}: expected a pixel spacing above 0 mm, found {spacing} for {file}.")
+    if spacing is not None:
+        check_pixels(spacing, f"{table}, {file}")
     return SliceImage(name, image, mask, patient, spacing, window, layout.mask_values or (0, 1, 2))
 
 

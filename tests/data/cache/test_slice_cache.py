@@ -234,3 +234,16 @@ def test_layout_options_reach_the_cache(folder, tmp_path, capsys):
     assert case.kidney_area.all() and case.tumor_area.all() and case.image.min() >= -1024 + 9 * 20
     first = find_cases(folder, slices=True, layout=Layout(hu_window=WINDOW, mask_values=(0, 128, 255)))[0]
     assert read_slices(first.slices).array.min() >= -100 + 2 * 20
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("flat", [("p3_0",), ("p3_0", "p3_1")])
+def test_an_image_of_one_value_is_warned_of_once_for_each_patient(folder, tmp_path, spec, value, flat):
+    for name in flat:
+        Image.fromarray(np.full((40, 48), value, np.uint8)).save(folder / "images" / f"{name}.png")
+    named = "p3_0.png and 1 more" if len(flat) > 1 else "p3_0.png"
+    for _ in range(2):  # what is cached is still doubtful
+        with pytest.warns(UserWarning, match="the same value in every pixel") as caught:
+            preprocess_cases(folder, tmp_path / "cache", spec)
+        assert len(caught) == 1
+        assert f"found the same value in every pixel of {named}. " in str(caught[0].message)

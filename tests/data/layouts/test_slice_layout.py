@@ -169,10 +169,14 @@ def test_without_a_table_the_message_says_which_columns_it_needs(folder):
             {"spacing_mm_rows": "x"},
             r"two numbers in spacing_mm_rows and spacing_mm_columns for p0_0.png, found 'x'",
         ),
-        ({"spacing_mm_rows": "0"}, r"pixel spacing above 0 mm"),
+        (
+            {"spacing_mm_rows": "0"},
+            r"p0_0.png: expected pixels of 0.1 to 30 mm .* found pixels of 0 x 0.8 mm",
+        ),
+        ({"patient": "a\0b"}, r"slices.csv: .*line 2 holds a NUL character"),
         ({"hu_high": ""}, r"two numbers in hu_low and hu_high for p0_0.png"),
         ({"hu_high": "nan"}, r"two numbers in hu_low and hu_high for p0_0.png"),
-        ({"hu_high": "-100"}, r"hu_low below hu_high, found -100 and -100"),
+        ({"hu_high": "-100"}, r"p0_0.png: hu_low and hu_high: .* found -100 and -100"),
     ],
 )
 def test_a_bad_row_is_named(folder, values, words):
@@ -269,3 +273,77 @@ def test_an_image_that_unpacks_to_a_billion_pixels_is_refused(folder, kind, rows
     read = read_slice if kind == "images" else read_mask
     with pytest.raises(InputError, match=rf"{kind}.p0_0.png: damaged, or neither PNG nor JPEG .*pixels"):
         read(items_of(folder)[0])
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "words"),
+    [
+        (0.0008, 0.0008, "found pixels of 0.0008 x 0.0008 mm. These look like meters: multiply them by 1000"),
+        (0.08, 0.08, "found pixels of 0.08 x 0.08 mm. These look like centimeters: multiply them by 10"),
+        (800, 800, "These look like micrometers: multiply them by 0.001"),
+        (5000, 5000, "found pixels of 5000 x 5000 mm. These look like micrometers"),
+        (1e9, 1e9, "found pixels of 1e+09 x 1e+09 mm. Correct them"),
+        (-0.8, 0.8, "found pixels of -0.8 x 0.8 mm. Correct them"),
+        (5, 50, "found pixels of 5 x 50 mm. Correct them"),
+        (0.8, 5, "expected nearly square pixels, as every axial slice has, found pixels of 0.8 x 5 mm"),
+        (3, 0.8, "expected nearly square pixels"),
+    ],
+)
+def test_pixels_that_no_patient_has_are_refused_as_voxels_are(folder, rows, columns, words):
+    change(folder, 2, spacing_mm_rows=rows, spacing_mm_columns=columns)
+    for need_labels in (True, False):
+        with pytest.raises(InputError) as caught:
+            find_slices(folder, Layout(), need_labels)
+        assert str(caught.value).startswith(f"{folder / 'slices.csv'}, p1_0.png: expected ")
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0.1, 0.1), (0.44, 0.44), (30, 30), (0.8, 1.2), (2.0, 1.0)])
+def test_pixels_of_a_ct_are_read(folder, rows, columns):
+    for row in range(2):
+        change(folder, row, spacing_mm_rows=rows, spacing_mm_columns=columns)
+    assert read_slices(items_of(folder)[:2]).grid.spacing_mm[1:] == (rows, columns)
+
+
+def test_an_image_longer_than_a_patient_is_named(folder):
+    for row in range(2):
+        Image.fromarray(np.zeros((40, 200), np.uint8)).save(folder / "images" / f"p0_{row}.png")
+        change(folder, row, spacing_mm_rows=20, spacing_mm_columns=20)
+    with pytest.raises(InputError, match=r"p0_0.png: .* at most 3000 mm long, .* an image of 800 x 4000 mm"):
+        read_slices(items_of(folder)[:2])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1e9, 1e9), (-40000, 240), (0, 70000), (240, -160), (0, 0), (-1e300, 1e300)]
+)
+def test_a_window_beyond_all_hu_is_refused(folder, low, high):
+    with pytest.raises(InputError, match=r"--hu-window: expected two HU from -32768 to 65535, the lower one"):
+        Layout(hu_window=(low, high))
+    change(folder, hu_low=low, hu_high=high)
+    with pytest.raises(InputError, match=r"slices.csv, p0_0.png: hu_low and hu_high: expected two HU"):
+        items_of(folder)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-32768, 65535), (-1024, 3071), (-160, 240), (0, 1)])
+def test_a_window_of_hu_is_taken(folder, low, high):
+    change(folder, hu_low=low, hu_high=high)
+    assert items_of(folder)[0].hu_window == (low, high)
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+def test_several_pictures_in_one_file_are_refused(folder, kind, form):
+    path = folder / kind / "p0_0.png"
+    first = Image.open(path)
+    first.load()
+    first.save(path, form, save_all=True, append_images=[first.rotate(90)])
+    read = read_slice if kind == "images" else read_mask
+    with pytest.raises(InputError, match=rf"{kind}.p0_0.png: expected one image, found 2 in one file"):
+        read(items_of(folder)[0])
+
+
+def test_an_animation_of_one_picture_is_an_image(folder):
+    path = folder / "images" / "p0_0.png"
+    before = read_slice(items_of(folder)[0])
+    Image.open(path).save(path, save_all=True)
+    np.testing.assert_array_equal(read_slice(items_of(folder)[0]), before)
