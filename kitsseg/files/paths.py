@@ -10,13 +10,22 @@ for a file that is written or removed, ``absolute_paths`` for one that is read.
 """
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kitsseg.errors import InputError
 
-__all__ = ["absolute_paths", "as_given", "check_utf8", "file_beside", "relative_path", "relative_paths"]
+__all__ = [
+    "absolute_paths",
+    "as_given",
+    "check_regular",
+    "check_utf8",
+    "file_beside",
+    "relative_path",
+    "relative_paths",
+]
 
 OF_A_CASE = ("prediction", "truth", "image")
 
@@ -52,6 +61,22 @@ def check_utf8(name: str, where: object, advice: str) -> None:
         raise InputError(
             f"{where}: expected a name in UTF-8, found {found!r}, which may mean {found.decode('latin-1')}. {advice}"
         ) from error
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Check that a path is no pipe, socket or device, before it is opened: opening a pipe may wait for ever.
+
+    A file, a folder, and a path where nothing is pass.
+
+    Raises: InputError.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says what is wrong
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise InputError(f"{path}: expected a file, found {kind}. Write its contents to a file first.")
 
 
 def _working_folder() -> Path:

@@ -8,6 +8,8 @@ import os
 from importlib import resources
 from pathlib import Path
 
+from kitsseg.errors import InputError, did_you_mean
+
 __all__ = ["STARTER", "STARTER_NOTE", "network_path"]
 
 STARTER = "starter"
@@ -23,8 +25,15 @@ def network_path(run: str | os.PathLike[str]) -> Path:
 
     Args:
         run: folder of a run, an exported network, or ``starter``.
+
+    Raises: InputError if nothing is there.
     """
     path = Path(run)
-    if str(run) != STARTER or path.exists():
+    if path.exists():
         return path
+    if str(run) != STARTER:
+        raise InputError(
+            f"{run}: expected the folder of a run, an exported network or {STARTER}, found nothing there. Check the "
+            f"path.{did_you_mean(str(run), [STARTER])}"
+        )
     return Path(str(resources.files("kitsseg.records") / "starter.tflite"))

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 
 import pytest
 
-from kitsseg.files.paths import absolute_paths, relative_path, relative_paths
+from kitsseg.errors import InputError
+from kitsseg.files.paths import absolute_paths, check_regular, relative_path, relative_paths
 from kitsseg.inference.cohort import predict_cases
 from kitsseg.report.report import write_report
 from kitsseg.scoring.compare import compare_scores
@@ -96,3 +99,21 @@ def test_predicting_in_a_moved_project_goes_on(project, tmp_path):
     before = (moved / "predictions" / "predictions.json").read_text()
     predict_cases(moved / "run", [moved / "data"], moved / "predictions", part="test")
     assert (moved / "predictions" / "predictions.json").read_text() == before
+
+
+def test_pipes_sockets_and_devices_are_refused_before_they_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / "pipe.nii.gz")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+    for path, kind in (
+        (tmp_path / "pipe.nii.gz", "named pipe"),
+        (tmp_path / "link.nii.gz", "named pipe"),
+        (tmp_path / "s", "socket"),
+        (os.devnull, "device"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: expected a file, found a {kind}"):
+            check_regular(path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file", tmp_path / "none", tmp_path / "file" / "x", "a\0b"):
+        check_regular(path)

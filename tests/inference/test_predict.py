@@ -20,7 +20,7 @@ from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.data.layouts.scans import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
-from kitsseg.inference.cohort import failures, predict_cases, predict_cohort
+from kitsseg.inference.cohort import Outcome, failures, predict_cases, predict_cohort
 from kitsseg.inference.engines import Network, open_network, softmax
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.scan import Member, predict_labels
@@ -527,3 +527,11 @@ def test_3d_tiles_are_mirrored_in_plane_and_overlap(spec):
     np.testing.assert_array_equal(labels[clear], mean.argmax(-1)[clear])
     assert clear.mean() > 0.99
     assert set(np.unique(labels)) == {0, 1, 2}
+
+
+def test_the_line_about_failed_scans_ends_each_reason_once(tmp_path):
+    reasons = {"a": "a: missing. Complete or remove the case.", "b": "damaged."}
+    outcome = Outcome([], 0, reasons, record=None)
+    line = failures(outcome, tmp_path)
+    assert line.startswith("2 of 2 scans failed: a: missing. Complete or remove the case; b (damaged.). ")
+    assert ".." not in line.replace(str(tmp_path), "")

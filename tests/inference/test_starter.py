@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from support.cases import make_case
 
 from kitsseg import cli
 from kitsseg.data import read_image, read_labels
+from kitsseg.errors import InputError
+from kitsseg.inference.ensemble import ensemble_of
 from kitsseg.records.starter import STARTER_NOTE, network_path
 
 
@@ -47,4 +50,28 @@ def test_a_file_or_folder_called_starter_is_taken_before_the_package(tmp_path, m
     assert network_path("starter").name == "starter.tflite"
     (tmp_path / "starter").mkdir()
     assert str(network_path("starter")) == "starter"
-    assert str(network_path("elsewhere/run")) == "elsewhere/run"
+    (tmp_path / "elsewhere").mkdir()
+    assert str(network_path("elsewhere")) == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("startr", " Did you mean starter?"),
+        ("Starter", " Did you mean starter?"),
+        ("starter.tflite", " Did you mean starter?"),
+        ("elsewhere/run", ""),
+        ("net.onnx", ""),
+    ],
+)
+def test_a_network_that_is_not_there_is_told_before_the_scans_are_searched(
+    name, hint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", name, "scan.nii.gz", "--out", "out"]) == 1
+    assert capsys.readouterr().err == (
+        f"kitsseg: {name}: expected the folder of a run, an exported network or starter, found nothing there. Check "
+        f"the path.{hint}\n"
+    )
+    with pytest.raises(InputError, match="found nothing there"):
+        ensemble_of([name])

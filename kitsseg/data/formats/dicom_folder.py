@@ -270,6 +270,8 @@ def _is_beside_a_series(path: Path) -> bool:
 def _what(path: Path) -> str:
     if not path.exists():
         return "a link to nothing"
+    if not path.is_file():  # reading a pipe would wait for ever
+        return "no file"
     with path.open("rb") as file:
         start = file.read(8)
     packed = next((name for mark, name in _PACKED.items() if start.startswith(mark)), None)

@@ -137,6 +137,10 @@ def _whole_numbers(
     """
     slope = abs(header.get_slope_inter()[0]) if _is_scaled(header) else 0.0
     tolerance = min(max(0.51 * slope, FLOAT_LABEL_TOLERANCE), SCALED_LABEL_TOLERANCE)
+    if not np.isfinite(numbers).all():
+        raise InputError(
+            f"{path}: labels must be integers; found NaN or infinity. Is this an image instead of a label map?"
+        )
     rounded: npt.NDArray[np.floating[Any]] = np.rint(numbers)
     if not (np.abs(numbers - rounded) <= tolerance).all():
         scale = f" (scl_slope is {slope:g})" if slope else ""

@@ -17,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from kitsseg.errors import InputError
+from kitsseg.files.paths import check_regular
 
 __all__ = ["DAMAGE", "damage_named", "open_stream", "read_exactly", "read_header", "read_to_end"]
 
@@ -46,6 +47,15 @@ MOST_EXTENSION_BYTES = 64 << 20  # between header and data; extensions take some
 MOST_LEFT = 1 << 20  # bytes behind the numbers beside as many as these take
 MOST_INFLATED = 1032  # bytes that one byte of a deflated stream can stand for
 _OTHER_FORMATS = (".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".npy", ".npz")
+_PACKED = {
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip in gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+    b"(\xb5/\xfd": "zstd",
+}  # how archives, and files that are packed by another program than gzip, begin
 
 
 @contextmanager
@@ -57,6 +67,7 @@ def damage_named(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: expected a NIfTI file (.nii or .nii.gz), found another format. Convert it to .nii.gz first."
         )
+    check_regular(path)
     try:
         yield
     except DAMAGE as error:
@@ -97,12 +108,8 @@ def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
         kind, size = nib.Nifti1Header, 348
     elif 540 in sizes:
         kind, size = nib.Nifti2Header, 540
-    elif (start + stream.read(128))[128:] == b"DICM":
-        raise InputError(
-            f"{path}: expected a NIfTI file, found one DICOM file. Give the folder of the whole series."
-        )
     else:
-        raise HeaderDataError("no NIfTI header")
+        raise _other_format(start + stream.read(258), path)
     block = start + stream.read(size - 4)
     if len(block) < size:
         raise EOFError("the file ends inside the header")
@@ -130,6 +137,19 @@ def read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
     _check_length(path, header, offset)
     _skip(stream, offset - size)
     return header
+
+
+def _other_format(start: bytes, path: Path) -> InputError | HeaderDataError:
+    """What is raised for a file that begins in another way than NIfTI files do."""
+    if start[128:132] == b"DICM":
+        return InputError(
+            f"{path}: expected a NIfTI file, found one DICOM file. Give the folder of the whole series."
+        )
+    packed = "tar" if start[257:262] == b"ustar" else None
+    packed = packed or next((name for mark, name in _PACKED.items() if start.startswith(mark)), None)
+    if packed:
+        return InputError(f"{path}: expected a NIfTI file, found an archive ({packed}). Unpack it first.")
+    return HeaderDataError("no NIfTI header")
 
 
 def _check_length(path: Path, header: nib.Nifti1Header, offset: int) -> None:

@@ -6,11 +6,12 @@ patterns prediction finds scans with ``kitsseg.data.layouts.scans``. The name of
 """
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.data.formats.dicom_folder import is_series
-from kitsseg.data.layouts.kits import Case, Layout, kits_cases
+from kitsseg.data.layouts.kits import Case, Layout, empty_case_folders, kits_cases
 from kitsseg.data.layouts.names import (
     check_name,
     folder_name,
@@ -21,6 +22,7 @@ from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.patterns import pattern_cases
 from kitsseg.data.layouts.slices import SLICES, has_images, has_slices, slice_cases
 from kitsseg.errors import InputError
+from kitsseg.files.paths import check_regular
 
 __all__ = ["Case", "Layout", "checked_case", "find_cases"]
 
@@ -83,6 +85,12 @@ def _detected(
     folder: Path, layout: Layout, need_labels: bool, need_image: bool, options: tuple[str, ...]
 ) -> list[Case]:
     cases, nnunet = kits_cases(folder, layout, options), nnunet_root(folder)
+    if empty := empty_case_folders(folder, cases):
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        warnings.warn(
+            f"{empty[0]}{more}: no files in the folder of a case; it is left out. Complete or remove the folder.",
+            stacklevel=2,
+        )
     patterns = " ".join(f"{option} PATTERN" for option in options)
     if cases and nnunet:
         raise InputError(
@@ -200,9 +208,11 @@ def checked_case(case: Case, need_labels: bool, need_image: bool) -> Case:
         case: Case.
         need_labels, need_image: whether a missing file is an error.
 
-    Raises: InputError for a missing file, or a link that leads nowhere.
+    Raises: InputError for a missing file, a pipe, or a link that leads nowhere.
     """
     for needed, path in ((need_image, case.image), (need_labels, case.labels)):
+        if path is not None:
+            check_regular(path)
         if needed and path is not None and not path.exists():
             if path.is_symlink():
                 raise InputError(

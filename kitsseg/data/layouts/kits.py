@@ -4,6 +4,9 @@ Each finder (``kits_cases``, ``nnunet_cases``, ``pattern_cases``) says where the
 ``kitsseg.data.layouts.find.find_cases`` chooses the finder and checks that the files exist.
 """
 
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from kitsseg.data.layouts.names import IMAGE_NAMES, LABEL_NAMES, folder_name
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given
 
-__all__ = ["CYST", "Case", "Layout", "kits_cases"]
+__all__ = ["CYST", "Case", "Layout", "empty_case_folders", "holds_no_files", "kits_cases"]
 
 CYST = {"background": 0, "kidney": 1, "tumor": 2}
 
@@ -118,6 +121,39 @@ def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> l
         )
         for sub, files in folders.items()
     ]
+
+
+def empty_case_folders(folder: Path, cases: Iterable[Case]) -> list[Path]:
+    """The folders beside case folders that are named as one, such as ``case_00004``, and hold no file.
+
+    Another folder of a tree may be empty for good reasons; these are cases whose copy has failed.
+
+    Args:
+        folder: the folder of case folders.
+        cases: that ``kits_cases`` found in it.
+    """
+    found = {case.scan.parent.name for case in cases if case.scan.parent.parent == folder}
+    alike = {shape for shape in map(_without_digits, found) if "#" in shape}
+    if not alike:
+        return []
+    below = sorted(sub for sub in folder.iterdir() if not sub.name.startswith(".") and sub.is_dir())
+    return [
+        sub
+        for sub in below
+        if sub.name not in found and _without_digits(sub.name) in alike and holds_no_files(sub)
+    ]
+
+
+def holds_no_files(folder: Path) -> bool:
+    """Whether neither a folder nor any folder in it holds a file, hidden files left aside."""
+    return not any(
+        name for _, _, names in os.walk(folder, followlinks=False) for name in names if name[0] != "."
+    )
+
+
+def _without_digits(name: str) -> str:
+    """What names of cases have in common: ``case_00004`` -> ``case_#``."""
+    return re.sub(r"\d+", "#", name.lower())
 
 
 def _files_of(folder: Path) -> dict[str, list[Path]]:

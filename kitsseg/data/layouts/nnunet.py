@@ -1,6 +1,8 @@
 """nnU-Net raw datasets: their cases, and the classes that the labels of ``dataset.json`` become."""
 
 import os
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def nnunet_cases(
 
     Raises: InputError for other channels than one CT, labels other than kidney, tumor and cyst, or a name in both
         parts.
+    Warns: UserWarning for files of other channels, and where ``numTraining`` tells of another number of cases.
     """
     record = folder / "dataset.json"
     dataset = _read_json(record, options)
@@ -73,7 +76,32 @@ def nnunet_cases(
                     f"found {name} in both folders. Give only one of the two folders."
                 )
             cases[name] = Case(name, images / f"{name}_0000{ending}", labels / f"{name}{ending}", values)
+        _warn_of_channels(images, ending)
+        if part == "Tr" and names:
+            _warn_of_number(record, dataset.get("numTraining"), names)
     return list(cases.values())
+
+
+def _warn_of_channels(images: Path, ending: str) -> None:
+    """Warn of images that belong to no case, because their names do not end as those of the one channel do."""
+    others = sorted(name for name in _names(images, ending) if not name.endswith(f"_0000{ending}"))
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.warn(
+            f"{images}: expected names such as NAME_0000{ending}, as dataset.json tells of one channel, found "
+            f"{others[0]}{more}, left out. Remove or rename what is left out.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_number(record: Path, stated: object, names: Collection[str]) -> None:
+    """Warn where dataset.json tells of another number of training cases than the folders hold."""
+    if isinstance(stated, int) and stated != len(names):
+        warnings.warn(
+            f"{record}: expected as many training cases as numTraining says, {stated}, found {len(names)}. Complete "
+            "the dataset, or correct numTraining.",
+            stacklevel=3,
+        )
 
 
 def _names(folder: Path, ending: str) -> list[str]:

@@ -26,7 +26,7 @@ from kitsseg.data.formats.dicom_folder import DicomSeries, series_of
 from kitsseg.data.formats.grid import Grid
 from kitsseg.data.formats.nifti import read_grid
 from kitsseg.data.layouts.find import Case, Layout, checked_case, find_cases
-from kitsseg.data.layouts.kits import kits_cases
+from kitsseg.data.layouts.kits import empty_case_folders, holds_no_files, kits_cases
 from kitsseg.data.layouts.names import (
     check_name,
     folder_name,
@@ -40,11 +40,23 @@ from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError
 from kitsseg.files.archives import unpack
-from kitsseg.files.paths import as_given
+from kitsseg.files.paths import as_given, check_regular
 
 __all__ = ["Found", "Scan", "find_scans", "scan_grid"]
 
 _LABEL_WORDS = {"seg", "segmentation", "mask", "masks", "label", "labels", "annotation", "prediction", "gt"}
+_OTHER_ARCHIVES = (
+    ".tar",
+    ".tgz",
+    ".tbz2",
+    ".txz",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.zst",
+    ".7z",
+    ".rar",
+)
 _LONGEST_NAME = 60
 _NO_CT = "no CT"
 _MANY = 3  # single images in a folder: rather a series whose slices lost what they share than so many series
@@ -121,6 +133,7 @@ def find_scans(
     all_found = Found()
     files: dict[str, str] = {}
     for item in map(Path, inputs):
+        check_regular(item)
         if item.is_dir():
             found = _in_folder(item, layout, unpacked)
         elif not item.exists():
@@ -225,7 +238,7 @@ class _Search:
         self._add_series()
         for path in self.archives:
             if self.unpacked is None:
-                self.result.left_out.append((self._shown(path), "an archive in an archive"))
+                self._leave_out(path, "an archive in an archive")
             else:
                 _into_archive(path, self.layout, self.unpacked, self.result)
         for ending, count in sorted(self.others.items()):
@@ -236,6 +249,9 @@ class _Search:
 
     def _shown(self, path: Path) -> str:
         return str(path if self.archive is None else self.archive / path.relative_to(self.folder))
+
+    def _leave_out(self, path: Path, why: str) -> None:
+        self.result.left_out.append((self._shown(path), why))
 
     def _wrong(self, path: Path, error: InputError) -> None:
         text = str(error).replace(str(self.folder), self._shown(self.folder))
@@ -265,6 +281,8 @@ class _Search:
             if path in done:
                 continue
             if path.is_dir():
+                if is_nifti(path) and holds_no_files(path):
+                    self._leave_out(path, "a folder without files where a scan's name promises a file")
                 self._look(path, above)
             else:
                 try:
@@ -284,6 +302,9 @@ class _Search:
             self._of_case(case, "KiTS case")
             # all of a case's folder is the case's
             done |= {case.scan.parent, *(case.scan.parent.iterdir() if case.scan.parent == here else ())}
+        for path in empty_case_folders(here, cases):
+            self._leave_out(path, "no files in the folder of a case. Complete or remove the folder")
+            done.add(path)
         if self.folder in (here, *here.parents) and (dataset := nnunet_root(here)):
             root, parts = dataset
             if root == here or here == self.folder:
@@ -314,14 +335,18 @@ class _Search:
             self.result.wrong.append(
                 (self._shown(path), "a link to nothing. Fetch the file, or remove the link")
             )
+        elif not path.is_file():
+            self._leave_out(path, "no file but a pipe, a socket or a device")
         elif is_nifti(path):
             if _LABEL_WORDS & set(re.split(r"[^a-z]+", stem_of(path.name).lower())):
                 why = "named as a label map; give the file itself to take it"
-                self.result.left_out.append((self._shown(path), why))
+                self._leave_out(path, why)
             else:
                 self.nifti.append(path)
         elif _is_archive(path):
             self.archives.append(path)
+        elif path.name.lower().endswith(_OTHER_ARCHIVES):
+            self._leave_out(path, "an archive, of which only .zip is unpacked. Unpack it first")
         elif is_dicom(path):
             self.dicom.append(path)
         else:

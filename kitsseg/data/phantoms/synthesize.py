@@ -37,6 +37,7 @@ __all__ = ["draw_labels", "render_cases", "synthesize_cases"]
 
 TUMOR_ML = (1.0, 700.0)  # KiTS19: 0.8 to 1464, but its largest do not fit a volume around the kidneys
 SMALLEST = (8, 32, 32)
+LARGEST = 1500  # of each: voxels of finer scans would be smaller than any that grid.py takes
 
 
 def synthesize_cases(
@@ -63,9 +64,10 @@ def synthesize_cases(
     _check_seed(seed)
     if n_cases < 1:
         raise InputError(f"expected at least one case, got {n_cases}.")
-    if len(size) != 3 or any(n < least for n, least in zip(size, SMALLEST)):
+    if len(size) != 3 or any(not least <= n <= LARGEST for n, least in zip(size, SMALLEST)):
+        least, found = (",".join(map(str, sizes)) for sizes in (SMALLEST, size))
         raise InputError(
-            f"expected a size of slices, rows and columns of at least {SMALLEST}, got {tuple(size)}."
+            f"--size {found}: expected slices, rows and columns of at least {least}, and at most {LARGEST} of each."
         )
     folders = [Path(out) / f"case_{number:05d}" for number in range(n_cases)]
     made_from = [_digest(seed, number, *size) for number in range(n_cases)]

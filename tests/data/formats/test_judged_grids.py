@@ -274,11 +274,14 @@ def test_labels_with_an_intercept_or_as_float_are_rounded_and_fractions_are_not(
         ((labels * 100).astype(np.uint8), (1 / 255, 0)),  # probabilities
         ((labels * 1.0 + 0.3 * (labels == 1)).astype(np.float32), (1, 0)),
         (labels.astype(np.uint8), (0.5, 0)),
-        (labels.astype(np.float32) * np.float32(np.nan), (1, 0)),
     ):
         assert "found fractions" in error_of(
             write_nifti(tmp_path / "c.nii", stored, grid, scaling=scaling), read_labels
         )
+    for number in (np.nan, np.inf, -np.inf):
+        stored = np.where(labels == 1, np.float32(number), labels).astype(np.float32)
+        path = write_nifti(tmp_path / "c.nii", stored, grid)
+        assert "labels must be integers; found NaN or infinity" in error_of(path, read_labels)
 
 
 # the commands

@@ -1,7 +1,10 @@
 """Scans in whatever they come: flat folders, trees of DICOM, archives, nnU-Net data sets, and a mixture of all."""
 
 import json
+import os
+import shutil
 import stat
+import tarfile
 import zipfile
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from support.dicom_files import noise, write_series
 
 from kitsseg.data.formats.nifti import read_image, write_image
+from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.scans import find_scans, scan_grid
 from kitsseg.errors import InputError
 
@@ -206,3 +210,138 @@ def test_a_folder_of_nothing_says_what_lies_there(tmp_path):
     series(tmp_path / "mr", "1.1", modality="MR")
     with pytest.raises(InputError, match="no CT but MR"):
         find_scans([tmp_path / "mr"])
+
+
+def kits(folder, *names):
+    for name in names:
+        scan(folder / name / "imaging.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("others", "empty"),
+    [
+        (("case_00001", "case_00002"), "case_00005"),
+        (("case_00001",), "CASE_7"),
+        (("patient 1", "patient 2"), "patient 13"),
+        (("1", "2"), "3"),
+        (("a1b2",), "a10b20"),
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "imaging.nii.gz", "a/b"])
+def test_a_case_folder_without_files_is_left_out_with_the_reason(tmp_path, others, empty, inside):
+    kits(tmp_path, *others)
+    (tmp_path / empty / inside).mkdir(parents=True)
+    (tmp_path / empty / ".DS_Store").touch()
+    found = find_scans([tmp_path])
+    assert sorted(found.scans) == sorted(others)
+    assert found.left_out == [
+        (
+            str(tmp_path / empty),
+            "no files in the folder of a case. Complete or remove the folder",
+        )
+    ]
+    with pytest.warns(UserWarning, match=f"{empty}: no files in the folder of a case; it is left out"):
+        assert len(find_cases(tmp_path, need_labels=False)) == len(others)
+
+
+def test_other_empty_folders_are_no_fault(tmp_path):
+    kits(tmp_path / "kits", "case_00001", "anna")
+    for name in ("logs", "bert", "results_1", "case", ".case_00009"):
+        (tmp_path / "kits" / name / "deep").mkdir(parents=True)
+    series(tmp_path / "hospital" / "2021" / "CT1", "1.1")
+    (tmp_path / "hospital" / "2021" / "CT2").mkdir()
+    (tmp_path / "hospital" / "2022").mkdir()
+    found = find_scans([tmp_path])
+    assert len(found.scans) == 3
+    assert found.left_out == found.wrong == []
+    assert len(find_cases(tmp_path / "kits", need_labels=False)) == 2
+
+
+def test_an_empty_folder_with_the_name_of_a_scan_is_left_out_with_the_reason(tmp_path):
+    scan(tmp_path / "a.nii.gz")
+    for name in ("b.nii.gz", "c.NII", "deep/d.nii"):
+        (tmp_path / name).mkdir(parents=True)
+    found = find_scans([tmp_path])
+    assert list(found.scans) == ["a"]
+    assert [what for what, _ in found.left_out] == [
+        str(tmp_path / name) for name in ("b.nii.gz", "c.NII", "deep/d.nii")
+    ]
+    assert {why for _, why in found.left_out} == {
+        "a folder without files where a scan's name promises a file"
+    }
+
+
+@pytest.mark.parametrize("name", ["b.nii.gz", "b.nii", "b.zip", "b.dcm", "b", "case_00002/imaging.nii.gz"])
+def test_a_pipe_is_one_line_alone_and_left_out_in_a_folder(tmp_path, name):
+    kits(tmp_path, "case_00001")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    found = find_scans([tmp_path], None, temporary(tmp_path / "new"))
+    assert list(found.scans) == ["case_00001"]
+    assert found.left_out == [(str(tmp_path / name), "no file but a pipe, a socket or a device")]
+    with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a file, found a named pipe"):
+        find_scans([tmp_path / name], None, temporary(tmp_path / "new"))
+    with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a file, found a named pipe"):
+        read_image(tmp_path / name)
+    if name == "b.nii.gz":
+        with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a file, found a named pipe"):
+            find_cases(tmp_path, need_labels=False, layout=Layout(images="b*.nii.gz"))
+
+
+def test_a_pipe_beside_the_slices_of_a_series_is_named(tmp_path):
+    folder = series(tmp_path / "deep" / "x", "1.1", prefix="a")
+    series(folder, "1.2", prefix="b")
+    os.mkfifo(folder / "IM9999.dcm")
+    for item in find_scans([tmp_path]).scans.values():
+        with pytest.raises(InputError, match=r"IM9999.dcm \(no file\)"):
+            read_image(item.path, item.series)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.bz2", "x.tar.xz", "x.nii.gz", "x"])
+def test_an_archive_other_than_zip_is_to_be_unpacked_first(tmp_path, name):
+    mode = next((f"w:{kind}" for kind in ("bz2", "xz") if name.endswith(kind)), "w:gz")
+    with tarfile.open(tmp_path / name, "w" if name == "x.tar" else mode) as archive:
+        archive.add(scan(tmp_path / "new" / "a.nii.gz"), "a/a.nii.gz")
+    [item] = find_scans([tmp_path / name]).scans.values()
+    for read in (scan_grid, lambda item: read_image(item.path)):
+        with pytest.raises(
+            InputError, match=rf"^{tmp_path / name}: .*found an archive \(.*\). Unpack it first"
+        ):
+            read(item)
+    if name not in ("x", "x.nii.gz"):
+        [(what, why)] = find_scans([tmp_path]).left_out
+        assert what == str(tmp_path / name)
+        assert "Unpack it first" in why
+
+
+def test_a_zip_named_as_a_scan_is_to_be_unpacked_first(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.nii.gz", "w") as archive:
+        archive.writestr("a", "x")
+    with pytest.raises(InputError, match=r"x.nii.gz: .*found an archive \(zip\). Unpack it first"):
+        read_image(tmp_path / "x.nii.gz")
+
+
+def test_files_of_other_channels_and_another_number_of_cases_are_warned_of(tmp_path):
+    root = tmp_path / "Dataset001_X"
+    scan(root / "imagesTr" / "case_1_0000.nii.gz")
+    scan(root / "labelsTr" / "case_1.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(DATASET | {"file_ending": ".nii.gz"}), "utf-8-sig")
+    assert list(find_scans([root]).scans) == ["case_1"]  # nothing to say, and a byte order mark is none
+    for stray in ("case_1_0001.nii.gz", "case_1_0002.nii.gz"):
+        shutil.copy(root / "imagesTr" / "case_1_0000.nii.gz", root / "imagesTr" / stray)
+    with pytest.warns(
+        UserWarning, match=r"imagesTr: .*NAME_0000.nii.gz.* found case_1_0001.nii.gz and 1 more"
+    ):
+        assert [case.name for case in find_cases(root)] == ["case_1"]
+    for stray in ("case_1_0001.nii.gz", "case_1_0002.nii.gz"):
+        (root / "imagesTr" / stray).unlink()
+    scan(root / "imagesTr" / "case_1.nii.gz")
+    with pytest.warns(UserWarning, match=r"imagesTr: .* found case_1.nii.gz, left out"):
+        assert list(find_scans([root]).scans) == ["case_1"]
+    (root / "imagesTr" / "case_1.nii.gz").unlink()
+    for stated in (0, 5):
+        record = DATASET | {"file_ending": ".nii.gz", "numTraining": stated}
+        (root / "dataset.json").write_text(json.dumps(record))
+        with pytest.warns(UserWarning, match=rf"dataset.json: .*numTraining says, {stated}, found 1\. "):
+            assert [case.name for case in find_cases(root)] == ["case_1"]

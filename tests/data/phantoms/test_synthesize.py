@@ -171,8 +171,6 @@ def test_a_case_that_this_call_would_not_make_is_refused(change, tmp_path):
     [
         ({"seed": -1}, "seed of 0 or more, got -1"),
         ({"n_cases": 0}, "at least one case, got 0"),
-        ({"size": (40, 16, 128)}, r"at least \(8, 32, 32\), got \(40, 16, 128\)"),
-        ({"size": (64, 64)}, r"slices, rows and columns .* got \(64, 64\)"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
@@ -234,3 +232,13 @@ def test_render_a_real_label_map(tmp_path, real_data):
     assert 15 < hu[mask == 2].mean() < 160
     rows = np.nonzero(mask)[1]
     assert hu[:, int(rows.mean()) - 200, 256].max() < -900  # air before the patient
+
+
+@pytest.mark.parametrize(
+    "size", [(0, 0, 0), (7, 32, 32), (8, 32, 31), (99999999, 999999, 99999), (8, 32, 1501), (8, 32)]
+)
+def test_a_size_that_no_scan_has_is_refused_before_anything_is_written(tmp_path, size):
+    named = ",".join(map(str, size))
+    with pytest.raises(InputError, match=rf"^--size {named}: expected .* at least 8,32,32, and at most 1500"):
+        synthesize_cases(tmp_path / "out", n_cases=1, size=size)
+    assert not (tmp_path / "out").exists()
