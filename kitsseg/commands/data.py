@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -304,7 +305,9 @@ def preprocess(
             f"{data}: expected scans for {recipe.name}, a 3D network; found single slices (slices.csv). "
             "Use a 2D recipe."
         )
-    plan = plan_cache(data, cache, recipe.preprocess, layout=layout, compress=compress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # preprocess_cases makes the same plan, and warns
+        plan = plan_cache(data, cache, recipe.preprocess, layout=layout, compress=compress)
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")
     with progress_bar() as progress:

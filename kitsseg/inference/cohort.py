@@ -358,8 +358,8 @@ def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
         return next(iter(outcome.failed.values()))
     first = list(outcome.failed.items())[:NAMED]
     named = "; ".join(
-        (reason if reason.startswith(name) else f"{name} ({reason})").removesuffix(".")
-        for name, reason in first
+        reason if reason.startswith(name) else f"{name} ({reason})"
+        for name, reason in ((name, reason.removesuffix(".")) for name, reason in first)
     )
     more = f"; and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
     others = ", the others are done" if outcome.written else ""

@@ -15,14 +15,11 @@ __all__ = ["warnings_as_lines"]
 def warnings_as_lines(say: Callable[[str], object] | None = None) -> Iterator[None]:
     """In this block each warning that kitsseg gives is printed at once, as one line without the place in the code.
 
-    A folder may be searched several times in one block; what was told of it is not told again.
-
     Args:
         say: called with each line, to print it in another way than ``kitsseg.runtime.console.warning``.
     """
     package = Path(__file__).parents[1]
     others = warnings.showwarning
-    told: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -34,11 +31,7 @@ def warnings_as_lines(say: Callable[[str], object] | None = None) -> Iterator[No
     ) -> None:
         if category is not UserWarning or not Path(filename).is_relative_to(package):
             others(message, category, filename, lineno, file, line)
-            return
-        if str(message) in told:
-            return
-        told.add(str(message))
-        if say is None:
+        elif say is None:
             from kitsseg.runtime.console import (
                 warning,  # rich is slow to import, and most commands warn of nothing
             )

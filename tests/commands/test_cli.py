@@ -307,7 +307,7 @@ def test_wrong_arguments(arguments, pattern, complaint, tmp_path, monkeypatch):
 
 def test_a_size_too_small_for_a_patient(complaint, tmp_path):
     message = complaint("synthesize", tmp_path / "data", "--size", "4,64,64")
-    assert "of at least (8, 32, 32), got (4, 64, 64)" in message
+    assert "--size 4,64,64: expected slices, rows and columns of at least 8,32,32" in message
 
 
 def test_recipes_show_without_a_name(complaint):
@@ -368,10 +368,10 @@ def test_an_unknown_recipe(name, complaint, tmp_path):
         ),
         (
             "predict nowhere a.txt --out P",
-            "nowhere: expected the folder of a run, found no run.json in it. Run kit",
+            "^nowhere: expected the folder of a run, an exported network or starter, found nothing there. Check",
         ),
         (
-            "predict nowhere gone.nii --out P",
+            "predict empty gone.nii --out P",
             "^gone.nii: expected a scan or a folder of cases, found nothing there",
         ),
     ],

@@ -1,5 +1,6 @@
 """kitsseg preprocess with several processes, compressed, stopped in the middle; kitsseg statistics."""
 
+import json
 import os
 import signal
 import subprocess
@@ -173,3 +174,25 @@ def test_statistics_of_a_cache_with_given_settings(data, tmp_path, capsys):
     assert [line.split()[-1] for line in lines[3:5]] == ["-100.00", "200.00"]
     assert main(["statistics", "unet2d:tiny", cache, "--set", "model.n_pools=3"]) == 1
     assert "--set model.n_pools: this command takes settings of preprocess only" in capsys.readouterr().err
+
+
+def test_what_a_folder_lacks_is_warned_of_once(tmp_path, capsys):
+    """The folder is searched twice: for the plan that the command shows, and for the work."""
+    for name in CASES[:2]:
+        make_case(tmp_path / "data" / name)
+    for name in CASES[3:5]:
+        (tmp_path / "data" / name).mkdir()
+    assert main(["preprocess", "unet2d:tiny", str(tmp_path / "data"), str(tmp_path / "cache")]) == 0
+    text = "".join(capsys.readouterr())
+    assert text.count(f"{CASES[3]} and 1 more: no files in the folder of a case; left out") == 1
+    raw = tmp_path / "raw"
+    for kind, file, ending in (("imagesTr", "imaging", "_0000"), ("labelsTr", "segmentation", "")):
+        (raw / kind).mkdir(parents=True)
+        for name in CASES[:2]:
+            source = tmp_path / "data" / name / f"{file}.nii.gz"
+            source.rename(raw / kind / f"{name}{ending}.nii.gz")
+    labels = {"background": 0, "kidney": 1, "tumor": 2}
+    record = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 5, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(record))
+    assert main(["preprocess", "unet2d:tiny", str(raw), str(tmp_path / "other")]) == 0
+    assert "".join(capsys.readouterr()).count("numTraining says, 5, found 2") == 1

@@ -533,5 +533,5 @@ def test_the_line_about_failed_scans_ends_each_reason_once(tmp_path):
     reasons = {"a": "a: missing. Complete or remove the case.", "b": "damaged."}
     outcome = Outcome([], 0, reasons, record=None)
     line = failures(outcome, tmp_path)
-    assert line.startswith("2 of 2 scans failed: a: missing. Complete or remove the case; b (damaged.). ")
+    assert line.startswith("2 of 2 scans failed: a: missing. Complete or remove the case; b (damaged). ")
     assert ".." not in line.replace(str(tmp_path), "")

@@ -41,6 +41,7 @@ from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_sli
 from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, label_box
 from kitsseg.data.geometry.planes import network_planes
 from kitsseg.data.layouts.find import find_cases
+from kitsseg.data.layouts.kits import empty_case_folders
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_folder, remove_unfinished
 from kitsseg.files.checksums import crc32_of_planes
@@ -84,10 +85,17 @@ def preprocess_cases(
     Returns: (folder of the cache, names of the cases done now, names of the cases that were there already).
     Raises: InputError if the disk is too small, a case cannot be read, a cached case is damaged or its source files
         have changed, or the cache has another version; InputError if ``compress`` is True and blosc2 is missing.
-    Warns: UserWarning for each doubtful scan of the cache, such as one whose numbers are hardly HU.
+    Warns: UserWarning for each doubtful scan of the cache, such as one whose numbers are hardly HU, and for folders of
+        cases that hold no files.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
     folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
+    if empty := empty_case_folders(Path(data), cases):
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        warnings.warn(
+            f"{empty[0]}{more}: no files in the folder of a case; left out. Complete or remove the folder.",
+            stacklevel=2,
+        )
     if folder.is_dir():
         remove_unfinished(folder)  # before the space is counted
     plan.check_space()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kitsseg.data.formats.grid import check_pixels
 from kitsseg.data.formats.nifti import read_grid
 from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.geometry.geometry import plan_geometry, spec_of_slices
@@ -92,12 +93,19 @@ def planned_bytes(cases: Iterable[Case], spec: PreprocessSpec, compress: bool = 
             the error; a DICOM series counts as 0 as well.
         spec: PreprocessSpec.
         compress: as in ``preprocess_cases``.
+
+    Raises: InputError for single slices that are larger than any patient, or whose header cannot be read.
     """
     sizes = []
     for case in cases:
         if case.slices:
-            shape = (len(case.slices), *slice_size(case.slices[0].image))
-            spacing_mm = (1.0, *(case.slices[0].spacing_mm or (1.0, 1.0)))
+            rows, columns = slice_size(case.slices[0].image)
+            shape = (len(case.slices), rows, columns)
+            pixel_mm = case.slices[0].spacing_mm or (1.0, 1.0)
+            check_pixels(
+                pixel_mm, case.slices[0].image, (rows, columns)
+            )  # else a size without end is planned
+            spacing_mm = (1.0, *pixel_mm)
             sizes.append(cached_bytes(shape, spacing_mm, spec_of_slices(spec), compress))
             continue
         try:

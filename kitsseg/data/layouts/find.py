@@ -6,12 +6,11 @@ patterns prediction finds scans with ``kitsseg.data.layouts.scans``. The name of
 """
 
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from kitsseg.data.formats.dicom_folder import is_series
-from kitsseg.data.layouts.kits import Case, Layout, empty_case_folders, kits_cases
+from kitsseg.data.layouts.kits import Case, Layout, kits_cases
 from kitsseg.data.layouts.names import (
     check_name,
     folder_name,
@@ -85,12 +84,6 @@ def _detected(
     folder: Path, layout: Layout, need_labels: bool, need_image: bool, options: tuple[str, ...]
 ) -> list[Case]:
     cases, nnunet = kits_cases(folder, layout, options), nnunet_root(folder)
-    if empty := empty_case_folders(folder, cases):
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        warnings.warn(
-            f"{empty[0]}{more}: no files in the folder of a case; it is left out. Complete or remove the folder.",
-            stacklevel=2,
-        )
     patterns = " ".join(f"{option} PATTERN" for option in options)
     if cases and nnunet:
         raise InputError(

@@ -247,3 +247,13 @@ def test_an_image_of_one_value_is_warned_of_once_for_each_patient(folder, tmp_pa
             preprocess_cases(folder, tmp_path / "cache", spec)
         assert len(caught) == 1
         assert f"found the same value in every pixel of {named}. " in str(caught[0].message)
+
+
+def test_an_image_longer_than_a_patient_is_told_before_its_place_on_the_disk_is_counted(
+    folder, tmp_path, spec
+):
+    for kind in ("images", "labels"):
+        Image.fromarray(np.zeros((40, 9000), np.uint8)).save(folder / kind / "p0_0.png")
+    with pytest.raises(InputError, match=r"images.p0_0.png: .* an image of 32 x 7200 mm"):
+        preprocess_cases(folder, tmp_path / "cache", spec)
+    assert not (tmp_path / "cache").exists()
