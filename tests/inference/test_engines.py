@@ -183,7 +183,7 @@ def test_a_file_is_predicted_without_tensorflow_below_300_mb(trained, exported, 
     assert (code, heavy, done.stderr) == ("0", [], "")
     assert float(megabytes) < 300
     engine = "litert" if suffix == ".tflite" else "onnxruntime"
-    assert f"wrote 1 label maps to {tmp_path / 'out'}, computed by {engine}" in done.stdout.replace("\n", "")
+    assert f"wrote 1 label map to {tmp_path / 'out'}, computed by {engine}" in done.stdout.replace("\n", "")
 
 
 def test_an_engine_that_does_not_fit_or_is_not_there(trained, tmp_path, monkeypatch):
