@@ -977,7 +977,7 @@ def test_the_whole_road(kitsseg, tiny, tmp_path):
 
     (test,) = record["split"]["cases"]["test"]
     assert succeed("predict RUN DATA --out PREDICTIONS --part test") == [
-        "wrote 1 label maps to PREDICTIONS, computed by tensorflow, beside them colors for 3D Slicer and ITK-SNAP",
+        "wrote 1 label map to PREDICTIONS, computed by tensorflow, beside them colors for 3D Slicer and ITK-SNAP",
         "next: kitsseg evaluate PREDICTIONS TRUTH --out scores.csv",
         "  or: kitsseg report PREDICTIONS --out report.html",
     ]
