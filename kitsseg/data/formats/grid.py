@@ -33,7 +33,10 @@ SIZE_TOLERANCE = 0.01  # of a voxel size that the header gives twice; more is no
 # limits leave a factor of two and the coarsest phantoms; a header in meters, centimeters or micrometers lies outside.
 SPACING_MM = (0.1, 30.0)
 EXTENT_MM = 3000.0
-__all__ = ["KITS_AXES", "Doubt", "Grid", "Volume", "check_pixels", "grid_of"]
+FORMS_APART_DEGREES = 45.0  # a registration turns a patient by less; more is another way to lie
+# the longer side of a pixel by the shorter one: a CT scanner makes square pixels, and a picture that was resized to
+# another shape comes close; pixels of coronal and sagittal slices are longer
+PIXEL_RATIO = 2.0
 _UNITS = {1: "meters", 3: "micrometers"}  # of NIfTI's xyzt_units; 0 is unknown, 2 millimeters
 _MM = {"meters": 1000.0, "centimeters": 10.0, "micrometers": 0.001}
 
