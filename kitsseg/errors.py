@@ -1,9 +1,9 @@
 """The one error for bad input: its message names the file, what was expected, what was found, what to do."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "command_line", "did_you_mean"]
+__all__ = ["InputError", "command_line", "did_you_mean", "some_of"]
 
 
 class InputError(ValueError):
@@ -26,3 +26,17 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     names = {name.lower().replace("_", "-"): name for name in known}
     near = get_close_matches(found.lower().replace("_", "-"), names, 1, 0.6)
     return f" Did you mean {names[near[0]]}?" if near else ""
+
+
+def some_of(items: Sequence[object], most: int, separator: str = ", ") -> str:
+    """The first of some items in a row, and the number of the others. A single other one is named: it costs no more.
+
+    Args:
+        items: what is named, in order.
+        most: about how many are named.
+        separator: between them.
+    """
+    shown = items if len(items) <= most + 1 else items[:most]
+    before = "" if separator == ", " else separator.rstrip()
+    more = f"{before} and {len(items) - len(shown)} more" if len(items) > len(shown) else ""
+    return separator.join(map(str, shown)) + more

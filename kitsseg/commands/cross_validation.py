@@ -113,13 +113,16 @@ def _command(a: argparse.Namespace) -> str:
 def _score(
     a: argparse.Namespace, score_folds: Callable[[Path, Scans, Progress], CrossValidation], scans: Scans
 ) -> None:
-    from kitsseg.runtime.console import console, done, progress_bar
+    from kitsseg.records.predictions import synthetic_among
+    from kitsseg.runtime.console import console, done, print_table, progress_bar
 
     with progress_bar() as progress:
         result = score_folds(a.out, scans, progress)
-    console.print(_table(result.folds))
+    print_table(_table(result.folds))
     if result.summary.phantom:
         console.print("Synthetic patients: phantom results, no statement about CT scans.")
+    elif mixed := synthetic_among(result.summary.synthetic, len(result.summary.cases)):
+        console.print(f"{mixed} The means are over all.", markup=False)
     done(f"wrote {a.out / 'folds.csv'}, {a.out / 'scores.csv'} and {a.out / 'report.html'}")
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from kitsseg.records.predictions import synthetic_among
 from kitsseg.scoring.ladder import RUNGS
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ def _sentences(summary: Summary) -> list[str]:
     lines += _changed(summary.changed)
     if summary.phantom:
         lines += ["Synthetic patients: phantom results, no statement about CT scans."]
+    elif mixed := synthetic_among(summary.synthetic, len(summary.cases)):
+        lines += [f"{mixed} The means are over all."]
     return lines
 
 

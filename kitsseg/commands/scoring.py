@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import AddCommand, add_layout, layout_of
-from kitsseg.errors import InputError, command_line
+from kitsseg.errors import InputError, command_line, some_of
 from kitsseg.files.paths import as_given
 
 if TYPE_CHECKING:
     import argparse
 
-    from rich.console import Console
-
     from kitsseg.data.layouts.kits import Layout
 
 __all__ = ["add", "evaluate", "report"]
+
+NAMED = 3  # missing pictures whose reasons are told; the page tells all
 
 
 def add(command: AddCommand) -> None:
@@ -54,7 +54,10 @@ def add(command: AddCommand) -> None:
         "--out", type=Path, help="the HTML file (default: report.html, or none where --preview is given)"
     )
     sub.add_argument(
-        "--preview", metavar="PNG", type=Path, help="a picture of one case: the worst, or the one of --case"
+        "--preview",
+        metavar="PNG",
+        type=Path,
+        help="a picture of one case: the one of --case, else the worst; without scores, the first with a doubt",
     )
     sub.add_argument("--case", help="the case of --preview")
 
@@ -95,7 +98,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from kitsseg.runtime.console import console, done
+    from kitsseg.runtime.console import console, done, print_table
     from kitsseg.scoring.compare import compare_scores
 
     files = _named(arguments.scores)
@@ -110,13 +113,15 @@ def _compare(arguments: argparse.Namespace) -> None:
             )
         )
     kind = "synthetic patients, phantom results" if result.phantom else "patients"
+    if result.synthetic and not result.phantom:
+        kind += f", {len(result.synthetic)} of them synthetic"
     kind += "; slice scores, no case scores" if result.of_slices else ""
     table = Table("run", "TK Dice", "TU Dice", "composite", title=f"mean over {len(result.cases)} {kind}")
     for name, means in result.means.items():
         table.add_row(
             escape(name), *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in means.values())
         )
-    console.print(table)
+    print_table(table)
     table = Table("second minus first", "metric", "difference", "95 % interval", "p (Wilcoxon)")
     for row in result.differences:
         table.add_row(
@@ -126,18 +131,19 @@ def _compare(arguments: argparse.Namespace) -> None:
             f"{row['low']:+.3f} to {row['high']:+.3f}",
             f"{row['p']:.3g}",
         )
-    console.print(table)
+    print_table(table)
     if not result.of_slices:
-        _print_ranking(console, files)
+        _print_ranking(files)
     if arguments.out:
         done(f"wrote {arguments.out}")
 
 
-def _print_ranking(console: Console, files: Mapping[str, Path]) -> None:
+def _print_ranking(files: Mapping[str, Path]) -> None:
     """Rank the runs as KiTS23 does, if all were scored on the same cases with --classes kits23 --surface."""
     from rich.markup import escape
     from rich.table import Table
 
+    from kitsseg.runtime.console import print_table
     from kitsseg.scoring.compare import rank_runs
     from kitsseg.scoring.scores_file import read_scores
 
@@ -155,7 +161,7 @@ def _print_ranking(console: Console, files: Mapping[str, Path]) -> None:
     for name, first, second, mean in rank_runs(entries):
         dice, surface, _ = entries[name]
         table.add_row(escape(name), f"{dice:.4f}", f"{surface:.4f}", f"{first} and {second}", f"{mean:g}")
-    console.print(table)
+    print_table(table)
 
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:
@@ -198,11 +204,15 @@ def _preview(source: Path, out: Path, case: str | None = None) -> None:
 
 
 def report(source: Path, out: Path) -> None:
-    from kitsseg.report.report import write_report
-    from kitsseg.runtime.console import done, progress_bar
+    from kitsseg.report.report import make_report
+    from kitsseg.runtime.console import done, progress_bar, warning
 
     with progress_bar() as progress:
-        write_report(source, out, progress)
+        written = make_report(source, out, progress)
+    if lacking := written.missing:
+        reasons = some_of([f"{name}: {why.rstrip('.')}" for name, why in lacking.items()], NAMED, "; ")
+        n = written.pictures
+        warning(f"warning: {len(lacking)} of {n} picture{'s' * (n != 1)} missing: {reasons}")
     done(f"wrote {out}: open it in a browser", _after_report(source))
 
 

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
 __all__ = ["check_archive", "damage_named", "is_whole", "unpack"]
@@ -61,19 +61,31 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def unpack(path: str | os.PathLike[str], folder: Path) -> None:
+def unpack(path: str | os.PathLike[str], folder: Path, only: PurePath | None = None) -> None:
     """Unpack a zip archive that may come from anybody into a folder that is empty, with the times of its files.
 
     Nothing is written outside of the folder, no link is made, and no more is written than the archive declares.
 
+    Args:
+        path: of the archive.
+        folder: where its contents go.
+        only: unpack only this file or folder in the archive; the whole archive is checked nevertheless.
+
     Raises: ValueError, saying what is wrong, for an archive that is damaged or encrypted, one that holds links or
-        paths that lead out of it, and one that would unpack to far more than its size or to more than the disk holds.
+        paths that lead out of it, one that would unpack to far more than its size or to more than the disk holds, and
+        one that does not hold ``only``.
     """
     try:
         with damage_named(), Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
             _check_directory(file, archive)
             entries = [entry for entry in archive.infolist() if not _is_of_a_system(entry.filename)]
-            _check_entries(entries, Path(path).stat().st_size, shutil.disk_usage(folder).free)
+            _check_entries(entries, Path(path).stat().st_size)
+            if only is not None:
+                inside = len(only.parts)
+                entries = [e for e in entries if PurePosixPath(e.filename).parts[:inside] == only.parts]
+                if not entries:
+                    raise ValueError(f"it does not hold {only.as_posix()}")
+            _check_room(entries, shutil.disk_usage(folder).free)
             for entry in entries:
                 if not entry.is_dir():
                     _unpack_one(archive, entry, folder)
@@ -87,14 +99,18 @@ def _is_of_a_system(name: str) -> bool:
     return "__MACOSX" in parts or (bool(parts) and parts[-1] in (".DS_Store", "Thumbs.db"))
 
 
-def _check_entries(entries: list[zipfile.ZipInfo], size: int, free: int) -> None:
+def _check_room(entries: list[zipfile.ZipInfo], free: int) -> None:
+    inside = sum(entry.file_size for entry in entries)
+    if inside > SHARE_OF_DISK * free:
+        raise ValueError(f"it would unpack to {inside:,} bytes, and {free:,} are free")
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     if len(entries) > MOST_ENTRIES:
         raise ValueError(f"it holds {len(entries):,} entries, more than {MOST_ENTRIES:,}")
     inside = sum(entry.file_size for entry in entries)
     if inside > MOST_SCAN_TIMES * size + SPARE_BYTES:
         raise ValueError(f"it has {size:,} bytes and would unpack to {inside:,}")
-    if inside > SHARE_OF_DISK * free:
-        raise ValueError(f"it would unpack to {inside:,} bytes, and {free:,} are free")
     seen: set[str] = set()
     for entry in entries:
         name, parts = entry.filename, PurePosixPath(entry.filename).parts

@@ -21,7 +21,7 @@ from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
 from kitsseg.data.geometry.geometry import spec_of_slices
 from kitsseg.data.layouts.names import prediction_name
 from kitsseg.data.layouts.scans import Scan
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, some_of
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.paths import as_given
 from kitsseg.inference.coarse import find_region
@@ -47,6 +47,7 @@ from kitsseg.records.predictions import (
     Predictions,
     PredictionsRecord,
 )
+from kitsseg.records.scan_part import part_of
 from kitsseg.records.starter import STARTER, network_path
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory
@@ -70,7 +71,8 @@ __all__ = [
 ]
 
 Result = tuple[str, PredictedScan | FailedScan, str | None]  # name, entry, engine
-NAMED = 3  # failed scans in the message; all are in predictions.json
+NAMED = 3  # scans in a message, with a sentence each; all are in predictions.json
+MOST_NAMES = 20  # scans in a message that gives only their names
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Outcome:
         engine: what computed the networks; None where no label map was ever made.
         renewed: names of scans that have changed since their label maps were made, which were made anew.
         record: what ``predictions.json`` says of the folder now, with absolute paths.
-        warnings: sentences for the user; one names the file of a scan that is doubtful.
+        warnings: sentences for the user; one for each scan that is doubtful, with its name.
         notes: sentences for the user about networks and scans that do not fit together, but may be meant, and about
             scans of which the networks saw the whole though a coarse pass was asked for.
         agreement: sentences about the agreement of the networks' lower precision with float32.
@@ -267,7 +269,7 @@ def carry_out(
     }
     warned = (
         *narrow_windows(plan.ensemble, [item for name, item in plan.slices.items() if name in scans]),
-        *(f"{scans[name].place}: {doubt}" for name, entry in done.items() for doubt in entry.doubts),
+        *(f"{name}: {' '.join(entry.doubts)}" for name, entry in done.items() if entry.doubts),
     )
     notes = _notes(plan, done)
     agreeing = tuple(_agreement(plan, record.header.engine, done))
@@ -287,24 +289,19 @@ def _notes(plan: Plan, done: Mapping[str, PredictedScan]) -> tuple[str, ...]:
                 f"{run}: a network that has seen synthetic patients; its labels of {len(real)} scans that are not "
                 f"synthetic, such as {real[0]}, show that the road works, and nothing about these patients"
             )
-    said += [
-        f"{plan.scans[name].place}: {'; '.join(entry.unlike)}: the network may have learned from nothing like it"
-        for name, entry in done.items()
-        if entry.unlike and not entry.phantom
-    ]
-    return *_seen_whole(plan, done), *said
+    said += [f"{name}: {remark}" for name, entry in done.items() if (remark := entry.unlike_remark)]
+    return *_seen_whole(done), *said
 
 
-def _seen_whole(plan: Plan, done: Mapping[str, PredictedScan]) -> Iterator[str]:
+def _seen_whole(done: Mapping[str, PredictedScan]) -> Iterator[str]:
     """One sentence about the scans whose coarse pass found no region."""
     whole = [
-        f"{plan.scans[name].place} ({entry.coarse.whole})"
+        f"{name} ({entry.coarse.whole})"
         for name, entry in done.items()
         if entry.coarse is not None and entry.coarse.whole is not None
     ]
     if whole:
-        more = f"; and {len(whole) - NAMED} more" if len(whole) > NAMED else ""
-        yield f"the networks saw the whole scan, not a region of it: {'; '.join(whole[:NAMED])}{more}"
+        yield f"the networks saw the whole scan, not a region of it: {some_of(whole, NAMED, '; ')}"
 
 
 def _agreement(plan: Plan, engine: str | None, done: Mapping[str, PredictedScan]) -> Iterator[str]:
@@ -351,20 +348,25 @@ def check_all_done(outcome: Outcome, out: str | os.PathLike[str]) -> None:
         raise InputError(failures(outcome, out))
 
 
-def failures(outcome: Outcome, out: str | os.PathLike[str]) -> str:
-    """One sentence about the scans that failed."""
+def failures(outcome: Outcome, out: str | os.PathLike[str], *, reasons: bool = True) -> str:
+    """One sentence about the scans that failed.
+
+    Args:
+        outcome: Outcome.
+        out: the folder of the label maps.
+        reasons: give the reasons of the first scans too; False: only their names, where the reasons are told already.
+    """
     total = len(outcome.written) + len(outcome.failed)
     if total == 1:
         return next(iter(outcome.failed.values()))
-    first = list(outcome.failed.items())[:NAMED]
-    named = "; ".join(
+    told = [
         reason if reason.startswith(name) else f"{name} ({reason})"
-        for name, reason in ((name, reason.removesuffix(".")) for name, reason in first)
-    )
-    more = f"; and {len(outcome.failed) - NAMED} more" if len(outcome.failed) > NAMED else ""
+        for name, reason in ((name, reason.removesuffix(".")) for name, reason in outcome.failed.items())
+    ]
+    named = some_of(told, NAMED, "; ") if reasons else some_of(list(outcome.failed), MOST_NAMES)
     others = ", the others are done" if outcome.written else ""
     return (
-        f"{len(outcome.failed)} of {total} scans failed{others}: {named}{more}. "
+        f"{len(outcome.failed)} of {total} scans failed{others}: {named}. "
         f"{Path(out) / 'predictions.json'} lists them; the same command tries them again."
     )
 
@@ -506,6 +508,7 @@ def predict_scan(
             coarse=region,
             precision=checked,
             seconds=round(time.monotonic() - started, 2),
+            part=part_of(scan),
         )
         if item is not None:
             entry = replace(entry, patient=item.patient, mask_values=item.mask_values)

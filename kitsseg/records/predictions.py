@@ -17,7 +17,7 @@ another scan, a label map that somebody has edited, and a file that is in no rec
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -28,13 +28,14 @@ from kitsseg.data.cache.sources import Source, unchanged
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.formats.slices import slice_size
 from kitsseg.data.layouts.names import prediction_name
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, some_of
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted, read_record, record_of, write_record
 from kitsseg.files.locks import claim
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
 from kitsseg.labels.volumes import Cleanup, Volumes
 from kitsseg.records.precision import PrecisionCheck
+from kitsseg.records.scan_part import ScanPart
 
 __all__ = [
     "PREDICTIONS",
@@ -49,6 +50,7 @@ __all__ = [
     "changed_since",
     "has_journals",
     "read_predictions",
+    "synthetic_among",
     "write_predictions",
 ]
 
@@ -57,6 +59,7 @@ JOURNALS = "predictions-*.jsonl"
 SAME = ("kitsseg", "networks", "engine", "inference", "postprocess", "cleanup")
 EXPECTED = "the record of kitsseg predict"
 ADVICE = "Choose another folder, or remove this one."
+MOST_NAMES = 20  # synthetic scans in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,8 @@ class PredictedScan:
     """A scan that has a label map: the places of both, and their checksums when the label map was written.
 
     Attributes:
+        image: path of the scan; in an archive, the archive and the path in it.
+        part: what else is needed to read the scan; None: nothing, or an older version wrote the record.
         doubts: what is doubtful about the scan (``doubts_about``), a sentence each.
         unlike: what about the scan no case of KiTS19 is like (``unlike_kits19``).
         volumes: of kidneys and tumors, where they were asked for.
@@ -152,7 +157,20 @@ class PredictedScan:
     precision: tuple[PrecisionCheck, ...] | None = None
     patient: str | None = None
     mask_values: tuple[int, ...] | None = None
+    part: ScanPart | None = None
     finished: str = ""
+
+    @property
+    def unlike_remark(self) -> str:
+        """A sentence about what no case of KiTS19 is like; empty if there is nothing, or the scan is synthetic."""
+        if self.phantom or not self.unlike:
+            return ""
+        return f"{'; '.join(self.unlike)}: the network may have learned from nothing like it."
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All that predict warns of about the scan, a sentence each."""
+        return (*self.doubts, *filter(None, [self.unlike_remark]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +191,7 @@ class PredictionsRecord(MadeBy):
     """Content of ``predictions.json``: MadeBy, and the entries of all scans by name.
 
     Attributes:
+        phantom: whether all scans with a label map are synthetic.
         begun: name -> time, of scans that a killed process had begun; None if there is none.
     """
 
@@ -187,6 +206,11 @@ class PredictionsRecord(MadeBy):
         """Of all scans, by name."""
         return {**self.cases, **self.failed}
 
+    @property
+    def synthetic(self) -> list[str]:
+        """Names of the scans with a label map that are synthetic."""
+        return [name for name, entry in self.cases.items() if entry.phantom]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
@@ -198,6 +222,13 @@ class _Line:
     done: str | None = None
     case: PredictedScan | None = None
     failed: FailedScan | None = None
+
+
+def synthetic_among(synthetic: Sequence[str], total: int) -> str:
+    """A sentence about the synthetic ones among some scans; empty if none or all of them are synthetic."""
+    if not 0 < len(synthetic) < total:
+        return ""
+    return f"{len(synthetic)} of {total} scans are synthetic: {some_of(sorted(synthetic), MOST_NAMES)}."
 
 
 def has_journals(folder: Path) -> bool:
@@ -510,7 +541,7 @@ def _record_of(
     cases = {name: entry for name, entry in entries.items() if isinstance(entry, PredictedScan)}
     return PredictionsRecord(
         **{each.name: getattr(header, each.name) for each in fields(MadeBy)},
-        phantom=any(entry.phantom for entry in cases.values()),
+        phantom=bool(cases) and all(entry.phantom for entry in cases.values()),
         cases=cases,
         failed={name: entry for name, entry in entries.items() if isinstance(entry, FailedScan)},
         begun=begun,

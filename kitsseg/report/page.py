@@ -8,7 +8,7 @@ from typing import Any
 
 from kitsseg.files.templates import read_asset, render_html
 from kitsseg.labels.outlines import COLORS
-from kitsseg.records.predictions import FailedScan, PredictionsRecord
+from kitsseg.records.predictions import FailedScan, PredictionsRecord, synthetic_among
 from kitsseg.records.run import RunFacts, SplitFacts
 from kitsseg.report.charts import dice_plot, training_chart
 from kitsseg.report.pictures import CasePicture
@@ -82,6 +82,7 @@ def build_page(contents: Contents, pictures: Mapping[str, CasePicture]) -> str:
         title=of("recipe") or "predictions",
         paper=of("paper"),
         phantom=bool(scored.phantom if scored else run and run.phantom),
+        mixed=synthetic_among(scored.synthetic, len(scored.cases)) if scored else "",
         trained_on_phantoms=bool(run and run.phantom),
         contents=contents,
         summary=summary,
@@ -158,7 +159,7 @@ class Figure:
 def _figures(contents: Contents, pictures: Mapping[str, CasePicture], missed: set[str]) -> list[Figure]:
     if contents.predictions:
         return [
-            Figure(name, _volumes(picture), doubts=contents.predictions.cases[name].doubts)
+            Figure(name, _volumes(picture), doubts=contents.predictions.cases[name].remarks)
             for name, picture in pictures.items()
         ]
     figures = []
@@ -199,7 +200,7 @@ def _scans(predictions: PredictionsRecord) -> list[Scan]:
         if isinstance(entry, FailedScan):
             scans.append(Scan(name, None, entry.reason, True))
         else:
-            scans.append(Scan(name, entry.seconds, " ".join(entry.doubts), False))
+            scans.append(Scan(name, entry.seconds, " ".join(entry.remarks), False))
     return sorted(scans, key=lambda scan: (not scan.failed, scan.name))
 
 

@@ -32,11 +32,12 @@ LINE = {"kidney": 2, "tumor": 3}  # pixels
 
 @dataclass(frozen=True)
 class CasePicture:
-    """The picture of a case: HTML, and its volumes in ml where the case could be read."""
+    """The picture of a case: HTML, and its volumes in ml where the case could be read, else the reason why not."""
 
     html: Markup
     kidney_ml: float | None = None
     tumor_ml: float | None = None
+    why_not: str | None = None
 
 
 def case_picture(case: ShownCase, name: str, limit: int) -> CasePicture:
@@ -53,7 +54,8 @@ def case_picture(case: ShownCase, name: str, limit: int) -> CasePicture:
     try:
         found = case_views(case, min(wanted, 40))
     except InputError as error:
-        return CasePicture(render_html("kitsseg.report", "no_picture.html", reason=str(error)))
+        html = render_html("kitsseg.report", "no_picture.html", reason=str(error))
+        return CasePicture(html, why_not=str(error))
     for_one = limit // (len(found.axial) + 4)
     planes = [show_plane(view, name, for_one) for view in (found.coronal, found.sagittal)]
     slices = [show_plane(view, name, for_one) for view in found.axial]

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from kitsseg.recipe import Recipe, Variant, settings, value_of
-from kitsseg.runtime.console import console, done
+from kitsseg.runtime.console import console, done, print_table
 
 __all__ = ["show_recipe", "show_variant"]
 
@@ -28,7 +28,7 @@ def show_variant(paper: Recipe, variant: Variant, recipe: Recipe) -> None:
     for name, value in variant.changes.items():
         before = value_of(paper, name)
         table.add_row(name, escape(_said(before)), escape(_said(value)), escape(variant.evidence[name]))
-    console.print(table)
+    print_table(table)
     console.print(f"Every other setting is that of {paper.name}: kitsseg recipes show {paper.name}\n")
     _show_reported(recipe)
     _say_next(recipe)
@@ -50,7 +50,7 @@ def show_recipe(recipe: Recipe) -> None:
     for name, value in settings(recipe):
         if (value is not None and value != ()) or name in NAMED:
             table.add_row(name, escape(_said(value)), escape(recipe.evidence[name]))
-    console.print(table)
+    print_table(table)
     _show_reported(recipe)
     _say_next(recipe)
 
@@ -62,7 +62,7 @@ def _show_reported(recipe: Recipe) -> None:
     table = Table("reported by the paper", "value")
     for name, value in recipe.reported.items():
         table.add_row(escape(name), f"{value:,}")
-    console.print(table)
+    print_table(table)
 
 
 def _say_next(recipe: Recipe) -> None:

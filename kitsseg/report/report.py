@@ -4,16 +4,17 @@ The files of a run folder may have been edited, so the report checks all values 
 """
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kitsseg.errors import InputError, command_line
+from kitsseg.errors import InputError, command_line, some_of
 from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import read_record
 from kitsseg.interfaces import Progress
 from kitsseg.records.exported import format_of, read_metadata
-from kitsseg.records.predictions import PredictionsRecord, read_predictions
+from kitsseg.records.predictions import PredictedScan, PredictionsRecord, read_predictions
 from kitsseg.records.run import RunFacts, read_history, read_run, read_sparsity
 from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
 from kitsseg.report.page import Contents, build_page
@@ -23,7 +24,7 @@ from kitsseg.scoring.cases import CaseFiles
 from kitsseg.scoring.scores_file import read_scores
 from kitsseg.scoring.summary import Summary
 
-__all__ = ["draw_report", "run_of_report", "write_preview", "write_report"]
+__all__ = ["WrittenReport", "draw_report", "make_report", "run_of_report", "write_preview", "write_report"]
 
 
 def run_of_report(folder: Path) -> RunFacts:
@@ -41,6 +42,24 @@ WORST, BEST = 6, 3  # cases with pictures
 PICTURES_BYTES = 4_300_000  # of all of them together: the page stays below 5 MB
 LARGEST_PICTURE = 1_000_000  # of one case
 PHANTOM_NETWORK = "The network was trained on synthetic patients only."
+CASES_NAMED = 5
+COLORS_OF_TRUTH = "truth: blue, tumor white; prediction: red, tumor yellow"
+COLORS_WITHOUT_TRUTH = "prediction: red, tumor yellow"
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """A page that was written.
+
+    Attributes:
+        path: of the page.
+        pictures: number of cases that the page shows or should show.
+        missing: name -> reason, of those of them that have no picture.
+    """
+
+    path: Path
+    pictures: int
+    missing: dict[str, str]
 
 
 def write_report(
@@ -58,6 +77,13 @@ def write_report(
     Raises: InputError if ``source`` is none of these, or is damaged. If a file is missing that only a picture needs,
         the page says so in place of the picture.
     """
+    return make_report(source, out, progress).path
+
+
+def make_report(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], progress: Progress | None = None
+) -> WrittenReport:
+    """Write the page, and say which pictures it lacks. Args, Raises: as ``write_report``."""
     source, out = Path(source), Path(out)
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise InputError(f"{out}: expected the name of an .html file to write.")
@@ -68,7 +94,7 @@ def write_report(
     return draw_report(_read(source), out, progress)
 
 
-def draw_report(contents: Contents, out: Path, progress: Progress | None = None) -> Path:
+def draw_report(contents: Contents, out: Path, progress: Progress | None = None) -> WrittenReport:
     """Write the page of these contents, with pictures of some cases. Args: as ``write_report``."""
     rows = sorted(contents.rows, key=lambda row: (row["composite"], row["case"]))
     shown = _shown_scans(contents) if contents.predictions else _shown_cases(rows, contents.summary)
@@ -82,7 +108,8 @@ def draw_report(contents: Contents, out: Path, progress: Progress | None = None)
     page = build_page(replace(contents, rows=rows), pictures)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return out
+    missing = {name: one.why_not for name, one in pictures.items() if one.why_not is not None}
+    return WrittenReport(out, len(pictures), missing)
 
 
 def _shown_cases(rows: list[dict[str, Any]], summary: Summary | None) -> dict[str, ShownCase]:
@@ -93,14 +120,22 @@ def _shown_cases(rows: list[dict[str, Any]], summary: Summary | None) -> dict[st
 
 
 def _shown(files: CaseFiles) -> ShownCase:
-    return ShownCase(files.image, files.prediction, files.truth, files.label_values)
+    return ShownCase(files.image, files.prediction, files.truth, files.label_values, files.part)
 
 
 def _shown_scans(contents: Contents) -> dict[str, ShownCase]:
     """Names of the scans with pictures: doubtful scans first, then the others by name."""
     scans = contents.predictions.cases if contents.predictions else {}
-    names = sorted(scans, key=lambda name: (not scans[name].doubts, name))[: WORST + BEST]
-    return {name: ShownCase(scans[name].image, str(contents.folder / scans[name].file)) for name in names}
+    names = sorted(scans, key=lambda name: _doubtful_first(scans, name))[: WORST + BEST]
+    return {name: _shown_scan(scans[name], contents.folder) for name in names}
+
+
+def _doubtful_first(scans: Mapping[str, PredictedScan], name: str) -> tuple[bool, str]:
+    return not scans[name].doubts, name
+
+
+def _shown_scan(scan: PredictedScan, folder: Path) -> ShownCase:
+    return ShownCase(scan.image, str(folder / scan.file), part=scan.part)
 
 
 def _read(source: Path) -> Contents:
@@ -138,13 +173,17 @@ def _read(source: Path) -> Contents:
 
 def _of_predictions(source: Path, predictions: PredictionsRecord) -> Contents:
     """The contents of the page of label maps that are not scored."""
-    if predictions.cases and all(scan.patient is not None for scan in predictions.cases.values()):
-        raise InputError(f"{source}: expected label maps of whole scans, found those of single slices.")
+    _check_whole_scans(source, predictions)
     folder = Path(predictions.run)
     run = run_of_report(folder) if _holds_a_run(folder) else None
     return Contents(
         predictions=predictions, folder=source, cautions=_cautions(folder, predictions.phantom, run)
     )
+
+
+def _check_whole_scans(source: Path, predictions: PredictionsRecord) -> None:
+    if predictions.cases and all(scan.patient is not None for scan in predictions.cases.values()):
+        raise InputError(f"{source}: expected label maps of whole scans, found those of single slices.")
 
 
 def _no_curves(folder: Path) -> list[str]:
@@ -169,39 +208,70 @@ def _cautions(network: Path | None, phantom: bool, run: RunFacts | None = None) 
 
 
 def write_preview(
-    scores: str | os.PathLike[str], out: str | os.PathLike[str], case: str | None = None
+    source: str | os.PathLike[str], out: str | os.PathLike[str], case: str | None = None
 ) -> str:
     """Write the picture of one case as a PNG.
 
     Args:
-        scores: scores.csv, or a run folder that holds it.
+        source: scores.csv, a run folder that holds it, or a folder of label maps with its predictions.json.
         out: the .png file to write.
-        case: its name; None: the one with the worst composite.
+        case: its name; None: the one with the worst composite; without scores, the first with a doubt, else the first.
 
     Returns: name of the case.
-    Raises: InputError for scores without this case, or files that are missing or damaged.
+    Raises: InputError for a source without this case, or files that are missing or damaged.
     """
-    scores, out = Path(scores), Path(out)
-    scores = scores / "scores.csv" if scores.is_dir() else scores
+    source, out = Path(source), Path(out)
+    scores = source / "scores.csv" if source.is_dir() else source
     if out.suffix != ".png" or out.is_dir():
         raise InputError(f"{out}: expected the name of a .png file to write.")
-    if not scores.exists():
-        raise InputError(f"{scores}: expected the scores of kitsseg evaluate, found nothing.")
+    if scores.exists():
+        shown, files, title = _scored_case(scores, case)
+    elif source.is_dir() and (predictions := read_predictions(source)):
+        shown, files, title = _predicted_case(source, predictions, case)
+    else:
+        beside = ", and no label maps of kitsseg predict beside it" if source.is_dir() else ""
+        raise InputError(
+            f"{scores}: expected the scores of kitsseg evaluate, found nothing{beside}. Give a scores.csv, or a "
+            "folder of predictions."
+        )
+    picture = case_preview(files, title)
+    with atomic_path(out) as temporary:
+        picture.save(temporary, "PNG", optimize=True)
+    return shown
+
+
+def _scored_case(scores: Path, case: str | None) -> tuple[str, ShownCase, str]:
+    """(name, files, title of the picture) of one scored case."""
     rows, summary = read_scores(scores)
     row = min(rows, key=lambda row: (row["composite"], row["case"]))
     if case is not None:
-        named = [row for row in rows if row["case"] == case]
-        if not named:
-            names = ", ".join(row["case"] for row in rows[:5])
-            raise InputError(f"{scores}: expected {case} among its {len(rows)} cases, found {names} ...")
-        row = named[0]
-    title = f"{row['case']}   TK {row['tk_dice']:.3f}   TU {row['tu_dice']:.3f}   "
-    title += "truth: blue, tumor white; prediction: red, tumor yellow"
-    picture = case_preview(_shown(summary.cases[row["case"]]), title)
-    with atomic_path(out) as temporary:
-        picture.save(temporary, "PNG", optimize=True)
-    shown: str = row["case"]
-    return shown
+        named = {row["case"]: row for row in rows}
+        _check_among(case, list(named), scores)
+        row = named[case]
+    title = f"{row['case']}   TK {row['tk_dice']:.3f}   TU {row['tu_dice']:.3f}   {COLORS_OF_TRUTH}"
+    return row["case"], _shown(summary.cases[row["case"]]), title
+
+
+def _predicted_case(
+    folder: Path, predictions: PredictionsRecord, case: str | None
+) -> tuple[str, ShownCase, str]:
+    """(name, files, title of the picture) of one scan that was segmented, and is not scored."""
+    _check_whole_scans(folder, predictions)
+    scans = predictions.cases
+    if case in predictions.failed:
+        raise InputError(f"{folder}: {case} has no label map: {predictions.failed[case].reason}")
+    if case is not None or not scans:
+        _check_among(case or "a scan", list(scans), folder)
+    name = case or min(scans, key=lambda name: _doubtful_first(scans, name))
+    return name, _shown_scan(scans[name], folder), f"{name}   {COLORS_WITHOUT_TRUTH}"
+
+
+def _check_among(case: str, names: Sequence[str], source: Path) -> None:
+    if case not in names:
+        found = some_of(names, CASES_NAMED) or "none"
+        raise InputError(
+            f"{source}: expected {case} among its {len(names)} cases, found {found}. Give another case or source."
+        )
 
 
 def _holds_a_run(folder: Path) -> bool:

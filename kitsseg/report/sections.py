@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kitsseg.errors import some_of
 from kitsseg.recipes import EDITIONS
 from kitsseg.scoring.cases import CASE_RULE, is_found
 from kitsseg.scoring.ladder import RUNGS
@@ -285,5 +286,4 @@ def failures(rows: Sequence[Mapping[str, Any]], summary: Summary, found: Tumors)
 
 def listed(cases: Sequence[str], separator: str = ", ") -> str:
     """Names in a row; of many names only the first, and the number of the others."""
-    more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
-    return separator.join(map(str, cases[:NAMED])) + more
+    return some_of(cases, NAMED, separator)

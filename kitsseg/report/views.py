@@ -9,10 +9,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from kitsseg.data.formats.grid import KITS_AXES
-from kitsseg.data.formats.nifti import KITS_LABELS, Volume, read_image, read_labels
+from kitsseg.data.formats.nifti import KITS_LABELS, Volume, read_labels
 from kitsseg.data.geometry.label_box import foreground_box
 from kitsseg.errors import InputError
 from kitsseg.labels.components import components
+from kitsseg.records.scan_part import ScanPart, read_scan
 
 __all__ = ["CaseViews", "ShownCase", "View", "case_views", "choose_point", "choose_slices"]
 
@@ -37,12 +38,14 @@ class ShownCase:
         prediction: label map.
         truth: label map; None: there is none.
         label_values: the classes of the truth's labels, if they differ from KiTS19.
+        part: what is needed to read the CT beside its path.
     """
 
     image: str | None
     prediction: str
     truth: str | None = None
     label_values: tuple[int | None, ...] | None = None
+    part: ScanPart | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,11 +234,13 @@ def _read(case: ShownCase) -> tuple[Volume, Volume | None, Volume]:
         truth = None if case.truth is None else read_labels(case.truth, values)
         # a prediction has labels of its own: cysts only where they were scored as a class
         prediction = read_labels(case.prediction, values if 3 in values else KITS_LABELS)
-        if not Path(case.image).exists():  # before two volumes are read in vain
-            raise FileNotFoundError(2, "", case.image)
-        image = read_image(case.image)
+        image = read_scan(Path(case.image), case.part)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or error} is no longer there.") from error
+    except OSError as error:  # one file that cannot be read costs one picture, not the page
+        raise InputError(
+            f"{error.filename or case.image}: cannot be read ({error.strerror}). Check who may read it."
+        ) from error
     volumes = [image, prediction] if truth is None else [image, truth, prediction]
     if len({volume.array.shape for volume in volumes}) > 1:
         shapes = " and ".join(f"{volume.path.name} {volume.array.shape}" for volume in volumes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from kitsseg.interfaces import Progress as ProgressFunction
 
 __all__ = [
@@ -19,6 +23,7 @@ __all__ = [
     "LogLines",
     "console",
     "done",
+    "print_table",
     "progress_bar",
     "quieted",
     "warning",
@@ -29,6 +34,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 LINE_EVERY_S = 60.0  # where nobody watches a terminal
+LOG_WIDTH = 200  # columns at most of a table in a log or a pipe, which have no width of their own
 
 
 @contextmanager
@@ -85,6 +91,22 @@ class LogLines:
             each = f"{rate:.3g} {self.unit or 'of them'} a second" if rate >= 1 else f"{1 / rate:.3g} s each"
             text += f", {each}, about {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
         console.print(text, markup=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table within the width of the terminal; in a log or a pipe as wide as it needs to be, up to 200 columns.
+
+    The variable COLUMNS, where it is set, is the width of a log too.
+    """
+    if console.is_terminal or console.is_jupyter:
+        console.print(table, soft_wrap=False)
+        return
+    # a console that is told another width for one call still takes no more than its own, which is 80 in a log
+    told = os.environ.get("COLUMNS", "").isdigit()
+    log = Console(file=io.StringIO(), width=console.width if told else max(console.width, LOG_WIDTH))
+    with log.capture() as lines:
+        log.print(table)
+    console.print(lines.get(), end="", markup=False, emoji=False, soft_wrap=True)
 
 
 def warning(text: str) -> None:

@@ -33,6 +33,7 @@ from kitsseg.data.kits19.manifest import read_manifest
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of
 from kitsseg.labels.components import components
+from kitsseg.records.scan_part import ScanPart
 from kitsseg.scoring.dice import (
     HEC_LABELS,
     SCORES,
@@ -82,13 +83,21 @@ LESION_RULE = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction with its truth, the classes of the truth's labels (see ``read_labels``), and the CT if it exists."""
+    """A prediction with its truth.
+
+    Attributes:
+        label_values: the classes of the truth's labels (see ``read_labels``).
+        image: the CT, if it exists. part: what is needed to read the CT beside its path.
+        phantom: whether predict recorded the scan as synthetic; None: it recorded nothing.
+    """
 
     case: str
     prediction: Path
     truth: Path
     label_values: tuple[int | None, ...] = KITS_LABELS
     image: Path | None = None
+    part: ScanPart | None = None
+    phantom: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +117,8 @@ class CaseFiles:
         label_values: the classes of the truth's labels, if they differ from KiTS19.
         lesions: of the truth, see ``find_lesions``; only if surfaces and lesions were asked for.
         truth_sha256: of the truth's file.
+        part: what is needed to read the CT beside its path.
+        phantom: True for a scan that is synthetic; in ``scores.json`` None for all others.
     """
 
     prediction: str
@@ -116,6 +127,8 @@ class CaseFiles:
     label_values: tuple[int | None, ...] | None = None
     lesions: list[Lesion] | None = None
     truth_sha256: str | None = None
+    part: ScanPart | None = None
+    phantom: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,8 @@ def score_pair(pair: Pair, classes: str, surface: bool) -> ScoredCase:
         label_values=None if values == KITS_LABELS else values,
         lesions=lesions,
         truth_sha256=sha256,
+        part=pair.part,
+        phantom=pair.phantom,
     )
     return ScoredCase(row, tables, files)
 

@@ -24,6 +24,7 @@ from kitsseg.records.run import read_run, seen_patients
 from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
 from kitsseg.scoring.scores_file import read_scores
 from kitsseg.scoring.slices import holds_slice_scores, read_slice_scores
+from kitsseg.scoring.summary import Summary
 
 if TYPE_CHECKING:
     from kitsseg.scoring.summary import Provenance
@@ -43,7 +44,8 @@ class Comparison:
         differences: dicts of first, second, metric, difference (second minus first), low, high, and p of Wilcoxon's
             two-sided signed-rank test, which is 1 if no patient differs.
         left_out: patient -> the reason why it is not compared.
-        phantom: whether any of the scans was synthesized.
+        phantom: whether all patients compared are synthetic.
+        synthetic: names of the patients compared that are synthetic.
         unchecked: names of the runs whose folder does not exist or is not recorded, so that the patients that they
             have seen are unknown.
         of_slices: whether the scores of a patient are means over single slices instead of scores of a whole case.
@@ -56,6 +58,7 @@ class Comparison:
     phantom: bool
     unchecked: tuple[str, ...]
     of_slices: bool = False
+    synthetic: tuple[str, ...] = ()
 
 
 def compare_scores(
@@ -116,11 +119,22 @@ def compare_scores(
                 {"first": first, "second": second, "metric": metric, "difference": difference}
                 | {"low": low, "high": high, "p": p, "patients": len(cases)}
             )
-    phantom = any(summary.phantom for _, summary in read.values())
+    synthetic = _synthetic(cases, [summary for _, summary in read.values()])
     if out is not None:
         write_rows(out, differences)
     unchecked = tuple(name for name, (_, summary) in read.items() if not _knows_its_patients(summary))
-    return Comparison(cases, means, differences, left_out, bool(phantom), unchecked, of_slices)
+    phantom = synthetic == cases
+    return Comparison(cases, means, differences, left_out, phantom, unchecked, of_slices, synthetic)
+
+
+def _synthetic(cases: tuple[str, ...], summaries: Iterable[Provenance]) -> tuple[str, ...]:
+    """The cases that any of the summaries says to be synthetic."""
+    known: set[str] = set()
+    for summary in summaries:
+        if summary.phantom:
+            return cases
+        known |= set(summary.synthetic) if isinstance(summary, Summary) else set()
+    return tuple(case for case in cases if case in known)
 
 
 def rank_runs(entries: Mapping[str, Sequence[float]]) -> list[tuple[str, int, int, float]]:

@@ -23,6 +23,7 @@ from kitsseg.files.paths import as_given
 from kitsseg.files.tables import csv_path
 from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import PredictionsRecord, changed_since, read_predictions
+from kitsseg.records.scan_part import scan_is_there
 from kitsseg.scoring.cases import CLASSES, Pair, columns_of, score_pair
 from kitsseg.scoring.scores_file import Evaluation, write_scores
 from kitsseg.scoring.summary import LeftOut, Provenance, recorded_by_predict, summarize
@@ -214,15 +215,22 @@ def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> 
 
 
 def _with_scans(pairs: Sequence[Pair], record: PredictionsRecord | None) -> list[Pair]:
-    """The pairs. Where no CT lies beside the truth, the scan that was segmented is taken for the report's pictures."""
+    """The pairs with what the record of predict says about their scans.
+
+    Where no CT lies beside the truth, the scan that was segmented is taken for the report's pictures.
+    """
     if record is None:
         return [*pairs]
     found = []
     for pair in pairs:
         entry = record.cases.get(pair.case)
-        if pair.image is None and entry is not None and entry.file == pair.prediction.name:
+        if entry is not None and entry.file == pair.prediction.name:
             scan = Path(entry.image)
-            pair = replace(pair, image=scan if scan.exists() else None)
+            pair = replace(pair, phantom=entry.phantom)
+            if pair.image is None and scan_is_there(scan, entry.part):
+                pair = replace(pair, image=scan)
+            if pair.image is not None and as_given(pair.image) == scan:
+                pair = replace(pair, part=entry.part)
         found.append(pair)
     return found
 

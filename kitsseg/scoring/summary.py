@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,7 @@ class Summary(Provenance):
         surface, lesions: only if they were asked for.
         beside_all_background: the ladder of definitions.
         label_release: number of cases that were scored against today's labels of KiTS19, and against others.
+        phantom: whether all scored cases are synthetic, as far as anything is known about them.
         cases: name -> the files of the case.
     """
 
@@ -219,6 +220,12 @@ class Summary(Provenance):
     beside_all_background: Ladders
     label_release: dict[str, int] | None = None
     cases: dict[str, CaseFiles]
+
+    @property
+    def synthetic(self) -> list[str]:
+        """Names of the scored cases whose scans are synthetic."""
+        # older versions wrote nothing about single cases
+        return [name for name, files in self.cases.items() if files.phantom or self.phantom]
 
 
 def provenance_of(record: object) -> Provenance:
@@ -259,7 +266,9 @@ def summarize(
         classes, surface: as in ``evaluate_folders``.
     """
     rows, tables = [case.row for case in cases], [case.tables for case in cases]
-    images = [case.files.image for case in cases if case.files.image]
+    judged = [_is_synthetic(case.files, provenance) for case in cases]
+    files = [replace(case.files, phantom=is_one or None) for case, is_one in zip(cases, judged, strict=True)]
+    known = [is_one for is_one in judged if is_one is not None]
     releases = [row["label_release"] for row in rows]
     values = as_builtins(provenance) | {"version": Summary.version, "kitsseg": __version__}
     values |= summarize_scores(rows)
@@ -274,9 +283,9 @@ def summarize(
         },
         "label_release": {name: releases.count(name) for name in ("kits19", "other")},
         "cases": {
-            row["case"]: _with_absolute_paths(case.files) for row, case in zip(rows, cases, strict=True)
+            row["case"]: _with_absolute_paths(of_case) for row, of_case in zip(rows, files, strict=True)
         },
-        "phantom": bool(provenance.phantom) or any(map(_synthetic, images)),
+        "phantom": bool(known) and all(known),
     }
     return converted(values, Summary)
 
@@ -322,8 +331,19 @@ def _describe(rows: list[dict[str, Any]], column: str) -> dict[str, Any]:
     }
 
 
-def _synthetic(image: str | os.PathLike[str]) -> bool:
+def _is_synthetic(files: CaseFiles, provenance: Provenance) -> bool | None:
+    """Whether the scan of a case is synthetic, by the record of predict or by the header of its image.
+
+    The record of predict may say so of all its scans together. None: nothing is known about the scan.
+    """
+    if files.phantom or (files.phantom is None and provenance.phantom):
+        return True
+    by_header = None if files.image is None else _says_its_header(files.image)
+    return files.phantom if by_header is None else by_header
+
+
+def _says_its_header(image: str | os.PathLike[str]) -> bool | None:
     try:
         return is_phantom(read_grid(image).header)
     except (InputError, OSError):
-        return False  # scoring needs no image; the report names a damaged one
+        return None  # scoring needs no image; the report names a damaged one

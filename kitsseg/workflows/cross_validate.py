@@ -221,13 +221,14 @@ def _gather(
 def _made_by(out: Path, plan: RunRecord, predicted: list[PredictionsRecord]) -> PredictionsRecord:
     """The MadeBy of the label maps of all cases: the networks of all folds, one for each case."""
     cases = {case: entry for record in predicted for case, entry in record.cases.items()}
+    phantom = bool(cases) and all(entry.phantom for entry in cases.values())
     return replace(
         predicted[0],
         run=str(out.resolve()),
         networks=[network for record in predicted for network in record.networks],
         engine=", ".join(dict.fromkeys(record.engine for record in predicted if record.engine)),
         split=PartOfSplit(name=plan.split.name, hash=plan.split.hash, part="test"),
-        phantom=any(record.phantom for record in predicted),
+        phantom=phantom,
         cases={case: cases[case] for case in sorted(cases)},
         failed={},
     )

@@ -5,6 +5,7 @@ import io
 import os
 import random
 import zipfile
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -102,3 +103,37 @@ def test_both_readers_count_the_entries(reader, tmp_path):
     (tmp_path / "scans.zip").write_bytes(damaged)
     with pytest.raises(ValueError, match="its directory is damaged"):
         reader(tmp_path / "scans.zip")
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("a", {"a/1.dcm", "a/deep/2.dcm"}),
+        ("a/deep", {"a/deep/2.dcm"}),
+        ("ab/1.dcm", {"ab/1.dcm"}),
+        ("dot/x.nii", {"dot/x.nii"}),
+    ],
+)
+def test_one_file_or_folder_is_unpacked_alone(tmp_path, only, expected):
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
+        for name in ("a/1.dcm", "a/deep/2.dcm", "ab/1.dcm", "./dot/x.nii", "1.dcm", "__MACOSX/a/1.dcm"):
+            archive.writestr(name, name)
+    (tmp_path / "out").mkdir()
+    unpack(tmp_path / "scans.zip", tmp_path / "out", PurePosixPath(only))
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert found == expected
+
+
+def test_an_archive_that_would_do_harm_is_refused_whatever_of_it_is_asked_for(tmp_path):
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/1.dcm", "x")
+        archive.writestr("bomb", bytes(100 << 20))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="would unpack to"):
+        unpack(tmp_path / "scans.zip", tmp_path / "out", PurePosixPath("a"))
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("a/1.dcm", "x")
+    for only in ("b", "a/2.dcm", "../a", "/a", "a/1.dcm/x"):
+        with pytest.raises(ValueError, match="it does not hold"):
+            unpack(tmp_path / "other.zip", tmp_path / "out", PurePosixPath(only))
+    assert not any((tmp_path / "out").iterdir())

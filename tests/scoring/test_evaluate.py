@@ -294,6 +294,45 @@ def test_phantoms_are_known_by_their_images(folders):
     assert evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv").summary.phantom is False
 
 
+def test_synthetic_cases_among_others_are_named_and_the_whole_is_not_called_synthetic(folders):
+    """By the images beside the truth; a case without an image is neither."""
+    tmp, _, _ = folders
+
+    def scored(**descriptions):
+        for name, description in descriptions.items():
+            image = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+            write_image(tmp / "truth" / name / "imaging.nii.gz", image, MM, description)
+        found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
+        assert read_scores(tmp / "scores.csv")[1] == found.summary
+        return found.summary.phantom, found.summary.synthetic, "of 3 scans are synthetic" in printed(found)
+
+    assert scored() == (False, [], False)
+    assert scored(case_00001=PHANTOM) == (False, ["case_00001"], True)
+    assert scored(case_00002=PHANTOM) == (False, ["case_00001", "case_00002"], True)
+    assert scored(case_00000=PHANTOM)[0] is True
+    assert scored(case_00000=PHANTOM)[2] is False
+
+
+def test_what_predict_recorded_of_a_scan_counts_more_than_what_it_recorded_of_the_folder(tmp_path):
+    """Older versions called a folder synthetic as soon as one scan was; a scan that is not scored does not count."""
+    arrays = make_truth(tmp_path / "truth")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in arrays:
+        noise = np.random.default_rng(0).integers(-1000, 1000, SHAPE, np.int16)
+        write_image(scans / f"{name}.nii.gz", noise, MM, PHANTOM if name == "case_00002" else "")
+    out = tmp_path / "predictions"
+    assert main(["predict", "starter", str(scans), "--out", str(out), "--quiet"]) == 0
+    record = json.loads((out / "predictions.json").read_text())
+    for of_folder in (False, True):
+        (out / "predictions.json").write_text(json.dumps(record | {"phantom": of_folder}))
+        summary = evaluate_folders(out, tmp_path / "truth", tmp_path / "scores.csv").summary
+        assert (summary.phantom, summary.synthetic) == (False, ["case_00002"])
+    shutil.rmtree(tmp_path / "truth" / "case_00002")
+    summary = evaluate_folders(out, tmp_path / "truth", tmp_path / "scores.csv").summary
+    assert (summary.phantom, summary.synthetic) == (False, [])
+
+
 def test_table_on_a_terminal_has_lines_and_folds_long_names(folders):
     tmp, _, _ = folders
     found = evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.csv")
