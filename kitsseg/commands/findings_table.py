@@ -28,11 +28,10 @@ def fold_alike(findings: Sequence[Finding]) -> list[Finding]:
 
 def show_findings(findings: Sequence[Finding]) -> None:
     """Print them as a table; nothing if there are none."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from kitsseg.runtime.console import console
+    from kitsseg.runtime.console import print_table
 
     if not findings:
         return
@@ -42,5 +41,4 @@ def show_findings(findings: Sequence[Finding]) -> None:
     for finding in fold_alike(findings):
         cells = (finding.case, finding.check, finding.found, finding.expected, finding.advice)
         table.add_row(Text(finding.level, style=LEVELS[finding.level]), *map(Text, cells))
-    # a log has no width of its own
-    (console if console.is_terminal else Console(file=console.file, width=140)).print(table)
+    print_table(table)

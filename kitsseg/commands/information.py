@@ -50,7 +50,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from kitsseg.records.run import versions
-    from kitsseg.runtime.console import console
+    from kitsseg.runtime.console import print_table
     from kitsseg.runtime.hardware import nvidia_devices
 
     table = Table("", "", show_header=False)
@@ -72,7 +72,7 @@ def _info(arguments: argparse.Namespace) -> None:
     if arguments.devices:
         for name, value in _seen_by_keras():
             row(name, value)
-    console.print(table)
+    print_table(table)
 
 
 def _seen_by_keras() -> list[tuple[str, str]]:

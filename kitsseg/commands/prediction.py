@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import AddCommand, add_layout, layout_of, part, volume_mm3
-from kitsseg.errors import InputError, command_line
+from kitsseg.errors import InputError, command_line, some_of
 
 if TYPE_CHECKING:
     from kitsseg.data.layouts.kits import Layout
@@ -246,26 +246,20 @@ def predict(
             outcome = carry_out(plan, options, progress=progress)
     if outcome.written and not plan.slices:
         write_color_tables(out)
-    for text in outcome.warnings:
-        warning(f"warning: {text}")
     for text in outcome.agreement:
         console.print(text, markup=False)
-    for text in outcome.notes[:NAMED]:
-        warning(f"warning: {text}")
-    if len(outcome.notes) > NAMED:
-        warning(
-            f"warning: and {len(outcome.notes) - NAMED} more scans of this kind; predictions.json names them"
-        )
+    for texts in (outcome.warnings, outcome.notes):
+        _warn_of(texts)
     if outcome.failed:
-        if len(outcome.failed) > NAMED:
-            for name, reason in outcome.failed.items():
-                console.print(f"{name}: {reason}", markup=False)
-        raise InputError(failures(outcome, out))
+        # a few are told in the error itself; of many, each has a line of its own, and the error gives names alone
+        many = len(outcome.failed) > NAMED
+        for name, reason in outcome.failed.items() if many else ():
+            console.print(reason if reason.startswith(name) else f"{name}: {reason}", markup=False)
+        raise InputError(failures(outcome, out, reasons=not many))
     if outcome.renewed:
         warning(
             f"warning: {len(outcome.renewed)} scans have changed since their label maps were made, and were "
-            f"predicted anew: {', '.join(outcome.renewed[:NAMED])}"
-            f"{' and others' if len(outcome.renewed) > NAMED else ''}"
+            f"predicted anew: {some_of(outcome.renewed, NAMED)}"
         )
     there = f" ({outcome.kept} were there already)" if outcome.kept else ""
     beside = [] if plan.slices else ["colors for 3D Slicer and ITK-SNAP"]
@@ -283,6 +277,21 @@ def predict(
         command_line("evaluate", out, "TRUTH", "--out", "scores.csv"),
         command_line("report", out, "--out", "report.html"),
     )
+
+
+def _warn_of(texts: Sequence[str]) -> None:
+    """Print the first of some warnings, one for a scan, and the number of the others."""
+    from kitsseg.inference.cohort import NAMED
+    from kitsseg.runtime.console import warning
+
+    # a single other one is told, not counted
+    shown = texts if len(texts) <= NAMED + 1 else texts[:NAMED]
+    for text in shown:
+        warning(f"warning: {text}")
+    if len(texts) > len(shown):
+        warning(
+            f"warning: and {len(texts) - len(shown)} more of this kind; predictions.json and kitsseg report show them"
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:

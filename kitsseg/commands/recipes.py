@@ -92,12 +92,12 @@ def _show_recipes(papers: list[Recipe]) -> None:
     from rich.table import Column, Table
 
     from kitsseg import recipes
-    from kitsseg.runtime.console import console, done
+    from kitsseg.runtime.console import done, print_table
 
     table = Table("recipe", "paper", "what it claims")
     for recipe in papers:
         table.add_row(recipe.name, escape(recipe.paper), escape(recipe.claim))
-    console.print(table)
+    print_table(table)
     table = Table(Column("variant", no_wrap=True), "row of the paper's tables", "parameters")
     for recipe in papers:
         for variant in recipes.variants(recipe.name):
@@ -105,5 +105,5 @@ def _show_recipes(papers: list[Recipe]) -> None:
             if variant.counted:
                 parameters += f" {variant.counted}"
             table.add_row(f"{recipe.name}:{variant.name}", escape(variant.row), parameters)
-    console.print(table)
+    print_table(table)
     done("each recipe also as NAME:practical and NAME:tiny", f"kitsseg recipes show {papers[0].name}")

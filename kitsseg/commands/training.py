@@ -162,7 +162,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         )
     from kitsseg import recipes
     from kitsseg.records.run import read_run, read_sparsity
-    from kitsseg.runtime.console import console, progress_bar
+    from kitsseg.runtime.console import console, print_table, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
     recipe = recipes.of_record(read_run(a.run), a.run / "run.json")
@@ -181,7 +181,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         origin = FromRun(recipe, a.run, a.cache)
         prune_run(origin, a.out, sparsity, options, schedule=schedule, block=block)
     record = read_run(a.out)
-    console.print(_sparsity_table(read_sparsity(a.out)))
+    print_table(_sparsity_table(read_sparsity(a.out)))
     if record.sparsity is not None:
         console.print(_sparsity_line(record.sparsity))
     _say_made(f"pruned {recipe.name}", a.out, record.split.cases.test)
@@ -190,7 +190,7 @@ def _prune(arguments: argparse.Namespace) -> None:
 def _sweep(recipe: Recipe, a: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from kitsseg.runtime.console import console, done, progress_bar
+    from kitsseg.runtime.console import console, done, print_table, progress_bar
     from kitsseg.training.options import TrainOptions
     from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.sweep import sweep_run
@@ -211,7 +211,7 @@ def _sweep(recipe: Recipe, a: argparse.Namespace) -> None:
             f"{row['tk']:.3f}",
             f"{row['tu']:.3f}",
         )
-    console.print(table)
+    print_table(table)
     console.print(
         "Dice: validation cases on the grid of the cache. No engine here skips zeros of single weights."
     )

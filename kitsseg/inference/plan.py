@@ -43,6 +43,7 @@ class Plan:
         badly_named: names of refused scans that no file can have.
         left_out: (path, reason) of each file or folder that holds no scan.
         wrong: (path, reason) of each file or folder that should hold scans but cannot be searched.
+        inputs: the files, folders and archives that were given.
     """
 
     ensemble: Ensemble
@@ -54,6 +55,7 @@ class Plan:
     badly_named: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[tuple[str, str]] = field(default_factory=list)
+    inputs: list[str | os.PathLike[str]] = field(default_factory=list)
 
 
 @contextmanager
@@ -96,7 +98,9 @@ def planned(
         if options.shard is not None:
             scans = share_of(scans, *options.shard)
         record = Predictions(Path(out), describe(ensemble, part), options.overwrite)
-        plan = Plan(ensemble, record, scans, slices, left_out=found.left_out, wrong=found.wrong)
+        plan = Plan(
+            ensemble, record, scans, slices, left_out=found.left_out, wrong=found.wrong, inputs=inputs
+        )
         _look_for_label_maps(plan, progress)
         yield plan
 

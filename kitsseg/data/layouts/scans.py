@@ -170,7 +170,7 @@ def _in_folder(folder: Path, layout: Layout, unpacked: Callable[[], Path] | None
     found = _Search(folder, layout, unpacked).found()
     if found.scans or found.wrong:
         return found
-    series = [f"{what}: {why}" for what, why in found.left_out if why.startswith(_NO_CT)]
+    series = [f"{what}: {why}" for what, why in found.left_out if _NO_CT in why]
     if not series:
         find_cases(folder, need_labels=False, layout=layout)  # says what lies there, and what to do
     advice = "Give another folder"
@@ -370,9 +370,13 @@ class _Search:
         for item in series:
             if _is_one_image(item) and single[item.folder] >= _MANY:
                 continue
-            what = f"{self._shown(item.folder)}: {item.description or 'a series'} ({item.files} files)"
+            files = f"{item.files} file{'s' * (item.files != 1)}"
+            what = f"{self._shown(item.folder)}: {item.description or 'a series'} ({files})"
             if item.why_not is not None:
-                self.result.left_out.append((what, f"{_NO_CT} but {item.why_not}"))
+                # a localizer is taken by a CT scanner too
+                localizers = item.why_not == "localizer images"
+                why_not = f"localizer images, {_NO_CT}" if localizers else f"{_NO_CT} but {item.why_not}"
+                self.result.left_out.append((what, why_not))
             elif _is_one_image(item):
                 self.result.left_out.append((what, f"{_NO_CT} volume but one image"))
             else:
