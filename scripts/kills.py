@@ -46,6 +46,7 @@ TIMES = {
     "finished",
     "modified_ns",
     "stamp",
+    "stamp",
     "share",
     "sha256",
     "model_sha256",

@@ -18,6 +18,12 @@ def _without_graphs():
         tf.config.run_functions_eagerly(False)
 
 
+@pytest.fixture(autouse=True)
+def no_told_width(monkeypatch):
+    """Tables are as wide as in a log, wherever the tests are run from; pytest-xdist tells its workers a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="module")
 def eagerly():
     """Run all tests of a module without graphs, since building one takes longer than the few steps of most tests."""

@@ -266,7 +266,9 @@ def _check_built(recipe: Recipe) -> None:
     try:
         model = recipe.build_model(**recipe.model)
         recipe.build_loss(**recipe.loss)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except FileNotFoundError as error:  # of weights; it says where they may come from
+        raise InputError(f"{recipe.name}: {error}") from error
+    except (ValueError, TypeError) as error:
         raise InputError(f"{recipe.name}: {one_line(error)}") from error
     for name, sizes in _images_of(recipe, tuple(model.inputs[0].shape[1:-1])):
         if text := misfit(model, (*sizes, recipe.preprocess.channels), recipe.inference.output):

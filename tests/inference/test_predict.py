@@ -147,7 +147,7 @@ def test_runs_that_cannot_predict(trained, tmp_path):
         predict_cases(tmp_path, [trained.data], tmp_path / "out")
     run = shutil.copytree(trained.run, tmp_path / "run")
     (run / "model.keras").write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match=r"model.keras: not a network that this version can read"):
+    with pytest.raises(InputError, match=r"model.keras: expected the weights that the training of this run wrote"):
         predict_cases(run, [trained.data], tmp_path / "out")
     (run / "model.keras").unlink()
     with pytest.raises(InputError, match=r"model.keras: missing; the run's status is .* --resume"):
@@ -178,7 +178,7 @@ def runs(trained, tmp_path, monkeypatch):
     for number in range(4):
         run = shutil.copytree(trained.run, tmp_path / f"run{number}")
         (run / "model.keras").write_bytes(bytes([number]))
-        record = read_json(run / "run.json")
+        record = read_json(run / "run.json") | {"model_sha256": None}
         if number == 3:
             record["settings"]["preprocess"]["spacing_mm"] = [2.0, 1.1, 0.7]
             record["settings"]["inference"] |= {"tile": [24, 20], "gaussian": True, "mirror_axes": [1]}

@@ -137,7 +137,7 @@ def test_3d_networks_refuse_slices(sliced, tmp_path):
     shutil.copytree(run, tmp_path / "run3d")
     record = read_json(run / "run.json")
     record["settings"]["inference"] |= {"tile": [16, 16, 16], "margin": 4}
-    record["recipe"] = "deeplab3d:tiny"
+    record["recipe"] = record["settings"]["name"] = "deeplab3d:tiny"
     (tmp_path / "run3d" / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="run3d: expected a 2D network .*3D .*deeplab3d:tiny"):
         predict_cases(tmp_path / "run3d", [folder], tmp_path / "out")
@@ -268,5 +268,5 @@ def test_a_black_image_is_warned_of_and_an_animation_is_refused(sliced, tmp_path
     assert list(outcome.failed) == ["p3_1.png"]
     assert "images/p3_1.png: expected one image, found 2 in one file" in outcome.failed["p3_1.png"]
     [warning] = outcome.warnings
-    assert warning.startswith(f"{images / 'p2_0.png'}: ")
+    assert warning.startswith("p2_0.png: ")
     assert "found the same value in every pixel of p2_0.png" in warning

@@ -266,7 +266,7 @@ def test_train_says_in_one_line_that_the_disk_is_full(trained, pruning, tmp_path
 
 def test_a_round_s_best_weights_come_back_from_their_checkpoint(trained, tmp_path):
     """Progressive training keeps a copy of the best round's weights; damaged, it is copied anew."""
-    words = Progressive(rounds=2, subset=0.6, round_decay=0.5, min_delta=-1.0, patience=2)
+    words = Progressive(rounds=2, subset=0.6, round_decay=0.5, min_delta=0.0, patience=2)
     recipe, run = recipe_of(trained, epochs=1, progressive=words, schedule=None), tmp_path / "run"
 
     def stop(_, done, total):

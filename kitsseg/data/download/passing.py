@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -121,7 +122,9 @@ def preprocess_from_host(
             report(f"prepare {', '.join(arrived)}", done + 0.5 * len(batch), len(names))
             if arrived:
                 try:
-                    with _told(say):
+                    with _told(say), warnings.catch_warnings():
+                        # of a scan that did not arrive: the error at the end says why
+                        warnings.filterwarnings("ignore", message=".*no files in the folder of a case")
                         preprocess_cases(data / PASSING, cache, spec, workers=workers, compress=compress)
                 except InputError as error:
                     failed |= {name: error for name in arrived if not (folder / name).exists()}

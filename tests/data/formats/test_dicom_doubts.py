@@ -240,7 +240,8 @@ def test_images_that_are_no_slices_in_hu_are_refused_and_left_out_of_a_search(tm
     assert len(found.scans) == 1
     [(what, why)] = found.left_out
     assert "odd" in what
-    assert why == f"no CT but {words.split(' (')[0].removeprefix('a ')}s"
+    kinds = f"{words.split(' (')[0].removeprefix('a ')}s"
+    assert why == (f"{kinds}, no CT" if kind == "LOCALIZER" else f"no CT but {kinds}")
 
 
 @pytest.mark.parametrize(
