@@ -46,7 +46,6 @@ TIMES = {
     "finished",
     "modified_ns",
     "stamp",
-    "stamp",
     "share",
     "sha256",
     "model_sha256",

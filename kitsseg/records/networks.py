@@ -109,8 +109,8 @@ def _check_weights(record: RunRecord, weights: Path) -> None:
     # while a run trains, a new file of weights may be there before its record is
     if record.model_sha256 and record.status == "finished" and sha256_of(weights) != record.model_sha256:
         raise InputError(
-            f"{weights}: expected the weights that the training of this run wrote, found others or damaged ones (another "
-            "SHA-256 than in run.json). Take the file of the run back, or train again."
+            f"{weights}: expected the weights that the training of this run wrote, found others or damaged ones "
+            "(another SHA-256 than in run.json). Take the file of the run back, or train again."
         )
 
 

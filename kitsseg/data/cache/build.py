@@ -35,6 +35,7 @@ from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.slice_checks import check_slices
 from kitsseg.data.cache.sources import size_of, source_of, unchanged
 from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices
+from kitsseg.data.formats.label_doubts import doubts_about_labels, share_in_air, summary_of
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.formats.slices import SliceImage, read_masks, read_slices
 from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_slices
@@ -85,8 +86,8 @@ def preprocess_cases(
     Returns: (folder of the cache, names of the cases done now, names of the cases that were there already).
     Raises: InputError if the disk is too small, a case cannot be read, a cached case is damaged or its source files
         have changed, or the cache has another version; InputError if ``compress`` is True and blosc2 is missing.
-    Warns: UserWarning for each doubtful scan of the cache, such as one whose numbers are hardly HU, and for folders of
-        cases that hold no files.
+    Warns: UserWarning for each doubtful scan of the cache, such as one whose numbers are hardly HU, for each doubtful
+        label map, such as one without kidney, and for folders of cases that hold no files.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
     folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
@@ -120,8 +121,12 @@ def preprocess_cases(
             if error is not None:
                 failed[job.case.name] = error
     for case in cases:
-        for doubt in [] if case.name in failed else read_case(folder / case.name).doubts:
-            warnings.warn(f"{case.image}: {doubt}", stacklevel=2)
+        if case.name in failed:
+            continue
+        cached = read_case(folder / case.name)
+        for path, doubts in ((case.image, cached.doubts), (case.labels, cached.label_doubts)):
+            for doubt in doubts:
+                warnings.warn(f"{path}: {doubt}", stacklevel=2)
     if failed:
         raise _all_of(failed, len(cases))
     made = [case.name for case in missing]
@@ -203,11 +208,14 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
     sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
     # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
     labels = read_masks(case.slices) if case.slices else read_labels(case.truth, case.label_values)
+    summary = summary_of(labels)
     first, boxed, labels = *foreground_box(labels.array), replace(labels, array=np.empty(0, np.uint8))
     image = read_slices(case.slices) if case.slices else read_image(case.scan)
     check_pair(image, labels)
     spec = spec_of_slices(spec) if case.slices else spec
-    found = doubts_about_slices(case.slices, image) if case.slices else doubts_about(image, spec.clip_hu)
+    # single slices need not show a whole patient
+    doubts = doubts_about_slices(case.slices, image) if case.slices else doubts_about(image, spec.clip_hu)
+    label_doubts = () if case.slices else doubts_about_labels(summary, share_in_air(summary, image))
     geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
     geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
     in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
@@ -241,7 +249,8 @@ def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) 
         tumor_area=area[2].tolist(),
         hu_counts=StoredCounts(first=hu.first, counts=hu.counts.tolist()),
         phantom=is_phantom(image.grid.header),
-        doubts=tuple(map(str, found)),
+        doubts=tuple(map(str, doubts)),
+        label_doubts=tuple(map(str, label_doubts)),
         channels=spec.channels,
         slices=tuple(item.name for item in case.slices),
     )

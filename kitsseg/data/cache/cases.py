@@ -104,6 +104,7 @@ class CaseFile:
     Attributes:
         label_values: the classes that the labels 0, 1, 2, ... of its file became (``read_labels``).
         doubts: a sentence about each thing that is doubtful about the scan.
+        label_doubts: a sentence about each thing that is doubtful about its label map.
     """
 
     sources: CaseSources
@@ -119,6 +120,7 @@ class CaseFile:
     phantom: bool
     channels: int
     doubts: tuple[str, ...] = ()
+    label_doubts: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     version: int = CACHE_VERSION
 

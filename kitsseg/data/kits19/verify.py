@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 
-from kitsseg.data.formats.doubts import doubts_about
+from kitsseg.data.formats.doubts import Doubt, doubts_about
+from kitsseg.data.formats.label_doubts import LabelSummary, doubts_about_labels, share_in_air, summary_of
 from kitsseg.data.formats.nifti import read_image, read_labels, says_phantom
 from kitsseg.data.kits19.findings import (
     Finding,
@@ -113,9 +114,25 @@ def _verify_case(case: Case, known: Known, labels_only: bool, root: Path) -> lis
     findings += _not_compared(case, row, phantom)
     image_row = None if phantom else row
     image_grid = label_grid = image_sha256 = None
+    summary: LabelSummary | None = (
+        None  # stays when the labels go: two volumes at once would need more memory
+    )
+    in_air = 0.0
+
+    def judge_labels(volume: Volume) -> list[Doubt]:
+        nonlocal summary
+        summary = summary_of(volume)
+        return []
+
+    def judge_image(volume: Volume) -> list[Doubt]:
+        nonlocal in_air
+        if summary is not None:
+            in_air = share_in_air(summary, volume)
+        return doubts_about(volume)
+
     if labels:
         reader = partial(read_labels, values=case.label_values)
-        label_grid, sha256, more = _read(labels, case.name, "labels", reader)
+        label_grid, sha256, more = _read(labels, case.name, "labels", reader, judge_labels)
         findings += more
         # labels drawn for a phantom are in no manifest, but a phantom's image may belong to real ones
         own = _has_cysts(case) or (phantom and known.owner_of_labels(sha256) is None)
@@ -123,8 +140,10 @@ def _verify_case(case: Case, known: Known, labels_only: bool, root: Path) -> lis
             findings += compare_labels(labels, sha256, row, known)
             findings += compare_grid("labels", label_grid, row, known) if label_grid else []
     if image:
-        image_grid, image_sha256, more = _read(image, case.name, "image", read_image)
+        image_grid, image_sha256, more = _read(image, case.name, "image", read_image, judge_image)
         findings += more
+    if summary is not None:
+        findings += _warnings(case.name, doubts_about_labels(summary, in_air))
     if image_grid and image_row:
         findings += compare_grid("image", image_grid, image_row, known)
     if image_grid and label_grid:
@@ -187,7 +206,11 @@ def _files(
 
 
 def _read(
-    path: Path, case: str, what: str, reader: Callable[[Path], Volume]
+    path: Path,
+    case: str,
+    what: str,
+    reader: Callable[[Path], Volume],
+    judge: Callable[[Volume], list[Doubt]],
 ) -> tuple[Grid | None, str | None, list[Finding]]:
     """(grid, SHA-256, findings) of a file; grid and hash are None if the file cannot be read."""
     expected = {"image": "a whole CT in HU", "labels": "a whole map of the labels 0, 1, 2"}[what]
@@ -197,11 +220,7 @@ def _read(
         sha256 = sha256_of(path) if path.is_file() else None
         volume = reader(path)
         grid = volume.grid
-        if what == "image":
-            findings += [
-                Finding("warning", case, doubt.check, doubt.found, doubt.expected, doubt.advice, folds=False)
-                for doubt in doubts_about(volume)
-            ]
+        findings += _warnings(case, judge(volume))
     except InputError as error:  # PATH: what is wrong. What to do.
         found, _, advice = str(error).removeprefix(f"{path}: ").partition(". ")
         advice = advice.rstrip(".") or "Download or export it again"
@@ -214,6 +233,13 @@ def _read(
         advice = "kitsseg reads them; other programs may interpolate them. Save them as uint8"
         findings.append(Finding("warning", case, what, found, "an integer type", advice))
     return grid, sha256, findings
+
+
+def _warnings(case: str, doubts: Iterable[Doubt]) -> list[Finding]:
+    return [
+        Finding("warning", case, doubt.check, doubt.found, doubt.expected, doubt.advice, folds=False)
+        for doubt in doubts
+    ]
 
 
 def _stored_as(header: nib.Nifti1Header) -> str | None:

@@ -44,6 +44,9 @@ def test_windows_of_labels_equal_the_whole_slice(cached):
             np.testing.assert_array_equal(window, case.labels(k)[a:b, c:d])
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*expected slices of a CT", "ignore:.*expected kidneys"
+)  # a block, little kidney
 def test_resampled_and_cropped(tmp_path, spec):
     spec = replace(spec, spacing_mm=(3.0, 1.6, 1.6), crop_to_body=True)
     image = np.full((8, 40, 48), -1000, np.int16)

@@ -105,6 +105,7 @@ def test_refused(cached):
         training_counts(cached, CaseSplit("s", (split.train[0], "case_77777"), (), ()))
 
 
+@pytest.mark.filterwarnings("ignore:.*only background")
 def test_no_foreground_at_all(tmp_path, spec):
     make_case(tmp_path / "data" / "a", positive=(3, 3))
     preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)

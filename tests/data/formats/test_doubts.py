@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 import warnings
 
 import nibabel as nib
@@ -50,6 +51,18 @@ LOST = {
     "times 1.5": lambda hu: (hu * 1.5).astype(np.int16),
     "negated": lambda hu: -hu,
     "wrapped": lambda hu: hu.astype(np.int16).view(np.uint16),
+    "-160 to 240 onto -1024 to 1023": lambda hu: (2047 * window(hu, -160, 240) - 1024).astype(np.int16),
+    "-200 to 300 onto -1000 to 1000": lambda hu: (2000 * window(hu, -200, 300) - 1000).astype(np.int16),
+    "-150 to 250 onto -1000 to 1000": lambda hu: (2000 * window(hu, -150, 250) - 1000).astype(np.int16),
+    "-160 to 240 onto -1000 to 600": lambda hu: (1600 * window(hu, -160, 240) - 1000).astype(np.int16),
+    "-500 to 500 onto -1000 to 1000": lambda hu: (2000 * window(hu, -500, 500) - 1000).astype(np.int16),
+    "-1000 to 400 onto -1000 to 1000": lambda hu: (2000 * window(hu, -1000, 400) - 1000).astype(np.int16),
+    "100 added": lambda hu: hu + 100,
+    "200 added": lambda hu: hu + 200,
+    "300 added": lambda hu: hu + 300,
+    "noise alone": lambda hu: np.random.default_rng(0).normal(0, 400, hu.shape).astype(np.int16),
+    "little noise alone": lambda hu: np.random.default_rng(0).normal(0, 150, hu.shape).astype(np.int16),
+    "voxels in any order": lambda hu: np.random.default_rng(0).permutation(hu.ravel()).reshape(hu.shape),
 }
 RIGHT = {
     "as it is": lambda hu: hu,
@@ -63,6 +76,66 @@ RIGHT = {
     "with metal": lambda hu: np.where(np.random.default_rng(0).random(hu.shape) < 0.01, 3071, hu),
     "wide air": lambda hu: np.pad(hu, ((20, 20), (20, 20), (0, 0)), constant_values=-1024),
     "upside down": lambda hu: hu[:, ::-1, ::-1],
+    "clipped at -1000 and 1000": lambda hu: hu.clip(-1000, 1000),
+    "with more noise": lambda hu: hu + np.random.default_rng(0).normal(0, 50, hu.shape).astype(np.int16),
+    "with contrast": lambda hu: np.where((hu > 20) & (hu < 110), hu + 40, hu),
+    "a lean patient": lambda hu: np.where((hu > -150) & (hu < -40), hu + 90, hu),
+    "a fat patient": lambda hu: np.where((hu > -20) & (hu < 40), hu - 115, hu),
+    "the middle alone": lambda hu: hu[
+        hu.shape[0] // 4 : -hu.shape[0] // 4, hu.shape[1] // 4 : -hu.shape[1] // 4
+    ],
+    "one side": lambda hu: hu[: hu.shape[0] // 2],
+    "the upper slices": lambda hu: hu[:, :, -max(4, hu.shape[2] // 4) :],
+    "the lower slices": lambda hu: hu[:, :, : max(4, hu.shape[2] // 4)],
+    "outside of a circle padded": lambda hu: np.where(circle(hu.shape), hu, -2048),
+    "with arms": lambda hu: np.where(~circle(hu.shape) & (hu < -500), hu + 1040, hu),
+    "a slice of air at each end": lambda hu: at_ends(hu, -1024),
+    "a slice of zeros at each end": lambda hu: at_ends(hu, 0),
+}
+
+
+def circle(shape):
+    rows, columns = (np.linspace(-1, 1, count) for count in shape[:2])
+    return ((rows[:, None] ** 2 + columns**2) < 1.2)[..., None]
+
+
+def at_ends(hu, value):
+    ends = np.full((*hu.shape[:2], 1), value)
+    return np.concatenate([ends, hu, ends], axis=2)
+
+
+# (what is done to a slice, counted from the head, and the slices beside; what is said). The scan has 30 slices.
+PLANES = {
+    "zeros": ({10: lambda hu, k: 0 * hu[k]}, "slice 11 with one value"),
+    "air": ({10: lambda hu, k: 0 * hu[k] - 1024}, "slice 11 with one value"),
+    "three times zeros": (
+        dict.fromkeys((10, 11, 12), lambda hu, k: 0 * hu[k]),
+        "slices 11, 12, 13 with one value",
+    ),
+    "the second slice is water": ({1: lambda hu, k: 0 * hu[k] + 40}, "slice 2 with one value"),
+    "air with noise": ({10: lambda hu, k: np.minimum(hu[k], -900)}, "slice 11 with nothing but air"),
+    "1024 added": ({10: lambda hu, k: hu[k] + 1024}, "slice 11 with all values 250 HU or more away"),
+    "1024 added to the first": ({0: lambda hu, k: hu[k] + 1024}, "slice 1 with all values"),
+    "1024 added to the last": ({29: lambda hu, k: hu[k] + 1024}, "slice 30 with all values"),
+    "1024 subtracted": ({10: lambda hu, k: hu[k] - 1000}, "slice 11 with nothing but air"),
+    "500 added to two": (dict.fromkeys((4, 5), lambda hu, k: hu[k] + 500), "slices 5, 6 with all values"),
+    "repeated": ({10: lambda hu, k: hu[k - 1]}, "slice 11 with exactly the voxels of another slice"),
+    "repeated far away": (
+        {20: lambda hu, k: hu[k - 12]},
+        "slice 21 with exactly the voxels of another slice",
+    ),
+    "repeated to the end": (
+        dict.fromkeys(range(15, 30), lambda hu, k: hu[14]),
+        "slices 16, 17, 18, 19 and 11 more with exactly the voxels",
+    ),
+    "each slice twice": (
+        dict.fromkeys(range(1, 30, 2), lambda hu, k: hu[k - 1]),
+        "slices 2, 4, 6, 8 and 11 more with exactly the voxels",
+    ),
+    "zeros and a repeated one": (
+        {10: lambda hu, k: 0 * hu[k], 20: lambda hu, k: hu[k - 1]},
+        "slice 11 with one value in the whole slice, and slice 21 with exactly",
+    ),
 }
 
 
@@ -75,6 +148,12 @@ def scans(tmp_path_factory):
         for case in synthesize_cases(folder / f"{size[0]}", 1, size, seed=3):
             found.append(np.asarray(nib.load(case / "imaging.nii.gz").dataobj).astype(np.int32))
     return found
+
+
+@pytest.fixture(scope="module")
+def upright(scans):
+    """The larger phantom with 30 slices along the last axis, from the feet to the head, as GRID has them."""
+    return scans[1].transpose(2, 1, 0)[..., ::-1]
 
 
 def doubts(tmp_path, stored, affine=GRID, **options):
@@ -104,6 +183,60 @@ def test_a_real_ct_is_told_from_what_is_left_of_it(real_data, tmp_path, name):
     assert doubts(tmp_path, hu[20:90, 20:80, 5:25]) == []
     [doubt] = doubts(tmp_path, LOST[name](hu))
     assert doubt.check == "HU of the image"
+
+
+@pytest.mark.parametrize("name", [name for name in RIGHT if "slice" not in name])
+def test_a_real_ct_in_hu_raises_no_alarm(real_data, tmp_path, name):
+    hu = np.asarray(nib.load(real_data / "real_ct" / "abdomen_ct.nii.gz").dataobj).astype(np.int32)
+    assert doubts(tmp_path, RIGHT[name](hu)) == []
+
+
+def with_planes(hu, changes):
+    """``hu`` in file axes, where the last axis runs to the head, with some slices changed."""
+    before = hu.transpose(2, 0, 1)[::-1]
+    after = before.copy()
+    for number, change in changes.items():
+        after[number] = change(before, number)
+    return after[::-1].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_slices_that_are_no_ct_are_found(tmp_path, upright, name):
+    changes, words = PLANES[name]
+    [doubt] = doubts(tmp_path, with_planes(upright, changes))
+    assert doubt.check == "slices of the image"
+    assert words in doubt.found
+    assert "of 30, counted from the head" in doubt.found
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_slices_that_are_no_ct_are_found_in_a_real_ct(real_data, tmp_path, name):
+    hu = np.asarray(nib.load(real_data / "real_ct" / "abdomen_ct.nii.gz").dataobj).astype(np.int32)
+    changes, words = PLANES[name]
+    [doubt] = doubts(tmp_path, with_planes(hu, changes))
+    assert words in doubt.found
+
+
+def test_padding_at_the_ends_is_no_doubt_but_slices_repeated_there_are(tmp_path, upright):
+    for value in (-1024, -3024, 0):
+        padding = dict.fromkeys((0, 1, 28, 29), np.full(upright.shape[:2], value))
+        padded = with_planes(
+            upright, {number: lambda hu, k, plane=plane: plane for number, plane in padding.items()}
+        )
+        assert doubts(tmp_path, padded) == []
+    [doubt] = doubts(tmp_path, np.pad(upright, ((0, 0), (0, 0), (2, 0)), "edge"))
+    assert "slices 31, 32 with exactly the voxels" in doubt.found
+
+
+def test_looking_at_slices_copies_no_scan(scans):
+    hu = np.tile(scans[1].astype(np.int16).transpose(2, 1, 0), (4, 2, 2))
+    hu += np.random.default_rng(0).integers(-5, 5, hu.shape, np.int16)
+    grid = type("Grid", (), {"shape": hu.shape, "spacing_mm": (1.0, 1.0, 1.0)})()
+    tracemalloc.start()
+    assert doubts_about(Volume(None, hu, grid)) == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (4 << 20) + 8 * hu[0].nbytes  # the histogram, and some copies of a slice
 
 
 def test_ct_rendered_on_real_label_maps_raises_no_alarm(real_data, tmp_path):

@@ -29,7 +29,7 @@ def manifest(data):
         labels = np.zeros((8 + i, 40, 48), np.uint8)
         labels[2:5, 10:20, 10:20] = 1
         write_image(data / case / LABELS, labels, (3.0, 0.8, 0.8))
-        image = np.random.default_rng(i).integers(-1000, 300, labels.shape).astype(np.int16)
+        image = np.random.default_rng(i).integers(-200, 200, labels.shape).astype(np.int16)
         write_image(data / case / IMAGE, image, (3.0, 0.8, 0.8))
     return make_manifest(data, images_2019=True)[0]
 
