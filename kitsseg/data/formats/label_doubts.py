@@ -100,7 +100,7 @@ def doubts_about_labels(summary: LabelSummary, in_air: float = 0.0) -> list[Doub
         in_air: from ``share_in_air``, if the scan is at hand.
     """
     kidney, tumor = summary.kidney_ml, summary.tumor_ml
-    sizes = f"{kidney:.3g} ml of kidney and {tumor:.3g} ml of tumor"
+    sizes = f"{kidney:.4g} ml of kidney and {tumor:.4g} ml of tumor"
     expected = f"kidneys and tumors of {SMALLEST_ML:g} to {LARGEST_ML:g} ml"
     view = "Look at the labels upon the scan"
     if summary.voxels == 0:
