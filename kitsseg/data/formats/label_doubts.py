@@ -20,7 +20,7 @@ __all__ = ["LabelSummary", "doubts_about_labels", "share_in_air", "summary_of"]
 # Kidneys and tumors of the 210 training cases of KiTS19 have 192 to 1962 ml together, the kidneys alone 91 to 765 ml.
 # A scan may show a part of one kidney; two kidneys full of cysts may reach some liters.
 LARGEST_ML = 4000.0
-SMALLEST_ML = 0.5
+SMALLEST_ML = 0.2
 FEWEST_VOXELS = 10
 # Less kidney than this, and less than a half of the tumor, is hardly ever left. Where kidney and tumor are exchanged in
 # the 210 cases, 61 % have so little of what is then called kidney.
