@@ -147,7 +147,9 @@ def test_runs_that_cannot_predict(trained, tmp_path):
         predict_cases(tmp_path, [trained.data], tmp_path / "out")
     run = shutil.copytree(trained.run, tmp_path / "run")
     (run / "model.keras").write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match=r"model.keras: expected the weights that the training of this run wrote"):
+    with pytest.raises(
+        InputError, match=r"model.keras: expected the weights that the training of this run wrote"
+    ):
         predict_cases(run, [trained.data], tmp_path / "out")
     (run / "model.keras").unlink()
     with pytest.raises(InputError, match=r"model.keras: missing; the run's status is .* --resume"):

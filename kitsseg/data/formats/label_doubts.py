@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.formats.doubts import Doubt
-from kitsseg.data.formats.grid import Volume
+from kitsseg.data.formats.grid import Doubt, Volume
 
 __all__ = ["LabelSummary", "doubts_about_labels", "share_in_air", "summary_of"]
 

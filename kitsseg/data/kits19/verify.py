@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 
-from kitsseg.data.formats.doubts import Doubt, doubts_about
+from kitsseg.data.formats.doubts import doubts_about
+from kitsseg.data.formats.grid import Doubt
 from kitsseg.data.formats.label_doubts import LabelSummary, doubts_about_labels, share_in_air, summary_of
 from kitsseg.data.formats.nifti import read_image, read_labels, says_phantom
 from kitsseg.data.kits19.findings import (
