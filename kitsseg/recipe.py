@@ -63,7 +63,7 @@ CountFrom0 = Annotated[int, Range(0, 10**9)]
 Images = Annotated[int, Range(1, MOST_IMAGES)]
 Size = Annotated[int, Range(1, 1 << 15)]  # of an image or a patch along one axis, in pixels or voxels
 Axis = Annotated[int, Range(0, 2)]
-LearningRate = Annotated[float, Range(0, 1000, open_low=True)]
+LearningRate = Annotated[float, Range(0, 1e38, open_low=True)]  # float32 holds no more
 Divisor = Annotated[float, Range(1, 1e12)]
 HU = Annotated[float, Range(-1e5, 1e5)]
 Width = Annotated[float, Range(0.001, 1e5)]  # of a window or a distribution, in HU

@@ -15,6 +15,7 @@ __all__ = [
     "add_given",
     "add_layout",
     "at_least",
+    "batch_size",
     "hu_window",
     "layout_of",
     "layout_options",
@@ -49,6 +50,13 @@ def at_least(smallest: int, largest: int | None = None) -> Callable[[str], int]:
         return value
 
     return convert
+
+
+def batch_size(text: str) -> int:
+    """A number of images that a batch can have."""
+    from kitsseg.recipe import MOST_IMAGES  # not at the top: --help would take twice as long
+
+    return at_least(1, MOST_IMAGES)(text)
 
 
 def share(text: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitsseg.commands.arguments import AddCommand, add_given, at_least, share, shares
+from kitsseg.commands.arguments import AddCommand, add_given, at_least, batch_size, share, shares
 from kitsseg.commands.training_options import (
     add_hardware,
     add_watching,
@@ -15,7 +15,6 @@ from kitsseg.commands.training_options import (
     saying_what_computes,
 )
 from kitsseg.errors import InputError, command_line
-from kitsseg.recipe import MOST_IMAGES
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +43,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--batch-size",
         metavar="N",
-        type=at_least(1, MOST_IMAGES),
+        type=batch_size,
         help="slices in a batch, instead of the recipe's; another number changes the training (--accumulate does not)",
     )
     add_given(

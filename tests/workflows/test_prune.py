@@ -100,12 +100,15 @@ def test_only_epochs_at_the_final_sparsity_can_be_the_best(pruned):
 
 def test_words_of_pruning_that_contradict_each_other():
     for words, message in (
-        ({"sparsity": 1.0}, "sparsity < 1"),
-        ({"sparsity": 0.5, "initial_sparsity": 0.6}, "initial_sparsity <= sparsity"),
-        ({"sparsity": 0.5, "schedule": "linear"}, "schedule is one of one-shot, polynomial; found 'linear'"),
-        ({"sparsity": 0.5, "scope": "all"}, "scope is one of layer, global"),
-        ({"sparsity": 0.5, "until": 0.0}, "until is a share"),
-        ({"sparsity": 0.5, "block": 1}, "block is a number of channels from 2"),
+        ({"sparsity": 1.0}, "sparsity: expected a number from 0 and below 1, found 1.0"),
+        ({"sparsity": 0.5, "initial_sparsity": 0.6}, "initial_sparsity: expected a number from 0 to 0.5"),
+        (
+            {"sparsity": 0.5, "schedule": "linear"},
+            "schedule: expected one of one-shot, polynomial, found 'linear'",
+        ),
+        ({"sparsity": 0.5, "scope": "all"}, "scope: expected one of layer, global"),
+        ({"sparsity": 0.5, "until": 0.0}, "until: expected a number above 0 and up to 1"),
+        ({"sparsity": 0.5, "block": 1}, "block: expected a whole number from 2"),
         ({"sparsity": 0.5, "block": 2, "scope": "global"}, "only one of m_by_n, block and scope"),
         ({"sparsity": 0.8, "schedule": "one-shot", "m_by_n": (2, 4)}, "goes with sparsity m / n"),
     ):
