@@ -198,14 +198,15 @@ class Progressive:
         rounds: at most so many.
         subset: share of the training cases of a round, drawn anew.
         round_decay: the learning rate of a round is this times that of the round before.
-        min_delta: a round counts as better if the validation score rises by at least this.
+        min_delta: a round counts as better if the validation score, a Dice, rises by at least this; with -1 every
+            round counts as better.
         patience: stop after so many rounds that are not better.
     """
 
     rounds: Count
     subset: PositiveShare
     round_decay: PositiveShare
-    min_delta: Amount
+    min_delta: Annotated[float, Range(-1, 1)]
     patience: CountFrom0
 
     def __post_init__(self) -> None:
