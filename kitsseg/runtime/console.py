@@ -103,7 +103,7 @@ def print_table(table: Table) -> None:
         return
     # a console that is told another width for one call still takes no more than its own, which is 80 in a log
     told = os.environ.get("COLUMNS", "")
-    log = Console(file=io.StringIO(), width=int(told) if told.isdigit() else LOG_WIDTH)
+    log = Console(file=io.StringIO(), width=int(told) if told.isdigit() else max(console.width, LOG_WIDTH))
     with log.capture() as lines:
         log.print(table)
     console.print(lines.get(), end="", markup=False, emoji=False, soft_wrap=True)

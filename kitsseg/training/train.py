@@ -266,7 +266,7 @@ def _check_built(recipe: Recipe) -> None:
     try:
         model = recipe.build_model(**recipe.model)
         recipe.build_loss(**recipe.loss)
-    except FileNotFoundError as error:  # of weights; it says where they may come from
+    except (InputError, FileNotFoundError) as error:  # of weights: it says where they may come from
         raise InputError(f"{recipe.name}: {error}") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{recipe.name}: {one_line(error)}") from error

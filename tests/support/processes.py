@@ -77,4 +77,5 @@ def _without_stamp(path):
     record = json.loads(path.read_text())
     for source in record["sources"].values():
         source.pop("stamp", None)
+    del record["sha256"]  # of the record itself
     return record
