@@ -119,6 +119,8 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(so
     )  # six in a batch
     with pytest.raises(InputError, match="batch of 6 cannot be divided evenly among 2 devices x 2 parts"):
         train_recipe(
-            replace(recipe, phases=(patches,)), *arguments[1:], TrainOptions(accumulate=2, devices=Devices(2))
+            replace(recipe, phases=(patches,), inference=replace(recipe.inference, tile=(8, 8, 8))),
+            *arguments[1:],
+            TrainOptions(accumulate=2, devices=Devices(2)),
         )
     assert not (tmp_path / "run").exists()

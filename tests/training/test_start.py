@@ -197,7 +197,11 @@ def test_every_2d_recipe_finds_its_own_network_again(name, trained, tmp_path):
     shutil.copytree(trained.run, run)
     recipe.build_model(**recipe.model).save(run / "model.keras")
     record = read_json(run / "run.json")
-    record |= {"settings": json.loads(json.dumps(recipe.as_dict())), "recipe": recipe.name}
+    record |= {
+        "settings": json.loads(json.dumps(recipe.as_dict())),
+        "recipe": recipe.name,
+        "model_sha256": None,
+    }
     (run / "run.json").write_text(json.dumps(record))
     start = start_from_run(run, recipe, trained.split, tmp_path / "new")
     assert start.weights == run / "model.keras" and start.warnings == ()
