@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 from kitsseg.data.cache.sources import Source, unchanged
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.formats.slices import slice_size
-from kitsseg.data.layouts.names import prediction_name
+from kitsseg.data.layouts.names import JOURNALS, PREDICTIONS, prediction_name
 from kitsseg.errors import InputError, some_of
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted, read_record, record_of, write_record
@@ -54,8 +54,6 @@ __all__ = [
     "write_predictions",
 ]
 
-PREDICTIONS = "predictions.json"
-JOURNALS = "predictions-*.jsonl"
 SAME = ("kitsseg", "networks", "engine", "inference", "postprocess", "cleanup")
 EXPECTED = "the record of kitsseg predict"
 ADVICE = "Choose another folder, or remove this one."

@@ -13,7 +13,9 @@ from kitsseg.files.paths import as_given, check_utf8
 
 __all__ = [
     "IMAGE_NAMES",
+    "JOURNALS",
     "LABEL_NAMES",
+    "PREDICTIONS",
     "case_of_prediction",
     "check_name",
     "folder_name",
@@ -25,6 +27,9 @@ __all__ = [
     "scan_name",
     "stem_of",
 ]
+
+PREDICTIONS = "predictions.json"  # the record of ``kitsseg predict`` beside its label maps ...
+JOURNALS = "predictions-*.jsonl"  # ... and those of its processes that are at work, or were killed
 
 IMAGE_NAMES = ("imaging.nii.gz", "imaging.nii")
 LABEL_NAMES = ("segmentation.nii.gz", "segmentation.nii", "aggregated_MAJ_seg.nii.gz")  # the last: KiTS21

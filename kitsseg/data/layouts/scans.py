@@ -12,13 +12,16 @@ with the reason. A damaged scan is noticed when it is read.
 """
 
 import hashlib
+import json
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kitsseg.data.formats.dicom import read_series_grid
 from kitsseg.data.formats.dicom_file import is_dicom
@@ -28,6 +31,8 @@ from kitsseg.data.formats.nifti import read_grid
 from kitsseg.data.layouts.find import Case, Layout, checked_case, find_cases
 from kitsseg.data.layouts.kits import empty_case_folders, holds_no_files, kits_cases
 from kitsseg.data.layouts.names import (
+    JOURNALS,
+    PREDICTIONS,
     check_name,
     folder_name,
     is_nifti,
@@ -298,6 +303,10 @@ class _Search:
         except InputError as error:
             self._wrong(here, error)
             return {path for path in here.iterdir() if path.is_dir()}
+        if predicted := _predicted_in(here):
+            maps = f"{len(predicted)} label map{'s' * (len(predicted) != 1)} of kitsseg predict"
+            self._leave_out(here, f"{maps}, no CT")
+            done |= {*predicted, here / PREDICTIONS, *here.glob(JOURNALS)}
         for case in cases:
             self._of_case(case, "KiTS case")
             # all of a case's folder is the case's
@@ -406,6 +415,27 @@ class _Search:
             below[-1] if below else ""
         )
         return _clean(f"{item.patient or top}_{series}")
+
+
+def _predicted_in(folder: Path) -> set[Path]:
+    """The label maps in a folder that a record of ``kitsseg predict`` there lists."""
+    records = [path for path in (folder / PREDICTIONS, *folder.glob(JOURNALS)) if path.is_file()]
+    names: set[str] = set()
+    for path in records:
+        lines = [path.read_bytes()] if path.name == PREDICTIONS else path.read_bytes().splitlines()
+        for line in lines:
+            with suppress(ValueError):  # of another tool's file, or of a line that a killed process left
+                names |= set(_label_maps_in(json.loads(line)))
+    return {folder / name for name in names if Path(name).name == name and (folder / name).is_file()}
+
+
+def _label_maps_in(value: Any) -> Iterator[str]:
+    """The names of label maps anywhere in a record."""
+    if isinstance(value, dict):
+        if isinstance(value.get("file"), str):
+            yield value["file"]
+        for item in value.values():
+            yield from _label_maps_in(item)
 
 
 def _is_one_image(item: DicomSeries) -> bool:

@@ -344,3 +344,49 @@ def test_files_of_other_channels_and_another_number_of_cases_are_warned_of(tmp_p
         (root / "dataset.json").write_text(json.dumps(record))
         with pytest.warns(UserWarning, match=rf"dataset.json: .*numTraining says, {stated}, found 1\. "):
             assert [case.name for case in find_cases(root)] == ["case_1"]
+
+
+# label maps of kitsseg predict among scans
+
+
+def predicted(folder, names, journal=None):
+    """Label maps, and the record of them; with ``journal``, the record that a process at work keeps."""
+    for name in names:
+        scan(folder / f"{name}.nii.gz")
+    cases = {name: {"file": f"{name}.nii.gz", "image": f"../{name}.nii.gz"} for name in names}
+    if journal is None:
+        (folder / "predictions.json").write_text(json.dumps({"version": 1, "cases": cases}))
+        return
+    lines = [json.dumps({"done": name, "case": case}) for name, case in cases.items()]
+    (folder / f"predictions-{journal}.jsonl").write_text("\n".join([*lines, '{"done": "hal']))
+
+
+@pytest.mark.parametrize("where", ["pred", "old/2025/pred", "x.nii"])
+@pytest.mark.parametrize("journal", [None, "4711"])
+def test_label_maps_that_predict_wrote_into_the_folder_of_scans_are_no_scans(where, journal, tmp_path):
+    for name in ("anna", "bert"):
+        scan(tmp_path / f"{name}.nii.gz")
+    predicted(tmp_path / where, ["anna", "bert"], journal)
+    found = find_scans([tmp_path])
+    assert places(found, tmp_path) == {"anna": "anna.nii.gz", "bert": "bert.nii.gz"}
+    assert (str(tmp_path / where), "2 label maps of kitsseg predict, no CT") in found.left_out
+
+
+def test_other_files_beside_label_maps_are_still_looked_at(tmp_path):
+    scan(tmp_path / "anna.nii.gz")
+    predicted(tmp_path, ["prediction_1"])
+    scan(tmp_path / "new.nii.gz")
+    found = find_scans([tmp_path])
+    assert sorted(found.scans) == ["anna", "new"]
+    assert (str(tmp_path), "1 label map of kitsseg predict, no CT") in found.left_out
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1, 2]", "null", '{"cases": {"a": {"file": 3}}}', '{"cases": {"a": {"file": "../anna.nii.gz"}}}'],
+)
+def test_a_file_of_the_name_of_the_record_that_lists_no_label_map_hides_no_scan(content, tmp_path):
+    scan(tmp_path / "anna.nii.gz")
+    scan(tmp_path / "sub" / "bert.nii.gz")
+    (tmp_path / "sub" / "predictions.json").write_text(content)
+    assert sorted(find_scans([tmp_path]).scans) == ["anna", "bert"]
