@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kitsseg.errors import InputError
+from kitsseg.files.checksums import crc32_of
 
 __all__ = [
     "DISTANCE_TOLERANCE",
@@ -264,10 +265,17 @@ def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np
     gaps = np.diff(depth)
     same = np.flatnonzero(gaps < SAME_PLACE_MM)
     if len(same):
-        names = f"{slices[same[0]].path.name} and {slices[same[0] + 1].path.name}"
+        pair = [slices[same[0] + k].path for k in (0, 1)]
+        first, second = (str(path.relative_to(folder) if folder in path.parents else path) for path in pair)
+        copies = pair[0].stat().st_size == pair[1].stat().st_size and crc32_of(pair[0]) == crc32_of(pair[1])
+        what = (
+            ", the same file twice. Keep each file once"
+            if copies
+            else ". Keep the files of one acquisition (phase)"
+        )
         raise InputError(
-            f"{folder}: expected one slice at a position, found {len(same)} more, such as {names} at "
-            f"{depth[same[0]]:.2f} mm. Keep the files of one acquisition (phase) and one reconstruction, each once."
+            f"{folder}: expected one slice at a position, found {len(same)} more, such as {first} and {second} at "
+            f"{depth[same[0]]:.2f} mm{what}{'' if copies else ' and one reconstruction, each once'}."
         )
     gap = float(np.median(gaps))
     rounding = _rounding_mm(slices)

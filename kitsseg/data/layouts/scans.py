@@ -358,7 +358,7 @@ class _Search:
             self._leave_out(path, "an archive, of which only .zip is unpacked. Unpack it first")
         elif is_dicom(path):
             self.dicom.append(path)
-        else:
+        elif path.name.upper() != "DICOMDIR":  # which lists the files of a disc, and is no scan
             ending = path.suffix.lower()
             self.others[ending] = self.others.get(ending, 0) + 1
 

@@ -390,3 +390,19 @@ def test_a_file_of_the_name_of_the_record_that_lists_no_label_map_hides_no_scan(
     scan(tmp_path / "sub" / "bert.nii.gz")
     (tmp_path / "sub" / "predictions.json").write_text(content)
     assert sorted(find_scans([tmp_path]).scans) == ["anna", "bert"]
+
+
+def test_the_list_of_files_on_a_disc_is_no_unknown_file(tmp_path):
+    series(tmp_path / "disc" / "A", "1.2.3")
+    (tmp_path / "disc" / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert find_scans([tmp_path / "disc"]).left_out == []
+
+
+def test_a_series_that_was_copied_into_another_folder_is_said_to_be_there_twice(tmp_path):
+    series(tmp_path / "disc" / "A", "1.2.3")
+    shutil.copytree(tmp_path / "disc" / "A", tmp_path / "disc" / "copy of A")
+    [scan] = find_scans([tmp_path / "disc"]).scans.values()
+    with pytest.raises(
+        InputError, match=r"found 4 more, such as A/.* and copy of A/.*, the same file twice\."
+    ):
+        scan_grid(scan)
