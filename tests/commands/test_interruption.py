@@ -125,6 +125,7 @@ class Parser:
         return argparse.Namespace(run_command=self.command), []
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "error", [SystemError, RuntimeError, InputError, OSError, MemoryError, KeyboardInterrupt]
