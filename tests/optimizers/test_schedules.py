@@ -74,7 +74,7 @@ def test_a_phase_that_stops_early_hands_over_to_the_next(cached, micro_recipe, t
         epochs=20,
         steps_per_epoch=1,
         learning_rate=1e-3,
-        schedule=Plateau(factor=0.1, patience=1, min_delta=1e9, stop_below=1e-8),
+        schedule=Plateau(factor=0.1, patience=1, min_delta=1e6, stop_below=1e-8),
     )
     second = replace(first, name="second", epochs=1, schedule=None)
     calls = []

@@ -123,6 +123,7 @@ def unlike_times(record):
     for entry in (*record["cases"].values(), *record["failed"].values()):
         del entry["finished"]
         entry.pop("seconds", None)
+        entry.get("source", {}).pop("stamp", None)  # only of a file that has not changed in the last seconds
     return record
 
 
