@@ -100,3 +100,29 @@ def test_examples_run(module):
 
 def test_the_examples_are_found():
     assert {f"kitsseg.models.{name}" for name in MODELS} <= set(EXAMPLES)
+
+
+def without_docstring(code):
+    """Functions, classes and methods that ``__all__`` names and that say nothing about themselves."""
+    tree = ast.parse(code)
+    found = [name for name, function in public_functions(tree) if not ast.get_docstring(function)]
+    names = set(
+        re.findall(r"\w+", next((ast.unparse(n) for n in tree.body if "__all__" in ast.unparse(n)[:8]), ""))
+    )
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in names]
+    return found + [node.name for node in classes if not ast.get_docstring(node)]
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    """The API reference is not built without; a method may have that of the class above it."""
+    found = {
+        str(path.relative_to(PACKAGE)): names
+        for path in PACKAGE.rglob("*.py")
+        if not path.relative_to(PACKAGE).as_posix().startswith(EXEMPT)
+        and (
+            names := [name for name in without_docstring(path.read_text(encoding="utf-8")) if "." not in name]
+        )
+    }
+    assert found == {}
+    assert without_docstring('__all__ = ["f", "A"]\ndef f(): ...\nclass A: ...\ndef g(): ...') == ["f", "A"]
+    assert without_docstring('__all__ = ["f"]\ndef f():\n    """It."""') == []

@@ -137,6 +137,10 @@ def _end_of_head(start: bytes) -> int:
 
 
 def check_pydicom(path: Path) -> ModuleType:
+    """The module pydicom, which opens ``path``.
+
+    Raises: InputError that names ``path`` if pydicom is missing.
+    """
     try:
         import pydicom
     except ImportError as error:
@@ -176,5 +180,6 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def one_line(error: object) -> str:
+    """The text of an error on one line, shortened."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:197]}..."  # some quote the contents of the file
