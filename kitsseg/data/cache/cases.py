@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
-from kitsseg.data.cache.mapped import TOO_MANY, MappedFile, check_open_files
+from kitsseg.data.cache.mapped import NO_DAMAGE, MappedFile, check_open_files
 from kitsseg.data.cache.sources import Source
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
@@ -324,7 +324,7 @@ def _load(
     try:
         array = mapped_array(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in TOO_MANY:
+        if isinstance(error, OSError) and error.errno in NO_DAMAGE:
             raise
         raise _damaged(path, error) from error
     if array.dtype != dtype or (shape is not None and array.shape != shape) or not array.flags.c_contiguous:

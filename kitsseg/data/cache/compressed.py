@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.cache.mapped import TOO_MANY, MappedFile
+from kitsseg.data.cache.mapped import NO_DAMAGE, MappedFile
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32
 
@@ -104,7 +104,7 @@ def _mapped(path: Path) -> np.memmap[Any, Any]:
     try:
         return np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:  # ValueError: emptied since
-        if isinstance(error, OSError) and error.errno in TOO_MANY:
+        if isinstance(error, OSError) and error.errno in NO_DAMAGE:
             raise
         raise _damaged(path, error) from error
 

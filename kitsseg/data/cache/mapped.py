@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from kitsseg.errors import InputError
 
-__all__ = ["TOO_MANY", "MappedFile", "check_open_files", "open_files_limit"]
+__all__ = ["NO_DAMAGE", "TOO_MANY", "MappedFile", "check_open_files", "open_files_limit"]
 
 TOO_MANY = (errno.EMFILE, errno.ENFILE)  # open files, of this process or of the system
+NO_DAMAGE = (*TOO_MANY, errno.ENOMEM)  # say nothing about the file that was to be mapped
 MOST = 2048  # files that stay mapped, whatever the limit
 _lock = threading.RLock()  # dying MappedFiles are forgotten in whatever thread the collector runs
 _mapped: OrderedDict[weakref.ref[MappedFile], None] = OrderedDict()  # the one used last at the end
@@ -47,7 +48,10 @@ class MappedFile:
         return MappedFile, (self._load,)
 
     def __call__(self) -> npt.NDArray[Any]:
-        """The array, mapped. Raises: InputError of ``load``, and where too few files may be open."""
+        """The array, mapped.
+
+        Raises: InputError of ``load``, and where too few files may be open; MemoryError where there is no room for it.
+        """
         with _lock:
             if self._array is not None:
                 _mapped.move_to_end(self._me)
@@ -69,17 +73,19 @@ class MappedFile:
 
 
 def _tried(mapping: Callable[[], np.memmap[Any, Any]]) -> np.memmap[Any, Any]:
-    """Call ``mapping``. If no descriptor is left for it, unmap all other files and call it again."""
+    """Call ``mapping``. If no descriptor or no memory is left for it, unmap all other files and call it again."""
     try:
         return mapping()
     except OSError as error:
-        if error.errno not in TOO_MANY:
+        if error.errno not in NO_DAMAGE:
             raise
     _unmap(0)
     try:
         return mapping()
     except OSError as error:
         check_open_files(error)
+        if error.errno == errno.ENOMEM:
+            raise MemoryError("a file of the cache cannot be mapped; it is not damaged") from error
         raise
 
 

@@ -3,6 +3,7 @@
 If the process may open no more files, the error names this limit as the cause.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from support.cases import make_case, spec_of_tests
 
+from kitsseg.data.cache import cases as cases_module
 from kitsseg.data.cache import mapped
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache, read_case, write_case
@@ -132,3 +134,25 @@ def test_a_file_that_is_mapped_is_not_mapped_again(many):
     case = next(iter(open_cache(many.parent, spec_of_tests()).values()))
     assert case.image is case.image
     assert case.boxed_labels is case.boxed_labels
+
+
+@pytest.mark.parametrize("lacks", [1, 2])
+def test_a_lack_of_memory_is_no_damage(lacks, many, monkeypatch):
+    """With less mapped there may be room: the file is tried once more. Then the lack of memory is told."""
+    case = open_cache(many.parent, spec_of_tests())["case_00001"]
+    tried = []
+
+    def no_room(path):
+        tried.append(path)
+        if len(tried) <= lacks:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return known(path)
+
+    known = cases_module.mapped_array
+    monkeypatch.setattr(cases_module, "mapped_array", no_room)
+    if lacks == 1:
+        assert case.image is case.image
+    else:
+        with pytest.raises(MemoryError, match="it is not damaged"):
+            case.image  # noqa: B018  # maps the file
+    assert len(tried) == 2
