@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a name that cannot be shown ends no command
     words = sys.argv[1:] if argv is None else [*argv]
     parser = build_parser()
-    if any(word == "" or EMPTY.fullmatch(word) for word in words):
-        return _complain(_empty(words), 2)
+    if complaint := _empty(words):
+        return _complain(complaint, 2)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -93,9 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _empty(words: Sequence[str]) -> str:
+def _empty(words: Sequence[str]) -> str | None:
     """The complaint about an empty word, which an unset variable of a shell leaves. As a path it means this folder."""
-    at = next(n for n, word in enumerate(words) if word == "" or EMPTY.fullmatch(word))
+    at = next((n for n, word in enumerate(words) if word == "" or EMPTY.fullmatch(word)), None)
+    if at is None:
+        return None
     before = words[at].rstrip("=") or (words[at - 1] if at and words[at - 1].startswith("--") else "")
     where = f"{before}: " if before else f"argument {at + 1}: "
     return f'{where}expected a value, found an empty word. Check the variable behind it, as in "$SCAN".'

@@ -186,9 +186,8 @@ def layout_options(layout: Layout | None) -> list[str]:
     for name, value in () if layout is None else vars(layout).items():
         if value is not None:
             text = ",".join(f"{number:.15g}" for number in value) if isinstance(value, tuple) else str(value)
-            words.append(
-                f"--{name.replace('_', '-')}={text}"
-            )  # in one word: a window may begin with a minus sign
+            # in one word: a window may begin with a minus sign
+            words.append(f"--{name.replace('_', '-')}={text}")
     return words
 
 

@@ -59,6 +59,17 @@ def make_predictions(folder, arrays):
     return shifted
 
 
+def segmented(tmp_path, names, phantoms=()):
+    """The folder of scans of noise, some of them said to be phantoms, and the folder of their predictions."""
+    scans, out = tmp_path / "scans", tmp_path / "predictions"
+    scans.mkdir()
+    for number, name in enumerate(names):
+        noise = np.random.default_rng(number).integers(-1000, 1000, SHAPE, np.int16)
+        write_image(scans / f"{name}.nii.gz", noise, MM, PHANTOM if name in phantoms else "")
+    assert main(["predict", "starter", str(scans), "--out", str(out), "--quiet"]) == 0
+    return scans, out
+
+
 def printed(found, **terminal):
     """What kitsseg evaluate prints of an Evaluation."""
     console = Console(file=io.StringIO(), highlight=False, soft_wrap=True, color_system=None, **terminal)
@@ -211,13 +222,7 @@ def test_predictions_json_is_carried_over(folders):
 def test_the_scan_that_was_segmented_stands_in_for_a_ct_beside_the_truth(tmp_path):
     """Only where none lies there, only of a label map that predict recorded, and only while the scan is there."""
     arrays = make_truth(tmp_path / "truth")
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    for name in arrays:
-        noise = np.random.default_rng(0).integers(-1000, 1000, SHAPE, np.int16)
-        write_image(scans / f"{name}.nii.gz", noise, MM)
-    out = tmp_path / "predictions"
-    assert main(["predict", "starter", str(scans), "--out", str(out), "--quiet"]) == 0
+    scans, out = segmented(tmp_path, arrays)
     (scans / "case_00002.nii.gz").unlink()
 
     def images():
@@ -252,12 +257,7 @@ def untouched(folder, pattern):
 @pytest.mark.parametrize("change", [exchanged, emptied, untouched])
 def test_label_maps_that_changed_since_they_were_predicted_are_named(change, tmp_path):
     arrays = make_truth(tmp_path / "truth")
-    (tmp_path / "scans").mkdir()
-    for number, name in enumerate(arrays):
-        noise = np.random.default_rng(number).integers(-1000, 1000, SHAPE, np.int16)
-        write_image(tmp_path / "scans" / f"{name}.nii.gz", noise, MM)
-    out = tmp_path / "predictions"
-    assert main(["predict", "starter", str(tmp_path / "scans"), "--out", str(out), "--quiet"]) == 0
+    _, out = segmented(tmp_path, arrays)
     for number, file in enumerate(
         sorted(out.glob("*.nii.gz"))
     ):  # noise has no kidney: three label maps that differ
@@ -316,13 +316,7 @@ def test_synthetic_cases_among_others_are_named_and_the_whole_is_not_called_synt
 def test_what_predict_recorded_of_a_scan_counts_more_than_what_it_recorded_of_the_folder(tmp_path):
     """Older versions called a folder synthetic as soon as one scan was; a scan that is not scored does not count."""
     arrays = make_truth(tmp_path / "truth")
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    for name in arrays:
-        noise = np.random.default_rng(0).integers(-1000, 1000, SHAPE, np.int16)
-        write_image(scans / f"{name}.nii.gz", noise, MM, PHANTOM if name == "case_00002" else "")
-    out = tmp_path / "predictions"
-    assert main(["predict", "starter", str(scans), "--out", str(out), "--quiet"]) == 0
+    _, out = segmented(tmp_path, arrays, phantoms=("case_00002",))
     record = json.loads((out / "predictions.json").read_text())
     for of_folder in (False, True):
         (out / "predictions.json").write_text(json.dumps(record | {"phantom": of_folder}))

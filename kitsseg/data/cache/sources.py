@@ -77,10 +77,8 @@ def unchanged(source: Source, path: Path) -> bool:
     Raises: OSError if it cannot be read.
     """
     seen = _Seen(path, of_older_version=source.contents is None)
-    if seen.bytes != source.bytes:
-        return False
-    if seen.stamp == source.stamp:
-        return True
+    if (told := seen.told_by_stat(source)) is not None:
+        return told
     if seen.modified_ns != source.modified_ns and not seen.is_gzip():
         return False
     return seen.ends_sha256() == source.ends_sha256 and seen.has_contents_of(source)
@@ -94,10 +92,8 @@ def same_contents(source: Source, path: Path) -> bool:
     Raises: OSError if it cannot be read.
     """
     seen = _Seen(path, of_older_version=source.contents is None)
-    if seen.bytes != source.bytes:
-        return False
-    if seen.stamp == source.stamp:
-        return True
+    if (told := seen.told_by_stat(source)) is not None:
+        return told
     if not seen.is_folder and seen.ends_sha256() != source.ends_sha256:
         return False
     return seen.has_contents_of(source)
@@ -125,6 +121,12 @@ class _Seen:
     @property
     def stamp(self) -> str:
         return self._digest((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in self.stats)
+
+    def told_by_stat(self, source: Source) -> bool | None:
+        """Whether this is ``source``, as far as stat tells: not with another size, surely with the same stamp."""
+        if self.bytes != source.bytes:
+            return False
+        return True if self.stamp == source.stamp else None
 
     def is_gzip(self) -> bool:
         if self.is_folder:
