@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from kitsseg.errors import some_of
 from kitsseg.records.predictions import synthetic_among
 from kitsseg.scoring.ladder import RUNGS
 
@@ -166,10 +167,9 @@ def _changed(names: Sequence[str] | None) -> list[str]:
     """A warning, if label maps are not those that ``kitsseg predict`` recorded."""
     if not names:
         return []
-    some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     maps = f"{len(names)} label maps have" if len(names) > 1 else "1 label map has"
     return [
-        f"warning: {maps} changed since kitsseg predict: {some}. The scores are no longer the network's alone."
+        f"warning: {maps} changed since kitsseg predict: {some_of(names, NAMED)}. The scores are no longer the network's alone."
     ]
 
 
