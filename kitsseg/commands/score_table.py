@@ -169,7 +169,8 @@ def _changed(names: Sequence[str] | None) -> list[str]:
         return []
     maps = f"{len(names)} label maps have" if len(names) > 1 else "1 label map has"
     return [
-        f"warning: {maps} changed since kitsseg predict: {some_of(names, NAMED)}. The scores are no longer the network's alone."
+        f"warning: {maps} changed since kitsseg predict: {some_of(names, NAMED)}. The scores are no longer the "
+        "network's alone."
     ]
 
 

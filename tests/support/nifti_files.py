@@ -24,7 +24,7 @@ def write_nifti(
     """Write ``stored``, whose axes are the file's, with a header that holds these forms; a form of None has code 0.
 
     Args:
-        pixdim: voxel sizes of the three axes; None: those of the qform, or without a qform those of the sform.
+        pixdim: voxel sizes of the three axes. None takes the sizes of the qform; if there is no qform, of the sform.
         fields: further fields of the header, set last.
     """
     header = kind()

@@ -104,7 +104,7 @@ def at_ends(hu, value):
     return np.concatenate([ends, hu, ends], axis=2)
 
 
-# (what is done to a slice, counted from the head, and the slices beside; what is said). The scan has 30 slices.
+# (a change of one or more of the scan's 30 slices, counted from the head; words that the doubt must hold)
 PLANES = {
     "zeros": ({10: lambda hu, k: 0 * hu[k]}, "slice 11 with one value"),
     "air": ({10: lambda hu, k: 0 * hu[k] - 1024}, "slice 11 with one value"),
