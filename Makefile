@@ -22,7 +22,7 @@ endif
 # anew, TensorFlow included.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: kills demo test check test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
+.PHONY: kills demo test check coverage test-slow test-jax notebooks-colab colab colab-jax matrix docs lint types release clean
 
 demo: $(VENV)/installed
 	$(BIN)/kitsseg demo --out demo
@@ -62,6 +62,13 @@ colab-jax: $(COLAB_VENV)/installed
 notebooks-colab: $(COLAB_VENV)/installed
 	$(COLAB_VENV)/bin/python -m pytest -n $(WORKERS) tests/notebook
 
+# lines and branches of kitsseg that the quick tests reach, a line for each module that has others
+coverage: $(VENV)/installed-test
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 # the wheel, not the checkout, on Python 3.11, 3.12 and 3.13
 matrix: $(VENV)/installed-test
 	$(BIN)/python -m nox --session tests
@@ -77,6 +84,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/codespell kitsseg tests scripts benchmarks docs *.md
 
 # sdist and wheel in dist/, checked, installed in an empty environment, and the demo run from there
 release: $(VENV)/installed-test
