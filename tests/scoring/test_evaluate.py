@@ -23,6 +23,7 @@ from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins
+from kitsseg.scoring import cases
 from kitsseg.scoring.cases import count_files, read_boxes
 from kitsseg.scoring.dice import SCORES, count_slices, score_case
 from kitsseg.scoring.evaluate import COLUMNS, evaluate_folders, find_pairs
@@ -520,6 +521,128 @@ def test_slices_of_a_stream_are_those_of_the_array(axes, flip, tmp_path):
     np.testing.assert_array_equal(boxed.ravel()[1:], whole.ravel()[1:])
 
 
+@pytest.fixture
+def stored(tmp_path):
+    """A writer of one label map in the orientation and the affine of KiTS19, moved and stretched as asked."""
+
+    def write(name, labels, *, spacing_mm=MM, moved_mm=0.0, scaled=(None, None), dtype=np.uint8):
+        affine = np.zeros((4, 4))
+        affine[:3, :3] = np.fliplr(np.diag([-size for size in spacing_mm[::-1]]))
+        affine[0, 3], affine[3, 3] = moved_mm, 1
+        image = nib.Nifti1Image(labels, affine, dtype=dtype)
+        if scaled != (None, None):
+            image.header.set_slope_inter(*scaled)
+        nib.save(image, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def random_pair(seed, shape=SHAPE):
+    return np.random.default_rng(seed).integers(3, size=(2, *shape), dtype=np.uint8)
+
+
+def no_arrays(*_):
+    raise AssertionError("a whole label map was read")
+
+
+@pytest.mark.parametrize("piece", [16, 64, 432, 1 << 20])
+def test_files_of_bytes_are_counted_piece_by_piece(piece, stored, monkeypatch):
+    prediction, truth = random_pair(1)
+    files = stored("prediction.nii.gz", prediction), stored("truth.nii", truth)
+    monkeypatch.setattr(cases, "PIECE_BYTES", piece)
+    monkeypatch.setattr(cases, "read_labels", no_arrays)
+    found, _ = count_files(*files)
+    np.testing.assert_array_equal(found, count_slices(prediction, truth))
+
+
+def test_files_with_a_scaling_of_one_are_counted_as_they_are_stored(stored, monkeypatch):
+    prediction, truth = random_pair(2)
+    files = stored("prediction.nii", prediction, scaled=(1, 0)), stored("truth.nii", truth)
+    monkeypatch.setattr(cases, "read_labels", no_arrays)
+    np.testing.assert_array_equal(count_files(*files)[0], count_slices(prediction, truth))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("options", "stored_as"),
+    [
+        ({"scaled": (0.5, 0)}, lambda labels: 2 * labels),
+        ({"scaled": (1, -1)}, lambda labels: labels + 1),
+        ({"scaled": (-1, 2)}, lambda labels: 2 - labels),
+        ({"dtype": np.int16}, lambda labels: labels),
+        ({"dtype": np.int16, "scaled": (0.5, -1)}, lambda labels: 2 * (labels + 1)),
+    ],
+    ids=["slope", "intercept", "both", "int16", "int16 scaled"],
+)
+def test_one_file_stored_in_another_way_scores_the_same(which, options, stored_as, stored):
+    pair = random_pair(3)
+    files = [stored("prediction.nii", pair[0]), stored("truth.nii", pair[1])]
+    name = files[which].name
+    header = nib.load(files[which]).header
+    raw = stored_as(pair[which].astype(int)).astype(options.get("dtype", np.uint8))
+    slope, intercept = options.get("scaled", (1, 0))
+    image = nib.Nifti1Image(raw, header.get_best_affine(), dtype=raw.dtype)
+    nib.save(image, files[which])
+    # nibabel writes the numbers that it is given, and no scaling: it stands in two floats of the header
+    data = bytearray(files[which].read_bytes())
+    data[112:120] = np.array([slope, intercept], "<f4").tobytes()
+    files[which].write_bytes(data)
+    np.testing.assert_array_equal(np.asarray(nib.load(files[which]).dataobj), pair[which], err_msg=name)
+    np.testing.assert_array_equal(count_files(*files)[0], count_slices(*pair))
+
+
+@pytest.mark.parametrize("values", [((0, 2, 1), (0, 1, 2)), ((0, 1, 2), (0, 2, 1)), ((0, 2, 1), (0, 2, 1))])
+def test_labels_of_another_numbering_are_counted_by_their_meaning(values, stored):
+    """``values`` are those of truth and of prediction: what each stored number means."""
+    prediction, truth = random_pair(4)
+    files = stored("prediction.nii", prediction), stored("truth.nii", truth)
+    meant = np.array(values[1])[prediction], np.array(values[0])[truth]
+    found, _ = count_files(*files, label_values=values[0], predicted_values=values[1])
+    np.testing.assert_array_equal(found, count_slices(*meant))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_spacing_is_that_of_the_truth(dtype, stored):
+    pair = random_pair(5)
+    near = (3.001, 0.801, 0.802)
+    files = stored("prediction.nii", pair[0], spacing_mm=near, dtype=dtype), stored("truth.nii", pair[1])
+    assert count_files(*files)[1] == pytest.approx(MM, abs=1e-6)
+
+
+# 0.8 mm / 10 = 0.08 mm; 5 steps between slices, 8 between rows, 7 between columns
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"moved_mm": 0.075}, False),
+        ({"moved_mm": 0.085}, True),
+        ({"spacing_mm": (3.015, 0.8, 0.8)}, False),
+        ({"spacing_mm": (3.017, 0.8, 0.8)}, True),
+        ({"spacing_mm": (3.0, 0.8095, 0.8)}, False),
+        ({"spacing_mm": (3.0, 0.8105, 0.8)}, True),
+        ({"spacing_mm": (3.0, 0.8, 0.811)}, False),
+        ({"spacing_mm": (3.0, 0.8, 0.812)}, True),
+    ],
+)
+def test_a_tenth_of_the_smallest_step_is_rounding_and_more_is_another_place(options, refused, stored):
+    pair = random_pair(6)
+    files = stored("prediction.nii", pair[0], **options), stored("truth.nii", pair[1])
+    if refused:
+        with pytest.raises(InputError, match=r"prediction\.nii: .*truth\.nii"):
+            count_files(*files)
+    else:
+        np.testing.assert_array_equal(count_files(*files)[0], count_slices(*pair))
+
+
+@pytest.mark.parametrize("wrong", ["prediction", "truth"])
+def test_a_single_voxel_of_another_label_names_its_file(wrong, stored):
+    pair = dict(zip(("prediction", "truth"), random_pair(7), strict=True))
+    pair[wrong][3, 4, 5] = 7
+    files = [stored(f"{name}.nii", labels) for name, labels in pair.items()]
+    with pytest.raises(InputError, match=rf"{wrong}\.nii: .*found 7"):
+        count_files(*files)
+
+
 def test_boxes_of_empty_label_maps(tmp_path):
     nothing = np.zeros((4, 5, 6), np.uint8)
     kidney = nothing.copy()
@@ -577,6 +700,33 @@ def test_classes_of_kits23(tmp_path):
     assert "KiTS23 classes, Dice: kidney_and_mass 1.0000, mass 1.0000, tumor 0.8000." in printed(found)
 
 
+@pytest.mark.parametrize(
+    ("labels", "known"),
+    [
+        ({"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}, True),
+        ({"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}, True),
+        ({"background": 0, "kidney": 1, "tumor": 2}, True),
+        ({"background": 0, "kidney": 1, "tumor": 3, "cyst": 2}, False),
+        ({"background": 0, "kidney": 2, "tumor": 1, "cyst": 3}, False),
+    ],
+)
+def test_classes_of_kits23_need_the_numbers_of_kits23(labels, known, tmp_path):
+    """The truth of an nnU-Net dataset, whose dataset.json numbers the labels."""
+    truth, predicted = cyst_case(tmp_path)
+    dataset = tmp_path / "Dataset001_Kidney"
+    write_image(dataset / "labelsTr" / "case_00007.nii.gz", truth, MM)
+    write_image(dataset / "imagesTr" / "case_00007_0000.nii.gz", truth.astype(np.int16), MM)
+    record = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    (dataset / "dataset.json").write_text(json.dumps(record))
+    arguments = tmp_path / "predictions", dataset, tmp_path / "scores.csv"
+    if known:
+        (row,) = evaluate_folders(*arguments, classes="kits23").rows
+        assert (row["tumor_dice"], row["mass_dice"]) == (pytest.approx(0.8), 1.0)
+        return
+    with pytest.raises(InputError, match="--classes kits23"):
+        evaluate_folders(*arguments, classes="kits23")
+
+
 def test_cysts_are_refused_where_nobody_asked_for_them(tmp_path):
     cyst_case(tmp_path)
     folders = tmp_path / "predictions", tmp_path / "truth", tmp_path / "scores.csv"
@@ -601,6 +751,10 @@ def test_hd95_is_left_empty_where_it_is_not_defined(folders):
     hd95 = found.summary.surface.classes["tumor"].hd95_mm
     assert hd95.defined == 2
     assert hd95.mean == pytest.approx((found.rows[0]["tumor_hd95_mm"] + found.rows[2]["tumor_hd95_mm"]) / 2)
+    assert hd95.median == hd95.mean  # of two values
+    dice = {name: of.surface_dice.mean for name, of in found.summary.surface.classes.items()}
+    assert dice["tumor"] == pytest.approx(np.mean([row["tumor_surface_dice"] for row in found.rows]))
+    assert found.summary.surface.mean_surface_dice == pytest.approx(sum(dice.values()) / 2)
     assert "(defined in 2 of 3 cases)" in printed(found)
     assert found.summary.lesions.lesions_found == 2
     rows, _ = read_scores(tmp / "scores.csv")

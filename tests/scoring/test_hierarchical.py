@@ -21,6 +21,12 @@ def test_dice_of_the_hierarchical_classes():
     assert found == pytest.approx({"kidney_and_mass": 8 / 9, "mass": 1.0, "tumor": 2 / 3}, abs=1e-12)
 
 
+def test_background_belongs_to_no_hierarchical_class():
+    # kidney_and_mass: truth 3, prediction 1, common 1. mass: truth 2, prediction 1, common 1. tumor: truth 1, none found
+    found = dice([0, 0, 0, 0, 0, 3], [0, 0, 0, 1, 2, 3])
+    assert found == pytest.approx({"kidney_and_mass": 2 / 4, "mass": 2 / 3, "tumor": 0.0}, abs=1e-12)
+
+
 def test_empty_masks_of_the_hierarchical_classes():
     assert dice([0, 1], [0, 1]) == {"kidney_and_mass": 1.0, "mass": 1.0, "tumor": 1.0}
     found = dice([0, 1], [0, 1], empty="nan")

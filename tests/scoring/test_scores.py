@@ -148,6 +148,23 @@ def test_tables_of_slices_add_up():
         np.testing.assert_array_equal(tables[k], count_labels(prediction[k], truth[k]))
 
 
+@pytest.mark.parametrize("shape", [(6,), (4, 6)])
+def test_an_array_of_fewer_than_three_axes_is_one_slice(shape):
+    prediction, truth = random_case(5, shape)
+    (table,) = count_slices(prediction, truth)
+    assert table.tolist() == [
+        [int(np.sum((truth == true) & (prediction == found))) for found in range(3)] for true in range(3)
+    ]
+
+
+def test_cysts_count_as_the_kidney_that_kits19_calls_them():
+    rng = np.random.default_rng(7)
+    prediction, truth = rng.integers(4, size=(2, 3, 5, 6), dtype=np.uint8)
+    found = scores.cysts_as_kidney(count_slices(prediction, truth, n_labels=4))
+    as_kidney = [np.where(labels == 3, 1, labels) for labels in (prediction, truth)]
+    np.testing.assert_array_equal(found, count_slices(*as_kidney))
+
+
 def row_with(composite):
     return dict.fromkeys(scores.SCORES, composite) | {"empty": []}
 
@@ -163,6 +180,7 @@ def test_summary_by_hand():
     assert (summary["n_cases"], summary["empty_cases"]) == (3, 1)
     # the lowest mean, three times 0.2, has probability 1/27 = 3.7 % > 2.5 %; so has the highest, of 0.9
     assert interval == summary["composite_interval_95"] == pytest.approx([0.2, 0.9])
+    assert scores.bootstrap_draws(3).shape == (summary["resamples"], 3) == (10_000, 3)
     again = summarize_scores(rows)
     assert again["composite_interval_95"] == interval  # the seed is fixed
 
@@ -172,6 +190,11 @@ def test_bootstrap_interval_is_near_the_normal_one():
     low, high = summarize_scores([row_with(value) for value in values])["composite_interval_95"]
     half = 1.96 * values.std() / math.sqrt(200)
     assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+
+
+def test_two_cases_have_a_standard_deviation():
+    found = summarize_scores([row_with(0.2), row_with(0.6)])["scores"]["tk_dice"]
+    assert found["sd"] == pytest.approx(math.sqrt(0.08))  # 0.2² + 0.2², over n - 1 = 1
 
 
 def test_summary_of_one_case_and_of_none():

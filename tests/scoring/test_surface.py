@@ -106,7 +106,7 @@ def test_bad_arguments():
     mask = np.ones((2, 2, 2), bool)
     with pytest.raises(ValueError, match=r"\(2, 2, 2\) and \(2, 2, 1\)"):
         surface_distances(mask, mask[..., :1], (1, 1, 1))
-    for spacing in ((1, 1), (1, 0, 1), (1, 1, float("nan"))):
+    for spacing in ((1, 1), (1, 0, 1), (1, 1, float("nan")), (1, float("inf"), 1)):
         with pytest.raises(ValueError, match="spacing_mm must be three positive sizes"):
             surface_distances(mask, mask, spacing)
 
@@ -141,6 +141,33 @@ def test_a_mask_of_bool_and_one_of_uint8_go_together():
     mask[1, 1:3, 1:3] = True
     found = surface_distances(mask, mask.astype(np.uint8), (1, 1, 1))
     assert len(found.truth_mm) and hausdorff_mm(found) == 0
+
+
+def test_every_value_but_zero_is_inside():
+    mask = np.zeros((3, 4, 4), np.uint8)
+    mask[1, 1:3, 1:3] = 255
+    found = surface_distances(mask, (mask > 0), (1, 1, 1))
+    assert len(found.truth_mm) == len(found.predicted_mm) > 0 and hausdorff_mm(found) == 0
+
+
+def test_the_whole_area_is_reached_although_its_shares_add_up_to_less_than_one():
+    short = 0
+    for n in range(3, 60):
+        areas, mm = np.full(n, 0.1), np.arange(float(n))
+        short += bool((np.cumsum(areas) / areas.sum())[-1] < 1)  # the order of both sums differs
+        assert hausdorff_mm(surface.SurfaceDistances(mm, areas, mm, areas), 100) == n - 1
+    assert short
+
+
+def test_areas_are_kept_for_all_and_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        element_areas((1.0, 1.0, 1.0))[3] = 0
+
+
+def test_tolerances_are_those_of_kits23():
+    """As its website states them, to the hundredth of a millimetre, and each class has its own."""
+    rounded = {name: round(mm, 2) for name, mm in surface.TOLERANCES_MM.items()}
+    assert rounded == {"kidney_and_mass": 1.03, "mass": 1.13, "tumor": 1.15}
 
 
 @pytest.fixture(scope="module")
