@@ -712,7 +712,7 @@ def test_classes_of_kits23(tmp_path):
 )
 def test_classes_of_kits23_need_the_numbers_of_kits23(labels, known, tmp_path):
     """The truth of an nnU-Net dataset, whose dataset.json numbers the labels."""
-    truth, predicted = cyst_case(tmp_path)
+    truth, _ = cyst_case(tmp_path)
     dataset = tmp_path / "Dataset001_Kidney"
     write_image(dataset / "labelsTr" / "case_00007.nii.gz", truth, MM)
     write_image(dataset / "imagesTr" / "case_00007_0000.nii.gz", truth.astype(np.int16), MM)

@@ -22,7 +22,7 @@ def test_dice_of_the_hierarchical_classes():
 
 
 def test_background_belongs_to_no_hierarchical_class():
-    # kidney_and_mass: truth 3, prediction 1, common 1. mass: truth 2, prediction 1, common 1. tumor: truth 1, none found
+    # kidney_and_mass: truth 3, prediction 1, common 1. mass: 2, 1 and 1. tumor: truth 1, none found
     found = dice([0, 0, 0, 0, 0, 3], [0, 0, 0, 1, 2, 3])
     assert found == pytest.approx({"kidney_and_mass": 2 / 4, "mass": 2 / 3, "tumor": 0.0}, abs=1e-12)
 

@@ -194,16 +194,10 @@ def test_label_maps_are_read_with_the_values_that_predict_recorded(recorded, fol
         cases = {
             f"{name}.png": entry | {"file": f"{name}.png", "mask_values": [0, 128, 255]} for name in SLICES
         }
-        record = {
-            **{"kitsseg": "0.1.0", "run": "run", "networks": [], "engine": None, "inference": {}},
-            **{
-                "postprocess": None,
-                "split": {"name": None, "hash": None, "part": None},
-                "phantom": False,
-                "failed": {},
-            },
-        }
-        (predicted / "predictions.json").write_text(json.dumps(record | {"cases": cases}))
+        record = {"kitsseg": "0.1.0", "run": "run", "networks": [], "engine": None, "inference": {}}
+        record |= {"split": {"name": None, "hash": None, "part": None}, "postprocess": None}
+        record |= {"phantom": False, "cases": cases, "failed": {}}
+        (predicted / "predictions.json").write_text(json.dumps(record))
         assert {
             row["slice"]: row["slice_tk_dice"] for row in evaluate_slices(predicted, truth, out).rows
         } == (pytest.approx({"a0": 1, "a1": 2 / 3, "b0": 0, "b1": 1, "b2": 0}))
