@@ -103,4 +103,5 @@ def test_what_is_pointwise():
     assert is_pointwise((1, 1, 1, 3, 4))
     assert is_pointwise((3, 4))
     assert not is_pointwise((3, 1, 3, 4))
+    assert not is_pointwise((1, 3, 3, 4))
     assert not is_pointwise((4,))
