@@ -254,7 +254,7 @@ class _Trial:
             out = Path(folder) / "watched.json"
 
             def work() -> int:
-                watch = coverage.Coverage(include=files, data_file=None)
+                watch = coverage.Coverage(include=files, data_file=None, config_file=False)
                 watch.start()
                 self._run(list(self.items), watch.switch_context)
                 watch.stop()
