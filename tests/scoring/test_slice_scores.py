@@ -1,6 +1,7 @@
 """Scores of single slices, by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -159,8 +160,14 @@ def test_one_file_is_scored_alone_and_the_others_are_named(folders):
 def test_a_file_that_is_no_image_is_refused(name, folders):
     predicted, truth, out = folders
     (predicted / name).write_text("1")
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=rf"{name}: .*label maps"):
         evaluate_slices(predicted / name, truth, out)
+
+
+def test_a_truth_without_masks_is_refused(folders):
+    shutil.rmtree(folders[1] / "labels")
+    with pytest.raises(InputError, match="truth.*labels"):
+        evaluate_slices(*folders)
 
 
 def test_a_label_map_without_image_is_named(folders):
