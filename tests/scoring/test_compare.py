@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -119,6 +120,80 @@ def test_another_truth_is_noticed(scores, tmp_path):
     evaluate_folders(tmp_path / "whole", tmp_path / "truth", scores["whole"])
     with pytest.raises(InputError, match="case_00004 has a truth_tumor_ml of .* the truth is not the same"):
         compare_scores(scores)
+
+
+def altered(file, change):
+    """Let ``change`` alter the rows of a table of scores."""
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    change(rows)
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "same"),
+    [
+        (100.0, 100.09, True),
+        (100.0, 99.91, True),
+        (100.0, 100.12, False),
+        (100.0, 99.88, False),
+        (0.0002, 0.0002009, True),
+        (0.0002, 0.0002012, False),
+        (0.0, 0.0, True),
+        (0.0, 0.0000012, False),
+    ],
+)
+def test_volumes_of_a_truth_may_differ_by_a_thousandth(expected, found, same, scores):
+    """Of the volume, or of a mm3 where the volume is less."""
+
+    for name, ml in (("half", expected), ("whole", found)):
+        altered(scores[name], lambda rows, ml=ml: rows[2].update(truth_kidney_ml=ml))
+    if same:
+        assert len(compare_scores(scores).cases) == N
+        return
+    with pytest.raises(InputError, match="whole.*case_00002.*truth_kidney_ml"):
+        compare_scores(scores)
+
+
+def test_one_patient_without_a_difference_leaves_the_test_to_the_others(scores, tmp_path):
+    name = "prediction_00000.nii.gz"
+    shutil.copy(tmp_path / "whole" / name, tmp_path / "half" / name)
+    evaluate_folders(tmp_path / "half", tmp_path / "truth", scores["half"])
+    for row in compare_scores(scores).differences:
+        assert 0 < row["p"] < 0.2  # of the four other signs, which all agree
+        assert row["low"] < row["difference"]
+
+
+def test_two_patients_are_enough_and_three_reasons_are_told(scores, tmp_path):
+    cases = [f"case_{case:05d}" for case in range(N)]
+    seen_by(scores["whole"], tmp_path / "run", train=cases[:3])
+    assert compare_scores(scores).cases == tuple(cases[3:])
+    seen_by(scores["half"], tmp_path / "other", train=cases[3:])
+    with pytest.raises(InputError, match="found 0") as error:
+        compare_scores(scores)
+    assert [case in str(error.value) for case in cases] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("which", ["half", "whole"])
+def test_synthetic_patients_are_named_and_all_of_them_are_a_phantom(which, scores):
+    beside = scores[which].with_suffix(".json")
+    summary = json.loads(beside.read_text())
+    for case in ("case_00001", "case_00003"):
+        summary["cases"][case]["phantom"] = True
+    beside.write_text(json.dumps(summary))
+    found = compare_scores(scores)
+    assert (found.synthetic, found.phantom) == (("case_00001", "case_00003"), False)
+    beside.write_text(json.dumps(summary | {"phantom": True}))
+    found = compare_scores(scores)
+    assert (len(found.synthetic), found.phantom) == (N, True)
+
+
+def test_patients_of_scans_are_not_synthetic(scores):
+    found = compare_scores(scores)
+    assert (found.synthetic, found.phantom, found.of_slices) == ((), False, False)
 
 
 def test_one_run_is_nothing_to_compare(scores):

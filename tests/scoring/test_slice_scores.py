@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 from support.slices import WINDOW, write_table
 
+from kitsseg.data.formats.nifti import write_image
 from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
+from kitsseg.scoring.compare import compare_scores
+from kitsseg.scoring.evaluate import evaluate_folders
 from kitsseg.scoring.slices import evaluate_slices, holds_slice_scores, read_slice_scores
 
 SHAPE = (4, 10)
@@ -176,6 +179,20 @@ def test_a_label_map_without_image_is_named(folders):
     with pytest.raises(InputError, match=r"other\.png: no image"):
         evaluate_slices(*folders)
     assert not folders[2].exists()
+
+
+@pytest.mark.parametrize("first", ["slices", "cases"])
+def test_slice_scores_are_compared_with_slice_scores_only(first, folders, tmp_path):
+    evaluate_slices(*folders)
+    labels = np.stack([labels_of(6, 2)] * 3)
+    write_image(tmp_path / "case_00001" / "segmentation.nii.gz", labels, (3.0, 1.0, 1.0))
+    scan = tmp_path / "case_00001" / "segmentation.nii.gz"
+    evaluate_folders(scan, scan, tmp_path / "of_cases.csv")
+    files = {"slices": folders[2], "cases": tmp_path / "of_cases.csv"}
+    with pytest.raises(InputError, match=r"slice scores \(.*/scores\.csv.*case scores \(.*of_cases\.csv"):
+        compare_scores({first: files.pop(first)} | files)
+    found = compare_scores({"one": folders[2], "again": folders[2]})
+    assert (found.of_slices, found.cases, found.phantom) == (True, ("anna", "bert"), False)
 
 
 def test_progress_counts_the_slices(folders):
