@@ -1,6 +1,7 @@
 """The same two patients in every layout give the same cases, caches and scores; what is not clear is refused."""
 
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -114,7 +115,7 @@ def test_parts_of_an_nnunet_dataset(kits19, tmp_path):
     assert list(find_scans([folder / "imagesTr"]).scans) == NAMES
     assert [case.name for case in find_cases(folder / "labelsTr", need_image=False)] == NAMES
     (folder / "labelsTs").mkdir()
-    with pytest.raises(InputError, match=r"labelsTs/case_00210.nii.gz: missing; the folder holds nothing"):
+    with pytest.raises(InputError, match=r"labelsTs/case_00210\.nii\.gz: missing.*holds nothing"):
         find_cases(folder)
     shutil.copy(kits19 / NAMES[0] / "segmentation.nii.gz", folder / "labelsTs" / "case_00210.nii.gz")
     assert [case.name for case in find_cases(folder)] == [*NAMES, "case_00210"]
@@ -175,12 +176,12 @@ def test_other_label_names_are_listed(kits19, tmp_path, labels):
     [
         (
             V2 | {"channel_names": {"0": "CT", "1": "PET"}},
-            "expected one channel, CT, found {'0': 'CT', '1': 'PET'}",
+            "one channel, CT, found {'0': 'CT', '1': 'PET'}",
         ),
-        (V2 | {"channel_names": {"0": "T2"}}, "expected one channel, CT, found {'0': 'T2'}"),
-        ({"labels": V2["labels"]}, "expected one channel, CT, found None"),
+        (V2 | {"channel_names": {"0": "T2"}}, "one channel, CT, found {'0': 'T2'}"),
+        ({"labels": V2["labels"]}, "one channel, CT, found None"),
         (V2 | {"file_ending": ".nrrd"}, "expected file_ending .nii.gz or .nii, found .nrrd"),
-        ([1], "expected the JSON record of an nnU-Net dataset (Expected `object`, got `array`)"),
+        ([1], "nnU-Net dataset (Expected `object`, got `array`)"),
     ],
 )
 def test_nnunet_datasets_that_are_no_ct(kits19, tmp_path, record, words):
@@ -193,10 +194,10 @@ def test_nnunet_datasets_that_are_no_ct(kits19, tmp_path, record, words):
 def test_damaged_or_missing_dataset_json(kits19, tmp_path):
     folder, _ = nnunet(kits19, tmp_path / "data")
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(InputError, match=r"dataset.json: expected the JSON record"):
+    with pytest.raises(InputError, match=r"dataset\.json: .*JSON record"):
         find_cases(folder)
     (folder / "dataset.json").unlink()
-    with pytest.raises(InputError, match=r"dataset.json: missing; an nnU-Net dataset names its channels"):
+    with pytest.raises(InputError, match=r"dataset\.json: missing.*names its channels"):
         find_cases(folder)
     # patterns need no record
     layout = Layout(images="imagesTr/*_0000.nii.gz", labels="labelsTr/*.nii.gz")
@@ -219,9 +220,7 @@ def with_cyst(kits19, tmp_path):
 
 
 def test_cysts_are_refused_by_default(with_cyst, tmp_path, spec):
-    with pytest.raises(
-        InputError, match=r"also found 3 in at least 24 voxels. .* --cyst kidney, tumor or background"
-    ):
+    with pytest.raises(InputError, match=r"found 3 in.* 24 voxels\. .* --cyst kidney, tumor or"):
         preprocess_cases(with_cyst, tmp_path / "cache", spec)
 
 
@@ -289,7 +288,7 @@ def test_the_report_of_an_nnunet_dataset_whose_cysts_are_not_mentioned(kits19, t
 
 
 def test_an_unknown_word_for_cysts():
-    with pytest.raises(InputError, match="cyst: expected background, kidney, tumor, found lesion"):
+    with pytest.raises(InputError, match="cyst: .*background, kidney, tumor, found lesion"):
         Layout(cyst="lesion")
 
 
@@ -307,7 +306,7 @@ def test_two_label_maps_or_two_layouts_are_refused(kits19, tmp_path):
     assert [case.name for case in find_cases(folder, layout=layout)] == NAMES
     mixed = shutil.copytree(kits19, tmp_path / "mixed")
     nnunet(kits19, mixed)
-    with pytest.raises(InputError, match="expected one layout, found case folders .* and an nnU-Net dataset"):
+    with pytest.raises(InputError, match="one layout, .*case folders .* nnU-Net dataset"):
         find_cases(mixed)
 
 
@@ -319,16 +318,14 @@ def test_folders_without_cases_say_what_to_do(kits19, tmp_path):
     ):
         find_cases(outer)
     folder, _ = flat(kits19, tmp_path / "flat")
-    with pytest.raises(InputError, match=r"Say which files are the scans .* --images '\*.nii.gz'"):
+    with pytest.raises(InputError, match=r"which files.*scans .* --images '\*\.nii\.gz'"):
         find_cases(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="Try: kitsseg synthesize"):
         find_cases(tmp_path / "empty")
     (tmp_path / "raw" / "imagesTr").mkdir(parents=True)
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps(V2))
-    with pytest.raises(
-        InputError, match="expected images such as imagesTr/case_00000_0000.nii.gz, found none"
-    ):
+    with pytest.raises(InputError, match=r"images.* imagesTr/case_00000_0000\.nii\.gz, found none"):
         find_cases(tmp_path / "raw")
 
 
@@ -345,7 +342,7 @@ def test_series_beside_nifti_files_are_not_one_layout(kits19, tmp_path):
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "IM1").write_bytes(b"\0" * 128 + b"DICM")
     assert [case.name for case in find_cases(tmp_path, need_labels=False)] == ["anna"]
-    with pytest.raises(InputError, match=r"found DICOM series \(anna\). Say where the label maps are"):
+    with pytest.raises(InputError, match=r"found DICOM series \(anna\)\. .*where the label maps"):
         find_cases(tmp_path)
     (tmp_path / "bert.nii.gz").touch()
     with pytest.raises(InputError, match=r"found DICOM series \(anna\) and NIfTI files \(bert.nii.gz\)"):
@@ -394,13 +391,13 @@ def test_files_that_lack_their_partner(tmp_path):
     [
         (Layout(images="*_ct.nii"), "give --labels too"),
         (Layout(labels="*_ct.nii"), "give --images too"),
-        (Layout(images="*_ct.nii", labels="seg.nii"), "expected the same number of wildcards"),
+        (Layout(images="*_ct.nii", labels="seg.nii"), "same number of wildcards"),
         (Layout(images="*_pet.nii", labels="*_seg.nii"), "expected cases such as *_pet.nii, found none"),
-        (Layout(images="**/ct.nii", labels="x"), "'**/ct.nii': expected a pattern below the folder"),
-        (Layout(images="/data/*", labels="x"), "expected a pattern below the folder"),
-        (Layout(images="../*", labels="x"), "expected a pattern below the folder"),
-        (Layout(images="[ab].nii", labels="x"), "expected a pattern below the folder"),
-        (Layout(images="", labels="x"), "expected a pattern below the folder"),
+        (Layout(images="**/ct.nii", labels="x"), "'**/ct.nii': expected a pattern"),
+        (Layout(images="/data/*", labels="x"), "'/data/*': expected a pattern"),
+        (Layout(images="../*", labels="x"), "'../*': expected a pattern"),
+        (Layout(images="[ab].nii", labels="x"), "'[ab].nii': expected a pattern"),
+        (Layout(images="", labels="x"), "'': expected a pattern"),
         (Layout(images="*/*_ct.nii", labels="*/*_seg.nii"), "a second case called x_y_z beside"),
     ],
 )
@@ -418,9 +415,9 @@ def test_commands_take_patterns_and_cysts(with_cyst, tmp_path, capsys):
     folder, _ = flat(with_cyst, tmp_path / "flat")
     patterns = ["--images", "*_ct.nii.gz", "--labels", "*_seg.nii.gz"]
     assert main(["preprocess", "unet2d:tiny", str(folder), str(tmp_path / "cache")]) == 1
-    assert "Say which files are the scans" in capsys.readouterr().err
+    assert re.search("which files .*the scans", capsys.readouterr().err)
     assert main(["preprocess", "unet2d:tiny", str(folder), str(tmp_path / "cache"), *patterns]) == 1
-    assert "--cyst kidney, tumor or background" in capsys.readouterr().err
+    assert "--cyst kidney, tumor or" in capsys.readouterr().err
     command = [
         "preprocess",
         "unet2d:tiny",

@@ -293,7 +293,7 @@ def test_folders_of_other_arrangements_are_told_the_pattern(tmp_path, files, pat
     assert "--images" not in str(caught.value)
     with pytest.raises(InputError, match="--images .* --labels PATTERN"):
         find_cases(tmp_path)
-    with pytest.raises(InputError, match="It holds NIfTI files such as") as caught:
+    with pytest.raises(InputError, match="holds NIfTI files") as caught:
         find_cases(tmp_path, options=())
     assert "--" not in str(caught.value)
 
@@ -324,7 +324,7 @@ def test_a_tree_of_dicom_is_told_which_folder_to_give(tmp_path):
 
 def test_other_folders_without_cases(tmp_path):
     touch(tmp_path / "mha" / "a.mha")
-    with pytest.raises(InputError, match="neither NIfTI files nor DICOM series, but a.mha") as caught:
+    with pytest.raises(InputError, match=r"neither NIfTI.*nor DICOM.*but a\.mha") as caught:
         find_cases(tmp_path / "mha", need_labels=False)
     assert "synthesize" not in str(caught.value)
     (tmp_path / "empty" / "inner").mkdir(parents=True)

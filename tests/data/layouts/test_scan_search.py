@@ -182,9 +182,9 @@ def entry(name, mode=0):
         ([(entry("/a.nii"), b"x")], "leads out of it"),
         ([(entry("a\\..\\..\\b.nii"), b"x")], "leads out of it"),
         ([(entry("C:/a.nii"), b"x")], "leads out of it"),
-        ([(entry("a", stat.S_IFLNK | 0o777), b"/etc/passwd")], "a link or a device"),
+        ([(entry("a", stat.S_IFLNK | 0o777), b"/etc/passwd")], "link or a device"),
         ([(entry("a.nii"), b"x"), (entry("A.nii"), b"y")], "two entries called"),
-        ([(entry("a"), b"x"), (entry("a/b"), b"y")], "a file and a folder of one name"),
+        ([(entry("a"), b"x"), (entry("a/b"), b"y")], "folder of one name"),
         ([(entry("a.nii"), bytes(100 << 20))], "would unpack to"),
     ],
 )
@@ -235,12 +235,9 @@ def test_a_case_folder_without_files_is_left_out_with_the_reason(tmp_path, other
     (tmp_path / empty / ".DS_Store").touch()
     found = find_scans([tmp_path])
     assert sorted(found.scans) == sorted(others)
-    assert found.left_out == [
-        (
-            str(tmp_path / empty),
-            "no files in the folder of a case. Complete or remove the folder",
-        )
-    ]
+    [(what, why)] = found.left_out
+    assert what == str(tmp_path / empty)
+    assert "no files" in why and "Complete or remove" in why
     assert len(find_cases(tmp_path, need_labels=False)) == len(others)
 
 
@@ -266,9 +263,7 @@ def test_an_empty_folder_with_the_name_of_a_scan_is_left_out_with_the_reason(tmp
     assert [what for what, _ in found.left_out] == [
         str(tmp_path / name) for name in ("b.nii.gz", "c.NII", "deep/d.nii")
     ]
-    assert {why for _, why in found.left_out} == {
-        "a folder without files where a scan's name promises a file"
-    }
+    assert all("a folder without files" in why for _, why in found.left_out)
 
 
 @pytest.mark.parametrize("name", ["b.nii.gz", "b.nii", "b.zip", "b.dcm", "b", "case_00002/imaging.nii.gz"])
@@ -278,13 +273,14 @@ def test_a_pipe_is_one_line_alone_and_left_out_in_a_folder(tmp_path, name):
     os.mkfifo(tmp_path / name)
     found = find_scans([tmp_path], None, temporary(tmp_path / "new"))
     assert list(found.scans) == ["case_00001"]
-    assert found.left_out == [(str(tmp_path / name), "no file but a pipe, a socket or a device")]
-    with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a file, found a named pipe"):
+    [(what, why)] = found.left_out
+    assert what == str(tmp_path / name) and "a pipe, a socket" in why
+    with pytest.raises(InputError, match=f"^{tmp_path / name}: .*found a named pipe"):
         find_scans([tmp_path / name], None, temporary(tmp_path / "new"))
-    with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a file, found a named pipe"):
+    with pytest.raises(InputError, match=f"^{tmp_path / name}: .*found a named pipe"):
         read_image(tmp_path / name)
     if name == "b.nii.gz":
-        with pytest.raises(InputError, match=f"^{tmp_path / name}: expected a file, found a named pipe"):
+        with pytest.raises(InputError, match=f"^{tmp_path / name}: .*found a named pipe"):
             find_cases(tmp_path, need_labels=False, layout=Layout(images="b*.nii.gz"))
 
 
@@ -369,7 +365,7 @@ def test_label_maps_that_predict_wrote_into_the_folder_of_scans_are_no_scans(whe
     predicted(tmp_path / where, ["anna", "bert"], journal)
     found = find_scans([tmp_path])
     assert places(found, tmp_path) == {"anna": "anna.nii.gz", "bert": "bert.nii.gz"}
-    assert (str(tmp_path / where), "2 label maps of kitsseg predict, no CT") in found.left_out
+    assert dict(found.left_out)[str(tmp_path / where)].startswith("2 label maps of kitsseg")
 
 
 def test_other_files_beside_label_maps_are_still_looked_at(tmp_path):
@@ -378,7 +374,7 @@ def test_other_files_beside_label_maps_are_still_looked_at(tmp_path):
     scan(tmp_path / "new.nii.gz")
     found = find_scans([tmp_path])
     assert sorted(found.scans) == ["anna", "new"]
-    assert (str(tmp_path), "1 label map of kitsseg predict, no CT") in found.left_out
+    assert dict(found.left_out)[str(tmp_path)].startswith("1 label map of kitsseg")
 
 
 @pytest.mark.parametrize(

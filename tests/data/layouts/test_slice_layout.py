@@ -1,6 +1,7 @@
 """Folders of single slices: patients from the table, HU from the window, one clear line for each fault."""
 
 import csv
+import re
 import zlib
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_case_is_a_patient_with_all_slices(folder):
 
 
 def test_commands_that_need_scans_refuse_slices(folder):
-    with pytest.raises(InputError, match="expected whole scans, found single slices"):
+    with pytest.raises(InputError, match="whole scans, .*single slices"):
         find_cases(folder)
 
 
@@ -106,7 +107,7 @@ def test_a_mask_saved_as_jpeg_names_the_reason(folder):
     (folder / "labels" / "p0_0.png").unlink()
     gray = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
     Image.fromarray(gray).save(folder / "labels" / "p0_0.jpg")
-    with pytest.raises(InputError, match=r"p0_0.jpg: .* more. JPEG changes values: save masks as PNG"):
+    with pytest.raises(InputError, match=r"p0_0\.jpg: .* more\. JPEG.* PNG"):
         read_mask(items_of(folder)[0])
 
 
@@ -160,11 +161,11 @@ def test_without_a_table_the_message_says_which_columns_it_needs(folder):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"file": ""}, r"name of a PNG or JPEG file in the column file, found ''"),
+        ({"file": ""}, r"PNG or JPEG.* column file, found ''"),
         ({"file": "../p0_0.png"}, r"found '../p0_0.png'"),
         ({"file": "p9.png"}, r"images.p9.png: missing, but slices.csv names it"),
-        ({"file": "p0_1.png"}, r"one row for each name, found p0_1.png and p0_1.png"),
-        ({"patient": "../a"}, r"can name a folder, found '../a'"),
+        ({"file": "p0_1.png"}, r"one row.* name, found p0_1\.png and p0_1\.png"),
+        ({"patient": "../a"}, r"name a folder, found '\.\./a'"),
         (
             {"spacing_mm_rows": "x"},
             r"two numbers in spacing_mm_rows and spacing_mm_columns for p0_0.png, found 'x'",
@@ -187,7 +188,7 @@ def test_a_bad_row_is_named(folder, values, words):
 
 def test_an_image_without_row_or_mask_is_named(folder):
     write_table(folder, table_of(folder)[1:])
-    with pytest.raises(InputError, match=r"a row for each of the files in images, found none for p0_0.png"):
+    with pytest.raises(InputError, match=r"a row.* images, found none for p0_0\.png"):
         find_cases(folder, slices=True)
     (folder / "images" / "p0_0.png").unlink()
     (folder / "labels" / "p2_1.png").unlink()
@@ -211,7 +212,7 @@ def test_a_damaged_file_and_one_of_another_kind_are_named(folder):
     with pytest.raises(InputError, match=r"images.p0_0.png: damaged"):
         read_slice(items_of(folder)[0])
     (folder / "labels" / "p0_0.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"labels.p0_0.png: damaged, or neither PNG nor JPEG"):
+    with pytest.raises(InputError, match=r"labels.p0_0\.png: damaged, .*PNG nor JPEG"):
         read_mask(items_of(folder)[0])
 
 
@@ -271,22 +272,22 @@ def test_an_image_that_unpacks_to_a_billion_pixels_is_refused(folder, kind, rows
     head = b"IHDR" + columns.to_bytes(4, "big") + rows.to_bytes(4, "big") + whole[24:29]
     path.write_bytes(whole[:12] + head + zlib.crc32(head).to_bytes(4, "big") + whole[33:])
     read = read_slice if kind == "images" else read_mask
-    with pytest.raises(InputError, match=rf"{kind}.p0_0.png: damaged, or neither PNG nor JPEG .*pixels"):
+    with pytest.raises(InputError, match=rf"{kind}.p0_0\.png: damaged, .*PNG nor JPEG .*pixels"):
         read(items_of(folder)[0])
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "words"),
     [
-        (0.0008, 0.0008, "found pixels of 0.0008 x 0.0008 mm. These look like meters: multiply them by 1000"),
-        (0.08, 0.08, "found pixels of 0.08 x 0.08 mm. These look like centimeters: multiply them by 10"),
-        (800, 800, "These look like micrometers: multiply them by 0.001"),
-        (5000, 5000, "found pixels of 5000 x 5000 mm. These look like micrometers"),
-        (1e9, 1e9, "found pixels of 1e+09 x 1e+09 mm. Correct them"),
-        (-0.8, 0.8, "found pixels of -0.8 x 0.8 mm. Correct them"),
-        (5, 50, "found pixels of 5 x 50 mm. Correct them"),
-        (0.8, 5, "expected nearly square pixels, as every axial slice has, found pixels of 0.8 x 5 mm"),
-        (3, 0.8, "expected nearly square pixels"),
+        (0.0008, 0.0008, r"found pixels of 0\.0008 x 0\.0008 mm\. .*meters: multiply them by 1000"),
+        (0.08, 0.08, r"found pixels of 0\.08 x 0\.08 mm\. .*centimeters: multiply them by 10"),
+        (800, 800, r"micrometers: multiply them by 0\.001"),
+        (5000, 5000, r"found pixels of 5000 x 5000 mm\. .*micrometers"),
+        (1e9, 1e9, r"found pixels of 1e\+09 x 1e\+09 mm\. Correct them"),
+        (-0.8, 0.8, r"found pixels of -0\.8 x 0\.8 mm\. Correct them"),
+        (5, 50, r"found pixels of 5 x 50 mm\. Correct them"),
+        (0.8, 5, r"nearly square pixels, .*found pixels of 0\.8 x 5 mm"),
+        (3, 0.8, "nearly square pixels"),
     ],
 )
 def test_pixels_that_no_patient_has_are_refused_as_voxels_are(folder, rows, columns, words):
@@ -295,7 +296,7 @@ def test_pixels_that_no_patient_has_are_refused_as_voxels_are(folder, rows, colu
         with pytest.raises(InputError) as caught:
             find_slices(folder, Layout(), need_labels)
         assert str(caught.value).startswith(f"{folder / 'slices.csv'}, p1_0.png: expected ")
-        assert words in str(caught.value)
+        assert re.search(words, str(caught.value))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0.1, 0.1), (0.44, 0.44), (30, 30), (0.8, 1.2), (2.0, 1.0)])
@@ -317,7 +318,7 @@ def test_an_image_longer_than_a_patient_is_named(folder):
     ("low", "high"), [(-1e9, 1e9), (-40000, 240), (0, 70000), (240, -160), (0, 0), (-1e300, 1e300)]
 )
 def test_a_window_beyond_all_hu_is_refused(folder, low, high):
-    with pytest.raises(InputError, match=r"--hu-window: expected two HU from -32768 to 65535, the lower one"):
+    with pytest.raises(InputError, match=r"--hu-window: .*HU from -32768 to 65535, the lower"):
         Layout(hu_window=(low, high))
     change(folder, hu_low=low, hu_high=high)
     with pytest.raises(InputError, match=r"slices.csv, p0_0.png: hu_low and hu_high: expected two HU"):
