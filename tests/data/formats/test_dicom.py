@@ -1,5 +1,6 @@
 """A DICOM series written here, shuffled and turned, against the NIfTI file of the same volume."""
 
+import re
 import subprocess
 import sys
 
@@ -136,9 +137,8 @@ def test_positions_rounded_to_a_tenth_are_accepted_and_jumps_are_not(tmp_path):
     def sideways(k, dataset):
         dataset.ImagePositionPatient = [3.0 * (k == 3), 0, k * 2.5]
 
-    assert "expected slices along a straight line, found this one 3.00 mm beside it" in error_of(
-        write_series(tmp_path / "c", noise(), change=sideways)
-    )
+    message = error_of(write_series(tmp_path / "c", noise(), change=sideways))
+    assert re.search(r"straight line, found .* 3\.00 mm beside it", message)
 
 
 def test_a_tilted_gantry_is_refused(tmp_path):
@@ -155,7 +155,7 @@ def test_several_phases_and_several_series_are_refused(tmp_path):
         dataset.ImagePositionPatient = [0, 0, (k // 2) * 2.5]
 
     message = error_of(write_series(tmp_path / "phases", noise((8, 6, 6)), change=twice))
-    assert "expected one slice at a position, found 4 more" in message
+    assert "at a position, found 4 more" in message
     for seed, name in enumerate(("arterial", "late")):
 
         def described(k, dataset, name=name):
@@ -167,7 +167,7 @@ def test_several_phases_and_several_series_are_refused(tmp_path):
             target.parent.mkdir(exist_ok=True)
             path.rename(target)
     message = error_of(tmp_path / "mixed")
-    assert "expected one DICOM series, found 2: arterial (7 files" in message
+    assert "DICOM series, found 2: arterial (7 files" in message
     assert "late (7 files" in message
 
 
@@ -182,12 +182,12 @@ def set_to(name, value, only=None):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (set_to("Modality", "MR"), "expected a CT slice, found modality MR"),
+        (set_to("Modality", "MR"), "found modality MR"),
         (set_to("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], 2), "found a localizer image"),
-        (set_to("NumberOfFrames", 40), "found an enhanced CT of 40 frames"),
+        (set_to("NumberOfFrames", 40), "enhanced CT of 40 frames"),
         (set_to("RescaleSlope", None), "found none of: RescaleSlope"),
-        (set_to("RescaleSlope", 0), "expected a rescaling to HU, found slope 0"),
-        (set_to("RescaleType", "Z_EFF"), "expected gray values in HU, found MONOCHROME2 in Z_EFF"),
+        (set_to("RescaleSlope", 0), "to HU, found slope 0"),
+        (set_to("RescaleType", "Z_EFF"), "found MONOCHROME2 in Z_EFF"),
         (set_to("PhotometricInterpretation", "MONOCHROME1"), "found MONOCHROME1"),
         (set_to("ImagePositionPatient", None), "found none of: ImagePositionPatient"),
         (set_to("ImagePositionPatient", [1, 2], 3), "damaged DICOM (ImagePositionPatient is [1.0, 2.0])"),
@@ -206,7 +206,7 @@ def test_one_file_an_empty_folder_and_damage(tmp_path):
     write_series(tmp_path / "one", noise((1, 6, 6)))
     assert "found one DICOM file" in error_of(tmp_path / "one")
     (tmp_path / "none").mkdir()
-    assert "found a folder without DICOM files" in error_of(tmp_path / "none")
+    assert "a folder without DICOM" in error_of(tmp_path / "none")
     write_series(tmp_path / "cut", noise())
     first = sorted((tmp_path / "cut").iterdir())[0]
     content = first.read_bytes()
@@ -214,9 +214,7 @@ def test_one_file_an_empty_folder_and_damage(tmp_path):
         first.write_bytes(content[:keep])
         error_of(tmp_path / "cut")
     (tmp_path / "slice.dcm").write_bytes(content)
-    with pytest.raises(
-        InputError, match="slice.dcm: expected a NIfTI file, found one DICOM file. Give the folder"
-    ):
+    with pytest.raises(InputError, match=r"slice\.dcm: .*NIfTI.*found one DICOM file\. Give the folder"):
         read_image(tmp_path / "slice.dcm")
 
 
@@ -257,7 +255,7 @@ def test_without_pydicom_the_error_names_the_extra(tmp_path):
         f"read_image({str(tmp_path)!r})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "reading DICOM needs pydicom, found none. Run: pip install pydicom" in done.stderr
+    assert re.search("needs pydicom, found none.*pip install pydicom", done.stderr)
 
 
 def test_predict_takes_the_folder_of_a_series(trained, tmp_path):

@@ -1,5 +1,7 @@
 """What the headers of a series say twice: where they contradict, the series is refused or told, and else neither."""
 
+import re
+
 import pytest
 from support.dicom_files import write_slices as write
 
@@ -80,8 +82,9 @@ def test_positions_in_whole_millimeters_fit_a_distance_with_a_fraction(tmp_path)
 @pytest.mark.parametrize("stated", [5.2, 11, 3.3, 8, 4.8])
 def test_another_stated_distance_is_told(tmp_path, stated):
     write(tmp_path, [5 * k + 0.125 for k in range(8)], SpacingBetweenSlices=stated)
-    assert told(tmp_path, "distance of slices").startswith(
-        f"expected a slice every {stated} mm, as SpacingBetweenSlices says, found one every 5 mm by their positions. "
+    assert re.match(
+        rf".* {stated} mm, as SpacingBetweenSlices says, found .* 5 mm by their positions\. ",
+        told(tmp_path, "distance of slices"),
     )
 
 
@@ -234,7 +237,7 @@ def test_one_rescaling_in_several_ways_of_writing_raises_no_doubt(tmp_path):
 )
 def test_images_that_are_no_slices_in_hu_are_refused_and_left_out_of_a_search(tmp_path, kind, words):
     write(tmp_path / "odd", [5 * k for k in range(4)], ImageType=kind)
-    assert f"expected a CT slice in HU, found {words}" in error_of(tmp_path / "odd")
+    assert f"slice in HU, found {words}" in error_of(tmp_path / "odd")
     write(tmp_path / "ct", [5 * k for k in range(4)], series="1.2.3.5")
     found = find_scans([tmp_path])
     assert len(found.scans) == 1
@@ -273,7 +276,7 @@ def test_images_in_hu_of_every_kind_are_read(tmp_path, kind):
 def test_two_patients_without_an_id_are_refused_and_their_names_kept_private(tmp_path, patient, name, values):
     write(tmp_path, [5 * k for k in range(8)], PatientID=patient, **{name: lambda k: values[k > 3]})
     message = error_of(tmp_path)
-    assert f"found 2 values of {name} and no PatientID, such as in IM0000 and IM0004" in message
+    assert re.search(rf"found 2 values of {name} and no PatientID.* IM0000 and IM0004", message)
     assert values[0] not in message.removeprefix(str(tmp_path))
 
 
@@ -303,8 +306,8 @@ def test_slices_that_each_have_their_own_series_are_one_line_with_advice(tmp_pat
     message = str(caught.value)
     assert message.count("SeriesInstanceUID of their own") == 1
     assert f"{count} files" in message
-    assert "Export the series again, so that all its slices have one SeriesInstanceUID" in message
-    assert f"found {count} files that each have a SeriesInstanceUID of their own" in error_of(tmp_path)
+    assert re.search("Export the series again.* one SeriesInstanceUID", message)
+    assert re.search(rf"found {count} files .*SeriesInstanceUID of their own", error_of(tmp_path))
 
 
 def test_slices_that_each_have_their_own_series_beside_a_scan_are_left_out_in_one_line(tmp_path):
@@ -313,16 +316,14 @@ def test_slices_that_each_have_their_own_series_beside_a_scan_are_left_out_in_on
     write(tmp_path / "ct", [5 * k for k in range(4)], series="1.2.3.5")
     found = find_scans([tmp_path])
     assert len(found.scans) == 1
-    assert sorted(why for _, why in found.left_out) == [
-        "no CT volume but images that each have a SeriesInstanceUID of their own, as some anonymizers write",
-        "no CT volume but one image",
-        "no CT volume but one image",
-    ]
+    several, *single = sorted(why for _, why in found.left_out)
+    assert "SeriesInstanceUID of their own" in several
+    assert len(single) == 2 and all("but one image" in why for why in single)
 
 
 def test_many_series_in_one_folder_are_named_in_a_short_line(tmp_path):
     for k in range(6):
         write(tmp_path, [0, 5], first=2 * k, series=f"1.2.{k}")
     message = error_of(tmp_path)
-    assert "expected one DICOM series, found 6" in message
+    assert "one DICOM series, found 6" in message
     assert "and 3 more" in message

