@@ -209,7 +209,7 @@ def test_every_flipped_bit_of_the_index_is_noticed(one, spec):
         if same:
             _use(one, spec)
         else:
-            refused(one, spec, r"case.json: damaged .* Remove the folder and run kitsseg preprocess again")
+            refused(one, spec, r"case\.json: damaged .* Remove the folder.*kitsseg preprocess")
     path.write_bytes(b"[]")
     refused(one, spec, "case.json: damaged")
 
@@ -237,9 +237,9 @@ def test_a_damaged_specification(one, spec, tmp_path):
     for text, words in (
         (whole[:-5], "spec.json: damaged"),
         ("[]", "spec.json: damaged"),
-        ("{}", "spec.json: expected the specification of a cache, found .*field `spec`"),
+        ("{}", r"spec\.json: .*specification of a cache.*field `spec`"),
         (whole.replace("304.0", '"a"'), r"spec.json: expected .*`\$.spec.hu_window"),
-        (whole.replace("304.0", "305.0"), "expected a cache of version 2 made by"),
+        (whole.replace("304.0", "305.0"), "cache of version 2 made by"),
         ("\0", "spec.json: damaged"),
     ):
         path.write_text(text)
@@ -256,7 +256,7 @@ def test_an_older_or_newer_cache(one, spec, tmp_path):
     path = one.parent / "spec.json"
     for version in (1, 3):
         path.write_text(json.dumps(read_json(path) | {"version": version}))
-        words = rf"expected a cache of version 2, found version {version}, which another kitsseg made. Remove"
+        words = rf"cache of version 2, found version {version}, .*another kitsseg.*Remove"
         refused(one, spec, words)
         with pytest.raises(InputError, match=words):
             preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)

@@ -97,7 +97,7 @@ def test_more_cases_than_descriptors_give_the_same_batches(many):
 def test_a_limit_is_told_as_the_cause_and_no_file_as_damaged(many, what):
     message = of_child(FULL, 48, many, what)
     assert message.startswith("InputError")
-    assert "the 48 that this process may open" in message
+    assert "48 that this process" in message
     assert "ulimit -n" in message
     assert "Remove" not in message
 

@@ -185,7 +185,7 @@ def test_bad_cases_are_named_and_the_others_are_done(workers, data, tmp_path, sp
     with pytest.raises(InputError) as caught:
         preprocess_cases(data, tmp_path / "cache", spec, workers=workers)
     message = str(caught.value)
-    assert message.startswith("2 of 9 cases could not be preprocessed; the others are done. ")
+    assert message.startswith("2 of 9 cases ")
     assert message.index("case_00003/imaging.nii.gz: damaged") < message.index(
         "case_00005/imaging.nii.gz: dam"
     )
@@ -225,25 +225,23 @@ def test_image_and_labels_of_different_grids(tmp_path, spec):
 
 
 def test_missing_files_and_folders(tmp_path, spec):
-    with pytest.raises(InputError, match="expected a folder of cases, found nothing"):
+    with pytest.raises(InputError, match="data: .*folder.*found nothing"):
         preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)
     (tmp_path / "data").mkdir()
-    with pytest.raises(InputError, match="expected cases such as data/case_00000/imaging.nii.gz, found none"):
+    with pytest.raises(InputError, match=r"cases.* data/case_00000/imaging\.nii\.gz, found none"):
         preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)
     make_case(tmp_path / "data" / "case_00000")
     (tmp_path / "data" / "case_00000" / "segmentation.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"segmentation.nii.gz: missing; the folder holds imaging.nii.gz"):
+    with pytest.raises(InputError, match=r"segmentation\.nii\.gz: missing.*imaging\.nii\.gz"):
         preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)
 
 
 def test_the_cache_of_another_recipe_is_refused(data, tmp_path, spec):
     folder, _, _ = preprocess_cases(data, tmp_path / "cache", spec)
     other = replace(spec, hu_std=50.0)
-    with pytest.raises(
-        InputError, match=rf"found caches of other recipes: {folder.name}. Run kitsseg preprocess"
-    ):
+    with pytest.raises(InputError, match=rf"other recipes: {folder.name}\..*kitsseg preprocess"):
         open_cache(tmp_path / "cache", other)
-    with pytest.raises(InputError, match="expected a cache of version 2 made by"):
+    with pytest.raises(InputError, match="cache of version 2 made by"):
         open_cache(folder, other)
     assert open_cache(folder, spec).keys() == open_cache(tmp_path / "cache", spec).keys()
     with pytest.raises(InputError, match="found none. Run kitsseg preprocess"):

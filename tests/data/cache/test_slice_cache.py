@@ -70,7 +70,7 @@ def test_no_split_puts_a_patient_on_two_sides(folder, tmp_path, spec):
     batches = SliceBatches(cases, split, "train", sampler, Augmentation(), spec)
     drawn = {batches.cases[case].name for i in range(20) for case, _ in batches.draw(i)}
     assert drawn == set(split.train)
-    with pytest.raises(InputError, match="p0_0 is in train and in test|patient_0 is in train and in test"):
+    with pytest.raises(InputError, match="patient_0.*train.*test"):
         CaseSplit("two sides", ("patient_0",), ("patient_1",), ("patient_0",))
 
 
@@ -91,7 +91,7 @@ def test_images_clipped_to_less_than_the_recipe_sees_have_to_be_said_so(folder, 
     preprocess_cases(folder, tmp_path / "cache", replace(spec, clip_hu=(0.0, 255.0)))
     preprocess_cases(folder, tmp_path / "cache", replace(spec, hu_window=(10.0, 200.0)))
     histogram = recipes.get("squeeze_unet:tiny").preprocess  # one of its channels depends on all HU
-    with pytest.raises(InputError, match="the recipe sees all HU"):
+    with pytest.raises(InputError, match="recipe sees all HU"):
         preprocess_cases(folder, tmp_path / "cache", histogram)
 
 
@@ -160,7 +160,7 @@ def test_one_file_cannot_be_the_slice_of_two_patients(folder, tmp_path, spec):
 def test_mirrored_masks_stop_the_preprocessing(folder, tmp_path, spec):
     for path in (folder / "labels").iterdir():
         Image.fromarray(np.array(Image.open(path))[:, ::-1]).save(path)
-    with pytest.raises(InputError, match=r"masks seem to be mirrored \(left and right\) against the images"):
+    with pytest.raises(InputError, match=r"masks.*mirrored \(left and right\)"):
         preprocess_cases(folder, tmp_path / "cache", spec)
     assert not list((tmp_path / "cache").glob("*/patient_*"))
 
@@ -204,7 +204,7 @@ def test_3d_recipes_refuse_slices(folder, tmp_path, monkeypatch, capsys):
     recipe = micro("deeplab3d")
     preprocess_cases(folder, tmp_path / "cache", recipe.preprocess)
     split = make_split(open_cache(tmp_path / "cache", recipe.preprocess))
-    with pytest.raises(InputError, match="deeplab3d:micro, a 3D network; found single slices of 8 patients"):
+    with pytest.raises(InputError, match="deeplab3d:micro.*3D network.*single slices of 8 patients"):
         train_recipe(recipe, tmp_path / "cache", split, tmp_path / "run")
     assert main(["preprocess", "deeplab3d:tiny", str(folder), str(tmp_path / "other")]) != 0
     lines = capsys.readouterr().err.strip().splitlines()
@@ -243,10 +243,10 @@ def test_an_image_of_one_value_is_warned_of_once_for_each_patient(folder, tmp_pa
         Image.fromarray(np.full((40, 48), value, np.uint8)).save(folder / "images" / f"{name}.png")
     named = "p3_0.png and 1 more" if len(flat) > 1 else "p3_0.png"
     for _ in range(2):  # what is cached is still doubtful
-        with pytest.warns(UserWarning, match="the same value in every pixel") as caught:
+        with pytest.warns(UserWarning, match="same value in every") as caught:
             preprocess_cases(folder, tmp_path / "cache", spec)
         assert len(caught) == 1
-        assert f"found the same value in every pixel of {named}. " in str(caught[0].message)
+        assert f"every pixel of {named}. " in str(caught[0].message)
 
 
 def test_an_image_longer_than_a_patient_is_told_before_its_place_on_the_disk_is_counted(

@@ -101,7 +101,7 @@ def test_refused(cached):
     split = make_split(list(cached))
     with pytest.raises(TypeError, match="built from a CaseSplit"):
         training_counts(cached, list(cached))
-    with pytest.raises(InputError, match="1 of its 2 train cases are not in the cache"):
+    with pytest.raises(InputError, match="1 of its 2 train cases.*not in the cache.*case_77777"):
         training_counts(cached, CaseSplit("s", (split.train[0], "case_77777"), (), ()))
 
 
@@ -112,5 +112,5 @@ def test_no_foreground_at_all(tmp_path, spec):
     cases = open_cache(tmp_path / "cache", spec)
     assert cases["a"].hu_counts.voxels == 0
     assert not cases["a"].labels(3).any()
-    with pytest.raises(InputError, match="expected kidney or tumor in its 1 training cases, found none"):
+    with pytest.raises(InputError, match="kidney or tumor.* 1 training cases, found none"):
         training_counts(cases, CaseSplit("s", ("a",), (), ()))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_the_imaging_comes_from_the_hub_that_the_environment_names(hub, scan, tm
 def test_the_offline_mode_of_the_hub_is_one_line(hub, tmp_path):
     _, err = (process := download(hub, tmp_path / "d", HF_HUB_OFFLINE="1")).communicate(timeout=60)
     assert process.returncode == 1
-    assert err.startswith(f"kitsseg: 127.0.0.1:{hub.port}: not asked for files, as HF_HUB_OFFLINE is set.")
+    assert err.startswith(f"kitsseg: 127.0.0.1:{hub.port}: ") and "HF_HUB_OFFLINE" in err
     assert err.count("\n") == 1
     assert hub.requests == []
 
@@ -99,7 +100,7 @@ def test_the_offline_mode_of_the_hub_is_one_line(hub, tmp_path):
 def test_an_endpoint_that_is_no_address_is_one_line(hub, tmp_path):
     _, err = (process := download(hub, tmp_path / "d", HF_ENDPOINT="hub.local")).communicate(timeout=60)
     assert process.returncode == 1
-    assert err.startswith("kitsseg: HF_ENDPOINT: expected an address such as https://")
+    assert re.match("kitsseg: HF_ENDPOINT: .*address.* https://.*hub.local", err)
     assert err.count("\n") == 1
 
 

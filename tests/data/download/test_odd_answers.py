@@ -103,7 +103,7 @@ def test_a_body_without_end_is_cut_off(how, tmp_path):
             handler.wfile.write(b"%x\r\n" % MIB + block + b"\r\n" if how == "chunks" else block)
             sent.append(MIB)
 
-    with pytest.raises(InputError, match=r"bytes or more, but this file has 100,000 at most") as caught:
+    with pytest.raises(InputError, match=r"bytes or more.* 100,000 at most") as caught:
         download_one(tmp_path / "d", answer)
     assert "imaging.nii.gz: not fetched" in str(caught.value)
     assert sum(sent) < 20 * MIB
@@ -173,7 +173,7 @@ def test_a_small_file_that_unpacks_without_end_is_refused(tmp_path):
     bomb = gzip.compress(gzip.decompress(scan()) + bytes(64 * MIB), mtime=0)
     assert len(bomb) < MIB
     (tmp_path / "x.nii.gz").write_bytes(bomb)
-    with pytest.raises(DamagedFile, match="unpacks to more than the 1,000,000 bytes"):
+    with pytest.raises(DamagedFile, match="unpacks to more.* 1,000,000 bytes"):
         check_file(tmp_path / "x.nii.gz", a_file("", most_unpacked=1_000_000))
 
 
@@ -189,7 +189,7 @@ def test_a_header_whose_voxels_begin_nowhere_is_damage(start, tmp_path):
 @pytest.mark.parametrize("scheme", ["ftp", "file", "FTP", "gopher", "data"])
 def test_only_the_web_is_followed(scheme, tmp_path):
     place = f"{scheme}://127.0.0.1/x"
-    with pytest.raises(InputError, match=rf"redirects to {scheme.lower()}://.* which is not https or http"):
+    with pytest.raises(InputError, match=rf"redirects to {scheme.lower()}://.* https or http"):
         fetch_one(
             tmp_path / "x.part",
             lambda handler: send(handler, status="302 Found", Location=place, Content_Length=0),

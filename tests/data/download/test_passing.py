@@ -164,7 +164,7 @@ def test_a_cache_of_other_patients_of_the_same_names_is_refused(server, tmp_path
     for name in NAMES[:2]:
         make_case(tmp_path / "phantoms" / name, positive=(1, 5))
     preprocess_cases(tmp_path / "phantoms", tmp_path / "cache", SPEC)
-    with pytest.raises(InputError, match=r"case_00000: expected a case made of KiTS19's files"):
+    with pytest.raises(InputError, match=r"case_00000: .*KiTS19's files"):
         get(server, tmp_path)
 
 

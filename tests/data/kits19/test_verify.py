@@ -146,7 +146,7 @@ def test_a_swapped_image_of_another_host_is_named_by_its_grid(data, manifest):
         (CASES[0], "grid of the labels against the image"),
     ]
     assert (findings[0].found, findings[0].expected) == ("shape 10 x 40 x 48", "shape 8 x 40 x 48")
-    assert "this is the grid of case_00002" in findings[0].advice
+    assert "the grid of case_00002" in findings[0].advice
 
 
 def test_wrong_spacing_of_the_image(data, manifest):

@@ -93,7 +93,7 @@ def test_nothing_is_overwritten(tmp_path, command):
     (out / "case_00001").mkdir(parents=True)
     arguments = (2, SMALL) if command is synthesize_cases else ()
     (out / "case_00001" / "segmentation.nii.gz").write_bytes(b"precious")
-    with pytest.raises(InputError, match="case_00001: expected no such case yet"):
+    with pytest.raises(InputError, match="case_00001: .*no such case"):
         command(*([source] if command is render_cases else []), out, *arguments)
     assert contents(out) == {(out / "case_00001" / "segmentation.nii.gz").relative_to(out): b"precious"}
     (out / "case_00001" / "segmentation.nii.gz").unlink()
@@ -122,12 +122,12 @@ def test_synthesize_that_renders_label_maps_goes_on_too(tmp_path):
     render_cases(tmp_path / "labels", tmp_path / "out", seed=5, cases=["case_00001"])
     render_cases(tmp_path / "labels", tmp_path / "out", seed=5)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    with pytest.raises(InputError, match="case_00000: expected no such case yet"):
+    with pytest.raises(InputError, match="case_00000: .*no such case"):
         render_cases(tmp_path / "labels", tmp_path / "out", seed=6)
     shutil.copy(
         tmp_path / "labels" / "case_00001" / "segmentation.nii.gz", tmp_path / "labels" / "case_00002"
     )
-    with pytest.raises(InputError, match="case_00002: expected no such case yet"):
+    with pytest.raises(InputError, match="case_00002: .*no such case"):
         render_cases(tmp_path / "labels", tmp_path / "out", seed=5)
 
 
@@ -161,7 +161,7 @@ def test_a_case_that_this_call_would_not_make_is_refused(change, tmp_path):
         shutil.rmtree(case)
         case.write_text("precious")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="case_00000: expected no such case yet"):
+    with pytest.raises(InputError, match="case_00000: .*no such case"):
         synthesize_cases(tmp_path, n_cases=2, **arguments)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -170,7 +170,7 @@ def test_a_case_that_this_call_would_not_make_is_refused(change, tmp_path):
     ("arguments", "message"),
     [
         ({"seed": -1}, "seed of 0 or more, got -1"),
-        ({"n_cases": 0}, "at least one case, got 0"),
+        ({"n_cases": 0}, "one case, got 0"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):

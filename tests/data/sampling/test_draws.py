@@ -203,7 +203,7 @@ def test_numbers_of_batches_by_hand():
 def test_own_places_by_hand():
     assert [list(own_places(6, (i, 3))) for i in range(3)] == [[0, 1], [2, 3], [4, 5]]
     assert list(own_places(4, None)) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="batch of 7 cannot be divided evenly among 2 processes"):
+    with pytest.raises(ValueError, match="batch of 7 .*divided.* 2 processes"):
         own_places(7, (0, 2))
     for wrong in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="0 <= index < count"):
@@ -343,7 +343,7 @@ def test_no_route_leads_an_overlapping_patient_into_a_dataset(cached, spec, tmp_
         way = str(rng.choice(list(routes(parts, tmp_path))))
         if overlap or way == "no split":
             chosen = int(rng.integers(12))  # of 12 data sets each
-            with pytest.raises((InputError, TypeError), match=r"One patient must be in one part|CaseSplit"):
+            with pytest.raises((InputError, TypeError), match=r"One patient.* one part|CaseSplit"):
                 list(datasets(cached, routes(parts, tmp_path)[way](), spec))[chosen][1]()
             refused += 1
         else:
@@ -391,10 +391,10 @@ def test_made_splits_and_their_subsets_never_overlap():
         parts = [set(some.train), set(some.validation), set(some.test)]
         assert sum(map(len, parts)) == len(set.union(*parts)) == len(here)
         assert missing == sorted(set(chosen) - here)
-    with pytest.raises(InputError, match="One patient must be in one part"):
+    with pytest.raises(InputError, match="One patient.* one part"):
         make_split([*names, *names])
 
 
 def test_parts_have_names(cached, spec):
-    with pytest.raises(ValueError, match="one of train, validation, test; found 'training'"):
+    with pytest.raises(ValueError, match="train, validation, test; found 'training'"):
         training_batches("slices", cached, all_of(cached), spec, part="training")

@@ -218,7 +218,7 @@ def test_a_missing_class_gives_background(tmp_path, spec):
 
 def test_drawing_a_missing_class_and_a_case_without_background_are_errors(tmp_path):
     runs = class_runs(write_case(tmp_path / "a", random_labels(0, tumor=False)))
-    with pytest.raises(ValueError, match="a holds no voxel of label 2"):
+    with pytest.raises(ValueError, match="a holds no voxel.* 2"):
         runs.draw(np.random.default_rng(0), 2)
     with pytest.raises(InputError, match="every voxel labelled"):
         class_runs(write_case(tmp_path / "b", np.ones((2, 3, 4), np.uint8)))
@@ -316,7 +316,7 @@ def test_validation_patches_are_fixed_one_of_each_class_of_each_case(patients, s
 def test_scaling_appearance_several_channels_and_wrong_splits_are_errors(patients, spec):
     with pytest.raises(ValueError, match=r"scale_probability must be 0, found 0\.1"):
         batches_of(patients, spec, augmentation=Augmentation(scale_range=(0.6, 1.25), scale_probability=0.1))
-    with pytest.raises(ValueError, match="appearance must be None, found RandomAppearance"):
+    with pytest.raises(ValueError, match="appearance .*None, found RandomAppearance"):
         batches_of(patients, spec, augmentation=Augmentation(appearance=RandomAppearance(probability=1.0)))
     several = replace(
         spec,
@@ -325,7 +325,7 @@ def test_scaling_appearance_several_channels_and_wrong_splits_are_errors(patient
         channel_mean=(0.5, 0.5),
         channel_std=(0.2, 0.2),
     )
-    with pytest.raises(ValueError, match="one channel of HU; the specification has 2"):
+    with pytest.raises(ValueError, match="one channel of HU; .*has 2"):
         batches_of(patients, several)
     with pytest.raises(TypeError, match="CaseSplit"):
         PatchBatches(patients, list(patients), "train", SAMPLER, PLAIN, spec)

@@ -293,7 +293,7 @@ def test_validation_through_tf_data(cached, spec):
 
 @pytest.mark.parametrize("wrong", [["case_00000"], {"train": ["case_00000"]}, "80-10-10"])
 def test_a_split_object_is_demanded(cached, spec, wrong):
-    with pytest.raises(TypeError, match="built from a CaseSplit, found (list|dict|str)"):
+    with pytest.raises(TypeError, match=f"CaseSplit, found {type(wrong).__name__}"):
         SliceBatches(cached, wrong, "train", SAMPLER, PLAIN, spec)
     with pytest.raises(TypeError, match="built from a CaseSplit"):
         ValidationSlices(cached, wrong, "validation", SAMPLER, spec)
@@ -301,11 +301,9 @@ def test_a_split_object_is_demanded(cached, spec, wrong):
 
 def test_missing_cases_and_empty_parts(cached, spec):
     split = CaseSplit("s", ("case_00000", "case_00400", "case_00401"), (), ())
-    with pytest.raises(
-        InputError, match=r"2 of its 3 train cases are not in the cache.* case_00400\. Preproc"
-    ):
+    with pytest.raises(InputError, match=r"2 of its 3 train cases.*not in the cache.* case_00400\. "):
         SliceBatches(cached, split, "train", SAMPLER, PLAIN, spec)
-    with pytest.raises(InputError, match="split s: its validation part is empty"):
+    with pytest.raises(InputError, match="split s: .*validation.* empty"):
         ValidationSlices(cached, split, "validation", SAMPLER, spec)
 
 
