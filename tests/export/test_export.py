@@ -352,7 +352,7 @@ def test_progress_and_no_notices(trained, tmp_path, capfd):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("network.pt", {}, r"expected a name that ends in .tflite \(litert\) or .onnx"),
+        ("network.pt", {}, r"name.*\.tflite \(litert\) or \.onnx"),
         ("network.onnx", {"format": "litert"}, r"found it with --format litert"),
         ("network.onnx", {"precision": "int8"}, r"only litert files have float16, int8 and sparse weights"),
         ("network", {"sparse": True}, r"--precision float32 and --sparse: only litert"),
@@ -364,11 +364,11 @@ def test_progress_and_no_notices(trained, tmp_path, capfd):
         (
             "network.tflite",
             {"size": None},
-            r"takes whole slices, whose size differs .* Give --size .*, such as the --size 32,32 it was",
+            r"whole slices.* Give --size .* --size 32,32",
         ),
         ("network.tflite", {"size": (40,)}, r"--size \(40,\): expected 2 sizes of at least 1: rows, columns"),
         ("network.tflite", {"size": (41, 48)}, r"expected multiples of 4, the network's stride"),
-        ("network.tflite", {"cache": "nowhere"}, r"nowhere: expected the cache preprocess-"),
+        ("network.tflite", {"cache": "nowhere"}, r"nowhere: .*cache preprocess-"),
     ],
 )
 def test_what_cannot_be_exported(trained, tmp_path, name, options, message):
@@ -415,9 +415,9 @@ def test_the_command_says_what_was_checked(trained, tmp_path, capsys):
     assert cli.main(["export", str(trained.run), "--out", str(out), "--size", "40,48", "--softmax"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert re.search(
-        r"checked on \d+ cached images against the run: Dice between both's labels 1.0000 of kidney with tumor, "
-        r"(1.0000 of tumor|neither finds tumor); largest difference \S+ \(probabilities\), "
-        r"labels equal on 100.0000% of all voxels",
+        r"checked on \d+ cached images.*: Dice .* 1\.0000 of kidney with tumor, "
+        r"(1\.0000 of tumor|neither finds tumor); largest difference \S+ \(probabilities\), "
+        r"labels equal on 100\.0000%",
         printed,
     )
     assert f"wrote {out}: litert, float32, input 1 x 40 x 48 x 1, 0.0" in printed

@@ -65,7 +65,7 @@ def test_background_does_not_hide_a_smaller_kidney(precision):
     """60 of 400 voxels lost: Dice 2 * 340 / (400 + 340) = 0.919 where 99.63 % of voxels are alike."""
     found = compared(labels_of(400, 0), labels_of(340, 0))
     assert found.agreement > 0.996
-    with pytest.raises(InputError, match=r"Dice 0.919 between both's kidney with tumor, expected 0.9"):
+    with pytest.raises(InputError, match=r"Dice 0\.919 .*kidney with tumor, expected 0\.9"):
         check(found, precision)
 
 
@@ -83,7 +83,7 @@ def test_as_far_as_two_annotators():
         with pytest.raises(InputError, match=r"Dice 0.985 between both's kidney"):
             check(close, precision)
     # 2 * 960 / 1960 = 0.9796
-    with pytest.raises(InputError, match=r"Dice 0.980 between both's kidney with tumor, expected 0.983"):
+    with pytest.raises(InputError, match=r"Dice 0\.980 .*kidney with tumor, expected 0\.983"):
         check(compared(labels_of(1000, 0), labels_of(960, 0)), "int8")
 
 
@@ -108,9 +108,7 @@ def test_float32_is_judged_on_all_voxels_too():
 
 def test_nothing_to_compare():
     empty = labels_of(0, 0)
-    with pytest.raises(
-        InputError, match=r"on 3 cached images neither .* finds any kidney or tumor.* --cache"
-    ):
+    with pytest.raises(InputError, match=r"3 cached images neither .*kidney or tumor.* --cache"):
         compare([(scores(empty), scores(empty))] * 3)
 
 
@@ -119,7 +117,7 @@ def test_no_numbers_and_other_shapes(value):
     expected = scores(labels_of(4, 0))
     found = expected.copy()
     found[0, 0, 0, 0] = value
-    with pytest.raises(InputError, match=r"gives \(1, 128, 128, 3\), .*or values that are no numbers"):
+    with pytest.raises(InputError, match=r"gives \(1, 128, 128, 3\), .*no numbers"):
         compare([(expected, found)])
     with pytest.raises(InputError, match=r"gives \(1, 128, 128, 2\), expected \(1, 128, 128, 3\)"):
         compare([(expected, expected[..., :2])])

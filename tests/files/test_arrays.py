@@ -66,7 +66,7 @@ def test_an_archive_and_an_entry_that_was_changed(tmp_path):
 )
 def test_archives_that_hold_no_state_of_pruning(state, tmp_path):
     np.savez(tmp_path / "pruning.npz", **state)
-    with pytest.raises(InputError, match=r"pruning.npz: missing or damaged state of pruning"):
+    with pytest.raises(InputError, match=r"pruning\.npz: .*damaged state of pruning"):
         PruneLowMagnitude(constant_sparsity(0.5)).load(tmp_path / "pruning.npz")
 
 
@@ -79,7 +79,7 @@ def test_a_header_that_tells_of_more_numbers_than_there_are_asks_for_no_memory(c
         )
         file.write(bytes(40 if count > 1000 else 0))
     if count > 1000:
-        with pytest.raises(ValueError, match="mask.npy tells of more numbers than it holds"):
+        with pytest.raises(ValueError, match=r"mask\.npy.*more numbers than"):
             read_arrays(path)
     else:
         with pytest.raises(ValueError, match="."):

@@ -48,7 +48,7 @@ def test_a_file_without_a_version_or_with_further_fields_is_read(tmp_path):
 
 def test_a_newer_version_is_told(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"version": 2}))
-    with pytest.raises(InputError, match=r"r.json: .*version 1, found version 2: a newer kitsseg wrote it"):
+    with pytest.raises(InputError, match=r"r\.json: .*version 1, found version 2: .*newer kitsseg"):
         read(tmp_path / "r.json")
 
 
@@ -78,7 +78,7 @@ def test_anything_else_is_one_line_that_names_file_and_field(text, field, tmp_pa
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(
-        InputError, match=rf"r.json: expected a record, found something else \(.*{field}.*\). Write it"
+        InputError, match=rf"r\.json: .*record, found something else \(.*{field}.*\)\. Write it"
     ) as error:
         read(path)
     assert "\n" not in str(error.value)
@@ -93,7 +93,7 @@ def test_no_number_that_is_none_is_written(tmp_path):
 @pytest.mark.parametrize("name", [b"M\xfcller", b"/data/\xff/scan.nii", b"\xe9\xe8"])
 def test_names_that_nobody_could_read_again_are_not_written(name, tmp_path):
     record = Outer(name=os.fsdecode(name), note="Größe")
-    with pytest.raises(InputError, match=re.escape(f"expected a name in UTF-8, found {name!r}")):
+    with pytest.raises(InputError, match=re.escape(f"UTF-8, found {name!r}")):
         write_record(tmp_path / "r.json", record)
     assert not list(tmp_path.iterdir())
 
@@ -103,5 +103,5 @@ def test_a_byte_order_mark_is_left_out(tmp_path):
     path.write_text(json.dumps(WHOLE, ensure_ascii=False), encoding="utf-8-sig")
     assert read(path) == RECORD
     path.write_text("{", encoding="utf-8-sig")
-    with pytest.raises(InputError, match=r"r.json: expected a record, found something else \(.*truncated"):
+    with pytest.raises(InputError, match=r"r\.json: .*record, found something else \(.*truncated"):
         read(path)

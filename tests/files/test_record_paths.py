@@ -112,7 +112,7 @@ def test_pipes_sockets_and_devices_are_refused_before_they_are_opened(tmp_path):
         (tmp_path / "s", "socket"),
         (os.devnull, "device"),
     ):
-        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: expected a file, found a {kind}"):
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*found a {kind}"):
             check_regular(path)
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file", tmp_path / "none", tmp_path / "file" / "x", "a\0b"):

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 
 import pytest
 
@@ -80,9 +81,9 @@ def test_empty_cells(tmp_path):
         (b"", "no column case"),
         (b"case,dice\na,one\n", "line 2, dice: .*'one'"),
         (b"case,dice\na,1\nb,\n", "line 3: dice is empty"),
-        (b"case,dice\na\n", "line 2 has another number of cells"),
-        (b"case,dice\na,1,2\n", "line 2 has another number of cells"),
-        (b"case,dice\na,1", "its last line is cut off"),
+        (b"case,dice\na\n", "line 2 .*number of cells"),
+        (b"case,dice\na,1,2\n", "line 2 .*number of cells"),
+        (b"case,dice\na,1", "last line .*cut off"),
         (b'case,dice\n"a,1\n', "unexpected end of data"),
         (b"case,dice\n\xff,1\n", "utf-8"),
         (b"case,dice,n\na,1,2.5\n", "line 2, n: .*2.5"),
@@ -103,7 +104,7 @@ def test_tables_that_people_write_need_no_last_line_end(tmp_path):
     found = read_rows(tmp_path / "a.csv", {"file": str}, str, "a table", "Correct it.", by_hand=True)
     assert found == [{"file": "a.png", "patient": "p"}, {"file": "b.png", "patient": ""}]
     assert read_columns(tmp_path / "a.csv") == ["file", "patient"]
-    with pytest.raises(InputError, match="its last line is cut off"):
+    with pytest.raises(InputError, match="last line .*cut off"):
         read_rows(tmp_path / "a.csv", {"file": str}, str, "a table", "Correct it.")
 
 
@@ -115,10 +116,10 @@ def test_columns_of_what_is_no_table_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("case;dice\na;0,5\n", "no column case: its cells are separated by semicolons, commas were expected"),
-        ("case;dice;a,b\na;1;2,5\n", "no column case: its cells are separated by semicolons"),
-        ("case\tdice\na\t1\n", "no column case: its cells are separated by tabs, commas were expected"),
-        ("case|dice\na|1\n", "no column case: its cells are separated by bars"),
+        ("case;dice\na;0,5\n", "no column case: .*separated by semicolons, commas"),
+        ("case;dice;a,b\na;1;2,5\n", "no column case: .*separated by semicolons"),
+        ("case\tdice\na\t1\n", "no column case: .*separated by tabs, commas"),
+        ("case|dice\na|1\n", "no column case: .*separated by bars"),
         ("Case,Dice\na,1\n", "no column case, but 'Case'"),
         ("case, dice\na, 1\n", "no column dice, but ' dice'"),
         ("case,dice,case\na,1,b\n", "two columns case"),
@@ -131,7 +132,7 @@ def test_a_table_that_another_program_saved_is_told_by_what_differs(text, what, 
     path.write_text(text, newline="")
     with pytest.raises(InputError) as caught:
         read(path)
-    assert what in str(caught.value)
+    assert re.search(what, str(caught.value))
     assert "\n" not in str(caught.value)
     assert "\0" not in str(caught.value)
 

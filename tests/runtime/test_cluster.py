@@ -80,16 +80,12 @@ def test_jobs_are_shared_by_the_workers(scheduler):
 
 def test_nobody_answers(monkeypatch):
     monkeypatch.setattr("kitsseg.runtime.cluster.ANSWERS_WITHIN", 1)
-    with pytest.raises(
-        InputError, match=r"--scheduler tcp://127.0.0.1:9: expected a Dask scheduler, found none"
-    ):
+    with pytest.raises(InputError, match=r"--scheduler tcp://127\.0\.0\.1:9: .*Dask scheduler, found none"):
         list(on_cluster("tcp://127.0.0.1:9", double, [(1, 2)]))
-    with pytest.raises(InputError, match=r"--scheduler nonsense://: expected a Dask scheduler, found none"):
+    with pytest.raises(InputError, match=r"--scheduler nonsense://: .*Dask scheduler, found none"):
         list(on_cluster("nonsense://", double, [(1, 2)]))
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(
-        InputError, match=r"--scheduler: the package distributed is missing .*pip install distributed"
-    ):
+    with pytest.raises(InputError, match=r"--scheduler: .*distributed is missing .*pip install distributed"):
         list(on_cluster("tcp://127.0.0.1:9", double, [(1, 2)]))
 
 

@@ -114,13 +114,13 @@ def test_two_devices_and_two_processes_of_jax_are_as_one(source, tmp_path):
 
 
 def test_what_cannot_be_used_is_refused():
-    with pytest.raises(InputError, match="--devices 99: expected 1 to 1, as many as this machine has .*CPU"):
+    with pytest.raises(InputError, match="--devices 99: expected 1 to 1, .*CPU"):
         use_devices(99)
     with pytest.raises(InputError, match="--devices 0: expected 1 to"):
         use_devices(0)
     with pytest.raises(InputError, match="--coordinator and --process go together"):
         use_devices(coordinator="localhost:1234")
-    with pytest.raises(InputError, match="need the JAX backend, found tensorflow: .*KERAS_BACKEND=jax"):
+    with pytest.raises(InputError, match="JAX backend, found tensorflow: .*KERAS_BACKEND=jax"):
         use_devices(coordinator="localhost:1234", process=(0, 2))
     assert use_devices() is use_devices("all") is ONE_DEVICE
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_used_is_refused():
 def test_other_processes_write_to_a_copy_that_is_thrown_away(tmp_path):
     run = tmp_path / "run"
     second = Devices(2, 1, 2)
-    with pytest.raises(InputError, match="process 1 finds no run to resume"), second.own_run(run, True):
+    with pytest.raises(InputError, match="process 1 .*no run to resume"), second.own_run(run, True):
         pass
     (run / "checkpoint").mkdir(parents=True)
     (run / "run.json").write_text("{}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -43,7 +44,7 @@ def test_a_backend_that_is_none_is_named(name, home, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_BACKEND", name)
     line = complaint(capsys)
     assert line.startswith(f"kitsseg: KERAS_BACKEND={name.strip()}")
-    assert "expected the backend tensorflow or jax" in line
+    assert "backend tensorflow or jax" in line
 
 
 def test_a_backend_that_is_not_installed_is_named(home, tmp_path):
@@ -53,7 +54,7 @@ def test_a_backend_that_is_not_installed_is_named(home, tmp_path):
     done = process(tmp_path, settings, "-m", "kitsseg", *TRAIN)
     [line] = done.stderr.splitlines()
     assert done.returncode == 1
-    assert "KERAS_BACKEND=jax: the backend jax cannot be imported" in line
+    assert re.search("KERAS_BACKEND=jax: .*jax cannot be imported", line)
     assert "pip install jax" in line
 
 
