@@ -213,7 +213,7 @@ def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monke
     monkeypatch.setattr(cohort, "find_region", lambda *seen: region)
     (tmp_path / "out").mkdir()
     entry, _ = predict_scan(Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
-    assert entry.coarse.whole == "labels reach the last slice of the region"
+    assert "last slice of the" in entry.coarse.whole
     found = read_labels(tmp_path / "out" / entry.file).array
     whole = ensemble_labels(prepare_scan(image, SPACING, [member]), SPACING)
     np.testing.assert_array_equal(found, whole)
@@ -247,7 +247,7 @@ def test_the_note_says_where_the_networks_saw_the_whole_scan(trained, tmp_path):
         for on in (True, None)
     }
     [note] = set(outcomes[True].notes) - set(outcomes[None].notes)
-    assert note.startswith("the networks saw the whole scan")
+    assert "saw the whole scan" in note
     assert "case_00000" in note
     maps = [read_labels(outcome.written[0]).array for outcome in outcomes.values()]
     np.testing.assert_array_equal(*maps)

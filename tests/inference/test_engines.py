@@ -140,7 +140,7 @@ def test_larger_scans_are_predicted_in_windows(trained, tmp_path):
         predict_cases(
             tmp_path / "network.tflite", [case], tmp_path / "b", options=PredictOptions(whole_slices=True)
         )
-    with pytest.raises(InputError, match=r"--part test: an exported network does not name the cases"):
+    with pytest.raises(InputError, match=r"--part test: .*exported network .*cases"):
         predict_cases(tmp_path / "network.tflite", [case], tmp_path / "b", part="test")
 
 
@@ -188,12 +188,10 @@ def test_a_file_is_predicted_without_tensorflow_below_300_mb(trained, exported, 
 
 def test_an_engine_that_does_not_fit_or_is_not_there(trained, tmp_path, monkeypatch):
     weights = trained.run / "model.keras"
-    with pytest.raises(
-        InputError, match=r"--engine litert: .* run by keras or tensorflow. .* export the run"
-    ):
+    with pytest.raises(InputError, match=r"--engine litert: .* keras or tensorflow\. .* export the run"):
         open_network(weights, "litert")
     monkeypatch.setattr(keras.config, "backend", lambda: "jax")
-    with pytest.raises(InputError, match=r"--engine tensorflow: Keras runs on jax in this process"):
+    with pytest.raises(InputError, match=r"--engine tensorflow: Keras .*on jax"):
         open_network(weights, "tensorflow")
 
 
@@ -224,11 +222,11 @@ def test_a_missing_engine_is_no_silent_fallback(exported, monkeypatch, suffix, e
 def test_damaged_files(exported, tmp_path, suffix):
     content = exported[suffix].read_bytes()
     path = tmp_path / f"network{suffix}"
-    with pytest.raises(InputError, match=r"expected a .tflite or .onnx file or a SavedModel, found none"):
+    with pytest.raises(InputError, match=rf"network{suffix}: .*\.tflite or \.onnx.*SavedModel, found none"):
         read_exported(path)
     for damaged in (b"", b"nonsense", content[: len(content) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"expected the metadata that kitsseg export writes, found none"):
+        with pytest.raises(InputError, match=rf"network{suffix}: .*metadata.*kitsseg export.*found none"):
             read_exported(path)
     path.write_bytes(
         bytes(64) + content[64:] if suffix == ".tflite" else content[: 1 << 10] + content[1 << 11 :]

@@ -180,7 +180,7 @@ def test_the_loss_of_the_tumor_alone():
     loss = CrossEntropySoftDice(activation="sigmoid", tumor_only=True)
     found = loss(np.array([[0, 1, 2, 2]]), logits[None, :, None])
     assert float(found) == pytest.approx(entropy + 1 - dice, rel=1e-4)
-    with pytest.raises(ValueError, match="tumor_only must be False for several channels"):
+    with pytest.raises(ValueError, match="tumor_only .*False.*several channels"):
         loss(np.array([[0, 1]]), np.zeros((1, 2, 2), np.float32))
-    with pytest.raises(ValueError, match="tumor_only must be False with a softmax"):
+    with pytest.raises(ValueError, match="tumor_only .*False.*softmax"):
         CrossEntropySoftDice(tumor_only=True)

@@ -136,28 +136,24 @@ def test_names_of_scans(tmp_path):
     shutil.copytree(tmp_path / "data" / "case_00001", tmp_path / "more" / "case_00001")
     with pytest.raises(InputError, match=r"a second scan called case_00001 beside .*--images '\*/\*/imaging"):
         find_scans([tmp_path / "data", tmp_path / "more"])
-    with pytest.raises(
-        InputError, match=r"nowhere.nii.gz: expected a scan or a folder of cases, found nothing"
-    ):
+    with pytest.raises(InputError, match=r"nowhere\.nii\.gz: .*scan.*folder.*found nothing"):
         find_scans([tmp_path / "nowhere.nii.gz"])
 
 
 def test_runs_that_cannot_predict(trained, tmp_path):
-    with pytest.raises(InputError, match="expected the folder of a run, found no run.json"):
+    with pytest.raises(InputError, match=r"folder of a run.*no run\.json"):
         predict_cases(tmp_path, [trained.data], tmp_path / "out")
     run = shutil.copytree(trained.run, tmp_path / "run")
     (run / "model.keras").write_bytes(b"PK nonsense")
-    with pytest.raises(
-        InputError, match=r"model.keras: expected the weights that the training of this run wrote"
-    ):
+    with pytest.raises(InputError, match=r"model\.keras: .*weights.*training.*found"):
         predict_cases(run, [trained.data], tmp_path / "out")
     (run / "model.keras").unlink()
-    with pytest.raises(InputError, match=r"model.keras: missing; the run's status is .* --resume"):
+    with pytest.raises(InputError, match=r"model\.keras: missing.*status.* --resume"):
         predict_cases(run, [trained.data], tmp_path / "out")
     (run / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run.json: expected the record of a run"):
+    with pytest.raises(InputError, match=r"run\.json: .*record of a run"):
         predict_cases(run, [trained.data], tmp_path / "out")
-    with pytest.raises(InputError, match="--part test: expected some of the 1 test cases"):
+    with pytest.raises(InputError, match="--part test: .* 1 test cases"):
         predict_cases(trained.run, [trained.data / trained.split.train[0]], tmp_path / "out", part="test")
 
 
@@ -205,9 +201,7 @@ def test_a_bad_scan_is_listed_and_the_others_are_done(runs, trained, tmp_path):
     bad = data / "case_00001" / "imaging.nii.gz"
     whole = bad.read_bytes()
     os.truncate(bad, len(whole) // 2)
-    message = (
-        r"^1 of 9 scans failed, the others are done: case_00001 \(.*imaging.nii.gz: damaged or not NIfTI"
-    )
+    message = r"^1 of 9 scans failed, .*: case_00001 \(.*imaging\.nii\.gz: damaged "
     with pytest.raises(InputError, match=message):
         predict_cases(run, [data], tmp_path / "out")
     record = read_json(tmp_path / "out" / "predictions.json")
@@ -261,9 +255,7 @@ def test_what_is_there_is_left_out_and_needs_no_network(runs, trained, tmp_path,
     assert predict_cohort(*arguments).kept == 8
     assert files_of(tmp_path / "out") == before
     # the same folder is refused to other settings, and to another network
-    with pytest.raises(
-        InputError, match=r"expected predictions of this run with these settings.*Choose another"
-    ):
+    with pytest.raises(InputError, match=r"predictions of this run.*settings.*Choose another"):
         predict_cases(*arguments, options=PredictOptions(mirror=True))
     with pytest.raises(InputError, match=r"found others \(networks .* Choose another folder"):
         predict_cases(other, *arguments[1:])
@@ -276,7 +268,7 @@ def test_what_is_there_is_left_out_and_needs_no_network(runs, trained, tmp_path,
     corrected = first[0].read_bytes()
     outcome = predict_cohort(moved, *arguments[1:])
     assert (outcome.kept, list(outcome.failed)) == (8, ["case_00000"])
-    assert "has changed since it was predicted" in outcome.failed["case_00000"]
+    assert "has changed since" in outcome.failed["case_00000"]
     assert first[0].read_bytes() == corrected
 
 
@@ -433,16 +425,14 @@ def test_an_ensemble_equals_the_mean_of_whole_volumes(runs, trained, tmp_path, c
 
 def test_ensembles_that_make_no_sense(runs, trained, tmp_path):
     folders, _ = runs
-    with pytest.raises(InputError, match="run0: this run is given twice"):
+    with pytest.raises(InputError, match="run0: .*given twice"):
         predict_cases(folders[0], [trained.data], tmp_path / "out", options=PredictOptions(also=[folders[0]]))
     # the other run has been trained on the case that this one is tested on
     record = read_json(folders[1] / "run.json")
     cases = record["split"]["cases"]
     cases["train"], cases["test"] = cases["train"] + cases["test"], []
     (folders[1] / "run.json").write_text(json.dumps(record))
-    with pytest.raises(
-        InputError, match=r"--part test: expected runs whose training leaves these 1 cases out, found"
-    ):
+    with pytest.raises(InputError, match=r"--part test: .*runs.*training.* 1 cases.*found"):
         predict_cases(
             folders[0],
             [trained.data],
@@ -532,8 +522,8 @@ def test_3d_tiles_are_mirrored_in_plane_and_overlap(spec):
 
 
 def test_the_line_about_failed_scans_ends_each_reason_once(tmp_path):
-    reasons = {"a": "a: missing. Complete or remove the case.", "b": "damaged."}
+    reasons = {"a": "a: missing. Complete it.", "b": "damaged."}
     outcome = Outcome([], 0, reasons, record=None)
     line = failures(outcome, tmp_path)
-    assert line.startswith("2 of 2 scans failed: a: missing. Complete or remove the case; b (damaged). ")
+    assert line.startswith("2 of 2 scans failed: a: missing. Complete it; b (damaged). ")
     assert ".." not in line.replace(str(tmp_path), "")

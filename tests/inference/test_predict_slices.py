@@ -68,10 +68,7 @@ def test_a_label_map_for_each_slice_is_written_once(sliced, tmp_path):
     again = predict_cohort(run, [folder], tmp_path / "out")
     assert (again.kept, again.failed, again.warnings) == (18, {}, ())
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(outcome.written[0])
-    assert (
-        "has changed since it was predicted"
-        in predict_cohort(run, [folder], tmp_path / "out").failed["p0_0.png"]
-    )
+    assert "has changed since" in predict_cohort(run, [folder], tmp_path / "out").failed["p0_0.png"]
 
 
 def test_a_slice_is_labeled_by_itself(sliced, tmp_path):
@@ -222,7 +219,7 @@ def test_a_wrong_label_map_names_what_is_wrong(sliced, truth_as_prediction, tmp_
     (truth_as_prediction / "p1_0.png").rename(truth_as_prediction / "p9_0.png")
     with pytest.raises(InputError, match=r"p9_0.png: no image"):
         evaluate_slices(truth_as_prediction, folder, out)
-    with pytest.raises(InputError, match="--surface need, found single slices"):
+    with pytest.raises(InputError, match="--surface .*found single slices"):
         evaluate_folders(truth_as_prediction, folder, out, surface=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"none: expected label maps"):
@@ -269,4 +266,4 @@ def test_a_black_image_is_warned_of_and_an_animation_is_refused(sliced, tmp_path
     assert "images/p3_1.png: expected one image, found 2 in one file" in outcome.failed["p3_1.png"]
     [warning] = outcome.warnings
     assert warning.startswith("p2_0.png: ")
-    assert "found the same value in every pixel of p2_0.png" in warning
+    assert "every pixel of p2_0.png" in warning

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,9 +81,7 @@ def test_a_segmentation_lies_on_the_voxels_of_its_series(tmp_path, name):
 
 def test_headers_without_a_study_are_named(tmp_path):
     folder = write_series(tmp_path / "ct", noise((3, 8, 6)))
-    with pytest.raises(
-        InputError, match=r"ct: expected headers from which a DICOM SEG can be made.*--dicom-seg"
-    ):
+    with pytest.raises(InputError, match=r"ct: .*headers.*DICOM SEG.*--dicom-seg"):
         write_segmentation(tmp_path / "x.dcm", np.ones((3, 8, 6), np.uint8), slice_files(folder), "x")
     assert not list(tmp_path.glob("*.dcm"))
 
@@ -156,7 +155,7 @@ def test_other_cleanup_is_another_prediction(trained, tmp_path):
 
 def test_dicom_seg_needs_dicom_and_highdicom(trained, tmp_path):
     case = trained.data / "case_00000"
-    with pytest.raises(InputError, match=r"--dicom-seg: expected DICOM series, found none among 1 scans"):
+    with pytest.raises(InputError, match=r"--dicom-seg: .*DICOM series, found none.* 1 scans"):
         predict_cohort(trained.run, [case], tmp_path / "out", options=PredictOptions(dicom_seg=True))
     assert not (tmp_path / "out").exists()
     script = (
@@ -164,7 +163,7 @@ def test_dicom_seg_needs_dicom_and_highdicom(trained, tmp_path):
         "from kitsseg.data.formats.dicom_seg import check_highdicom\ncheck_highdicom()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
-    assert "--dicom-seg: the package highdicom is missing" in done.stderr
+    assert re.search("--dicom-seg: .*highdicom is missing", done.stderr)
     assert "pip install highdicom" in done.stderr
 
 

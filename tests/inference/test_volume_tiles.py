@@ -212,9 +212,9 @@ def test_a_tile_without_a_core_is_an_error(tile, margin):
 
 
 def test_a_prediction_of_another_shape_is_an_error():
-    with pytest.raises(ValueError, match=r"expected a prediction of shape \(1, 48, 48, 48, 3\), found"):
+    with pytest.raises(ValueError, match=r"prediction of shape \(1, 48, 48, 48, 3\), found"):
         whole(random_volume(5, 5, 5), lambda batch: identity(batch)[:, ::2])
-    with pytest.raises(ValueError, match=r"expected a prediction of shape \(1, 48, 48, 48, 3\), found"):
+    with pytest.raises(ValueError, match=r"prediction of shape \(1, 48, 48, 48, 3\), found"):
         whole(random_volume(5, 5, 5), lambda batch: batch)
 
 
@@ -324,5 +324,5 @@ def test_overlapping_where_one_tile_sees_a_voxel_it_is_the_tiles_to_the_bit():
 def test_overlapping_bad_arguments():
     with pytest.raises(ValueError, match="expected a tile of 3 axes"):
         overlapped(random_volume(5, 5, 5), identity, (48, 48))
-    with pytest.raises(ValueError, match=r"expected a prediction of shape \(1, 48, 48, 48, 3\), found"):
+    with pytest.raises(ValueError, match=r"prediction of shape \(1, 48, 48, 48, 3\), found"):
         overlapped(random_volume(5, 5, 5), lambda batch: batch, TILE)

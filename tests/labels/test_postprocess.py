@@ -376,17 +376,17 @@ def test_wrong_arguments_are_named(function):
     with pytest.raises(ValueError, match=r"got uint8 \(4, 5\)"):
         function(labels[0], (1, 1, 1))
     for spacing_mm in [(1, 1), (1, 0, 1), (1, 1, float("nan")), (1, -1, 1)]:
-        with pytest.raises(ValueError, match="spacing_mm must be three positive sizes"):
+        with pytest.raises(ValueError, match="spacing_mm .*three positive sizes"):
             function(labels, spacing_mm)
 
 
 def test_wrong_thresholds_are_named():
     labels = np.zeros((3, 4, 5), np.uint8)
-    with pytest.raises(ValueError, match="max_distance_mm must not be negative; got -1"):
+    with pytest.raises(ValueError, match="max_distance_mm .*negative; got -1"):
         remove_far_components(labels, (1, 1, 1), max_distance_mm=-1)
     with pytest.raises(ValueError, match="n_main must be at least 1; got 0"):
         remove_far_components(labels, (1, 1, 1), n_main=0)
-    with pytest.raises(ValueError, match=r"min_mm3\[2\] must not be negative; got -5"):
+    with pytest.raises(ValueError, match=r"min_mm3\[2\] .*negative; got -5"):
         reassign_small_components(labels, (1, 1, 1), {2: -5})
 
 
