@@ -152,12 +152,12 @@ def test_keep_final_head():
 
 @pytest.mark.parametrize("build", [build_enhanced_unet, build_plain_unet])
 def test_wrong_size_is_refused(build):
-    with pytest.raises(ValueError, match="rows and columns must be multiples of 16; got"):
+    with pytest.raises(ValueError, match=r"rows and columns .*multiples of 16; got \(256, 250, 1\)"):
         build((256, 250, 1))
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="widths must be one of reference, regular; got 'wide'"):
+    with pytest.raises(ValueError, match="widths .*reference, regular; got 'wide'"):
         build_enhanced_unet(widths="wide")
     with pytest.raises(ValueError, match="third_from must be 'up1' or 'up2'; got 'up3'"):
         AttentionGates(third_from="up3")

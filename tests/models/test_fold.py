@@ -174,7 +174,7 @@ def test_what_cannot_be_folded():
     class Subclassed(keras.Model):
         pass
 
-    with pytest.raises(ValueError, match=r"expected a functional model, found a Subclassed"):
+    with pytest.raises(ValueError, match=r"functional model, .*Subclassed"):
         fold_batch_norm(Subclassed())
     images = [keras.Input((4, 4, 1), name=name) for name in ("a", "b")]
     with pytest.raises(ValueError, match=r"expected one input, found 2"):

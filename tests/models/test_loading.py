@@ -47,7 +47,7 @@ def test_a_whole_network_is_read(network):
 def test_a_file_that_was_cut_off_is_named(share, network, tmp_path):
     data = network.read_bytes()
     (tmp_path / "model.keras").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=r"model\.keras: not a network that this version .*Train again"):
+    with pytest.raises(InputError, match=r"model\.keras: not a network .*this version.*Train again"):
         read_network(tmp_path / "model.keras")
 
 
@@ -73,14 +73,14 @@ def test_a_changed_byte_is_noticed_or_does_not_matter(share, network, tmp_path):
 def test_a_file_of_another_kind_is_named(content, tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.keras: not a network that this version can read"):
+    with pytest.raises(InputError, match=r"model\.keras: not a network .*this version"):
         read_network(path, advice="Do this.")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     (tmp_path / "folder.keras").mkdir()
     for name in ("none.keras", "folder.keras"):
-        with pytest.raises(InputError, match=rf"{name}: missing, there is no such file. Do this."):
+        with pytest.raises(InputError, match=rf"{name}: missing.*no such file\. Do this\."):
             read_network(tmp_path / name, advice="Do this.")
 
 
@@ -101,7 +101,7 @@ def test_contents_that_keras_cannot_read_are_one_line(name, change, network, tmp
     files = entries(network)
     files[name] = change(files[name])
     write(tmp_path / "model.keras", files)
-    with pytest.raises(InputError, match=r"model\.keras: not a network that this version can read") as caught:
+    with pytest.raises(InputError, match=r"model\.keras: not a network .*this version") as caught:
         read_network(tmp_path / "model.keras")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
@@ -158,7 +158,7 @@ def other_network(kind):
 @pytest.mark.parametrize("kind", ["classifier", "two inputs", "of text"])
 def test_a_network_for_something_else_is_refused(kind, tmp_path):
     other_network(kind).save(tmp_path / "model.keras")
-    with pytest.raises(InputError, match=r"model\.keras: (expected a network that labels|not a network)"):
+    with pytest.raises(InputError, match=r"model\.keras: (expected a network .*labels|not a network)"):
         read_network(tmp_path / "model.keras")
 
 
@@ -211,7 +211,7 @@ def test_a_network_of_another_form_than_its_record_says_is_refused(how, tmp_path
     save_other(how, path)
     with pytest.raises(
         InputError,
-        match=r"model.keras: expected .*, found .*: the record describes another network .*Train again",
+        match=r"model\.keras: expected .*, found .*: the record .*another network.*Train again",
     ):
         read_network(path, shape=(32, 32, 1), output="softmax")
     assert read_network(path).name  # a caller without a record of the network can read it
@@ -237,7 +237,7 @@ def test_the_form_of_a_network_is_that_of_its_last_output(tmp_path):
 def test_an_image_that_the_layers_of_a_network_cannot_take_is_refused():
     image = keras.Input((None, None, 1))
     network = keras.Model(image, keras.layers.Conv2D(3, 9)(keras.layers.ZeroPadding2D(2)(image)))
-    with pytest.raises(InputError, match=r"it: .* found one that cannot compute them \(.*negative"):
+    with pytest.raises(InputError, match=r"it: .* found one .*cannot compute.* \(.*negative"):
         check_form(network, "it", (4, 4, 1), "softmax")
 
 
@@ -290,7 +290,7 @@ def test_every_command_that_reads_a_network_says_so(how, trained, tmp_path, monk
             )
         else:
             assert lines[0].startswith(f"kitsseg: {run / 'model.keras'}: ")
-            assert how not in OTHERS or "describes another network than this one" in lines[0]
+            assert how not in OTHERS or "describes another network" in lines[0]
         left = [path for path in out.rglob("*") if path.is_file()]
         assert not [path for path in left if path.suffix in (".gz", ".keras", ".tflite", ".jsonl")]
         assert not list(out.rglob(".*"))

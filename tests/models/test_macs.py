@@ -110,7 +110,7 @@ def test_a_layer_may_give_its_own_count():
 
 
 def test_a_layer_that_cannot_be_counted_is_refused():
-    with pytest.raises(ValueError, match=r"no count for a Mixing.*Give its class a method count_macs"):
+    with pytest.raises(ValueError, match=r"no count .*Mixing.*method count_macs"):
         count_macs(build_chain((5, 3), Mixing()))
 
 

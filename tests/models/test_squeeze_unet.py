@@ -305,7 +305,7 @@ def test_resnet50_normalizes_its_own_way():
     caffe = keras.applications.resnet50.preprocess_input(image * 255)[..., ::-1]  # back to red, green, blue
     result = forward(keras.Model(model.input, model.get_layer("normalize").output), image)
     np.testing.assert_allclose(result, caffe, atol=1e-3)
-    with pytest.raises(InputError, match="torchvision weights fit the encoders"):
+    with pytest.raises(InputError, match="torchvision weights fit"):
         load_torchvision_weights(model, "imagenet")
 
 
@@ -321,13 +321,13 @@ def test_resnet50_offline_is_one_clear_error(monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"encoder": "vgg16"}, "encoder must be one of .*'squeezenet1_1'.*got 'vgg16'"),
+        ({"encoder": "vgg16"}, "encoder .*'squeezenet1_1'.*got 'vgg16'"),
         ({"decoder": "heavy"}, "decoder must be 'fastai' or 'lite'; got 'heavy'"),
         ({"decoder": "lite", "skips": False}, "pass skips=True"),
         ({"input_shape": (16, 64, 3)}, "at least 17 rows and columns; got .16, 64, 3."),
         ({"input_shape": (31, 64, 3), "encoder": "resnet50"}, "resnet50 needs at least 32"),
         ({"input_shape": (64, 64, 1), "normalize": True}, "three channels.*got 1"),
-        ({"encoder": "resnet50", "weights": "resnet50.pth"}, "a torchvision file does not fit it"),
+        ({"encoder": "resnet50", "weights": "resnet50.pth"}, "torchvision file .*not fit"),
     ],
 )
 def test_bad_arguments_give_one_clear_error(kwargs, match):

@@ -1,6 +1,7 @@
 """2-D U-Net of Chen and Jin: parameter counts, sizes, order of the layers."""
 
 import math
+import re
 
 import keras
 import numpy as np
@@ -105,12 +106,14 @@ def test_bilinear_upsampling_matches_keras():
 
 @pytest.mark.parametrize("shape", [(220, 224, 1), (224, 16, 1), (0, 32, 1), (None, 40, 1)])
 def test_wrong_size_is_refused(shape):
-    with pytest.raises(ValueError, match="unet2d: rows and columns must be multiples of 32; got"):
+    with pytest.raises(
+        ValueError, match=f"unet2d: rows and columns .*multiples of 32; got {re.escape(str(shape))}"
+    ):
         build_unet2d(shape)
 
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"must be \(rows, columns, channels\); got \(224, 224\)"):
         build_unet2d((224, 224))
-    with pytest.raises(ValueError, match=r"upsampling must be one of .*; got 'cubic'"):
+    with pytest.raises(ValueError, match=r"upsampling .*bilinear, nearest, transposed; got 'cubic'"):
         build_unet2d(upsampling="cubic")

@@ -97,12 +97,14 @@ def test_signal_neither_vanishes_nor_explodes():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_wrong_size_is_refused(variant):
-    with pytest.raises(ValueError, match=f"{variant}: rows and columns must be multiples of 16; got"):
+    with pytest.raises(
+        ValueError, match=rf"{variant}: rows and columns .*multiples of 16; got \(250, 256, 1\)"
+    ):
         build_wp_unet((250, 256, 1), variant=variant)
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="variant must be one of unet, dw_unet, wp_unet; got 'wpunet'"):
+    with pytest.raises(ValueError, match="variant .*unet, dw_unet, wp_unet; got 'wpunet'"):
         build_wp_unet(variant="wpunet")
-    with pytest.raises(ValueError, match="filters must name the five blocks"):
+    with pytest.raises(ValueError, match="filters .*five blocks"):
         build_wp_unet(filters=(8, 16, 32, 64))

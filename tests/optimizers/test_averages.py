@@ -158,6 +158,6 @@ def test_a_stopped_run_goes_on_with_its_averages(name, precision, eager, source,
 @pytest.mark.parametrize("momentum", [0, 1, -0.5, 1.5])
 def test_a_momentum_that_is_none_is_refused(momentum, source, tmp_path):
     arguments = (micro("unet2d"), source / "cache", split_of_cases(), tmp_path / "run")
-    with pytest.raises(InputError, match="--ema: expected a number between 0 and 1"):
+    with pytest.raises(InputError, match="--ema: .*between 0 and 1"):
         train.train_recipe(*arguments, TrainOptions(ema=momentum))
     assert not (tmp_path / "run").exists()

@@ -179,7 +179,7 @@ class Unheard(layers.ReLU):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (layers.GroupNormalization(2, name="odd"), "no rule for this kind"),
+        (layers.GroupNormalization(2, name="odd"), "no rule for"),
         (Unheard(name="odd"), "this Unheard"),
         (layers.Reshape((8, 4, 8), name="odd"), "this Reshape"),
         (layers.Conv2D(4, 1, groups=2, name="odd"), "in 2 groups"),
@@ -211,7 +211,7 @@ def test_another_kind_of_model_is_refused():
         keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 1)], name="odd"),
         Own(name="odd"),
     ):
-        with pytest.raises(ValueError, match="odd: only the channels of a functional model"):
+        with pytest.raises(ValueError, match="odd: only .*functional model"):
             map_channels(model)
 
 

@@ -315,12 +315,12 @@ class Unknown(layers.Layer):
 
 def test_what_cannot_be_pruned_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((4,)), Unknown(name="odd"), layers.Dense(2)])
-    with pytest.raises(ValueError, match=r"odd: pruning does not know .* Unknown. .* exclude=\('odd',\)"):
+    with pytest.raises(ValueError, match=r"odd: .*not know .* Unknown\. .* exclude=\('odd',\)"):
         prunable_weights(model)
     assert names(model, exclude=("odd",))[0][1] == "kernel"
     pruning = PruneLowMagnitude(constant_sparsity(0.5))
     pruning.set_model(keras.Sequential([keras.Input((4,)), layers.ReLU()], name="empty"))
-    with pytest.raises(ValueError, match="empty: no layer of this model has weights"):
+    with pytest.raises(ValueError, match="empty: no layer .*has weights"):
         pruning.on_train_begin()
     model = small()
     model.compile("sgd", "mse", steps_per_execution=2)
@@ -328,7 +328,7 @@ def test_what_cannot_be_pruned_is_refused(tmp_path):
         fit(model, PruneLowMagnitude(constant_sparsity(0.5)))
     _, pruning = drawn(small())
     pruning.set_model(keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="other"))
-    with pytest.raises(ValueError, match="other: the masks of this callback belong to another model"):
+    with pytest.raises(ValueError, match="other: .*masks .*another model"):
         pruning.on_train_begin()
     with pytest.raises(ValueError, match='scope is "layer" or "global"; found \'all\''):
         PruneLowMagnitude(constant_sparsity(0.5), scope="all")
@@ -337,10 +337,10 @@ def test_what_cannot_be_pruned_is_refused(tmp_path):
     with pytest.raises(ValueError, match="tfmot has none for 1D and 3D"):
         three = models.build_deeplab3d((8, 8, 8, 1), width_divisor=16)
         drawn(three, sparsity_m_by_n=(2, 4))
-    with pytest.raises(InputError, match="missing or damaged state of pruning"):
+    with pytest.raises(InputError, match=r"nothing\.npz: .*damaged state"):
         PruneLowMagnitude(constant_sparsity(0.5)).load(tmp_path / "nothing.npz")
     (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(InputError, match="missing or damaged state of pruning"):
+    with pytest.raises(InputError, match=r"half\.npz: .*damaged state"):
         PruneLowMagnitude(constant_sparsity(0.5)).load(tmp_path / "half.npz")
 
 

@@ -129,9 +129,7 @@ def test_scores_by_batch_norm_add_up_absolute_scales():
 
 
 def test_scores_that_cannot_be_had_are_refused():
-    with pytest.raises(
-        ValueError, match="no batch normalization with a scale follows enc1_conv1, .*magnitude"
-    ):
+    with pytest.raises(ValueError, match="no batch normalization .*scale.* enc1_conv1, .*magnitude"):
         channel_scores(built("wp_unet"), "batch_norm")
     with pytest.raises(ValueError, match="magnitude, batch_norm; got 'taylor'"):
         channel_scores(built("wp_unet"), "taylor")
@@ -312,8 +310,8 @@ def test_the_smaller_network_learns():
 @pytest.mark.parametrize(
     ("removed", "words"),
     [
-        ({"enc9_conv1": [0]}, "no group of channels is called 'enc9_conv1'; it has enc0_conv1, "),
-        ({"logits": [0]}, "no group of channels is called 'logits'"),
+        ({"enc9_conv1": [0]}, "no group of channels .*'enc9_conv1'; .* enc0_conv1, "),
+        ({"logits": [0]}, "no group of channels .*'logits'"),
         ({"enc0_conv1": [4]}, "enc0_conv1 go from 0 to 3; got 4"),
         ({"enc0_conv1": [-1]}, "enc0_conv1 go from 0 to 3; got -1"),
         ({"enc0_conv1": [0.5]}, "enc0_conv1 go from 0 to 3; got 0.5"),

@@ -175,7 +175,7 @@ def test_a_change_of_a_setting_that_is_none_is_an_error():
         changed(recipes.get("unet2d"), {"model.filter": 3}, {"model.filter": "ours"})
     with pytest.raises(KeyError, match=r"phases\.trian"):
         changed(recipes.get("unet2d"), {"phases.trian.epochs": 3}, {"phases.trian.epochs": "ours"})
-    with pytest.raises(ValueError, match=r"each change needs its evidence"):
+    with pytest.raises(ValueError, match=r"needs its evidence"):
         Variant(name="x", row="x", changes={"model.n_pools": 3}, evidence={})
 
 
@@ -190,9 +190,9 @@ def test_the_paper_of_chen_and_jin():
 def test_a_misspelt_field_is_an_error():
     with pytest.raises(TypeError, match="hu_windows"):
         PreprocessSpec(hu_windows=(0, 1))
-    with pytest.raises(ValueError, match=r"positive: expected a whole number from 0 to 7 .*, found 8"):
+    with pytest.raises(ValueError, match=r"positive: .*whole number from 0 to 7 .*, found 8"):
         SliceSampler(batch_size=7, positive=8, positive_weights="area", patch_size=(8, 8))
-    with pytest.raises(ValueError, match="positive_weights: expected one of uniform, area, found 'size'"):
+    with pytest.raises(ValueError, match="positive_weights: .* uniform, area, found 'size'"):
         SliceSampler(batch_size=7, positive=5, positive_weights="size", patch_size=(8, 8))
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from pickletools import genops as pickle_operations
@@ -90,7 +91,7 @@ def test_a_file_cut_anywhere_is_refused(path, tmp_path):
     cut = tmp_path / "cut.pth"
     for length in range(0, len(content), 7):
         cut.write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"cut\.pth: not a readable torch state dict"):
+        with pytest.raises(InputError, match=r"cut\.pth: .*not a readable"):
             read_state_dict(cut)
 
 
@@ -116,7 +117,7 @@ def test_other_contents_are_refused(tmp_path):
     path = tmp_path / "list.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"epoch": 3}, protocol=2))
-    with pytest.raises(InputError, match="something else than named tensors"):
+    with pytest.raises(InputError, match=r"list\.pth: .*than named tensors"):
         read_state_dict(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/byteorder", "big")
@@ -131,7 +132,7 @@ def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
         for name in source.namelist():
             content = source.read(name)
             target.writestr(name, content[:-4] if name.endswith("/data/0") else content)
-    with pytest.raises(InputError, match="not a readable torch state dict"):
+    with pytest.raises(InputError, match="not a readable torch"):
         read_state_dict(path)
 
 
@@ -160,10 +161,10 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing():
     with pytest.raises(InputError) as caught:
         assign_state_dict(model, state, "my.pth")
     message = str(caught.value)
-    assert message.startswith("my.pth: the weights do not fit")
+    assert re.match(r"my\.pth: .*weights do not fit", message)
     assert "features.0.weight has shape (3, 2, 3, 3) instead of (3, 4, 3, 3)" in message
     assert "features.1.running_var is missing" in message
-    assert "features.9.weight is not part of this encoder" in message
+    assert "features.9.weight is not part" in message
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -202,7 +203,7 @@ def test_a_damaged_cache_is_refused(tmp_path):
     source = hashed_copy(tmp_path)
     path = download_weights(source.as_uri(), tmp_path / "cache")
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match="Delete it and start again"):
+    with pytest.raises(InputError, match="Delete it"):
         download_weights(source.as_uri(), tmp_path / "cache")
 
 
@@ -271,14 +272,14 @@ def test_a_file_written_by_hand_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ({"shape": (1 << 20, 1 << 20), "strides": (0, 0)}, "its tensors have more than the"),
-        ({"shape": (1 << 62, 4), "strides": (0, 1)}, "its tensors have more than the"),
-        ({"shape": (0, 1 << 62), "offset": -1}, "a shape, a stride or an offset is no number from 0"),
-        ({"shape": (2, -2)}, "a shape, a stride or an offset is no number from 0"),
-        ({"strides": (2.0, 1)}, "a shape, a stride or an offset is no number from 0"),
+        ({"shape": (1 << 20, 1 << 20), "strides": (0, 0)}, "tensors have more than"),
+        ({"shape": (1 << 62, 4), "strides": (0, 1)}, "tensors have more than"),
+        ({"shape": (0, 1 << 62), "offset": -1}, "offset is no number from 0"),
+        ({"shape": (2, -2)}, "offset is no number from 0"),
+        ({"strides": (2.0, 1)}, "offset is no number from 0"),
         ({"shape": (1,) * 33, "strides": (1,) * 33}, "a tensor of 33 axes"),
         ({"offset": 2}, "buffer"),
-        ({"strides": (1 << 61, 1)}, "not a readable torch state dict"),
+        ({"strides": (1 << 61, 1)}, "not a readable torch"),
     ],
 )
 def test_tensors_larger_than_their_file_are_refused_before_memory_is_asked_for(tmp_path, made, words):
@@ -302,7 +303,7 @@ def test_a_pickle_that_numbers_objects_it_does_not_have_is_refused(tmp_path):
 
 def test_a_zip_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
     path = state_file(tmp_path / "a.pth", {"w": tensor()}, values=bytes(1 << 24), pack=zipfile.ZIP_DEFLATED)
-    assert "its contents are larger than the file" in complaint(path)
+    assert "larger than the file" in complaint(path)
 
 
 def test_the_older_format_may_not_ask_for_more_values_than_it_has(tmp_path):
@@ -314,7 +315,7 @@ def test_the_older_format_may_not_ask_for_more_values_than_it_has(tmp_path):
     for length in (2**62, 2**40, 10**6):
         damaged = content[: file.tell()] + length.to_bytes(8, "little") + content[file.tell() + 8 :]
         (tmp_path / "a.pth").write_bytes(damaged)
-        assert "not a readable torch state dict" in complaint(tmp_path / "a.pth")
+        assert "not a readable torch" in complaint(tmp_path / "a.pth")
 
 
 def test_a_file_of_gigabytes_is_not_read(tmp_path):
