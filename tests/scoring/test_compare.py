@@ -80,14 +80,17 @@ def test_patients_seen_by_the_run_that_a_run_started_from_are_left_out(scores, t
         "patients": {"train": ["case_00001"], "validation": ["case_00003"]},
     }
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    reason = "half started from a run that has seen it"
-    assert compare_scores(scores).left_out == {"case_00001": reason, "case_00003": reason}
+    left_out = compare_scores(scores).left_out
+    assert list(left_out) == ["case_00001", "case_00003"]
+    assert all(reason.startswith("half started from") for reason in left_out.values())
 
 
 def test_patients_a_run_has_seen_are_left_out(scores, tmp_path):
     seen_by(scores["half"], tmp_path / "run", train=["case_00001", "case_99999"], validation=["case_00002"])
     found = compare_scores(scores)
-    assert found.left_out == {"case_00001": "half was trained on it", "case_00002": "half was chosen by it"}
+    assert list(found.left_out) == ["case_00001", "case_00002"]
+    assert found.left_out["case_00001"].startswith("half was trained")
+    assert found.left_out["case_00002"].startswith("half was chosen")
     assert found.cases == ("case_00000", "case_00003", "case_00004")
     assert found.unchecked == ("whole",)  # the scores of ``whole`` do not name their run
 
@@ -108,7 +111,7 @@ def test_patients_only_one_run_was_scored_on_are_left_out(scores, tmp_path):
 
 def test_nothing_left_to_compare(scores, tmp_path):
     seen_by(scores["whole"], tmp_path / "run", train=[f"case_{case:05d}" for case in range(N - 1)])
-    with pytest.raises(InputError, match="expected at least two patients scored by every run, found 1"):
+    with pytest.raises(InputError, match="two patients .*every run, found 1"):
         compare_scores(scores)
 
 
@@ -118,7 +121,7 @@ def test_another_truth_is_noticed(scores, tmp_path):
     labels[1, 0, :3] = 2
     write_image(tmp_path / "truth" / "case_00004" / "segmentation.nii.gz", labels, MM)
     evaluate_folders(tmp_path / "whole", tmp_path / "truth", scores["whole"])
-    with pytest.raises(InputError, match="case_00004 has a truth_tumor_ml of .* the truth is not the same"):
+    with pytest.raises(InputError, match="case_00004 .*truth_tumor_ml of .*not the same"):
         compare_scores(scores)
 
 
@@ -212,4 +215,4 @@ def test_the_command(scores, tmp_path, capsys, monkeypatch):
     assert main(["compare", f"a={scores['half']}", f"a={scores['whole']}"]) == 1
     assert "is the name of" in capsys.readouterr().err
     assert main(["compare", str(scores["half"]), str(scores["whole"]), "--out", str(tmp_path)]) == 1
-    assert "expected the name of a .csv file" in capsys.readouterr().err
+    assert "a .csv file" in capsys.readouterr().err
