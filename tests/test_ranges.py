@@ -1,6 +1,7 @@
 """Ranges of fields: what fits, what is said about what does not, and a table of all of them."""
 
 import pickle
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -73,59 +74,59 @@ def test_what_lies_within_its_range_is_taken(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("share", -1e-9, "share: expected a number from 0 to 1, found -1e-09."),
-        ("share", 1.5, "share: expected a number from 0 to 1, found 1.5."),
-        ("share", float("nan"), "share: expected a number from 0 to 1, found nan."),
-        ("share", float("inf"), "share: expected a number from 0 to 1, found inf."),
-        ("share", 10**400, "share: expected a number from 0 to 1, found 1000000000000"),
-        ("share", True, "share: expected a number from 0 to 1, found True."),
-        ("share", "0.5", "share: expected a number from 0 to 1, found '0.5'."),
-        ("share", None, "share: expected a number from 0 to 1, found None."),
-        ("share", [0.5], "share: expected a number from 0 to 1, found [0.5]."),
-        ("positive", 0, "positive: expected a number above 0 and up to 1, found 0."),
-        ("below", 1, "below: expected a number from 0 and below 1, found 1."),
-        ("count", 0, "count: expected a whole number from 1, or none, found 0."),
-        ("count", 2.0, "count: expected a whole number from 1, or none, found 2.0."),
-        ("count", "many", "count: expected a whole number from 1, or none, found 'many'."),
+        ("share", -1e-9, r"a number from 0 to 1, found -1e-09\."),
+        ("share", 1.5, r"a number from 0 to 1, found 1\.5\."),
+        ("share", float("nan"), r"a number from 0 to 1, found nan\."),
+        ("share", float("inf"), r"a number from 0 to 1, found inf\."),
+        ("share", 10**400, r"a number from 0 to 1, found 1000000000000"),
+        ("share", True, r"a number from 0 to 1, found True\."),
+        ("share", "0.5", r"a number from 0 to 1, found '0\.5'\."),
+        ("share", None, r"a number from 0 to 1, found None\."),
+        ("share", [0.5], r"a number from 0 to 1, found \[0\.5\]\."),
+        ("positive", 0, r"a number above 0 and up to 1, found 0\."),
+        ("below", 1, r"a number from 0 and below 1, found 1\."),
+        ("count", 0, r"a whole number from 1, or none, found 0\."),
+        ("count", 2.0, r"a whole number from 1, or none, found 2\.0\."),
+        ("count", "many", r"a whole number from 1, or none, found 'many'\."),
         (
             "window",
             (1, 1),
-            "window: expected 2 values, each a number, the lower one first, found (1, 1).",
+            r"2 values, .*number, .*lower .*first, found \(1, 1\)\.",
         ),
         (
             "window",
             (0, "x"),
-            "window: expected 2 values, each a number, the lower one first, found (0, 'x').",
+            r"2 values, .*number, .*lower .*first, found \(0, 'x'\)\.",
         ),
-        ("window", (0,), "window: expected 2 values, each a number, the lower one first, found (0,)."),
-        ("scales", (2, 1), "scales: expected 2 values, each a number, the lower one first, found (2, 1)."),
+        ("window", (0,), r"2 values, .*number, .*lower .*first, found \(0,\)\."),
+        ("scales", (2, 1), r"2 values, .*number, .*lower .*first, found \(2, 1\)\."),
         (
             "spacing",
             (None, 2),
-            "spacing: expected 2 values, each a number from 0 to 1, or none, found (None, 2).",
+            r"2 values, .*number from 0 to 1, or none, found \(None, 2\)\.",
         ),
         (
             "spacing",
             (None,),
-            "spacing: expected 2 values, each a number from 0 to 1, or none, found (None,).",
+            r"2 values, .*number from 0 to 1, or none, found \(None,\)\.",
         ),
-        ("tile", (4,), "tile: expected 2 or 3 values, each a whole number, or none, found (4,)."),
-        ("tile", 4, "tile: expected 2 or 3 values, each a whole number, or none, found 4."),
+        ("tile", (4,), r"2 or 3 values, .*whole number, or none, found \(4,\)\."),
+        ("tile", 4, r"2 or 3 values, .*whole number, or none, found 4\."),
         (
             "pairs",
             (("x", 2),),
-            "pairs: expected values, each (a word; a number from 0 to 1), found (('x', 2),).",
+            r"values, .*\(.*word; .*number from 0 to 1\), found \(\('x', 2\),\)\.",
         ),
-        ("kind", "c", "kind: expected one of a, b, found 'c'."),
-        ("kind", [], "kind: expected one of a, b, found []."),
-        ("name", "", "name: expected a name, or none, found ''."),
-        ("name", " ", "name: expected a name, or none, found ' '."),
+        ("kind", "c", r"one of a, b, found 'c'\."),
+        ("kind", [], r"one of a, b, found \[\]\."),
+        ("name", "", r"a name, or none, found ''\."),
+        ("name", " ", r"a name, or none, found ' '\."),
     ],
 )
 def test_what_lies_outside_its_range_is_refused_by_name(name, value, said):
     with pytest.raises(SettingError) as error:
         Settings(**{name: value})
-    assert str(error.value).startswith(f"Settings: {said}")
+    assert re.match(f"Settings: {name}: expected {said}", str(error.value))
     assert len(str(error.value)) < 200
 
 
@@ -143,11 +144,8 @@ def test_the_name_grows_with_the_groups_around_it():
 def test_the_error_comes_back_from_a_worker_process_as_it_was():
     error = SettingError("share", "a number", 3, "Settings")
     again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.name, again.found) == (
-        "Settings: share: expected a number, found 3.",
-        "share",
-        3,
-    )
+    assert (str(again), again.name, again.found) == (str(error), "share", 3)
+    assert re.match(r"Settings: share: .*number, found 3\.$", str(again))
 
 
 def test_the_ranges_are_a_table():
