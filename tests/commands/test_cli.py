@@ -72,7 +72,7 @@ def complaint(kitsseg, tmp_path):
         before = contents(tmp_path)
         found, out, err = kitsseg(*arguments)
         if table:
-            assert out.endswith("0 that cannot be looked at\n")
+            assert re.search(r"left out, 0 \D*\n\Z", out)
             out = ""
         assert (found, out) == (code, ""), err
         after = contents(tmp_path)
@@ -185,32 +185,28 @@ def a_folder(case):
     (case / "imaging.nii.gz").mkdir()
 
 
-DAMAGED = r"/imaging\.nii\.gz: damaged or not NIfTI \(.+\)\. Download or copy it again\.$"
+DAMAGED = r"/imaging\.nii\.gz: damaged .*\(.+\)\. Download.*\.$"
 SPOILED = {
     truncate: DAMAGED,
     flip_a_bit: DAMAGED,
     write_text: DAMAGED,
-    empty_file: r"/imaging\.nii\.gz: damaged or not NIfTI \(the file is empty\)\. Download or copy it again\.$",
+    empty_file: r"/imaging\.nii\.gz: damaged .*\(.*empty\)\. Download.*\.$",
     stack_two_volumes: r"/imaging\.nii\.gz: expected one 3-D volume, found 4-D data of shape \(8, 40, 48, 2\)\. "
     r"Split it first\.$",
-    other_shape: r"/segmentation\.nii\.gz: expected shape \(8, 40, 48\) as imaging\.nii\.gz has, "
-    r"found \(8, 40, 47\)\. Are these two files of the same scan\?$",
-    other_affine: r"/segmentation\.nii\.gz: expected the affine of imaging\.nii\.gz, \[.*-0\.8.*\], "
-    r"found \[.*-0\.9.*\]\. Resample the labels onto the scan\.$",
-    label_three: r"/segmentation\.nii\.gz: labels must be 0 background, 1 kidney, 2 tumor; also found 3 in at "
-    r"least 5 voxels\. In KiTS21 and KiTS23 it is cyst: say what that is to be with --cyst",
-    fractions: r"/segmentation\.nii\.gz: labels must be integers; found fractions\. Is this an image instead of",
-    not_finite: r"/imaging\.nii\.gz: HU must be finite; found NaN or infinity\. Repair or export the scan again",
-    no_voxels: r"/imaging\.nii\.gz: expected a 3-D volume, found no voxels \(shape \(0, 40, 48\)\)",
-    no_data_type: r"/imaging\.nii\.gz: damaged or not NIfTI \(there is no data type 3\)\. Download or copy it",
-    constant: r"/imaging\.nii\.gz: expected a CT in HU, found the same value in every voxel, rounded to whole HU\. "
-    "Export the scan",
-    one_slice: r"/imaging\.nii\.gz: expected a volume of at least two axial slices, found 1 "
-    r"\(shape \(1, 40, 48\)\)\. Export the whole scan\.$",
-    no_labels: r"/segmentation\.nii\.gz: missing; the folder holds imaging\.nii\.gz\. Complete or remove the case",
-    no_image: r"/imaging\.nii\.gz: missing; the folder holds segmentation\.nii\.gz\. Complete or remove the case",
-    a_folder: r"/imaging\.nii\.gz: expected a NIfTI file, or a folder with the DICOM files of one series; "
-    r"found a folder without DICOM files\.$",
+    other_shape: r"/segmentation\.nii\.gz: .*shape \(8, 40, 48\).*imaging\.nii\.gz.*found \(8, 40, 47\)",
+    other_affine: r"/segmentation\.nii\.gz: .*affine.*imaging\.nii\.gz, \[.*-0\.8.*\], "
+    r"found \[.*-0\.9.*\]\. Resample",
+    label_three: r"/segmentation\.nii\.gz: .*0 background, 1 kidney, 2 tumor.*found 3 in.* 5 voxels\. "
+    r"In KiTS21 and KiTS23.*cyst.*--cyst",
+    fractions: r"/segmentation\.nii\.gz: .*integers.*found fractions.*image",
+    not_finite: r"/imaging\.nii\.gz: HU.*finite.*found NaN or infinity\. Repair",
+    no_voxels: r"/imaging\.nii\.gz: .*3-D.*no voxels.*\(0, 40, 48\)",
+    no_data_type: r"/imaging\.nii\.gz: damaged .*\(.*data type 3\)\. Download",
+    constant: r"/imaging\.nii\.gz: .*CT in HU.*same value.*every voxel.*whole HU\. Export",
+    one_slice: r"/imaging\.nii\.gz: .*two axial slices, found 1 .*\(1, 40, 48\).*Export",
+    no_labels: r"/segmentation\.nii\.gz: missing.*imaging\.nii\.gz\. Complete or remove",
+    no_image: r"/imaging\.nii\.gz: missing.*segmentation\.nii\.gz\. Complete or remove",
+    a_folder: r"/imaging\.nii\.gz: .*NIfTI.*DICOM.*a folder without DICOM",
 }
 
 
@@ -239,7 +235,7 @@ def test_a_scan_larger_than_the_memory(complaint, tmp_path, monkeypatch):
     monkeypatch.setattr("kitsseg.data.formats.nifti.np.empty", empty)
     message = complaint("preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "c", kept=["spec.json"])
     assert_matches(
-        r"/case_00000/\w+\.nii\.gz: too large for the memory \(Unable to allocate \(8, 40, 48\)\)\. Check its header",
+        r"/case_00000/\w+\.nii\.gz: too large.*memory.*\(8, 40, 48\).*header",
         message,
     )
 
@@ -269,24 +265,24 @@ def test_a_bad_case_leaves_the_whole_ones_before_it(kitsseg, tmp_path):
             "argument --size: expected slices,rows,columns such as 40,128,128, found 3,4",
         ),
         ("synthesize D --size a,b,c", "argument --size: expected slices,rows,columns .* found a,b,c"),
-        ("synthesize D --cases 0", "argument --cases: expected a whole number from 1, found 0"),
-        ("synthesize D --cases few", "argument --cases: expected a whole number from 1, found few"),
-        ("synthesize D --seed -1", "argument --seed: expected a whole number from 0, found -1"),
-        ("train unet2d C R --seed -1", "argument --seed: expected a whole number from 0, found -1"),
-        ("train unet2d C R --epochs 0", "argument --epochs: expected a whole number from 1, found 0"),
+        ("synthesize D --cases 0", "argument --cases: .*whole number from 1, found 0"),
+        ("synthesize D --cases few", "argument --cases: .*whole number from 1, found few"),
+        ("synthesize D --seed -1", "argument --seed: .*whole number from 0, found -1"),
+        ("train unet2d C R --seed -1", "argument --seed: .*whole number from 0, found -1"),
+        ("train unet2d C R --epochs 0", "argument --epochs: .*whole number from 1, found 0"),
         (
             "train unet2d C R --batch-size 99999999999",
-            "argument --batch-size: expected a whole number from 1 to 1048576, found 99999999999",
+            "argument --batch-size: .*whole number from 1 to 1048576, found 99999999999",
         ),
         ("train unet2d C R --ema often", "argument --ema: invalid float value: 'often'"),
         ("train unet2d C R --xla yes", "argument --xla: invalid choice: 'yes' .*auto.*on.*off"),
         (
             "train unet2d C R --steps-per-execution 0",
-            "argument --steps-per-execution: expected a whole number from 1, found 0",
+            "argument --steps-per-execution: .*whole number from 1, found 0",
         ),
-        ("demo --cases 4", "argument --cases: expected a whole number from 5, found 4"),
-        ("train", "the following arguments are required: recipe, cache, run"),
-        ("predict R --out P", "the following arguments are required: INPUT"),
+        ("demo --cases 4", "argument --cases: .*whole number from 5, found 4"),
+        ("train", "arguments.*required: recipe, cache, run"),
+        ("predict R --out P", "arguments.*required: INPUT"),
         (
             "predict R D --out P --part all",
             "argument --part: invalid choice: 'all' .*train.*validation.*test",
@@ -307,11 +303,11 @@ def test_wrong_arguments(arguments, pattern, complaint, tmp_path, monkeypatch):
 
 def test_a_size_too_small_for_a_patient(complaint, tmp_path):
     message = complaint("synthesize", tmp_path / "data", "--size", "4,64,64")
-    assert "--size 4,64,64: expected slices, rows and columns of at least 8,32,32" in message
+    assert_matches(r"--size 4,64,64: .*slices, rows and columns.* 8,32,32", message)
 
 
 def test_recipes_show_without_a_name(complaint):
-    assert_matches(r"recipes show: expected the name of a recipe: .*unet2d", complaint("recipes", "show"))
+    assert_matches(r"recipes show: .*name of a recipe: .*unet2d", complaint("recipes", "show"))
 
 
 @pytest.mark.parametrize("name", ["vnet", "unet2d:large", "unet2d:", "../unet2d"])
@@ -326,53 +322,53 @@ def test_an_unknown_recipe(name, complaint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        ("preprocess unet2d:tiny nowhere C", "^nowhere: expected a folder of cases, found nothing"),
-        ("preprocess unet2d:tiny a.txt C", "^a.txt: expected a folder of cases, found a file"),
+        ("preprocess unet2d:tiny nowhere C", "^nowhere: .*folder of cases.* nothing"),
+        ("preprocess unet2d:tiny a.txt C", r"^a\.txt: .*folder of cases.* a file"),
         (
             "preprocess unet2d:tiny empty C",
-            "^empty: expected cases such as empty/case_00000/imaging.nii.gz, found ",
+            r"^empty: .*cases.* empty/case_00000/imaging\.nii\.gz, found ",
         ),
-        ("synthesize D --labels nowhere", "^nowhere: expected a folder of cases, found nothing"),
+        ("synthesize D --labels nowhere", "^nowhere: .*folder of cases.* nothing"),
         (
             "evaluate nowhere empty --out s.csv",
-            "^nowhere: expected a label map or a folder of them, found nothing",
+            "^nowhere: .*label map.*folder.*found nothing",
         ),
         (
             "evaluate empty nowhere --out s.csv",
-            "^nowhere: expected a label map or a folder of them, found nothing",
+            "^nowhere: .*label map.*folder.*found nothing",
         ),
         (
             "evaluate empty a.txt --out s.csv",
-            "^a.txt: expected a folder in KiTS layout, as empty is a folder",
+            r"^a\.txt: .*folder in KiTS layout.*empty",
         ),
         (
             "evaluate empty empty --out s.txt",
-            r"^s.txt: expected the name of a .csv file to write the scores to",
+            r"^s\.txt: .*\.csv.*scores",
         ),
         (
             "report nowhere --out r.html",
-            "^nowhere: expected a run folder, a scores.csv or a folder of predictions, found nothing",
+            r"^nowhere: .*run folder.*scores\.csv.*predictions, found nothing",
         ),
         (
             "report empty --out r.html",
-            "^empty: expected the folder of a run, found no run.json in it. Run kitsseg tr",
+            r"^empty: .*folder of a run.* no run\.json.*kitsseg train",
         ),
         (
             "report a.txt --out r.html",
-            "^a.json: expected the summary of a.txt beside it, found nothing. Run kitsseg",
+            r"^a\.json: .*summary of a\.txt.*found nothing.*kitsseg",
         ),
-        ("report empty --out r.pdf", "^r.pdf: expected the name of an .html file to write"),
+        ("report empty --out r.pdf", r"^r\.pdf: .*name.*\.html"),
         (
             "train unet2d:tiny nowhere R",
-            "^nowhere: expected the cache preprocess-.*, found none. Run kitsseg prepr",
+            "^nowhere: .*cache preprocess-.*, found none.*kitsseg preprocess",
         ),
         (
             "predict nowhere a.txt --out P",
-            "^nowhere: expected the folder of a run, an exported network or starter, found nothing there. Check",
+            "^nowhere: .*folder of a run.*exported network.*starter.*found nothing",
         ),
         (
             "predict empty gone.nii --out P",
-            "^gone.nii: expected a scan or a folder of cases, found nothing there",
+            r"^gone\.nii: .*scan.*folder of cases.* nothing",
         ),
     ],
 )
@@ -401,7 +397,7 @@ def test_folders_in_use(complaint, trained, micro, tmp_path):
     assert message.startswith(f"{used}: expected a new folder") and "--out" in message
     # train says beforehand, on standard output, which split it would have used
     message = complaint_after_split(complaint, "train", "unet2d", trained.cache, used)
-    assert message.startswith(f"{used}: expected a new or empty folder")
+    assert_matches(rf"^{used}: .*new or empty folder", message)
     message = complaint_after_split(complaint, "train", "unet2d", trained.cache, used / "thesis.txt")
     assert message.startswith(f"{used}/thesis.txt: expected a folder")
     assert (used / "thesis.txt").read_text() == "the only copy"
@@ -430,15 +426,12 @@ def test_a_cache_of_another_recipe(complaint, trained, tmp_path):
     message = complaint("train", "unet2d", trained.cache, tmp_path / "run")
     (made,) = trained.cache.iterdir()
     expected = f"preprocess-{recipes.get('unet2d').preprocess.digest()}"
-    assert message == (
-        f"{trained.cache}: expected the cache {expected}, found caches of other recipes: {made.name}. "
-        "Run kitsseg preprocess first, with the recipe that you train or use now; caches of several recipes lie side "
-        "by side."
+    assert_matches(
+        rf"^{trained.cache}: .*{expected}, found.*other recipes: {made.name}\. Run kitsseg preprocess",
+        message,
     )
     message = complaint("train", "unet2d", made, tmp_path / "run")
-    assert_matches(
-        rf"^{made}: expected a cache of version .* made by .*, found .*Use the recipe that", message
-    )
+    assert_matches(rf"^{made}: .*cache of version .* made by .*, found .*Use the recipe that", message)
 
 
 def test_a_cache_without_cases(complaint, trained, micro, tmp_path):
@@ -453,10 +446,10 @@ def test_a_cache_without_cases(complaint, trained, micro, tmp_path):
 @pytest.mark.parametrize(
     ("damaged", "pattern"),
     [
-        ("spec.json", r"/spec.json: damaged \(.*\). Remove the folder and run kitsseg preprocess again.$"),
+        ("spec.json", r"/spec\.json: damaged \(.*\)\. Remove.*kitsseg preprocess"),
         (
             "case_00003/case.json",
-            r"/case_00003/case.json: damaged \(.*Remove the folder and run kitsseg prep",
+            r"/case_00003/case\.json: damaged \(.*\)\. Remove.*kitsseg preprocess",
         ),
     ],
 )
@@ -477,9 +470,7 @@ def test_a_damaged_array_in_a_cache(complaint, trained, micro, tmp_path):
         stored = path.read_bytes()
         path.write_bytes(stored[: len(stored) // 2])
         message = complaint_after_split(complaint, "train", "unet2d", tmp_path / "cache", tmp_path / name)
-        assert_matches(
-            rf"^{path}: missing or damaged \(.+\)\. Remove its folder and preprocess again\.$", message
-        )
+        assert_matches(rf"^{path}: missing or damaged \(.+\)\. Remove its folder", message)
         path.write_bytes(stored)
 
 
@@ -490,16 +481,14 @@ def test_sources_that_have_changed(complaint, kitsseg, tmp_path):
     assert kitsseg(*arguments)[0] == 0
     make_case(case, seed=7)
     message = complaint(*arguments)
-    assert_matches(r"/case_00000: made from other files than those in .*Remove this folder to prep", message)
+    assert_matches(r"/case_00000: made from other files.*Remove this folder", message)
 
 
 def test_a_split_that_does_not_fit(complaint, trained, micro, tmp_path):
     def message(split):
         return complaint("train", "unet2d", trained.cache, tmp_path / "run", "--split", split)
 
-    assert_matches(
-        r"^mine: expected a split file or one of .*\w+.*; found neither", message("mine").replace("\n", " ")
-    )
+    assert_matches(r"^mine: .*split file.*one of .*\w+.*; found neither", message("mine").replace("\n", " "))
     path = tmp_path / "split.json"
 
     def write(**parts):
@@ -507,16 +496,16 @@ def test_a_split_that_does_not_fit(complaint, trained, micro, tmp_path):
 
     write(train=["case_00000", "case_00001"], validation=["case_00002"], test=["case_00001"])
     assert_matches(
-        rf"^{path}: split split: case_00001 is in train and in test\. One patient must be in one part only",
+        rf"^{path}: split split: case_00001.*train.*test",
         message(path),
     )
     write(train=["case_00300"], validation=["case_00002"])
     assert_matches(
-        rf"^--split {path}: split split: none of its 1 train cases is among the 9 cases at hand\. Preprocess them",
+        rf"^--split {path}: split split: none.* 1 train cases.* 9 cases.*Preprocess",
         message(path),
     )
     path.write_text('{"train": ["case_00000"]}')
-    assert_matches(rf"^{path}: expected JSON with the lists train, validation and test", message(path))
+    assert_matches(rf"^{path}: expected JSON.*train, validation and test", message(path))
     path.write_text('{"train": [["case_00000"]], "validation": [{}], "test": []}')
     assert_matches(rf"^{path}: .*\$\.train\[0\]", message(path))
     path.write_bytes(b"\xff\xfe\x00")
@@ -527,7 +516,7 @@ def test_too_few_cases_for_a_split(complaint, kitsseg, micro, tmp_path):
     make_case(tmp_path / "data" / "case_00000")
     assert kitsseg("preprocess", "unet2d", tmp_path / "data", tmp_path / "cache")[0] == 0
     message = complaint("train", "unet2d", tmp_path / "cache", tmp_path / "run")
-    assert_matches(r"a split into 3 parts needs as many cases, found 1", message)
+    assert_matches(r"split into 3 parts.*cases, found 1", message)
 
 
 def test_a_run_without_weights(complaint, trained, tmp_path):
@@ -536,10 +525,8 @@ def test_a_run_without_weights(complaint, trained, tmp_path):
     record = read_json(trained.run / "run.json") | {"status": "training"}
     (run / "run.json").write_text(json.dumps(record))
     message = complaint("predict", run, trained.data, "--out", tmp_path / "out")
-    assert message == (
-        f"{run}/model.keras: missing; the run's status is 'training'. "
-        f"Finish it with: kitsseg train unet2d:micro CACHE {run} --resume"
-    )
+    command = f"kitsseg train unet2d:micro CACHE {run} --resume"
+    assert_matches(rf"^{run}/model\.keras: missing.*'training'.*{command}$", message)
 
 
 def test_a_damaged_run(complaint, trained, tmp_path):
@@ -549,20 +536,18 @@ def test_a_damaged_run(complaint, trained, tmp_path):
     (run / "model.keras").write_bytes(stored[: len(stored) // 2])
     predict = ("predict", run, trained.data, "--out", tmp_path / "out")
     assert_matches(
-        rf"^{run}/model.keras: expected the weights that the training of this run wrote, .*, or train again",
+        rf"^{run}/model\.keras: .*weights.*training.*found.*train again",
         complaint(*predict),
     )
     for text in ('{"status": "fini', "[1, 2]", "\udcff"):
         (run / "run.json").write_bytes(text.encode(errors="surrogateescape"))
-        assert_matches(
-            rf"^{run}/run.json: expected the record of a run, .*\. Train again\.$", complaint(*predict)
-        )
+        assert_matches(rf"^{run}/run\.json: .*record of a run.*Train again\.$", complaint(*predict))
     shutil.copy(trained.run / "run.json", run)
     (run / "history.csv").write_text(
         "phase,epoch,learning_rate,loss,val_loss\ntrain,1,0.1,0.5,0.4\ntrain,two,0.1,0.4,0.3\n"
     )
     message = complaint("report", run, "--out", tmp_path / "report.html")
-    others = r"expected a row for each epoch, found others \(.*two.*\)\. Train again\.$"
+    others = r".*row.*each epoch.*\(.*two.*\)\. Train again\.$"
     assert_matches(rf"^{run}/history.csv: {others}", message)
 
 
@@ -576,10 +561,8 @@ def test_a_run_that_has_finished_is_not_resumed(complaint, trained, micro):
 def test_a_part_without_scans(complaint, trained, tmp_path):
     scan = trained.data / trained.split.train[0]
     message = complaint("predict", trained.run, scan, "--out", tmp_path / "out", "--part", "test")
-    assert message == (
-        f"--part test: expected some of the {len(trained.split.test)} test cases of the run's split, "
-        "found none among 1 scans. Give the folder the run was trained on."
-    )
+    tested = len(trained.split.test)
+    assert_matches(rf"^--part test: .* {tested} test cases.*split, found none among 1 scans", message)
 
 
 def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
@@ -590,9 +573,9 @@ def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
     kept = ["prediction_00000.nii.gz", "predictions.json", *COLOR_TABLES]
     arguments = ("predict", trained.run, tmp_path / "data", "--out", tmp_path / "out")
     message = complaint_after_split(complaint, *arguments, kept=kept)  # what was found is shown before
-    expected = rf"^1 of 2 scans failed, the others are done: case_00001 \({tmp_path}/data/case_00001/imaging\.nii\.gz: "
+    expected = rf"^1 of 2 scans failed.*: case_00001 \({tmp_path}/data/case_00001/imaging\.nii\.gz: "
     assert_matches(
-        expected + r"damaged .*\)\. .*/predictions\.json lists them; the same command tries them again\.$",
+        expected + r"damaged .*\)\. .*/predictions\.json lists them.*same command",
         message,
     )
     assert read_labels(tmp_path / "out" / kept[0]).array.shape == (8, 40, 48)
@@ -626,31 +609,29 @@ def test_predictions_that_cannot_be_scored(complaint, data, predicted, tmp_path)
 
     file.rename(predicted / "prediction_00099.nii.gz")
     message = complaint(*arguments)
-    assert message.startswith(
-        f"{predicted}/prediction_00099.nii.gz: no truth for this prediction; expected "
-        f"{data}/case_00099/segmentation.nii.gz, found truth of case_00000"
+    assert_matches(
+        rf"^{predicted}/prediction_00099\.nii\.gz: no truth.*expected "
+        rf"{data}/case_00099/segmentation\.nii\.gz, found .*case_00000",
+        message,
     )
     (predicted / "prediction_00099.nii.gz").unlink()
 
     write_image(file, np.zeros((8, 40, 47), np.uint8), SPACING)
     message = complaint(*arguments)
-    assert message == (
-        f"{file}: has (slices, rows, columns) (8, 40, 47), its truth {data}/case_00004/segmentation.nii.gz "
-        "(8, 40, 48). Predict on the original scan, neither cropped nor resampled."
+    assert_matches(
+        rf"^{file}: .*\(slices, rows, columns\) \(8, 40, 47\), "
+        rf"its truth {data}/case_00004/segmentation\.nii\.gz \(8, 40, 48\)\. Predict",
+        message,
     )
     # rows of 0.9 instead of 0.8 mm: the last of 40 lies 39 * 0.1 = 3.9 mm away
     write_image(file, np.zeros((8, 40, 48), np.uint8), (3.0, 0.9, 0.8))
-    assert_matches(
-        rf"^{file}: lies up to 3\.9 mm away from its truth .*Write predictions with", complaint(*arguments)
-    )
+    assert_matches(rf"^{file}: .*3\.9 mm away from", complaint(*arguments))
 
     write_image(file, np.full((8, 40, 48), 3, np.uint8), SPACING)
-    assert_matches(
-        rf"^{file}: labels must be 0 background, 1 kidney, 2 tumor; also found 3", complaint(*arguments)
-    )
+    assert_matches(rf"^{file}: .*0 background, 1 kidney, 2 tumor.*found 3", complaint(*arguments))
 
     file.write_bytes(whole[:-40])
-    assert_matches(rf"^{file}: damaged or not NIfTI .*Download or copy it again", complaint(*arguments))
+    assert_matches(rf"^{file}: damaged or not NIfTI .*Download", complaint(*arguments))
 
     file.write_bytes(whole)
     shutil.copy(file, predicted / "case_00004.nii.gz")
@@ -661,9 +642,7 @@ def test_predictions_that_cannot_be_scored(complaint, data, predicted, tmp_path)
 
     (predicted / "predictions.json").write_text('{"run": "somewh')
     message = complaint(*arguments)
-    assert_matches(
-        r"/predictions.json: expected the record of kitsseg predict.*\(.*Predict again or rem", message
-    )
+    assert_matches(r"/predictions\.json: .*record of kitsseg predict.*\(.*Predict again", message)
 
 
 def test_scores_that_are_damaged(complaint, kitsseg, data, predicted, tmp_path):
@@ -672,8 +651,8 @@ def test_scores_that_are_damaged(complaint, kitsseg, data, predicted, tmp_path):
     arguments = ("report", scores, "--out", tmp_path / "report.html")
     whole = scores.read_text()
     head, row = whole.splitlines()
-    again = r"\. Run kitsseg evaluate again\.$"
-    others = rf"^{scores}: expected the scores of kitsseg evaluate, found others \(.*\){again}"
+    again = r"\. Run kitsseg evaluate.*\.$"
+    others = rf"^{scores}: .*scores of kitsseg evaluate.* others \(.*\){again}"
     for text, pattern in (
         (whole[: len(head) + 40], others),
         (head.replace("tumor_recall", "tumour_recall") + "\n" + row + "\n", others),
@@ -694,7 +673,7 @@ def test_scores_that_are_damaged(complaint, kitsseg, data, predicted, tmp_path):
         assert_matches(pattern, complaint(*arguments))
     scores.write_text(whole)
     (tmp_path / "scores.json").write_text("{")
-    summary = rf"^{tmp_path}/scores.json: expected the summary of kitsseg evaluate, .*{again}"
+    summary = rf"^{tmp_path}/scores\.json: .*summary of kitsseg evaluate, .*{again}"
     assert_matches(summary, complaint(*arguments))
 
 
@@ -751,7 +730,7 @@ def test_a_full_disk(command, complaint, trained, micro, tmp_path, monkeypatch):
     message = complaint_after_split(complaint, *arguments)
     monkeypatch.undo()
     assert_matches(
-        rf"^{tmp_path}/out/(.*/)?{first}: no space left on device\. Free some space, or choose another fo",
+        rf"^{tmp_path}/out/(.*/)?{first}: no space left.*Free some space",
         message,
     )
 
@@ -765,8 +744,7 @@ def test_a_folder_that_cannot_be_made(command, complaint, trained, micro, tmp_pa
         arguments = [tmp_path / "out" / "below" if item == tmp_path / "out" else item for item in arguments]
     message = complaint_after_split(complaint, *arguments)
     assert_matches(
-        rf"^{tmp_path}/out(/.*)?: (not a directory\. A part of this path is a file: choose another folder"
-        r"|file exists\. .+)\.$",
+        rf"^{tmp_path}/out(/.*)?: (not a directory\. .*part.*is a file|file exists\. .+)",
         message,
     )
 
@@ -786,7 +764,7 @@ def test_a_folder_that_may_not_be_written(complaint, trained, tmp_path, monkeypa
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_a_folder_of_the_system(complaint):
     message = complaint("synthesize", "/proc/data", "--size", "8,32,32")
-    assert message.startswith("/proc/data: no such file or directory")
+    assert message.startswith("/proc/data: no such file")
 
 
 @contextlib.contextmanager
@@ -817,7 +795,7 @@ def test_writes_that_really_fail(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert_matches(
-        r"^cache/preprocess-\w+/case_00000: file too large\. Raise the limit on the size of files",
+        r"^cache/preprocess-\w+/case_00000: file too large\. Raise the limit",
         one_line(done.stderr),
     )
     assert {Path(path).name for path in set(contents(tmp_path)) - set(before)} == {"spec.json"}

@@ -63,22 +63,22 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ("phases.train.epochs=3.5", ["a whole number", "80", "'3.5'"]),
         ("phases.train.epochs=many", ["a whole number", "'many'"]),
         ("phases.train.epochs=true", ["a whole number"]),
-        ("phases.train.epochs=0", ["--set phases.train.epochs: expected a whole number from 1", "found 0"]),
+        ("phases.train.epochs=0", ["--set phases.train.epochs: ", "a whole number from 1", "found 0"]),
         ("phases.train.learning_rate=-1", ["learning_rate: expected a number above 0", "-1"]),
         ("phases.train.learning_rate=1e999", ["a number"]),
         ("phases.train.learning_rate=nan", ["a number", "'nan'"]),
         ("phases.train.sampler.patch_size=64", ["2 values", "224,224"]),
-        ("phases.train.sampler.positive=9", ["positive: expected a whole number from 0 to 7", "found 9"]),
+        ("phases.train.sampler.positive=9", ["sampler.positive: ", "a whole number from 0 to 7", "found 9"]),
         ("phases.train.sampler.unit=volume", ["case, slice", "'volume'"]),
-        ("phases.train.schedule=fast", ["can only be set to none"]),
+        ("phases.train.schedule=fast", ["phases.train.schedule is", "set to none", "'fast'"]),
         ("model.n_pools=two", ["a whole number"]),
         ("model.use_bias=3", ["on or off"]),
         ("preprocess.crop_to_body=1", ["on or off", "True"]),
         ("preprocess.hu_window=none", ["give hu_window"]),
         ("preprocess.hu_window=300,-100", ["hu_window: expected 2 values", "the lower one first", "300.0"]),
         ("preprocess.hu_std=0", ["--set preprocess.hu_std: expected a number from 0.001", "0.0"]),
-        ("preprocess.spacing_mm=3,-1,1", ["spacing_mm: expected 3 values, each a number from 0.01", "-1.0"]),
-        ("phases.train.augmentation.appearance=on", ["can only be set to none;", "'on'"]),
+        ("preprocess.spacing_mm=3,-1,1", ["spacing_mm: ", "3 values", "a number from 0.01", "-1.0"]),
+        ("phases.train.augmentation.appearance=on", ["augmentation.appearance is", "set to none;", "'on'"]),
         ("fixed.dropout=0.2", ["--set fixed.dropout: the code fixes it"]),
         ("__class__=3", ["no such setting"]),
         ("evidence=3", ["no such setting"]),
@@ -272,9 +272,7 @@ def test_a_group_that_is_left_out_has_no_settings():
 
 def test_values_that_only_fit_together_are_given_together():
     both = ["phases.train.sampler.positive=0", "phases.train.sampler.unit=slice"]
-    with pytest.raises(
-        InputError, match=r"sampler\.positive: expected a whole number from 0 to 0 \(unit \"slice\""
-    ):
+    with pytest.raises(InputError, match=r"sampler\.positive: .*whole number from 0 to 0 \(unit \"slice\""):
         with_given(recipes.get("unet2d"), both[1:])
     found = with_given(recipes.get("unet2d"), both)
     assert (found.phases[0].sampler.unit, found.phases[0].sampler.positive) == ("slice", 0)

@@ -272,7 +272,8 @@ def test_label_maps_of_other_scans_than_the_truth_are_named(trained, tmp_path, c
 @pytest.mark.parametrize("keep", ["0", "-0.5", "1.5", "nan", "half", "inf"])
 def test_a_share_that_is_none_names_the_option(keep, capsys, tmp_path):
     line = said(capsys, "shrink", tmp_path, tmp_path, tmp_path / "out", f"--keep={keep}", code=2)
-    assert "argument --keep: expected a share above 0 and up to 1, such as 0.5; found " + keep in line
+    assert "argument --keep: " in line and " above 0 and up to 1, " in line
+    assert "; found " + keep in line
     assert "choose_channels" not in line
 
 
@@ -339,5 +340,5 @@ def test_a_command_is_split_by_a_shell_into_the_words_it_was_made_of(name):
 def test_an_empty_word_is_never_taken_for_this_folder(words, where, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = said(capsys, *words, code=2)
-    assert line.startswith(f"{where}: expected a value, found an empty word.")
+    assert line.startswith(f"{where}: ") and "found an empty word" in line
     assert not list(tmp_path.iterdir())

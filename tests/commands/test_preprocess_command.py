@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,8 +56,8 @@ def test_two_processes_stopped_in_the_middle(number, larger):
         while hidden(cache) and time.monotonic() < last:
             time.sleep(0.05)
     else:
-        line = "kitsseg: interrupted; what was finished is kept, nothing unfinished is taken for whole.\n"
-        assert (code, out, err) == (130, "", line)
+        line = r"kitsseg: interrupted; [^\n]*finished[^\n]*\n"
+        assert (code, out) == (130, "") and re.fullmatch(line, err), err
     assert not hidden(cache)
     time.sleep(0.3)
     done = sorted(path.name for path in folder.glob("case_*"))
@@ -106,7 +107,7 @@ def test_compressed_from_the_command_line(data, tmp_path, capsys):
     case = open_cache(tmp_path / "cache", SPEC)["case_00000"]
     assert (case.folder / "image.blosc2").is_file()
     assert main(arguments) == 1
-    assert "was compressed, and a cache is one or the other. Go on with --compress" in capsys.readouterr().err
+    assert re.search(r"was compressed.*Go on with --compress", capsys.readouterr().err)
 
 
 def test_a_large_cache_is_announced(data, tmp_path, capsys, monkeypatch):
@@ -147,7 +148,9 @@ def test_statistics_of_the_training_cases(data, tmp_path, capsys):
             for name in split.train
         ]
     )
-    assert lines[1] == f"HU of {values.size} voxels of kidney and tumor in {len(split.train)} training cases"
+    assert re.match(
+        rf"HU of {values.size} voxels .*kidney and tumor in {len(split.train)} training cases$", lines[1]
+    )
     low, high = np.percentile(values, [0.5, 99.5])
     assert [line.split()[-2:] for line in lines[3:7]] == [
         [f"{low:.2f}", "-79.00"],
@@ -155,7 +158,7 @@ def test_statistics_of_the_training_cases(data, tmp_path, capsys):
         [f"{values.mean():.2f}", "101.00"],
         [f"{values.std():.2f}", "76.90"],
     ]
-    assert lines[7] == "training and prediction use the recipe's values"
+    assert "the recipe's values" in lines[7]
     assert main(["preprocess", "squeeze_unet:tiny", str(data), cache]) == 0
     capsys.readouterr()
     assert main(["statistics", "squeeze_unet:tiny", cache, "--split", "80-10-10"]) == 0
@@ -173,7 +176,7 @@ def test_statistics_of_a_cache_with_given_settings(data, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[3:5]] == ["-100.00", "200.00"]
     assert main(["statistics", "unet2d:tiny", cache, "--set", "model.n_pools=3"]) == 1
-    assert "--set model.n_pools: this command takes settings of preprocess only" in capsys.readouterr().err
+    assert re.search(r"--set model\.n_pools: .*preprocess only", capsys.readouterr().err)
 
 
 def test_what_a_folder_lacks_is_warned_of_once(tmp_path, capsys):
@@ -184,7 +187,7 @@ def test_what_a_folder_lacks_is_warned_of_once(tmp_path, capsys):
         (tmp_path / "data" / name).mkdir()
     assert main(["preprocess", "unet2d:tiny", str(tmp_path / "data"), str(tmp_path / "cache")]) == 0
     text = "".join(capsys.readouterr())
-    assert text.count(f"{CASES[3]} and 1 more: no files in the folder of a case; left out") == 1
+    assert len(re.findall(rf"{CASES[3]} and 1 more: no files.*left out", text)) == 1
     raw = tmp_path / "raw"
     for kind, file, ending in (("imagesTr", "imaging", "_0000"), ("labelsTr", "segmentation", "")):
         (raw / kind).mkdir(parents=True)

@@ -1,6 +1,7 @@
 """kitsseg evaluate, compare and report as commands: the options about classes, surfaces and pictures."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_evaluate_compare_and_rank_with_cysts_and_surfaces(cases, capsys):
         assert code == 0
         assert "KiTS23 classes, Dice: kidney_and_mass" in text
         assert "mass: surface Dice" in text
-        assert "the same label maps under other definitions" in text
+        assert "under other definitions" in text
     assert "Tumors: 1 of 2 found; 0 of 1 predicted ones false" in text
     code, text = run(capsys, "compare a/scores.csv b/scores.csv")
     assert code == 0
@@ -64,13 +65,10 @@ def test_two_scores_of_one_folder_go_by_their_own_names(cases, capsys):
         assert run(capsys, f"evaluate a truth --classes kits23 --out {name}.csv")[0] == 0
     code, text = run(capsys, "compare full.csv small.csv")
     assert code == 0
-    assert text.startswith(
-        "no run folder of full, small: whether they were trained on any of these patients is not"
-    )
+    assert re.match(r"no run folder .*full, small: .*trained on", text)
     assert {"full", "small"} <= {line.split()[1] for line in text.splitlines() if len(line.split()) > 2}
-    assert run(capsys, "compare full.csv full.csv")[1].startswith(
-        "kitsseg: full.csv: full is the name of full.csv already. Give another: NAME=full.csv"
-    )
+    message = run(capsys, "compare full.csv full.csv")[1]
+    assert re.match(r"kitsseg: full\.csv: full .*full\.csv already.*NAME=full\.csv", message)
 
 
 def test_cysts_need_a_word(cases, capsys):
@@ -98,12 +96,12 @@ def test_report_and_preview(cases, capsys):
     with Image.open("one.png") as picture:
         assert min(picture.size) > 100
     for line, complaint in (
-        ("report s.csv --out r.html --case case_00001", "--case names the case of --preview"),
+        ("report s.csv --out r.html --case case_00001", "--case .*--preview"),
         ("report s.csv --preview one.png --case case_9", "expected case_9 among its 2 cases"),
-        ("report . --preview one.png", "scores.csv: expected the scores of kitsseg evaluate, found nothing"),
+        ("report . --preview one.png", r"scores\.csv: .*kitsseg evaluate, found nothing"),
     ):
         code, text = run(capsys, line)
-        assert code == 1 and complaint in text and len(text.splitlines()) == 1
+        assert code == 1 and re.search(complaint, text) and len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize("linked", ["files", "folders"])
@@ -145,7 +143,7 @@ def test_a_path_in_scores_that_is_none_is_one_line(cases, capsys, field, line):
     code, text = run(capsys, line)
     assert code == 1
     assert len(text.splitlines()) == 1
-    assert "s.json: expected the summary of kitsseg evaluate" in text
+    assert re.search(r"s\.json: .*summary of kitsseg evaluate", text)
     assert "Run kitsseg evaluate again." in text
     assert not (cases / "r.html").exists()
 
@@ -155,5 +153,5 @@ def test_a_path_in_the_record_of_predictions_that_is_none_is_one_line(cases, cap
     code, text = run(capsys, "evaluate a truth --classes kits23 --out s.csv")
     assert code == 1
     assert len(text.splitlines()) == 1
-    assert "predictions.json: expected the record of kitsseg predict" in text
+    assert re.search(r"predictions\.json: .*record of kitsseg predict", text)
     assert not (cases / "s.csv").exists()

@@ -1,6 +1,7 @@
 """Which split kitsseg train takes, and what it says about it."""
 
 import json
+import re
 
 import pytest
 
@@ -21,8 +22,8 @@ def test_cases_of_a_split_that_are_not_in_the_cache_are_named(trained, tmp_path,
     split = choose_split(trained.cache, trained.recipe, file)
     assert split.train == tuple(names[:6]) and split.test == (names[7],)
     [line] = [text for text in capsys.readouterr().out.splitlines() if "warning" in text]
-    assert line == (
-        f"warning: --split {file}: 2 of its 10 cases are not in the cache, such as ../case_00000: figures will differ"
+    assert re.match(
+        rf"warning: --split {file}: 2 of its 10 cases.*not in the cache.* \.\./case_00000: ", line
     )
 
 

@@ -1,5 +1,7 @@
 """kitsseg train --validate-cases-every and --tensorboard, and what it prints meanwhile."""
 
+import re
+
 import pytest
 
 from kitsseg import recipes
@@ -37,7 +39,7 @@ def test_options_reach_training(asked, trained, tmp_path, capsys):
 def test_a_number_below_zero_is_refused(asked, trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "unet2d", str(trained.cache), str(tmp_path / "run"), "--validate-cases-every", "-1"])
-    assert "expected a whole number from 0, found -1" in capsys.readouterr().err
+    assert "whole number from 0, found -1" in capsys.readouterr().err
 
 
 def test_a_tensorboard_folder_that_is_a_file_is_refused_before_anything_is_written(
@@ -47,5 +49,5 @@ def test_a_tensorboard_folder_that_is_a_file_is_refused_before_anything_is_writt
     (tmp_path / "file").write_text("")
     arguments = ["train", "unet2d", str(trained.cache), str(tmp_path / "run")]
     assert main([*arguments, "--tensorboard", str(tmp_path / "file")]) == 1
-    assert "expected a new folder or one to write to, found a file" in capsys.readouterr().err
+    assert re.search("new folder .*found a file", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
