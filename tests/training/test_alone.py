@@ -18,7 +18,7 @@ from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
 from kitsseg.workflows.sweep import sweep_run
 
-HELD = rf"another process is training here \(process {os.getpid()} on .* Wait until it has ended, or stop it first"
+HELD = rf"another process .*training here \(process {os.getpid()} on .* Wait .*stop it"
 
 
 def contents(folder):

@@ -110,14 +110,14 @@ def test_steps_rates_and_masks_count_whole_batches(eager, source, tmp_path):
 def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_written(source, tmp_path):
     recipe = micro("unet2d")
     arguments = (recipe, source / "cache", split_of_cases(), tmp_path / "run")
-    with pytest.raises(InputError, match="batch of 2 cannot be divided evenly among 3 parts. .*--accumulate"):
+    with pytest.raises(InputError, match=r"batch of 2 .*divided.* 3 parts\. .*--accumulate"):
         train_recipe(*arguments, TrainOptions(accumulate=3))
-    with pytest.raises(InputError, match="batch of 2 cannot be divided evenly among 4 devices. .*--devices"):
+    with pytest.raises(InputError, match=r"batch of 2 .*divided.* 4 devices\. .*--devices"):
         train_recipe(*arguments, TrainOptions(devices=Devices(4)))
     patches = replace(
         recipe.phases[0], sampler=PatchSampler(cases_per_batch=2, patch_size=(8, 8, 8))
     )  # six in a batch
-    with pytest.raises(InputError, match="batch of 6 cannot be divided evenly among 2 devices x 2 parts"):
+    with pytest.raises(InputError, match="batch of 6 .*divided.* 2 devices x 2 parts"):
         train_recipe(
             replace(recipe, phases=(patches,), inference=replace(recipe.inference, tile=(8, 8, 8))),
             *arguments[1:],

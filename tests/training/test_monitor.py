@@ -1,5 +1,6 @@
 """Early warnings: labels without kidneys, epochs without a positive slice, a loss that is no number; the time left."""
 
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -46,9 +47,7 @@ def split_of_cases():
 
 def test_background_only_is_refused_before_anything_is_written(micro_recipe, spec, tmp_path):
     cases, split = cases_of(tmp_path, spec, NAMES), split_of_cases()
-    with pytest.raises(
-        InputError, match="the labels of all 3 training cases are background; expected 1 for kidney"
-    ):
+    with pytest.raises(InputError, match="all 3 training cases .*background; expected 1 for kidney"):
         check_training_labels(cases, split)
     with pytest.raises(InputError, match="are background.*kitsseg verify"):
         train_recipe(micro_recipe, tmp_path / "cache", split, tmp_path / "run")
@@ -57,19 +56,17 @@ def test_background_only_is_refused_before_anything_is_written(micro_recipe, spe
 
 def test_what_is_missing_is_said(spec, tmp_path):
     cases = cases_of(tmp_path, spec, NAMES[3:], tumor=False)
-    assert check_training_labels(cases, split_of_cases()) == [
-        "none of the 3 training cases holds tumor (label 2): it cannot be learned.",
-        "the labels of all validation cases are background: their loss and scores say nothing about kidneys.",
-    ]
+    training, validation = check_training_labels(cases, split_of_cases())
+    assert re.match(r"none of the 3 training cases .*tumor \(label 2\)", training)
+    assert re.search(r"all validation cases .*background", validation)
 
 
 def test_an_empty_training_case_is_named_with_what_to_do(micro_recipe, spec, tmp_path):
     """A recipe that draws slices with kidney from every case refuses an empty case; other recipes only name it."""
     cases, split = cases_of(tmp_path, spec, NAMES[1:2]), split_of_cases()
-    assert check_training_labels(cases, split) == [
-        f"1 of 3 training cases hold neither kidney nor tumor: {NAMES[1]}."
-    ]
-    message = f"{NAMES[1]}: 1 of 3 training cases hold neither kidney nor tumor .{NAMES[1]}.*--split"
+    [told] = check_training_labels(cases, split)
+    assert re.match(rf"1 of 3 training cases .*neither kidney nor tumor: {NAMES[1]}\.$", told)
+    message = f"{NAMES[1]}: 1 of 3 training cases .*neither kidney nor tumor .{NAMES[1]}.*--split"
     with pytest.raises(InputError, match=message):
         check_training_labels(cases, split, positive=True)
     assert all(phase.sampler.positive for phase in micro_recipe.phases)
@@ -83,8 +80,9 @@ def test_several_empty_training_cases_are_counted_and_three_are_named(number, sp
     cases = cases_of(tmp_path, spec, NAMES[:number])
     split = replace(split_of_cases(), train=tuple(NAMES), validation=(), test=())
     named = ", ".join(NAMES[: min(number, 3)]) + (" and others" if number > 3 else "")
-    text = f"{number} of 5 training cases hold neither kidney nor tumor"
-    assert check_training_labels(cases, split) == [f"{text}: {named}."]
+    text = f"{number} of 5 training cases .*neither kidney nor tumor"
+    [told] = check_training_labels(cases, split)
+    assert re.match(rf"{text}: {named}\.$", told)
     with pytest.raises(InputError, match=rf"{text} \({named}\), and this recipe draws"):
         check_training_labels(cases, split, positive=True)
 
@@ -162,10 +160,8 @@ def test_an_epoch_without_kidney_is_told(trained, eager, tmp_path):
         tmp_path / "run",
         TrainOptions(seed=3, validate_cases_every=0, say=said.append),
     )
-    told = [
-        f"warning: no kidney or tumor was drawn in epoch {epoch} of phase train: it taught" for epoch in empty
-    ]
-    assert [text[: len(start)] for text, start in zip(said, told, strict=True)] == told
+    for text, epoch in zip(said, empty, strict=True):
+        assert re.match(rf"warning: no kidney .*drawn in epoch {epoch} of phase train: ", text)
 
 
 def test_without_a_listener_warnings_are_warnings(tmp_path):
@@ -203,7 +199,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_what_was(
         return spoil.model
 
     monkeypatch.setattr(train, "compiled_network", compiled_and_seen)
-    told = r"loss is nan in epoch 2 of phase train, at step 2 of 2. The last epoch before it is kept: .*-00001.keras"
+    told = r"loss is nan .*epoch 2 of phase train.* step 2 of 2\. .*kept: .*-00001\.keras"
     with pytest.raises(InputError, match=told):
         train_recipe(
             recipe,
@@ -250,9 +246,7 @@ def test_the_share_is_that_of_the_time_spent_training(tmp_path):
     assert said == ["whole validation cases took 10.0 s, 5.0% of the 200.0 s of training"]
     found = finished(monitor_of(tmp_path, said, 210, 30.0))
     assert found.share == pytest.approx(1 / 6, abs=1e-4)
-    assert said[1].startswith(
-        "warning: whole validation cases took 30.0 s, 16.7% of the 180.0 s of training; that is"
-    )
+    assert re.match(r"warning: whole validation cases.* 30\.0 s, 16\.7% of the 180\.0 s of training", said[1])
     assert said[1].endswith("Give a larger --validate-cases-every.")
 
 

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     run.mkdir()
     record = read_json(trained.run / "run.json") | {"status": "training"}
     (run / "run.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="expected a new or empty folder for the run"):
+    with pytest.raises(InputError, match=rf"^{run}: .*new or empty folder"):
         train_recipe(recipe, cache, split, run)
     other = make_split(NAMES, seed=1)
     assert other.hash != split.hash
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         ({"model": recipe.model | {"start_filters": 8}}, r"model.start_filters was 4, is 8"),
         ({"loss": recipe.loss | {"smooth": 0.5}}, r"loss.smooth was 1e-05, is 0.5"),
     ):
-        with pytest.raises(InputError, match=rf"{run}: this run was started with another recipe .*\({said}"):
+        with pytest.raises(InputError, match=rf"{run}: .*started with another recipe .*\({said}"):
             train_recipe(replace(recipe, **changes), cache, split, run, TrainOptions(seed=5, resume=True))
     assert sorted(path.name for path in run.iterdir()) == ["run.json"]
     with pytest.raises(InputError, match="found no run.json"):
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(trained, tmp_path):
     phase = replace(trained.recipe.phases[0], learning_rate=1e30)
     recipe = replace(trained.recipe, phases=(phase,))
-    told = r"loss is (nan|inf) in epoch 1 of phase train, at step [2-6] of 6. No epoch was finished before. Start again"
+    told = r"loss is (nan|inf) .*epoch 1 of phase train.* step [2-6] of 6\. No epoch .*Start again"
     with pytest.raises(InputError, match=told):
         train_recipe(recipe, trained.cache, trained.split, tmp_path / "run")
 

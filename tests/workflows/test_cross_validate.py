@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -124,12 +125,12 @@ def table_of(path):
 
 def test_the_commands_say_what_is_left(crossed):
     _, (jobs, last) = crossed
-    assert "1 of 4 folds are trained; not yet: 0, 2, 3" in jobs
-    assert "3 of 4 folds are trained; not yet: 3" in jobs
+    assert re.search(r"1 of 4 folds .*not yet: 0, 2, 3", jobs)
+    assert re.search(r"3 of 4 folds .*not yet: 3\b", jobs)
     assert "all 4 folds are trained" in jobs
     assert "DATA --folds 4 --seed 3\n" in jobs  # with what the folds were started with
     assert f"next: kitsseg cross-validate unet2d:micro {crossed[0].parent}" not in last
-    assert "every case by the run that never saw it" in last
+    assert re.search("every case .*never saw it", last)
     assert "phantom" not in last  # these cases are not marked as synthetic
 
 
@@ -258,7 +259,7 @@ def test_swapped_runs_are_found(copied, trained):
     refused(
         copied,
         trained.data,
-        f"fold-0: expected the split of fold 0.*it has seen {seen}, which it should score",
+        f"fold-0: .*split of fold 0.*seen {seen}, .*should score",
     )
 
 
@@ -269,7 +270,7 @@ def test_a_run_that_was_trained_on_a_case_of_its_fold_is_found(copied, trained):
     leaked = cases["test"].pop()
     cases["train"].append(leaked)  # the hash that is written beside it stays as it was
     path.write_text(json.dumps(record))
-    refused(copied, trained.data, f"fold-3: expected the split of fold 3.*it has seen {leaked}")
+    refused(copied, trained.data, f"fold-3: .*split of fold 3.*seen {leaked}")
 
 
 def test_a_run_that_was_chosen_by_a_case_of_its_fold_is_found(copied, trained, micro):
@@ -278,24 +279,24 @@ def test_a_run_that_was_chosen_by_a_case_of_its_fold_is_found(copied, trained, m
     shutil.rmtree(copied / "fold-2")
     exchanged = replace(split, validation=split.test, test=split.validation)
     train_recipe(micro, trained.cache, exchanged, copied / "fold-2", TrainOptions(seed=3))
-    with pytest.raises(InputError, match="fold-2: expected a run with the split"):
+    with pytest.raises(InputError, match="fold-2: .*run with the split"):
         train_folds(micro, trained.cache, copied, TrainOptions(seed=3), folds=FOLDS)
-    refused(copied, trained.data, "fold-2: .* is a test case of .*fold-|fold-2: expected the split of fold 2")
+    refused(copied, trained.data, "fold-2: .* test case of .*fold-|fold-2: .*split of fold 2")
 
 
 def test_a_case_that_two_runs_leave_out_is_found(copied, trained):
     """The folder of one fold copied over that of another."""
     shutil.rmtree(copied / "fold-1")
     shutil.copytree(copied / "fold-0", copied / "fold-1")
-    refused(copied, trained.data, r"fold-1: case_\d+ is a test case of .*fold-0, too")
+    refused(copied, trained.data, r"fold-1: case_\d+ .*test case of .*fold-0, too")
 
 
 def test_folds_that_are_not_trained_are_not_scored(copied, trained, micro):
     record = read_json(copied / "fold-1" / "run.json")
     (copied / "fold-1" / "run.json").write_text(json.dumps(record | {"status": "training"}))
-    refused(copied, trained.data, "fold-1: this fold is not finished")
+    refused(copied, trained.data, "fold-1: .*not finished")
     shutil.rmtree(copied / "fold-1")
-    refused(copied, trained.data, "fold-1: this fold is not trained yet")
+    refused(copied, trained.data, "fold-1: .*not trained yet")
 
 
 def test_cases_that_cannot_be_predicted_are_not_left_out_in_silence(copied, trained, tmp_path):
@@ -303,7 +304,7 @@ def test_cases_that_cannot_be_predicted_are_not_left_out_in_silence(copied, trai
     shutil.copytree(trained.data, data)
     case = fold_splits(NAMES, FOLDS)[1].test[0]
     shutil.rmtree(data / case)
-    refused(copied, data, f"1 of the 2 cases of fold-1 are not there, such as {case}")
+    refused(copied, data, f"1 of the 2 cases of fold-1 .*not there.* {case}")
     shutil.copytree(trained.data / case, data / case)
     scan = data / case / "imaging.nii.gz"
     scan.write_bytes(scan.read_bytes()[:-100])
@@ -319,21 +320,21 @@ def test_what_does_not_fit_is_refused(copied, trained, micro, tmp_path, capsys, 
             train_folds(recipe, cache, out, TrainOptions(**{"seed": 3} | changes), folds=folds, only=only)
 
     again("with other options: seed 3", seed=4)
-    again("with other options: epochs None", epochs=7)
+    again("other options: epochs None", epochs=7)
     again("with other options: precision float32", precision="mixed_bfloat16")
     again("with other cases or --folds: 4 folds of 9 cases, now 3 folds of 9 cases", folds=3)
     phase = replace(micro.phases[0], learning_rate=1.0)
     again("with other recipe", recipe=replace(micro, phases=(phase,)))
     again("--fold: expected 0 to 3, found 4", only=[4])
-    again("several processes train one network", devices=Devices(2, 0, 2))
-    again("expected the folder of a cross-validation, found another run", out=trained.run)
+    again("several processes", devices=Devices(2, 0, 2))
+    again(f"^{trained.run}: .*cross-validation, found another run", out=trained.run)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").touch()
     again(r"found notes.txt in it", out=tmp_path / "used")
-    with pytest.raises(InputError, match="expected one run, found a cross-validation"):
+    with pytest.raises(InputError, match="one run, .*cross-validation"):
         finished_run(copied)
     (copied / "run.json").write_text("{")
-    again("run.json: expected the record of a run")
+    again(r"run\.json: .*record of a run")
     monkeypatch.setattr(recipes, "get", lambda name: micro)
     code, text = command(capsys, "unet2d:micro", cache, tmp_path / "new", "--folds", 10)
     assert (code, len(text.splitlines())) == (1, 1) and "--folds: expected 2 to 9" in text

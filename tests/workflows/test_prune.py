@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -100,24 +101,22 @@ def test_only_epochs_at_the_final_sparsity_can_be_the_best(pruned):
 
 def test_words_of_pruning_that_contradict_each_other():
     for words, message in (
-        ({"sparsity": 1.0}, "sparsity: expected a number from 0 and below 1, found 1.0"),
+        ({"sparsity": 1.0}, r"sparsity: .*number from 0 and below 1, found 1\.0"),
         ({"sparsity": 0.5, "initial_sparsity": 0.6}, "initial_sparsity: expected a number from 0 to 0.5"),
         (
             {"sparsity": 0.5, "schedule": "linear"},
-            "schedule: expected one of one-shot, polynomial, found 'linear'",
+            "schedule: .* one-shot, polynomial, found 'linear'",
         ),
-        ({"sparsity": 0.5, "scope": "all"}, "scope: expected one of layer, global"),
-        ({"sparsity": 0.5, "until": 0.0}, "until: expected a number above 0 and up to 1"),
-        ({"sparsity": 0.5, "block": 1}, "block: expected a whole number from 2"),
+        ({"sparsity": 0.5, "scope": "all"}, "scope: .* layer, global, found 'all'"),
+        ({"sparsity": 0.5, "until": 0.0}, r"until: .*number above 0 and up to 1, found 0\.0"),
+        ({"sparsity": 0.5, "block": 1}, "block: .*whole number from 2.*found 1"),
         ({"sparsity": 0.5, "block": 2, "scope": "global"}, "only one of m_by_n, block and scope"),
         ({"sparsity": 0.8, "schedule": "one-shot", "m_by_n": (2, 4)}, "goes with sparsity m / n"),
     ):
         with pytest.raises(ValueError, match=message):
             Pruning(**words)
     words = {"name": "prune", "sampler": None, "learning_rate": 1e-3, "epochs": 2, "steps_per_epoch": 10}
-    with pytest.raises(
-        ValueError, match="no multiple of the pruning frequency, 11 steps, lies within 0.5 of its 20"
-    ):
+    with pytest.raises(ValueError, match=r"no multiple .*frequency, 11 steps, .* 0\.5 of its 20"):
         Phase(**words, pruning=Pruning(sparsity=0.5, frequency=11))
     rounds = Progressive(rounds=1, subset=1.0, round_decay=1.0, min_delta=0.0, patience=1)
     with pytest.raises(ValueError, match="pruning in progressive rounds"):
@@ -151,7 +150,7 @@ def test_the_command_prunes_further_and_says_what_is_left(trained, pruned, tmp_p
     arguments = ["prune", str(trained.run), str(trained.cache), str(out), "--epochs", "1"]
     assert main([*arguments, "--preset", "paper"]) == 0
     said = capsys.readouterr().out
-    assert "(50.0% zeros in what was pruned)" in said
+    assert "(50.0% zeros in " in said
     assert f"next: kitsseg predict {out} DATA --out PREDICTIONS --part test" in said
     assert all(name in said for name in sizes_of(out))
     record = read_json(out / "run.json")
@@ -173,7 +172,7 @@ def test_bad_arguments_of_the_command(trained, pruned, tmp_path, capsys, monkeyp
     for options, message in (
         ([], "give --sparsity, such as"),
         (["--sparsity", "0.5", "--preset", "fast"], "give --sparsity, such as"),
-        (["--preset", "fast", "--schedule", "one-shot"], "a preset has its own schedule"),
+        (["--preset", "fast", "--schedule", "one-shot"], "preset has its own"),
         (["--sparsity", "0.5", "--block", "2"], "--block goes with --method block"),
         (["--sparsity", "0.5", "--resume"], "found no run.json"),
     ):
@@ -183,27 +182,25 @@ def test_bad_arguments_of_the_command(trained, pruned, tmp_path, capsys, monkeyp
         assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert main(["prune", str(trained.run), str(trained.cache), str(pruned), "--sparsity", "0.5"]) == 1
-    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert re.search(f"{pruned}: .*new or empty", capsys.readouterr().err)
 
 
 def test_a_run_of_another_recipe_or_an_unfinished_one_is_refused(trained, tmp_path):
     other = replace(trained.recipe, model={**trained.recipe.model, "start_filters": 8})
-    with pytest.raises(InputError, match="trained with other model settings than those of unet2d:micro"):
+    with pytest.raises(InputError, match="other model settings.* unet2d:micro"):
         prune_run(FromRun(other, trained.run, trained.cache), tmp_path / "out", 0.5)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(trained.run, unfinished)
     (unfinished / "model.keras").unlink()
-    with pytest.raises(
-        InputError, match="Finish it with: kitsseg train unet2d:micro CACHE .*unfinished --resume"
-    ):
+    with pytest.raises(InputError, match="Finish .*: kitsseg train unet2d:micro CACHE .*unfinished --resume"):
         prune_run(FromRun(trained.recipe, unfinished, trained.cache), tmp_path / "out", 0.5)
     record = read_json(unfinished / "run.json") | {"parent": {"run": "/there"}}
     (unfinished / "run.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="Finish it with: kitsseg prune /there CACHE .*unfinished --resume"):
+    with pytest.raises(InputError, match="Finish .*: kitsseg prune /there CACHE .*unfinished --resume"):
         finished_run(unfinished)
     shrink = {"keep": 0.5, "by": "magnitude", "multiple": 8, "parameters_before": 2, "parameters": 1}
     (unfinished / "run.json").write_text(json.dumps(record | {"shrink": shrink}))
-    with pytest.raises(InputError, match="Finish it with: kitsseg shrink /there CACHE .*unfinished --resume"):
+    with pytest.raises(InputError, match="Finish .*: kitsseg shrink /there CACHE .*unfinished --resume"):
         finished_run(unfinished)
 
 

@@ -74,7 +74,7 @@ def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
     out = tmp_path / "pruned"
     arguments = ["prune", dense, source / "cache", out, "--sparsity", "0.5", "--epochs", "1"]
     assert main([str(argument) for argument in arguments]) == 0
-    assert "% zeros in what was pruned)" in capsys.readouterr().out
+    assert "% zeros in " in capsys.readouterr().out
     assert drawn == [(1, 0.4375), (2, 0.5)]
     assert read_json(out / "run.json")["settings"]["phases"][0]["pruning"]["sparsity"] == 0.5
     network = read_network(out / "model.keras")

@@ -79,7 +79,7 @@ def test_a_shrunk_run_can_be_shrunk_again_and_resumed(shrunk, trained, tmp_path)
     out = tmp_path / "again"
     with pytest.raises(Stop):
         again(out, progress=stop)
-    with pytest.raises(InputError, match="another shrink than the one given"):
+    with pytest.raises(InputError, match="another shrink .*given"):
         again(out, keep=0.75, resume=True)
     again(out, resume=True)
     assert read_network(out / "model.keras").get_layer("bottom_1_conv").filters == 4
@@ -95,8 +95,8 @@ def test_a_shrunk_run_can_be_shrunk_again_and_resumed(shrunk, trained, tmp_path)
     [
         ({"keep": 0.5, "epochs": 0}, "epochs: expected at least 1, found 0"),
         ({"keep": 1.5}, "--keep: .* found 1.5"),
-        ({"keep": 1.0}, "no channel would be removed \\(keeping 1 in multiples of 8\\)"),
-        ({}, "no channel would be removed \\(with all weights 0\\)"),
+        ({"keep": 1.0}, r"no channel .*removed \(keeping 1 in multiples of 8\)"),
+        ({}, r"no channel .*removed \(.*all weights 0\)"),
     ],
 )
 def test_a_choice_that_makes_no_sense_is_refused(trained, tmp_path, options, words):
@@ -109,5 +109,5 @@ def test_a_choice_that_makes_no_sense_is_refused(trained, tmp_path, options, wor
 
 def test_another_recipe_is_refused(trained, tmp_path):
     other = replace(trained.recipe, model={**trained.recipe.model, "start_filters": 8})
-    with pytest.raises(InputError, match="trained with other model settings than those of unet2d:micro"):
+    with pytest.raises(InputError, match="other model settings.* unet2d:micro"):
         shrink_run(FromRun(other, trained.run, trained.cache), tmp_path / "out", 0.5, multiple=1)

@@ -76,10 +76,10 @@ def test_whole_channels(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sparsity", "0.5,1"], "expected shares between 0 and 1"),
-        (["--sparsity", "0.5,0.5"], "expected shares between 0 and 1"),
-        (["--sparsity", "0.5,0.8", "--schedule", "one-shot"], "has its own schedule"),
-        (["--sparsity", "0.5", "--method", "channel"], "for one use kitsseg shrink"),
+        (["--sparsity", "0.5,1"], "shares between 0 and 1"),
+        (["--sparsity", "0.5,0.5"], "shares between 0 and 1"),
+        (["--sparsity", "0.5,0.8", "--schedule", "one-shot"], "sparsities has its own"),
+        (["--sparsity", "0.5", "--method", "channel"], "use kitsseg shrink"),
     ],
 )
 def test_options_that_make_no_table(trained, tmp_path, capsys, options, message):
