@@ -121,7 +121,7 @@ def test_a_day(path, host, tmp_path):
 
     # the demo, and KiTS19 in the same session
     shown = run_cells([COLAB, *demo, *kits], tmp_path)
-    assert "phantom results" in shown and "patients of KiTS19, none of them trained on" in shown
+    assert "phantom results" in shown and re.search("patients of KiTS19, none .*trained on", shown)
     assert "3 patients are ready: 3 fetched and prepared" in shown
     # the rate is told once the second epoch has begun, and here each phase has one
     phases = recipes.get(f"{path.stem}:tiny").phases

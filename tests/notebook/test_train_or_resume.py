@@ -42,7 +42,7 @@ def test_equal_settings_give_the_run_back(trained, run):
         ("rate", r"run: holds a run .*learning_rate was 0.003, is 0.001"),
         ("name", r"run: holds a run .*another recipe .*unet2d:micro"),
         ("split", r"run: holds a run .*another split"),
-        ("patients", r"run: holds a run .*other patients of the same names"),
+        ("patients", r"run: holds a run .*other patients"),
     ],
 )
 def test_other_settings_are_named(what, pattern, trained, run, tmp_path):

@@ -34,9 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*whole validation cases"),
 ]
 STEPS = 2
-GOES_BACK = (
-    r"00002\.(keras|npz): (damaged|gone); going on with the checkpoint before it: 1 epoch from epoch 2"
-)
+GOES_BACK = r"00002\.(keras|npz): (damaged|gone); .*checkpoint before it: 1 epoch from epoch 2"
 
 
 def recipe_of(trained, **changes):
@@ -176,7 +174,7 @@ def test_if_every_checkpoint_is_damaged_one_error_says_so_each_time(stopped, tra
     for path in kept:
         path.write_bytes(kept[path][:100])
     for _ in range(2):
-        with pytest.raises(InputError, match=r"train-00002.keras: damaged, and so is every .*after 2 epochs"):
+        with pytest.raises(InputError, match=r"train-00002\.keras: damaged, .*every .*after 2 epochs"):
             train(trained, pruning, stopped)
         assert len(read_history(stopped)) == 2
     for path, content in kept.items():  # brought back from a backup
@@ -258,9 +256,7 @@ def test_train_says_in_one_line_that_the_disk_is_full(trained, pruning, tmp_path
         fill_disk(patch, tmp_path / "run", "split.json")
         assert main([str(argument) for argument in command]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"kitsseg: {tmp_path / 'run' / 'split.json'}: no space left on device. Free some space"
-    )
+    assert line.startswith(f"kitsseg: {tmp_path / 'run' / 'split.json'}: no space left")
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -321,9 +317,9 @@ def rows(*epochs):
         (
             {"a1", "a2"},
             2,
-            r"b1\.npz: gone; .* before it: 1 epoch from epoch 1 of phase b on is trained again",
+            r"b1\.npz: gone; .* before it: 1 epoch from epoch 1 of phase b .*trained again",
         ),
-        ({"a1"}, 1, r"b1\.npz: gone; .* before it: 2 epochs from epoch 2 of phase a on are trained again"),
+        ({"a1"}, 1, r"b1\.npz: gone; .* before it: 2 epochs from epoch 2 of phase a .*trained again"),
     ],
 )
 def test_go_back_takes_the_newest_that_is_whole(whole, left, message, tmp_path):
@@ -345,10 +341,12 @@ def test_go_back_takes_the_newest_that_is_whole(whole, left, message, tmp_path):
 def test_go_back_begins_anew_only_if_a_single_epoch_is_lost(tmp_path):
     gone = [tmp_path / "gone.keras"]
     history = rows(("a", 1))
-    assert "1 epoch from epoch 1 of phase a on is trained again" in go_back(tmp_path, history, lambda _: gone)
+    assert "1 epoch from epoch 1 of phase a " in go_back(tmp_path, history, lambda _: gone)
     assert history == []
     history = rows(("a", 1), ("a", 2))
-    with pytest.raises(InputError, match="gone, and so is every checkpoint before it; .*after 2 epochs"):
+    with pytest.raises(
+        InputError, match=r"gone\.keras: gone, .*every checkpoint before it; .*after 2 epochs"
+    ):
         go_back(tmp_path, history, lambda _: gone)
     assert len(history) == 2
 
@@ -368,10 +366,10 @@ def test_a_history_that_is_cut_off_is_refused_or_ends_with_a_whole_epoch(tmp_pat
         if n in lines:
             assert read_history(tmp_path) == complete[: lines.index(n)]
         else:
-            with pytest.raises(InputError, match=r"history.csv: expected a row for each epoch"):
+            with pytest.raises(InputError, match=r"history\.csv: .*row for each epoch"):
                 read_history(tmp_path)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"history.csv: expected a row for each epoch"):
+    with pytest.raises(InputError, match=r"history\.csv: .*row for each epoch"):
         read_history(tmp_path)
 
 

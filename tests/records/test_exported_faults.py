@@ -92,7 +92,7 @@ def test_a_file_that_was_cut_off_is_named(share, name, exported, tmp_path):
     file = largest_file(path)
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match=rf"{name}: expected the metadata that kitsseg export writes"):
+    with pytest.raises(InputError, match=rf"{name}: .*metadata.*kitsseg export"):
         read_exported(path)
 
 
@@ -137,7 +137,7 @@ DAMAGED = {
 @pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_metadata_are_one_line(text, name, exported, tmp_path):
     path = with_metadata(exported, name, tmp_path, text)
-    with pytest.raises(InputError, match=rf"{name}: expected the metadata that kitsseg export writes"):
+    with pytest.raises(InputError, match=rf"{name}: .*metadata.*kitsseg export"):
         read_exported(path)
 
 

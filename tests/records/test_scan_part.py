@@ -1,6 +1,7 @@
 """A scan is read again as it was found: alone, one of several series in a folder, in an archive."""
 
 import errno
+import re
 import tempfile
 import zipfile
 from dataclasses import replace
@@ -121,9 +122,9 @@ def test_what_is_missing_or_damaged_is_named_with_the_path_that_the_user_knows(h
     series(here / "made" / "ct", "1.1")
     archive = pack(here / "made", here / "in.zip")
     part = ScanPart(inside="p/ct.nii.gz")
-    with pytest.raises(InputError, match=r"in\.zip: cannot be unpacked: it does not hold p/other\.nii"):
+    with pytest.raises(InputError, match=r"in\.zip: cannot be unpacked: .*not hold p/other\.nii"):
         read_scan(archive / "p" / "other.nii", replace(part, inside="p/other.nii"))
-    with pytest.raises(InputError, match=rf"^{archive}/ct: expected the files of the series 1\.7"):
+    with pytest.raises(InputError, match=rf"^{archive}/ct: .*files of the series 1\.7"):
         read_scan(archive / "ct", ScanPart(inside="ct", series="1.7"))
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(InputError, match=rf"^{archive}: cannot be unpacked: .*make it anew\.$"):
@@ -140,10 +141,10 @@ def test_a_full_disk_is_the_reason_and_names_the_archive(here, monkeypatch):
     archive = pack(here / "made", here / "in.zip")
 
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/kitsseg-x/ct.nii.gz")
+        raise OSError(errno.ENOSPC, "No space", "/tmp/kitsseg-x/ct.nii.gz")
 
     monkeypatch.setattr("kitsseg.records.scan_part.unpack", full)
-    with pytest.raises(InputError, match=rf"^{archive}: cannot be unpacked: No space left on device\."):
+    with pytest.raises(InputError, match=rf"^{archive}: .*unpacked: No space\."):
         read_scan(archive / "p" / "ct.nii.gz", ScanPart(inside="p/ct.nii.gz"))
 
 
@@ -153,5 +154,5 @@ def test_a_full_disk_is_the_reason_and_names_the_archive(here, monkeypatch):
 def test_a_path_in_an_archive_that_leads_elsewhere_is_refused(here, inside):
     nifti(here / "made" / "p" / "ct.nii.gz")
     archive = pack(here / "made", here / "in.zip")
-    with pytest.raises(InputError, match="expected a path that ends with"):
+    with pytest.raises(InputError, match=f"path that ends with {re.escape(inside)}"):
         read_scan(archive / "p" / "ct.nii.gz", ScanPart(inside=inside))
