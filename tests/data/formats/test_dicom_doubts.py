@@ -83,7 +83,7 @@ def test_positions_in_whole_millimeters_fit_a_distance_with_a_fraction(tmp_path)
 def test_another_stated_distance_is_told(tmp_path, stated):
     write(tmp_path, [5 * k + 0.125 for k in range(8)], SpacingBetweenSlices=stated)
     assert re.match(
-        rf".* {stated} mm, as SpacingBetweenSlices says, found .* 5 mm by their positions\. ",
+        rf".* {stated} mm, as SpacingBetweenSlices says, found .* 5 mm .*positions\. ",
         told(tmp_path, "distance of slices"),
     )
 
