@@ -42,11 +42,8 @@ def dead_links(page, text):
     for link in links(text):
         own = re.search(r"github(?:\.com)?/kitsseg/kitsseg/(?:blob|tree)/main/([^#?]+)", link)
         target, _, anchor = link.partition("#")
-        if own:
-            if not (ROOT / own[1]).exists():
-                yield link
-        elif not re.match(r"[a-z]+:", link):
-            there = page.parent / target
+        if own or not re.match(r"[a-z]+:", link):
+            there = ROOT / own[1] if own else page.parent / target
             if not there.exists() or (anchor and anchor not in anchors(text_of(there) if target else text)):
                 yield link
 
@@ -79,6 +76,8 @@ def test_dead_links_are_found():
         "[a](#whats-new-in-10) [b](#twice-1) [c](README.md) [d](docs/papers/README.md#papers)\n"
         '[e](#twice-2) [f](nowhere.md) [g](README.md#nowhere) ![h](<nowhere.png>) <img src="nowhere.svg">\n'
         "[i]: nowhere.txt\n[j](https://github.com/kitsseg/kitsseg/blob/main/nowhere.py) [k](https://example.org/nowhere)\n"
+        "[n](https://github.com/kitsseg/kitsseg/blob/main/docs/README.md#documentation)\n"
+        "[o](https://github.com/kitsseg/kitsseg/blob/main/docs/README.md#nowhere)\n"
         "`[l](code.md)` [m](docs/papers/README.md#paper)\n"
     )
     dead = {
@@ -90,4 +89,8 @@ def test_dead_links_are_found():
         "docs/papers/README.md#paper",
     }
     found = set(dead_links(ROOT / "page.md", text))
-    assert found == dead | {"README.md#nowhere", "https://github.com/kitsseg/kitsseg/blob/main/nowhere.py"}
+    assert found == dead | {
+        "README.md#nowhere",
+        "https://github.com/kitsseg/kitsseg/blob/main/nowhere.py",
+        "https://github.com/kitsseg/kitsseg/blob/main/docs/README.md#nowhere",
+    }
