@@ -30,18 +30,12 @@ def commands(page):
                     yield re.sub(r"\$SLURM_\w+", "1", first)
 
 
-def test_generated_pages_are_what_their_script_makes():
+@pytest.mark.parametrize("script", ["make_docs.py", "make_messages.py", "make_versions.py"])
+def test_generated_pages_are_what_their_script_makes(script):
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_docs.py", "--check"], capture_output=True, text=True
+        [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr  # TensorFlow may speak of GPUs there
-
-
-def test_troubleshooting_holds_every_message_of_the_package():
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_messages.py", "--check"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

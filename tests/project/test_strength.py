@@ -1,22 +1,14 @@
 """The scripts that measure these tests: each of their changes fits the code, and is what it says."""
 
 import ast
-import importlib.util
 import random
 import sys
 
 import pytest
 from support import ROOT
+from support.scripts import script
 
 pytestmark = pytest.mark.skipif(not (ROOT / "scripts" / "mutate.py").is_file(), reason="not a source tree")
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"kitsseg_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_promise_can_be_broken_in_one_place_and_names_tests_that_exist():

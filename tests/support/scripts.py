@@ -1,0 +1,17 @@
+"""The scripts of the repository as modules."""
+
+import importlib.util
+import sys
+
+from support import ROOT
+
+__all__ = ["script"]
+
+
+def script(name):
+    """The module of ``scripts/NAME.py``."""
+    spec = importlib.util.spec_from_file_location(f"kitsseg_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
