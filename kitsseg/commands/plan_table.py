@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["show_plan"]
 
 FAIL = "fail"
+REFUSED = "nothing: refused"
 SHOWN = 20  # scans, and lines about what is left out, unless all are asked for
 
 
@@ -43,11 +44,15 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
     names = list(plan.scans)
     shown = names if all_rows else names[:SHOWN]
     rows = [_row(plan, name, paths) for name in shown]
+    clashing = plan.clashing if all_rows else plan.clashing[: SHOWN - len(rows)]
+    rows += [
+        _Row(name, _where(scan, paths), "", "", REFUSED, paths.within(why)) for name, scan, why in clashing
+    ]
     for row in rows:
         table.add_row(*map(Text, (row.name, row.where, row.voxels, row.mm, row.will)))
     print_table(table)
-    if len(names) > len(shown):
-        console.print(f"and {len(names) - len(shown)} more; --dry-run lists all", markup=False)
+    if more := len(names) + len(plan.clashing) - len(rows):
+        console.print(f"and {more} more; --dry-run lists all", markup=False)
     for row in rows if all_rows else ():
         if row.why:  # a reason is a sentence, for which a cell is too narrow
             console.print(f"{row.name}: {row.why}", markup=False)
@@ -58,7 +63,7 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
         console.print(line, markup=False)
     if not all_rows and len(lines) > SHOWN:
         console.print(f"left out: {len(lines) - SHOWN} more; --dry-run lists all", markup=False)
-    kinds = Counter(scan.kind for scan in plan.scans.values())
+    kinds = Counter(scan.kind for scan in [*plan.scans.values(), *(scan for _, scan, _ in plan.clashing)])
     if {"nnU-Net imagesTr", "nnU-Net imagesTs"} <= kinds.keys():
         console.print(
             "nnU-Net's imagesTr (its training cases) and imagesTs (its test cases) are both taken; give one of the two "
@@ -70,15 +75,16 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
 
 def _numbers(plan: Plan, rows: Sequence[_Row], kinds: Counter[str], out: str, told: bool) -> str:
     """One line: how many scans were found, and how many of them have which fate in the table."""
-    n, failing = len(plan.scans), sum(row.will == FAIL for row in rows)
+    n, failing = len(plan.scans) + len(plan.clashing), sum(row.will == FAIL for row in rows)
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    there = n - len(plan.todo) - len(plan.refused)
+    refused = len(plan.refused) + len(plan.clashing)
+    there = n - len(plan.todo) - refused
     unseen = len(plan.todo) - sum(row.name in plan.todo for row in rows)
     counts = [f"{len(plan.todo) - failing} to predict into {out}"]
     # a header is read for its row of the table only
     counts[0] += f" ({unseen} of them without a row in the table, not opened yet)" if unseen else ""
     fail = f"{failing} that will fail{' (--dry-run tells why)' if failing and not told else ''}"
-    counts += [fail, f"{there} there already", f"{len(plan.refused)} refused"]
+    counts += [fail, f"{there} there already", f"{refused} refused"]
     left = f"{len(plan.left_out)} left out, {len(plan.wrong)} that cannot be looked at"
     return f"{n} scan{'s' * (n != 1)} found ({found or 'none'}): {', '.join(counts)}; {left}"
 
@@ -99,11 +105,11 @@ def _row(plan: Plan, name: str, paths: _ShortPaths) -> _Row:
     from kitsseg.data.layouts.scans import scan_grid
 
     scan = plan.scans[name]
-    where = f"{scan.kind}: {paths.within(str(scan.place))}"
+    where = _where(scan, paths)
     voxels = mm = ""
     will = "predict" if name in plan.todo else "nothing: its label map is there"
     if name in plan.refused:
-        return _Row(name, where, "", "", "nothing: refused", paths.within(plan.refused[name]))
+        return _Row(name, where, "", "", REFUSED, paths.within(plan.refused[name]))
     if name not in plan.slices:
         try:
             grid = scan_grid(scan)
@@ -114,6 +120,10 @@ def _row(plan: Plan, name: str, paths: _ShortPaths) -> _Row:
             voxels = " x ".join(map(str, grid.shape))
             mm = " x ".join(f"{size:.3g}" for size in grid.spacing_mm)
     return _Row(name, where, voxels, mm, will)
+
+
+def _where(scan: Scan, paths: _ShortPaths) -> str:
+    return f"{scan.kind}: {paths.within(str(scan.place))}"
 
 
 def _reason(error: InputError | OSError, scan: Scan) -> str:

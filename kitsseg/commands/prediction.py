@@ -34,6 +34,9 @@ EXAMPLES = """examples:
 Everything in a folder is looked through. A table says first what was found and what will be done; --dry-run stops
 there. What is left out is named, with the reason. If every CT series has a folder of its own, at most one level below
 the given folder, the folders name the scans; otherwise all series are called PATIENT_NUMBER_DESCRIPTION.
+A NIfTI file or a folder gives its name as it is, blanks and all; names from DICOM headers, and the name of an archive,
+are cleaned to letters, digits, - and _. Scans whose label maps would have one name, such as ct.nii beside ct.nii.gz,
+are refused with a line each, and all others are segmented.
 
 Scans whose label map is there already, whole and made by the same networks, are left out: after an interruption or a
 failure the same command does the rest. predictions.json lists what was done and what failed."""
@@ -236,7 +239,7 @@ def predict(
             plan = stack.enter_context(
                 plan_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
             )
-        if dry_run or len(plan.scans) + len(plan.wrong) + len(plan.left_out) > 1:
+        if dry_run or sum(map(len, (plan.scans, plan.wrong, plan.clashing, plan.left_out))) > 1:
             show_plan(plan, str(out), all_rows=dry_run)
         if dry_run:
             return

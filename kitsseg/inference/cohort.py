@@ -138,7 +138,7 @@ def predict_cohort(
     A scan is left out if it has a whole label map that the same networks and settings made from the same scan. If a
     scan fails, the reason is recorded and the other scans are segmented. A call goes on where an earlier one stopped.
     Several calls may write to one folder at once. A label map of another scan with the same name is not replaced: the
-    scan fails.
+    scan fails. So do scans whose label maps would have one name.
 
     Args:
         run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
@@ -274,6 +274,7 @@ def carry_out(
     notes = _notes(plan, done)
     agreeing = tuple(_agreement(plan, record.header.engine, done))
     failed |= {what: f"{what}: {why}" for what, why in plan.wrong}
+    failed |= {str(scan.place): why for _, scan, why in plan.clashing}
     kept = len(written) - made + len(lost)
     content = record.content()
     return Outcome(written, kept, failed, content, record.header.engine, renewed, warned, notes, agreeing)
@@ -365,10 +366,11 @@ def failures(outcome: Outcome, out: str | os.PathLike[str], *, reasons: bool = T
     ]
     named = some_of(told, NAMED, "; ") if reasons else some_of(list(outcome.failed), MOST_NAMES)
     others = ", the others are done" if outcome.written else ""
-    return (
-        f"{len(outcome.failed)} of {total} scans failed{others}: {named}. "
-        f"{Path(out) / 'predictions.json'} lists them; the same command tries them again."
-    )
+    # a scan that was never begun has no entry
+    listed = sum(name in outcome.record.failed for name in outcome.failed)
+    which = "them" if listed == len(outcome.failed) else f"{listed} of them"
+    where = f"{Path(out) / 'predictions.json'} lists {which}; the" if listed else "The"
+    return f"{len(outcome.failed)} of {total} scans failed{others}: {named}. {where} same command tries them again."
 
 
 def _begun(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kitsseg.data.formats.slices import SliceImage
 from kitsseg.data.layouts.find import Layout
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "odd_name", "planned", "share_of"]
 
+T = TypeVar("T")
 OF_A_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # errors that concern one scan
 
 
@@ -43,6 +44,7 @@ class Plan:
         badly_named: names of refused scans that no file can have.
         left_out: (path, reason) of each file or folder that holds no scan.
         wrong: (path, reason) of each file or folder that should hold scans but cannot be searched.
+        clashing: (name, Scan, reason) of each scan whose label map would have the name of another scan's.
         inputs: the files, folders and archives that were given.
     """
 
@@ -55,6 +57,7 @@ class Plan:
     badly_named: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[tuple[str, str]] = field(default_factory=list)
+    clashing: list[tuple[str, Scan, str]] = field(default_factory=list)
     inputs: list[str | os.PathLike[str]] = field(default_factory=list)
 
 
@@ -91,15 +94,25 @@ def planned(
         )
         ensemble = open_networks()
         check_2d(ensemble, slices.values())
-        scans = found.scans
+        scans, clashing = found.scans, [(name, scan, str(why)) for name, scan, why in found.clashes()]
+        names = {name: name for name in [*scans, *(name for name, *_ in clashing)]}
         if part is not None:
             wanted = cases_of_run_part(ensemble, part)
-            scans = _only(scans, names_of_patients(slices, wanted) if slices else wanted, part)
+            names = _only(names, names_of_patients(slices, wanted) if slices else wanted, part)
         if options.shard is not None:
-            scans = share_of(scans, *options.shard)
+            names = share_of(names, *options.shard)
+        scans = {name: scan for name, scan in scans.items() if name in names}
+        clashing = [one for one in clashing if one[0] in names]
         record = Predictions(Path(out), describe(ensemble, part), options.overwrite)
         plan = Plan(
-            ensemble, record, scans, slices, left_out=found.left_out, wrong=found.wrong, inputs=inputs
+            ensemble,
+            record,
+            scans,
+            slices,
+            left_out=found.left_out,
+            wrong=found.wrong,
+            clashing=clashing,
+            inputs=inputs,
         )
         _look_for_label_maps(plan, progress)
         yield plan
@@ -146,7 +159,7 @@ def odd_name(error: OSError, target: Path, name: str) -> str:
     )
 
 
-def _only(scans: Mapping[str, Scan], wanted: Collection[str], part: str) -> dict[str, Scan]:
+def _only(scans: Mapping[str, T], wanted: Collection[str], part: str) -> dict[str, T]:
     chosen = {name: scan for name, scan in scans.items() if name in wanted}
     if not chosen:
         raise InputError(
@@ -156,11 +169,11 @@ def _only(scans: Mapping[str, Scan], wanted: Collection[str], part: str) -> dict
     return chosen
 
 
-def share_of(scans: Mapping[str, Scan], number: int, count: int) -> dict[str, Scan]:
+def share_of(scans: Mapping[str, T], number: int, count: int) -> dict[str, T]:
     """One part of the scans; each scan is in exactly one part.
 
     Args:
-        scans: name -> Scan.
+        scans: by name.
         number: of the part, from 0.
         count: number of parts.
 

@@ -581,13 +581,12 @@ def test_a_bad_scan_among_good_ones(complaint, trained, tmp_path):
     assert read_labels(tmp_path / "out" / kept[0]).array.shape == (8, 40, 48)
     assert list(read_json(tmp_path / "out" / kept[1])["cases"]) == ["case_00000"]
     make_case(tmp_path / "more" / "case_00000", seed=3)
-    message = complaint(
-        "predict", trained.run, tmp_path / "data", tmp_path / "more", "--out", tmp_path / "two"
-    )
+    arguments = ("predict", trained.run, tmp_path / "data", tmp_path / "more", "--out", tmp_path / "two")
+    message = complaint_after_split(complaint, *arguments, kept=["predictions.json"])
     assert_matches(
-        r"/case_00000/imaging.nii.gz: a second scan called case_00000 beside .*--images '\*/\*/imaging",
-        message,
+        r"^3 of 3 scans failed: .*/data/case_00000/imaging.nii.gz: .*--images '\*/\*/imaging", message
     )
+    assert_matches(r"/predictions\.json lists 1 of them; the same command tries them again\.$", message)
 
 
 # --- scores and reports

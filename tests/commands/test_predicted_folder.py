@@ -232,6 +232,43 @@ def test_the_last_line_counts_what_the_table_shows(here, kitsseg):
     assert "2 to predict into pred, 2 that will fail, 1 there already, 1 refused;" in out.splitlines()[-1]
 
 
+def test_clashing_scans_are_rows_of_the_table_and_lines_of_the_error_and_all_others_are_done(here, kitsseg):
+    shutil.copy(here / "in" / "sub" / "real.nii.gz", here / "in" / "ct.nii.gz")
+    write_image(here / "in" / "ct.nii", body(8), MM)
+    code, out, _ = kitsseg("predict starter in --out pred --dry-run")
+    assert code == 0
+    [rows, reasons] = [
+        [
+            line
+            for line in out.splitlines()
+            if line.startswith(start) and ": refused" in line + ": refused" * (start == "ct: ")
+        ]
+        for start in ("│ ct ", "ct: ")
+    ]
+    assert [("ct.nii.gz" in row, "nothing: refused" in row) for row in rows] == [(False, True), (True, True)]
+    assert len(reasons) == 2
+    assert reasons[0].startswith("ct: ct.nii: ") and "in/ct.nii.gz too" in reasons[0]
+    assert (
+        "6 scans found (2 DICOM series, 4 NIfTI): 4 to predict into pred, 0 that will fail, 0 there already, 2 refused"
+        in out
+    )
+    code, out, err = kitsseg("predict starter in --out pred")
+    assert code == 1
+    [line] = err.splitlines()
+    assert "2 of 6 scans failed, the others are done: " in line
+    assert str(here / "in" / "ct.nii") + ": " in line and str(here / "in" / "ct.nii.gz") + ": " in line
+    assert "predictions.json" not in line  # which holds scans that were begun
+    assert {path.name for path in (here / "pred").glob("*.nii.gz")} == {
+        *("anna_2_abdomen.nii.gz", "anna_3_abdomen.nii.gz", "phantom.nii.gz", "real.nii.gz"),
+    }
+    # of a job array one job tells it
+    told = [
+        kitsseg(f"predict starter in --out pred --shard {i}/5 --dry-run")[1].count("nothing: refused")
+        for i in range(5)
+    ]
+    assert sorted(told) == [0, 0, 0, 0, 2]
+
+
 def test_scans_without_a_row_in_the_table_of_a_run_are_counted_as_not_opened(here, kitsseg, monkeypatch):
     monkeypatch.setattr("kitsseg.commands.plan_table.SHOWN", 3)
     damage(here / "in", 1)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -134,8 +135,9 @@ def test_names_of_scans(tmp_path):
         "case_00001",
     ]
     shutil.copytree(tmp_path / "data" / "case_00001", tmp_path / "more" / "case_00001")
-    with pytest.raises(InputError, match=r"a second scan called case_00001 beside .*--images '\*/\*/imaging"):
-        find_scans([tmp_path / "data", tmp_path / "more"])
+    found = find_scans([tmp_path / "data", tmp_path / "more"])
+    assert list(found.scans) == ["case_00000"]
+    assert all("--images '*/*/imaging" in str(why) for *_, why in found.clashes())
     with pytest.raises(InputError, match=r"nowhere\.nii\.gz: .*scan.*folder.*found nothing"):
         find_scans([tmp_path / "nowhere.nii.gz"])
 
@@ -523,7 +525,8 @@ def test_3d_tiles_are_mirrored_in_plane_and_overlap(spec):
 
 def test_the_line_about_failed_scans_ends_each_reason_once(tmp_path):
     reasons = {"a": "a: missing. Complete it.", "b": "damaged."}
-    outcome = Outcome([], 0, reasons, record=None)
+    outcome = Outcome([], 0, reasons, record=SimpleNamespace(failed={"b": None}))
     line = failures(outcome, tmp_path)
     assert line.startswith("2 of 2 scans failed: a: missing. Complete it; b (damaged). ")
     assert ".." not in line.replace(str(tmp_path), "")
+    assert "predictions.json lists 1 of them" in line

@@ -6,7 +6,7 @@ Each finder (``kits_cases``, ``nnunet_cases``, ``pattern_cases``) says where the
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,12 @@ class Layout:
         return (0, 1, 2) if self.cyst is None else (0, 1, 2, CYST[self.cyst])
 
 
-def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> list[Case]:
+def kits_cases(
+    folder: Path,
+    layout: Layout,
+    options: tuple[str, ...] = (),
+    refused: Callable[[Path, InputError], object] | None = None,
+) -> list[Case]:
     """Cases of KiTS19, KiTS21 or KiTS23: folders of a CT and a label map. Empty if there are none.
 
     A link that leads nowhere counts as a file, so that a scan which has not been fetched is reported as missing.
@@ -104,6 +109,8 @@ def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> l
         folder: of case folders, or one case folder.
         layout: Layout.
         options: the options for patterns that the command has, for the messages.
+        refused: called as refused(folder, error) for a case with two label maps or two images, which is then left out.
+            None: the error is raised.
 
     Raises: InputError for a case with two label maps or two images.
     """
@@ -112,15 +119,17 @@ def kits_cases(folder: Path, layout: Layout, options: tuple[str, ...] = ()) -> l
     else:
         below = sorted(sub for sub in folder.iterdir() if not sub.name.startswith(".") and sub.is_dir())
         folders = {sub: files for sub in below if (files := _files_of(sub))}
-    return [
-        Case(
-            folder_name(sub),
-            _only(sub, files, IMAGE_NAMES, options),
-            _only(sub, files, LABEL_NAMES, options),
-            layout.label_values,
-        )
-        for sub, files in folders.items()
-    ]
+    cases = []
+    for sub, files in folders.items():
+        try:
+            image, labels = (_only(sub, files, names, options) for names in (IMAGE_NAMES, LABEL_NAMES))
+        except InputError as error:
+            if refused is None:
+                raise
+            refused(sub, error)
+        else:
+            cases.append(Case(folder_name(sub), image, labels, layout.label_values))
+    return cases
 
 
 def empty_case_folders(folder: Path, cases: Iterable[Case]) -> list[Path]:

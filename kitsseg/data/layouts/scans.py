@@ -7,8 +7,8 @@ A folder is searched with all folders in it. These count as scans:
     DICOM files                                   each CT series, however many lie in a folder, or across folders
     zip archives                                  what lies in them, unpacked into a temporary folder
 
-Nothing is left out silently: ``Found`` names everything that was left out, and everything that could not be searched,
-with the reason. A damaged scan is noticed when it is read.
+Nothing is left out silently: ``Found`` names everything that was left out, everything that could not be searched, and
+scans whose label maps would have one name, with the reason. A damaged scan is noticed when it is read.
 """
 
 import hashlib
@@ -103,11 +103,68 @@ class Found:
         scans: name -> Scan, in the order in which they were given and found.
         left_out: (path, reason) of each file or folder that is not a scan.
         wrong: (path, reason) of each file or folder that should hold scans but cannot be searched.
+        clashing: name of a label map -> (name, Scan) of the scans that it would belong to, two or more. None of them is
+            in ``scans``, as only the user knows which one is meant.
     """
 
     scans: dict[str, Scan] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[tuple[str, str]] = field(default_factory=list)
+    clashing: dict[str, list[tuple[str, Scan]]] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, scan: Scan) -> None:
+        """Add a scan, unless it is there already. If its label map would be another scan's too, both are clashing."""
+        target = prediction_name(name)
+        if target not in self._names:
+            self._names[target] = name
+            self.scans[name] = scan
+            return
+        if target not in self.clashing:
+            known = self._names[target]
+            if _same(scan, self.scans[known]):
+                return
+            self.clashing[target] = [(known, self.scans.pop(known))]
+        if not any(_same(scan, known) for _, known in self.clashing[target]):
+            self.clashing[target].append((name, scan))
+
+    def add_all(self, found: "Found") -> None:
+        """Add the result of another search."""
+        for name, scan in found.scans.items():
+            self.add(name, scan)
+        for several in found.clashing.values():
+            for name, scan in several:
+                self.add(name, scan)
+        self.left_out += found.left_out
+        self.wrong += found.wrong
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a scan with the label map of this name."""
+        return prediction_name(name) in self._names
+
+    def is_of_another(self, name: str, scan: Scan) -> bool:
+        """Whether a name belongs to another scan already."""
+        target = prediction_name(name)
+        several = [known for _, known in self.clashing.get(target, ())]
+        if not several and target in self._names:
+            several = [self.scans[self._names[target]]]
+        return bool(several) and not any(_same(scan, known) for known in several)
+
+    def clashes(self) -> Iterator[tuple[str, Scan, InputError]]:
+        """The name of each clashing scan, the scan, and the reason why it cannot be segmented."""
+        for target, several in self.clashing.items():
+            for index, (name, scan) in enumerate(several):
+                other = several[0 if index else 1][1]
+                yield name, scan, _clash(target, scan, other)
+
+
+def _same(scan: Scan, other: Scan) -> bool:
+    """Whether two scans are one: the same file, or the same series of the same folder."""
+    if scan.series != other.series or (scan.shown is None) != (other.shown is None):
+        return False
+    if scan.shown and other.shown:  # an archive that is given twice is unpacked twice
+        return scan.shown.resolve() == other.shown.resolve()
+    return scan.path.samefile(other.path)
 
 
 def scan_grid(scan: Scan) -> Grid:
@@ -131,36 +188,27 @@ def find_scans(
         unpacked: returns a new, empty folder into which an archive is unpacked. The folder must stay until the scans
             are read. None: archives are refused.
 
-    Raises: InputError for an input that does not exist or holds no scan, for two scans of one name, and for two scans
-        whose label maps would have one name.
+    Raises: InputError for an input that does not exist or holds no scan.
     """
     layout = layout or Layout()
     all_found = Found()
-    files: dict[str, str] = {}
     for item in map(Path, inputs):
         check_regular(item)
         if item.is_dir():
-            found = _in_folder(item, layout, unpacked)
+            all_found.add_all(_in_folder(item, layout, unpacked))
         elif not item.exists():
             raise InputError(
                 f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
             )
         elif _is_archive(item):
-            found = Found()
-            _into_archive(item, layout, unpacked, found)
+            _into_archive(item, layout, unpacked, all_found)
         else:
-            found = Found({scan_name(item): Scan(item)})
-        for name, scan in found.scans.items():
-            check_name(name, scan.place)
-            other = files.setdefault(prediction_name(name), name)
-            known = all_found.scans.get(other)
-            if known and not (
-                other == name and scan.series == known.series and scan.path.samefile(known.path)
-            ):
-                raise _second(name, scan, known)
-            all_found.scans.setdefault(name, scan)
-        all_found.left_out += found.left_out
-        all_found.wrong += found.wrong
+            all_found.add(scan_name(item), Scan(item))
+    for name, scan in [
+        *all_found.scans.items(),
+        *(one for two in all_found.clashing.values() for one in two),
+    ]:
+        check_name(name, scan.place)
     return all_found
 
 
@@ -171,9 +219,12 @@ def _in_folder(folder: Path, layout: Layout, unpacked: Callable[[], Path] | None
     """
     if layout.images is not None or layout.labels is not None:
         cases = find_cases(folder, need_labels=False, layout=layout)
-        return Found({case.name: _scan_of(case, "by --images") for case in cases})
+        by_pattern = Found()
+        for case in cases:
+            by_pattern.add(case.name, _scan_of(case, "by --images"))
+        return by_pattern
     found = _Search(folder, layout, unpacked).found()
-    if found.scans or found.wrong:
+    if found.scans or found.wrong or found.clashing:
         return found
     series = [f"{what}: {why}" for what, why in found.left_out if _NO_CT in why]
     if not series:
@@ -206,14 +257,12 @@ def _into_archive(archive: Path, layout: Layout, unpacked: Callable[[], Path] | 
         )
         return
     inside = _Search(target, layout, None, archive).found()
-    if not (inside.scans or inside.wrong):
+    if not (inside.scans or inside.wrong or inside.clashing):
         found.wrong.append((str(archive), "holds no scans: neither NIfTI files nor DICOM series of CT"))
-    for name, scan in inside.scans.items():
-        if name in found.scans:
-            name = _clean(f"{archive.stem}_{name}")
-        found.scans[name] = scan
-    found.left_out += inside.left_out
-    found.wrong += inside.wrong
+    for name in list(inside.scans):
+        if found.is_of_another(name, inside.scans[name]):  # the name of the archive tells them apart
+            found.add(_clean(f"{archive.stem}_{name}"), inside.scans.pop(name))
+    found.add_all(inside)
 
 
 class _Search:
@@ -265,9 +314,7 @@ class _Search:
     def _add(self, name: str, scan: Scan) -> None:
         if self.archive is not None:
             scan = Scan(scan.path, scan.kind, scan.series, Path(self._shown(scan.path)))
-        if (other := self.result.scans.get(name)) and other != scan:
-            raise _second(name, scan, other)
-        self.result.scans[name] = scan
+        self.result.add(name, scan)
 
     def _look(self, here: Path, above: frozenset[Path]) -> None:
         real = here.resolve()
@@ -298,11 +345,12 @@ class _Search:
     def _cases_in(self, here: Path) -> set[Path]:
         """Add the cases of case folders and nnU-Net datasets; returns the files and folders that belong to them."""
         done: set[Path] = set()
-        try:
-            cases = kits_cases(here, self.layout, ("--images",))
-        except InputError as error:
-            self._wrong(here, error)
-            return {path for path in here.iterdir() if path.is_dir()}
+
+        def refused(folder: Path, error: InputError) -> None:
+            self._wrong(folder, error)
+            done.update({folder, *folder.iterdir()})
+
+        cases = kits_cases(here, self.layout, ("--images",), refused)
         if predicted := _predicted_in(here):
             maps = f"{len(predicted)} label map{'s' * (len(predicted) != 1)} of kitsseg predict"
             self._leave_out(here, f"{maps}, no CT")
@@ -403,7 +451,7 @@ class _Search:
         names = [self._name_of(item) for item in series]
         counts = Counter(name.casefold() for name in names)
         for name, item in zip(names, series, strict=True):
-            if counts[name.casefold()] > 1 or name in self.result.scans:
+            if counts[name.casefold()] > 1 or self.result.knows(name):
                 told = hashlib.sha256((item.uid or str(item.folder.relative_to(self.folder))).encode())
                 name = f"{name}_{told.hexdigest()[:8]}"
             yield name, item
@@ -462,9 +510,10 @@ def _clean(text: str) -> str:
     return re.sub(r"_{2,}", "_", plain).strip("_-")[:_LONGEST_NAME].strip("_-") or "scan"
 
 
-def _second(name: str, scan: Scan, other: Scan) -> InputError:
+def _clash(target: str, scan: Scan, other: Scan) -> InputError:
     return InputError(
-        f"{scan.place}: a second scan called {name} beside {other.place}. {_apart(scan.place, other.place)}"
+        f"{scan.place}: expected a name for its label map that no other scan has, found {target} for {other.place} "
+        f"too. {_apart(scan.place, other.place)}"
     )
 
 
@@ -474,7 +523,7 @@ def _apart(path: Path, other: Path) -> str:
     folder = Path(os.path.commonpath([path.parent for path in given]))
     pattern = pattern_of([path.relative_to(folder) for path in given], fixed=False)
     if pattern is None or given[0].parent == given[1].parent:
-        return "Predict them into two folders (--out), or rename one."
+        return "Rename one, or predict them into two folders (--out)."
     return (
         f"Give the folder of both, {folder}, with --images '{pattern}': what * stands for is then the name. "
         "Or predict them into two folders (--out)."

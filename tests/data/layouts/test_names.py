@@ -207,6 +207,13 @@ def test_parts_of_nnunet(tmp_path):
 # scans that cannot be told apart
 
 
+def refused(*inputs):
+    """Scan -> why it is refused, of scans whose label maps would have one name; nothing else is found."""
+    found = find_scans(inputs)
+    assert found.scans == {}
+    return {scan.path: str(why) for _, scan, why in found.clashes()}
+
+
 def test_two_scans_of_one_name_say_how_to_give_both(tmp_path):
     """The test follows the advice in the error, and so finds both scans."""
     pairs = [
@@ -217,11 +224,12 @@ def test_two_scans_of_one_name_say_how_to_give_both(tmp_path):
     ]
     for first, second, names in pairs:
         one, two = touch(tmp_path / first), touch(tmp_path / second)
-        with pytest.raises(InputError, match="a second scan called") as caught:
-            find_scans([one, two])
-        text = str(caught.value)
-        assert str(one) in text
-        assert str(two) in text
+        reasons = refused(one, two)
+        assert list(reasons) == [one, two]
+        for scan, other in ((one, two), (two, one)):
+            assert reasons[scan].startswith(f"{scan}: ")
+            assert f" {other} " in reasons[scan]
+        text = reasons[two]
         pattern = text.split("--images '")[1].split("'")[0]
         folder = Path(text.split("folder of both, ")[1].split(",")[0])
         assert list(find_scans([folder], Layout(images=pattern)).scans) == names
@@ -230,15 +238,18 @@ def test_two_scans_of_one_name_say_how_to_give_both(tmp_path):
         ("f/ct.nii", "f/deep/ct.nii"),
         ("g/CT.NII", "h/1/CT.nii"),
     ):
-        with pytest.raises(InputError, match="a second scan called .* two folders"):
-            find_scans([touch(tmp_path / first), touch(tmp_path / second)])
+        for text in refused(touch(tmp_path / first), touch(tmp_path / second)).values():
+            assert "--out" in text
+            assert "--images" not in text
 
 
 def test_two_names_whose_label_maps_would_be_one_file(tmp_path):
     """case_7 is written to prediction_7.nii.gz, where a scan of that name belongs as well."""
     case = touch(tmp_path / "case_7" / "imaging.nii.gz")
-    with pytest.raises(InputError, match="a second scan called prediction_7 beside .*case_7"):
-        find_scans([case, touch(tmp_path / "prediction_7.nii.gz")])
+    other = touch(tmp_path / "prediction_7.nii.gz")
+    reasons = refused(case, other)
+    assert f" prediction_7.nii.gz for {other} too" in reasons[case]
+    assert f" prediction_7.nii.gz for {case} too" in reasons[other]
 
 
 def test_patterns_that_find_files_and_tell_them_apart():

@@ -402,3 +402,103 @@ def test_a_series_that_was_copied_into_another_folder_is_said_to_be_there_twice(
         InputError, match=r"found 4 more, such as A/.* and copy of A/.*, the same file twice\."
     ):
         scan_grid(scan)
+
+
+def zipped(archive, *names):
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in names:
+            file.write(scan(archive.parent / "packed.nii.gz"), name)
+    (archive.parent / "packed.nii.gz").unlink()
+
+
+CLASHES = {
+    "two endings": (["ct.nii", "ct.nii.gz"], ["ct.nii", "ct.nii.gz"]),
+    "two endings in capitals": (["CT.NII", "CT.nii.gz"], ["CT.NII", "CT.nii.gz"]),
+    "paths that read the same": (
+        ["a_b/ct.nii.gz", "a/b/ct.nii.gz"],
+        ["a/b/ct.nii.gz", "a_b/ct.nii.gz"],
+    ),
+    "a case and a file": (["x/imaging.nii.gz", "x.nii.gz"], ["x.nii.gz", "x/imaging.nii.gz"]),
+    "three at once": (
+        ["x/imaging.nii", "x.nii.gz", "x.nii"],
+        ["x.nii", "x.nii.gz", "x/imaging.nii"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "refused"), CLASHES.values(), ids=CLASHES)
+def test_scans_whose_label_maps_would_have_one_name_are_named_and_stop_no_other(files, refused, tmp_path):
+    for seed, name in enumerate([*files, "other.nii.gz", "deep/last.nii.gz"]):
+        scan(tmp_path / name.lower(), seed).rename(tmp_path / name)
+    found = find_scans([tmp_path])
+    assert sorted(found.scans) == ["last", "other"]
+    assert found.wrong == []
+    clashes = {str(one.path.relative_to(tmp_path)): str(why) for _, one, why in found.clashes()}
+    assert sorted(clashes) == refused
+    for name, why in clashes.items():
+        assert why.startswith(f"{tmp_path / name}: ")
+        assert sum(f"{tmp_path / other} too" in why for other in refused if other != name) == 1
+
+
+def test_the_same_case_in_both_parts_of_nnunet_and_a_dicom_folder_beside_its_nifti_file_are_clashes(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(DATASET))
+    for part, name in (("Tr", "k_1"), ("Ts", "k_1"), ("Ts", "k_2")):
+        scan(tmp_path / "set" / f"images{part}" / f"{name}_0000.nii.gz")
+    found = find_scans([tmp_path / "set"])
+    assert list(found.scans) == ["k_2"]
+    assert [name for name, *_ in found.clashes()] == ["k_1", "k_1"]
+    series(tmp_path / "both" / "anna", "1.2")
+    scan(tmp_path / "both" / "anna.nii.gz")
+    scan(tmp_path / "both" / "bert.nii.gz")
+    found = find_scans([tmp_path / "both"])
+    assert list(found.scans) == ["bert"]
+    assert sorted(one.path.name for _, one, _ in found.clashes()) == ["anna", "anna.nii.gz"]
+
+
+def test_a_scan_that_is_given_twice_clashes_with_nobody(tmp_path):
+    file = scan(tmp_path / "in" / "ct.nii.gz")
+    (tmp_path / "in" / "linked").mkdir()
+    (tmp_path / "in" / "linked" / "imaging.nii.gz").symlink_to(file)
+    zipped(tmp_path / "z" / "a.zip", "ct.nii.gz", "more.nii.gz")
+    for inputs, names in (
+        ([file, tmp_path / "in", file], ["ct", "linked"]),
+        ([tmp_path / "z" / "a.zip", tmp_path / "z", tmp_path / "z" / "a.zip"], ["ct", "more"]),
+    ):
+        found = find_scans(inputs, None, temporary(tmp_path / names[-1]))
+        assert list(found.scans) == names
+        assert found.clashing == {}
+
+
+def test_archives_tell_scans_of_one_name_apart_however_they_are_given(tmp_path):
+    for name in ("anna", "bert", "carl"):
+        zipped(tmp_path / "in" / f"{name}.zip", "ct.nii.gz")
+    archives = sorted((tmp_path / "in").iterdir())
+    for inputs in ([tmp_path / "in"], archives, [*archives, tmp_path / "in"]):
+        found = find_scans(inputs, None, temporary(tmp_path / f"new{len(inputs)}"))
+        assert sorted(found.scans) == ["bert_ct", "carl_ct", "ct"]
+        assert found.clashing == {}
+    # a name that is taken even then
+    scan(tmp_path / "in" / "bert_ct.nii.gz")
+    found = find_scans([tmp_path / "in"], None, temporary(tmp_path / "last"))
+    assert sorted(found.scans) == ["carl_ct", "ct"]
+    assert [str(one.place.relative_to(tmp_path)) for _, one, _ in found.clashes()] == [
+        "in/bert_ct.nii.gz",
+        "in/bert.zip/ct.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize("twice", ["imaging.nii", "segmentation.nii"])
+def test_a_case_with_two_scans_or_label_maps_stops_no_other_case(twice, tmp_path):
+    for case in ("case_1", "case_2", "case_3"):
+        scan(tmp_path / case / "imaging.nii.gz")
+        scan(tmp_path / case / "segmentation.nii.gz")
+    scan(tmp_path / "case_2" / twice)
+    found = find_scans([tmp_path])
+    assert list(found.scans) == ["case_1", "case_3"]
+    [(what, why)] = found.wrong
+    assert what == str(tmp_path / "case_2")
+    assert f"found {twice}.gz and {twice}" in why
+    with pytest.raises(InputError, match=f"case_2: .*{twice}"):
+        find_cases(tmp_path)
