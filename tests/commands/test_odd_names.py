@@ -1,6 +1,8 @@
 """Names of cases as people give them, through every command: all kinds of letters, tabs, formulas, old bytes."""
 
+import html
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -147,3 +149,48 @@ def test_folders_above_in_an_old_encoding_are_refused_before_anything_is_written
     assert "name in UTF-8" in capsys.readouterr().err
     assert not out.exists()
     assert [path.name for path in old.iterdir()] == ["data"]
+
+
+def test_a_file_keeps_its_name_through_every_command_that_is_printed_as_next(tmp_path, capsys, monkeypatch):
+    """Users look for their own file names again. Each printed command is taken from the output as a shell takes it."""
+    names = ["Patient 7 CT", "it's (neu) #3", "50% $HOME", " blank in front", "two  blanks; & more"]
+    given = tmp_path / "of the hospital's"
+    given.mkdir()
+    for number, name in enumerate(names):
+        make_case(tmp_path / "made", seed=number)
+        (tmp_path / "made" / "imaging.nii.gz").rename(given / f"{name}.nii.gz")
+        (tmp_path / "truth of it").mkdir(exist_ok=True)
+        (tmp_path / "made" / "segmentation.nii.gz").rename(tmp_path / "truth of it" / f"{name}.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def succeed(*words):
+        assert main(list(words)) == 0, capsys.readouterr().err
+        lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
+        return [shlex.split(line)[1:] for start, _, line in lines if start.strip() in ("next", "or")]
+
+    after = succeed("predict", "starter", "of the hospital's", "--out", "label maps", "--statistics")
+    assert {path.name for path in (tmp_path / "label maps").glob("*.nii.gz")} == {
+        f"{n}.nii.gz" for n in names
+    }
+    assert cases_of(tmp_path / "label maps" / "statistics.csv") == sorted(names)
+    evaluate, report = after
+    assert (evaluate[1], report[1]) == ("label maps", "label maps")
+    succeed(*report)
+    page = html.unescape(Path("report.html").read_text(encoding="utf-8"))
+    assert [name for name in names if name not in page] == []
+    truth = ["truth of it", "--labels", "*.nii.gz"]
+    [compare_or_report, *_] = succeed(
+        *[word for words in evaluate for word in (truth if words == "TRUTH" else [words])]
+    )
+    assert cases_of(tmp_path / "scores.csv") == sorted(names)
+    succeed(*compare_or_report)
+    for name in names:
+        succeed("report", "label maps", "--preview", "one.png", "--case", name)
+    # the same command finds each label map again
+    assert "5 there already" in dry_run(capsys, "of the hospital's")
+
+
+def dry_run(capsys, folder):
+    assert main(["predict", "starter", folder, "--out", "label maps", "--dry-run"]) == 0
+    return capsys.readouterr().out

@@ -6,6 +6,7 @@ patterns prediction finds scans with ``kitsseg.data.layouts.scans``. The name of
 """
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def _advice(folder: Path, layout: Layout, options: tuple[str, ...]) -> str:
         said = f"It holds DICOM series further down ({series[0]}): give {where}"
         pattern = pattern_of(series)
         if pattern and options == ("--images",):
-            return f"{said}, or all with --images '{pattern}'"
+            return f"{said}, or all with --images {shlex.quote(pattern)}"
         return f"{said}."
     if others:
         return f"It holds neither NIfTI files nor DICOM series, but {', '.join(others[:3])}."
@@ -167,9 +168,9 @@ def _patterns(files: list[Path], options: tuple[str, ...]) -> str:
     depth = min(len(path.parts) for path in files)
     pattern = pattern_of([path for path in files if len(path.parts) == depth])
     if options == ("--images", "--labels"):
-        return f"the scans and label maps: --images '{pattern}' --labels PATTERN"
+        return f"the scans and label maps: --images {shlex.quote(pattern)} --labels PATTERN"
     kinds = {"--images": "the scans", "--labels": "the label maps"}
-    return "".join(f"{kinds[option]}: {option} '{pattern}'" for option in options)
+    return "".join(f"{kinds[option]}: {option} {shlex.quote(pattern)}" for option in options)
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path], list[str]]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +44,7 @@ from kitsseg.data.layouts.names import (
 )
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
 from kitsseg.data.layouts.slices import has_slices
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, some_of
 from kitsseg.files.archives import unpack
 from kitsseg.files.paths import as_given, check_regular
 
@@ -63,6 +64,7 @@ _OTHER_ARCHIVES = (
     ".rar",
 )
 _LONGEST_NAME = 60
+_FOREIGN = 3  # files that are named, of those with one ending that are neither NIfTI nor DICOM
 _NO_CT = "no CT"
 _MANY = 3  # single images in a folder: rather a series whose slices lost what they share than so many series
 _EACH_ITS_OWN = "images that each have a SeriesInstanceUID of their own, as some anonymizers write"
@@ -283,7 +285,7 @@ class _Search:
         self.nifti: list[Path] = []
         self.dicom: list[Path] = []
         self.archives: list[Path] = []
-        self.others: dict[str, int] = {}
+        self.others: dict[str, list[Path]] = {}
 
     def found(self) -> Found:
         self._look(self.folder, frozenset())
@@ -295,9 +297,12 @@ class _Search:
                 self._leave_out(path, "an archive in an archive")
             else:
                 _into_archive(path, self.layout, self.unpacked, self.result)
-        for ending, count in sorted(self.others.items()):
-            files = f"{count} file{'s' if count > 1 else ''} {ending or 'without an ending'}"
-            self.result.left_out.append((f"{self._shown(self.folder)}: {files}", "neither NIfTI nor DICOM"))
+        for ending, paths in sorted(self.others.items()):
+            files = f"{len(paths)} file{'s' if len(paths) > 1 else ''} {ending or 'without an ending'}"
+            # with names, so that a scan with a wrong name is seen
+            named = some_of([str(path.relative_to(self.folder)) for path in paths], _FOREIGN)
+            what = f"{self._shown(self.folder)}: {files} ({named})"
+            self.result.left_out.append((what, "neither NIfTI nor DICOM"))
         self.result.scans = dict(sorted(self.result.scans.items()))
         return self.result
 
@@ -408,7 +413,9 @@ class _Search:
             self.dicom.append(path)
         elif path.name.upper() != "DICOMDIR":  # which lists the files of a disc, and is no scan
             ending = path.suffix.lower()
-            self.others[ending] = self.others.get(ending, 0) + 1
+            if ending[1:].isdigit():  # a part of a DICOM UID
+                ending = ""
+            self.others.setdefault(ending, []).append(path)
 
     def _add_series(self) -> None:
         if not self.dicom:
@@ -525,6 +532,6 @@ def _apart(path: Path, other: Path) -> str:
     if pattern is None or given[0].parent == given[1].parent:
         return "Rename one, or predict them into two folders (--out)."
     return (
-        f"Give the folder of both, {folder}, with --images '{pattern}': what * stands for is then the name. "
+        f"Give the folder of both, {folder}, with --images {shlex.quote(pattern)}: what * stands for is then the name. "
         "Or predict them into two folders (--out)."
     )

@@ -1,6 +1,7 @@
 """A case is called as the user sees it: by the path that was given, never by where a link leads."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,8 @@ def dicom(folder):
         (["a/scan.nii.gz", "b/scan.nii.gz"], "*/scan.nii.gz"),
         (["a/1/x.nii.gz", "b/2/y.nii.gz"], "*/*/*.nii.gz"),
         (["volumes/v-0.nii", "volumes/v-1.nii"], "volumes/*.nii"),
+        (["of anna's/ct 0.nii", "of anna's/ct 1.nii"], "of anna's/*.nii"),
+        (["$HOME `x`/0.nii", "$HOME `x`/1.nii"], "$HOME `x`/*.nii"),
     ],
 )
 def test_folders_of_other_arrangements_are_told_the_pattern(tmp_path, files, pattern):
@@ -294,13 +297,13 @@ def test_folders_of_other_arrangements_are_told_the_pattern(tmp_path, files, pat
         touch(tmp_path / name)
     with pytest.raises(InputError, match="--images") as caught:
         find_cases(tmp_path, need_labels=False)
-    assert f"--images '{pattern}'" in str(caught.value)
+    assert f"--images {shlex.quote(pattern)}" in str(caught.value)
     assert "--labels" not in str(caught.value)
     found = find_cases(tmp_path, need_labels=False, layout=Layout(images=pattern))
     assert sorted(case.image for case in found) == sorted(tmp_path / name for name in files)
     with pytest.raises(InputError, match="--labels") as caught:
         find_cases(tmp_path, need_labels=False, need_image=False)
-    assert f"--labels '{pattern}'" in str(caught.value)
+    assert f"--labels {shlex.quote(pattern)}" in str(caught.value)
     assert "--images" not in str(caught.value)
     with pytest.raises(InputError, match="--images .* --labels PATTERN"):
         find_cases(tmp_path)

@@ -63,10 +63,34 @@ def test_a_flat_folder_of_nifti_files_is_a_cohort_and_label_maps_are_named(tmp_p
     assert places(found, tmp_path) == {"anna": "anna.nii.gz", "bert_0000": "bert_0000.nii"}
     assert [what for what, _ in found.left_out] == [
         str(tmp_path / "anna_seg.nii.gz"),
-        f"{tmp_path}: 1 file .txt",
+        f"{tmp_path}: 1 file .txt (notes.txt)",
     ]
     # given itself, it is taken
     assert list(find_scans([tmp_path / "anna_seg.nii.gz"]).scans) == ["anna_seg"]
+
+
+@pytest.mark.parametrize(
+    ("files", "left_out"),
+    [
+        (["scan.nii.gz.part"], ["1 file .part (scan.nii.gz.part)"]),
+        (["CT.MHA", "sub/b.mha"], ["2 files .mha (CT.MHA, sub/b.mha)"]),
+        (["1.2.840.11", "1.2.840.12"], ["2 files without an ending (1.2.840.11, 1.2.840.12)"]),
+        ([f"{i}.nrrd" for i in range(4)], ["4 files .nrrd (0.nrrd, 1.nrrd, 2.nrrd, 3.nrrd)"]),
+        ([f"{i}.gz" for i in range(9)], ["9 files .gz (0.gz, 1.gz, 2.gz and 6 more)"]),
+        (
+            ["a.hdr", "a.img", "notes"],
+            ["1 file without an ending (notes)", "1 file .hdr (a.hdr)", "1 file .img (a.img)"],
+        ),
+    ],
+)
+def test_files_of_other_formats_are_counted_and_a_few_are_named(files, left_out, tmp_path):
+    scan(tmp_path / "ct.nii.gz")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no CT")
+    found = find_scans([tmp_path])
+    assert list(found.scans) == ["ct"]
+    assert found.left_out == [(f"{tmp_path}: {what}", "neither NIfTI nor DICOM") for what in left_out]
 
 
 def test_files_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):
