@@ -25,7 +25,7 @@ from kitsseg.commands import (
     scoring,
     training,
 )
-from kitsseg.errors import InputError, did_you_mean
+from kitsseg.errors import InputError, did_you_mean, one_line
 from kitsseg.files.paths import check_utf8
 from kitsseg.runtime.warning_lines import warnings_as_lines
 from kitsseg.version import __version__
@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = HINTS.get(error.errno or 0, "Check the path, the disk and its permissions.")
         return _complain(f"{where}{text[:1].lower()}{text[1:]}. {hint}", 1)
     except MemoryError as error:
-        return _complain(f"not enough memory ({error}). Close other programs, or use a larger machine.", 1)
+        return _complain(
+            f"not enough memory ({one_line(error)}). Close other programs, or use a larger machine.", 1
+        )
     except KeyboardInterrupt:
         text = "interrupted; what was finished is kept, nothing unfinished is taken for whole."
         return _complain(text + _how_to_go_on(arguments), 130)

@@ -3,7 +3,9 @@
 import shlex
 from collections.abc import Iterable, Sequence
 
-__all__ = ["InputError", "command_line", "did_you_mean", "some_of"]
+__all__ = ["InputError", "command_line", "did_you_mean", "one_line", "some_of"]
+
+_LONGEST = 300  # letters of another library's error: some hold whole configurations, or quote the file
 
 
 class InputError(ValueError):
@@ -26,6 +28,20 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     names = {name.lower().replace("_", "-"): name for name in known}
     near = get_close_matches(found.lower().replace("_", "-"), names, 1, 0.6)
     return f" Did you mean {names[near[0]]}?" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of any error, to be put into a message: on one line, shortened, and never empty.
+
+    An error of the operating system has its own text and the file's name, without its number. An error without a text
+    has the name of its type. Characters that a terminal would obey are replaced.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    letters = " ".join(text.split()) or type(error).__name__
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in letters)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
 
 
 def some_of(items: Sequence[object], most: int, separator: str = ", ") -> str:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
+from kitsseg.errors import one_line
+
 __all__ = ["check_archive", "damage_named", "is_whole", "unpack"]
 
 MOST_TIMES, SPARE_BYTES = 16, 64 << 20  # a zipped-up network of which most weights are zero stays below
@@ -49,7 +51,7 @@ def damage_named() -> Iterator[None]:
             raise
         raise ValueError("its directory is damaged") from error
     except _DAMAGE as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error
 
 
 def is_whole(path: str | os.PathLike[str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kitsseg.errors import one_line
 from kitsseg.files.archives import damage_named
 
 __all__ = ["mapped_array", "read_arrays"]
@@ -28,7 +29,7 @@ def mapped_array(path: str | os.PathLike[str]) -> np.memmap[Any, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error
     return array
 
 
@@ -44,7 +45,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error
 
 
 def _check_sizes(archive: zipfile.ZipFile) -> None:

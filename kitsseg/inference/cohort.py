@@ -21,7 +21,7 @@ from kitsseg.data.formats.slices import SliceImage, read_slices, write_mask
 from kitsseg.data.geometry.geometry import spec_of_slices
 from kitsseg.data.layouts.names import prediction_name
 from kitsseg.data.layouts.scans import Scan
-from kitsseg.errors import InputError, some_of
+from kitsseg.errors import InputError, one_line, some_of
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.paths import as_given
 from kitsseg.inference.coarse import find_region
@@ -489,7 +489,7 @@ def predict_scan(
         except (InputError, OSError) as error:
             return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
         except Exception as error:  # whatever it is, the other scans may be fine
-            reason = f"{scan.place}: {type(error).__name__}: {error}"
+            reason = f"{scan.place}: {type(error).__name__}: {one_line(error)}"
             return FailedScan(image=where, reason=reason, traceback=traceback.format_exc()), engine
         target = Path(out) / prediction_name(name)
         try:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 from kitsseg.files.archives import check_archive
 from kitsseg.recipe import OUTPUTS
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["check_form", "misfit", "one_line", "read_network"]
+__all__ = ["check_form", "misfit", "read_network"]
 
 
 def read_network(
@@ -121,12 +121,6 @@ def misfit(network: "keras.Model", shape: tuple[int, ...], output: str | None) -
     if found != expected:
         return f"expected outputs of shape {expected} for images of {shape}, found {found}"
     return None
-
-
-def one_line(error: BaseException, longest: int = 300) -> str:
-    """The text of an error on one line, shortened, because errors of Keras hold whole configurations."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _check_kind(network: "keras.Model", path: Path, advice: str) -> None:

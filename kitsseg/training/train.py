@@ -20,12 +20,12 @@ import keras
 from kitsseg.data.cache.cases import CachedCase, open_cache, patients_digest
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 from kitsseg.files.archives import is_whole
 from kitsseg.files.atomic import atomic_path, remove_unfinished
 from kitsseg.files.checksums import sha256_of
 from kitsseg.files.locks import folder_lock
-from kitsseg.models.loading import misfit, one_line
+from kitsseg.models.loading import misfit
 from kitsseg.optimizers.ema import ValidateAverages
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 from kitsseg.files.json_records import read_record, write_record
 from kitsseg.version import __version__
 
@@ -168,7 +168,7 @@ class Connections:
                 except (ValueError, ImportError, OSError, client.InvalidURL) as error:
                     raise HostError(
                         "The proxy or the certificates that the environment names cannot be used "
-                        f"({_one_line(error)}). Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE."
+                        f"({one_line(error)}). Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE."
                     ) from error
             return self._client
 
@@ -323,7 +323,7 @@ def _attempt(wanted: _Wanted, connections: Connections) -> str | None:
             return _receive(response, announced, wanted, facts, have, connections)
     except httpx.InvalidURL as error:
         raise InputError(
-            f"{wanted.url}: not a valid address ({_one_line(error)}). Correct the address."
+            f"{wanted.url}: not a valid address ({one_line(error)}). Correct the address."
         ) from error
     except httpx.RequestError as error:
         connections.check_stopped()
@@ -334,7 +334,7 @@ def _attempt(wanted: _Wanted, connections: Connections) -> str | None:
                 "name its certificates in SSL_CERT_FILE."
             ) from error
         unreachable = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
-        raise _Passing(_one_line(reason), unreachable=host if unreachable else None) from error
+        raise _Passing(one_line(reason), unreachable=host if unreachable else None) from error
 
 
 def _receive(
@@ -444,10 +444,6 @@ def _cause(error: BaseException) -> BaseException:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return cause or error
-
-
-def _one_line(reason: object) -> str:
-    return " ".join((getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).split())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kitsseg.data.formats.dicom_doubts import series_doubts
-from kitsseg.data.formats.dicom_file import data_set, naming, no_slice_kind, one_line, quiet_pydicom
+from kitsseg.data.formats.dicom_file import data_set, naming, no_slice_kind, quiet_pydicom
 from kitsseg.data.formats.dicom_folder import files_of_folder, files_of_series
 from kitsseg.data.formats.dicom_order import (
     MADE,
@@ -34,7 +34,7 @@ from kitsseg.data.formats.dicom_order import (
     series_header,
 )
 from kitsseg.data.formats.grid import Grid, Volume, grid_of
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 
 __all__ = ["read_series", "read_series_grid", "slice_files"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 
 __all__ = [
     "MOST_INFLATED",
@@ -24,7 +24,6 @@ __all__ = [
     "is_dicom",
     "naming",
     "no_slice_kind",
-    "one_line",
     "quiet_pydicom",
 ]
 
@@ -177,9 +176,3 @@ def naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged DICOM ({one_line(error)}). Copy or export it again.") from error
     except Exception as error:
         raise InputError(f"{path}: damaged DICOM ({one_line(error)}). Copy or export it again.") from error
-
-
-def one_line(error: object) -> str:
-    """The text of an error on one line, shortened."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:197]}..."  # some quote the contents of the file

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 from kitsseg.files.atomic import atomic_path
 from kitsseg.version import __version__
 
@@ -90,7 +90,7 @@ def write_segmentation(
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{files[0].parent}: expected headers from which a DICOM SEG can be made, found others "
-                f"({' '.join(str(error).split())}). Leave --dicom-seg out, or export the series again."
+                f"({one_line(error)}). Leave --dicom-seg out, or export the series again."
             ) from error
         with atomic_path(Path(path)) as temporary:
             made.save_as(temporary)

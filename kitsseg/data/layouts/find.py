@@ -167,6 +167,8 @@ def _patterns(files: list[Path], options: tuple[str, ...]) -> str:
     """The options of a command, with a pattern for the files that lie least deep in the folder."""
     depth = min(len(path.parts) for path in files)
     pattern = pattern_of([path for path in files if len(path.parts) == depth])
+    if pattern is None:
+        return ""
     if options == ("--images", "--labels"):
         return f"the scans and label maps: --images {shlex.quote(pattern)} --labels PATTERN"
     kinds = {"--images": "the scans", "--labels": "the label maps"}

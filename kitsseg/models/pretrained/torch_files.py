@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 
 __all__ = ["read_state_dict"]
 
@@ -54,9 +54,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]
         _check_size(state.values(), len(content))
         return {str(name): tensor.array() for name, tensor in state.items()}
     except Exception as error:  # what the pickle in a damaged file makes of it can be anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"{path}: not a readable torch state dict ({reason}). Expected a .pth file of torchvision, or one "
+            f"{path}: not a readable torch state dict ({one_line(error)}). Expected a .pth file of torchvision, or one "
             "written by torch.save(module.state_dict(), path)."
         ) from error
 
