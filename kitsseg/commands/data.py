@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,7 +294,7 @@ def preprocess(
     workers: int = 1,
     compress: bool = False,
 ) -> None:
-    from kitsseg.data.cache.build import plan_cache, preprocess_cases
+    from kitsseg.data.cache.build import fill_cache, plan_cache
     from kitsseg.data.layouts.slices import has_slices
     from kitsseg.errors import InputError
     from kitsseg.runtime.console import done, progress_bar
@@ -305,21 +304,11 @@ def preprocess(
             f"{data}: expected scans for {recipe.name}, a 3D network; found single slices (slices.csv). "
             "Use a 2D recipe."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # preprocess_cases makes the same plan, and warns
-        plan = plan_cache(data, cache, recipe.preprocess, layout=layout, compress=compress)
+    plan = plan_cache(data, cache, recipe.preprocess, layout=layout, compress=compress)
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")
     with progress_bar() as progress:
-        folder, made, kept = preprocess_cases(
-            data,
-            cache,
-            recipe.preprocess,
-            progress=progress,
-            layout=layout,
-            workers=workers,
-            compress=compress,
-        )
+        folder, made, kept = fill_cache(plan, recipe.preprocess, progress=progress, workers=workers)
     there = f" ({len(kept)} were there already)" if kept else ""
     done(f"preprocessed {len(made)} cases into {folder}{there}", _training(recipe, cache))
 

@@ -15,6 +15,7 @@ from support.processes import contents, hidden, start, stop_when
 
 from kitsseg import recipes
 from kitsseg.cli import main
+from kitsseg.data.cache import build
 from kitsseg.data.cache import plan as cache_size
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.formats.nifti import read_image, read_labels
@@ -179,8 +180,11 @@ def test_statistics_of_a_cache_with_given_settings(data, tmp_path, capsys):
     assert re.search(r"--set model\.n_pools: .*preprocess only", capsys.readouterr().err)
 
 
-def test_what_a_folder_lacks_is_warned_of_once(tmp_path, capsys):
-    """The folder is searched twice: for the plan that the command shows, and for the work."""
+def test_what_a_folder_lacks_is_warned_of_once(tmp_path, capsys, monkeypatch):
+    """The plan that the command shows is the plan that it carries out: the folder is searched once."""
+    searches = []
+    found = build.find_cases
+    monkeypatch.setattr(build, "find_cases", lambda *a, **k: searches.append(a) or found(*a, **k))
     for name in CASES[:2]:
         make_case(tmp_path / "data" / name)
     for name in CASES[3:5]:
@@ -188,6 +192,7 @@ def test_what_a_folder_lacks_is_warned_of_once(tmp_path, capsys):
     assert main(["preprocess", "unet2d:tiny", str(tmp_path / "data"), str(tmp_path / "cache")]) == 0
     text = "".join(capsys.readouterr())
     assert len(re.findall(rf"{CASES[3]} and 1 more: no files.*left out", text)) == 1
+    assert len(searches) == 1
     raw = tmp_path / "raw"
     for kind, file, ending in (("imagesTr", "imaging", "_0000"), ("labelsTr", "segmentation", "")):
         (raw / kind).mkdir(parents=True)

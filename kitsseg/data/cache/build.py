@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from errno import EEXIST, ENOTEMPTY
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from kitsseg.interfaces import Progress
     from kitsseg.recipe import PreprocessSpec
 
-__all__ = ["check_pair", "plan_cache", "preprocess_cases"]
+__all__ = ["check_pair", "fill_cache", "plan_cache", "plan_of_cases", "preprocess_cases"]
 
 
 def preprocess_cases(
@@ -90,11 +90,27 @@ def preprocess_cases(
         label map, such as one without kidney, and for folders of cases that hold no files.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
-    folder, cases, missing = cache_folder(cache, spec), plan.cases, plan.missing
-    if empty := empty_case_folders(Path(data), cases):
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+    return fill_cache(plan, spec, progress=progress, workers=workers)
+
+
+def fill_cache(
+    plan: CachePlan, spec: PreprocessSpec, *, progress: Progress | None = None, workers: int = 1
+) -> tuple[Path, list[str], list[str]]:
+    """Preprocess the cases of a plan, as ``preprocess_cases`` does.
+
+    Args:
+        plan: from ``plan_cache`` or ``plan_of_cases``, for the same ``spec``.
+        spec, progress, workers: as for ``preprocess_cases``.
+
+    Returns: as ``preprocess_cases``.
+    Raises: InputError as ``preprocess_cases``.
+    Warns: as ``preprocess_cases``.
+    """
+    folder, cases, missing = plan.folder, plan.cases, plan.missing
+    if plan.empty:
+        more = f" and {len(plan.empty) - 1} more" if len(plan.empty) > 1 else ""
         warnings.warn(
-            f"{empty[0]}{more}: no files in the folder of a case; left out. Complete or remove the folder.",
+            f"{plan.empty[0]}{more}: no files in the folder of a case; left out. Complete or remove the folder.",
             stacklevel=2,
         )
     if folder.is_dir():
@@ -104,7 +120,7 @@ def preprocess_cases(
     folder.mkdir(parents=True, exist_ok=True)
     write_specification(folder, spec)
 
-    jobs = [_Job(case, folder / case.name, spec, compress) for case in missing]
+    jobs = [_Job(case, folder / case.name, spec, plan.compress) for case in missing]
     if workers > 1 and len(jobs) > 1:
         # the largest first: the last one to end is then a small one
         jobs.sort(key=lambda job: -_size(job.case))
@@ -150,6 +166,24 @@ def plan_cache(
     if compress:
         require_blosc2()
     cases = find_cases(data, layout=layout, slices=True)
+    plan = plan_of_cases(cases, cache, spec, compress=compress)
+    return replace(plan, empty=empty_case_folders(Path(data), cases))
+
+
+def plan_of_cases(
+    cases: Sequence[Case], cache: str | os.PathLike[str], spec: PreprocessSpec, *, compress: bool = False
+) -> CachePlan:
+    """Plan the preprocessing of some cases, whatever else lies beside them.
+
+    Args:
+        cases: Case of each, with scan and label map.
+        cache, spec, compress: as for ``preprocess_cases``.
+
+    Returns: CachePlan.
+    Raises: InputError as ``plan_cache``.
+    """
+    if compress:
+        require_blosc2()
     folder, missing = cache_folder(cache, spec), []
     if (folder / "spec.json").exists() or any(folder.glob("[!.]*/case.json")):
         check_specification(folder, spec)
@@ -158,7 +192,7 @@ def plan_cache(
             _check_cached(case, folder / case.name, compress)
         else:
             missing.append(case)
-    return CachePlan(folder, cases, missing, planned_bytes(missing, spec, compress), compress)
+    return CachePlan(folder, list(cases), missing, planned_bytes(missing, spec, compress), compress)
 
 
 def check_pair(image: Volume, labels: Volume) -> None:

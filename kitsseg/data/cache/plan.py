@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,8 @@ class CachePlan:
         cases: all cases of the data.
         missing: the cases that are not in the cache yet.
         bytes: upper estimate of the bytes that the missing cases take.
+        compress: whether the cases are compressed.
+        empty: folders of cases that hold no files.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class CachePlan:
     missing: list[Case]
     bytes: int
     compress: bool
+    empty: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
         free = free_bytes(self.folder)

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.build import fill_cache, plan_of_cases
 from kitsseg.data.cache.cases import cache_folder, check_specification, read_case
 from kitsseg.data.cache.plan import CachePlan, cached_bytes
 from kitsseg.data.cache.sources import unchanged
@@ -122,10 +121,10 @@ def preprocess_from_host(
             report(f"prepare {', '.join(arrived)}", done + 0.5 * len(batch), len(names))
             if arrived:
                 try:
-                    with _told(say), warnings.catch_warnings():
-                        # of a scan that did not arrive: the error at the end says why
-                        warnings.filterwarnings("ignore", message=".*no files in the folder of a case")
-                        preprocess_cases(data / PASSING, cache, spec, workers=workers, compress=compress)
+                    with _told(say):
+                        cases = [_under_way(data / PASSING / name) for name in arrived]
+                        plan = plan_of_cases(cases, cache, spec, compress=compress)
+                        fill_cache(plan, spec, workers=workers)
                 except InputError as error:
                     failed |= {name: error for name in arrived if not (folder / name).exists()}
             for name in arrived:
@@ -186,6 +185,11 @@ def _fetch(
         target.unlink(missing_ok=True)
         shutil.copy2(data / name / "segmentation.nii.gz", target)
     return [file.path.split("/")[0] for file in arrived]
+
+
+def _under_way(folder: Path) -> Case:
+    """A case whose scan has arrived."""
+    return Case(folder.name, folder / "imaging.nii.gz", folder / "segmentation.nii.gz")
 
 
 def _plan(

@@ -136,6 +136,23 @@ def test_one_bad_scan_does_not_hold_up_the_others(server, made, tmp_path):
     assert scans(tmp_path) == []
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "left", [(), ("segmentation.nii.gz",), ("imaging.nii", "imaging.nii.gz"), ("x.part",)]
+)
+def test_what_an_earlier_call_left_beside_the_scans_under_way_is_neither_taken_nor_warned_of(
+    left, server, made, tmp_path
+):
+    other = tmp_path / "data" / ".passing" / "case_00200"
+    other.mkdir(parents=True)
+    for name in left:
+        (other / name).write_text("half a file")
+    said = []
+    assert get(server, tmp_path, say=said.append)[1:] == (NAMES, [])
+    assert sorted(open_cache(tmp_path / "cache", SPEC)) == NAMES
+    assert "case_00200" not in "".join(said)
+
+
 def test_labels_of_another_scan_are_named_and_the_others_done(server, tmp_path):
     make_case(tmp_path / "other", shape=(7, 40, 48))
     server.files["/images/case_00003.nii.gz"] = (tmp_path / "other" / "imaging.nii.gz").read_bytes()
