@@ -25,8 +25,9 @@ from kitsseg.commands import (
     scoring,
     training,
 )
-from kitsseg.errors import InputError, did_you_mean, one_line
+from kitsseg.errors import InputError, did_you_mean
 from kitsseg.files.paths import check_utf8
+from kitsseg.runtime.memory import too_little_memory
 from kitsseg.runtime.warning_lines import warnings_as_lines
 from kitsseg.version import __version__
 
@@ -80,15 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.run_command(arguments)
     except InputError as error:
         return _complain(str(error), 1)
-    except OSError as error:
+    except Exception as error:
+        if text := too_little_memory(error):
+            advice = "Close other programs, or use a larger machine."
+            return _complain(f"not enough memory ({text}). {advice}{_how_to_go_on(arguments)}", 1)
+        if not isinstance(error, OSError):
+            raise
         where = f"{error.filename}: " if error.filename else ""
         text = error.strerror or str(error)
         hint = HINTS.get(error.errno or 0, "Check the path, the disk and its permissions.")
         return _complain(f"{where}{text[:1].lower()}{text[1:]}. {hint}", 1)
-    except MemoryError as error:
-        return _complain(
-            f"not enough memory ({one_line(error)}). Close other programs, or use a larger machine.", 1
-        )
     except KeyboardInterrupt:
         text = "interrupted; what was finished is kept, nothing unfinished is taken for whole."
         return _complain(text + _how_to_go_on(arguments), 130)

@@ -50,7 +50,7 @@ from kitsseg.records.predictions import (
 from kitsseg.records.scan_part import part_of
 from kitsseg.records.starter import STARTER, network_path
 from kitsseg.runtime.cluster import on_cluster
-from kitsseg.runtime.memory import give_back_memory
+from kitsseg.runtime.memory import give_back_memory, too_little_memory
 
 if TYPE_CHECKING:
     from kitsseg.data.formats.grid import Volume
@@ -486,9 +486,15 @@ def predict_scan(
                 labels = cleaned(labels, grid.spacing_mm, ensemble.cleanup)
         except _OfAllScans:
             raise
-        except (InputError, OSError) as error:
-            return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
         except Exception as error:  # whatever it is, the other scans may be fine
+            if text := too_little_memory(error):
+                smaller = (
+                    "" if item is not None else ", or compute the region of the kidneys alone: --coarse on"
+                )
+                reason = f"{where}: not enough memory ({text}). Use a larger machine{smaller}."
+                return FailedScan(image=where, reason=reason), engine
+            if isinstance(error, InputError | OSError):
+                return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
             reason = f"{scan.place}: {type(error).__name__}: {one_line(error)}"
             return FailedScan(image=where, reason=reason, traceback=traceback.format_exc()), engine
         target = Path(out) / prediction_name(name)

@@ -34,6 +34,7 @@ from kitsseg.records.checkpoints import go_back
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
 from kitsseg.runtime.execution import check_execution, computing_in
+from kitsseg.runtime.memory import too_little_memory
 from kitsseg.training.epoch_log import EpochLog
 from kitsseg.training.epochs import (
     best_epoch,
@@ -136,7 +137,8 @@ def train_recipe(
         steps_before = 0
         for number, phase in enumerate(recipe.phases):
             train = _train_progressively if phase.progressive else _train_phase
-            weights = train(monitor, phase, split, seed + 1000 * number, weights, steps_before)
+            with _memory_named(training, phase):
+                weights = train(monitor, phase, split, seed + 1000 * number, weights, steps_before)
             steps_before += steps_of(phase)
         if weights is None:
             raise ValueError(f"{recipe.name}: expected a recipe with phases, found none.")
@@ -188,6 +190,41 @@ def _alone_in(run: Path, resume: bool, say: Callable[[str], object] | None) -> I
         if resume:
             read_run(run)
         yield
+
+
+@contextlib.contextmanager
+def _memory_named(training: Training, phase: Phase) -> Iterator[None]:
+    """In this block an error about too little memory becomes an InputError that names the option for less.
+
+    Raises: InputError.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = too_little_memory(error)
+        if text is None:
+            raise
+        parts = training.options.accumulate
+        if isinstance(phase.sampler, PatchSampler):
+            images, option = (
+                3 * phase.sampler.cases_per_batch,
+                f"--set phases.{phase.name}.sampler.cases_per_batch",
+            )
+        else:
+            images, option = phase.sampler.batch_size, "--batch-size"
+        advice = "Use a machine or a GPU with more memory."
+        if images > parts:
+            advice = (
+                f"Give kitsseg train a smaller {option}, or a larger --accumulate, which computes the same batch in "
+                "more parts."
+            )
+        kept = f"No epoch is finished: remove {training.run}, or choose another folder."
+        if training.history:
+            kept = "The finished epochs are kept: where more memory is free, the same command with --resume goes on."
+        raise InputError(
+            f"{training.run}: not enough memory for batches of {images} images, computed in {parts} part"
+            f"{'s' * (parts > 1)} ({text}). {advice} {kept}"
+        ) from error
 
 
 def _of_single_slices(recipe: Recipe, cases: Mapping[str, CachedCase], split: CaseSplit) -> bool:
