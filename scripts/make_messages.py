@@ -48,8 +48,9 @@ FRONT = """# Troubleshooting
 An error of kitsseg is one line, `kitsseg: ...`: the file or option, what was expected, what was found, and what to do. The exit code is then 1, or 2 for
 an option that the command does not know; 130 after Ctrl-C. Output files appear whole or not at all, so that the same command can be given again.
 
-The tables hold every message there is; *words in italics* stand for a name or a number of yours. Search the page for the words of your message.
-An empty second cell: the message itself says what to do. If one does not help you, that is a fault of the message: please report it.
+The page holds every message there is; *words in italics* stand for a name or a number of yours. Search the page for the words of your message.
+Messages that say what is expected, and with this what to do, are in lists below the tables. If a message does not help you, that is a fault of the
+message: please report it.
 
 Not an error of ours, but met often:
 
@@ -58,7 +59,7 @@ Not an error of ours, but met often:
 | `kitsseg: command not found` | the environment with kitsseg is not active | `source .venv/bin/activate`, or `.venv/bin/kitsseg` |
 | `Killed` and nothing else | the system ran out of memory | a smaller `--batch-size`, fewer `--workers`; [memory](speed.md#memory) |
 | training runs on the CPU though there is a GPU | TensorFlow was installed without CUDA | `pip install "tensorflow[and-cuda]"`, then `kitsseg info --devices` |
-| out of memory on the GPU | the batch of the paper is larger than the GPU | `--accumulate 2` or 4, or `--precision mixed_float16` (T4) or `mixed_bfloat16` |
+| `not enough memory for batches of ...` | the batch is larger than the memory of the machine or GPU | a smaller `--batch-size`, `--accumulate 2` or 4, or `--precision mixed_float16` (T4) or `mixed_bfloat16` |
 """
 
 
@@ -119,8 +120,13 @@ def page() -> str:
     """The whole page."""
     parts = [FRONT]
     for stage, rows in messages().items():
-        parts.append(f"\n## {stage}\n\n| message | what to do |\n|---|---|\n")
-        parts += [f"| {_cell(said)} | {_cell(advice)} |\n" for said, advice in rows]
+        parts.append(f"\n## {stage}\n")
+        if advised := [(said, advice) for said, advice in rows if advice]:
+            parts.append("\n| message | what to do |\n|---|---|\n")
+            parts += [f"| {_cell(said)} | {_cell(advice)} |\n" for said, advice in advised]
+        if alone := [said for said, advice in rows if not advice]:
+            parts.append("\nMessages that say by themselves what to do:\n\n")
+            parts += [f"- {_cell(said)}\n" for said in alone]
     return "".join(parts)
 
 

@@ -51,6 +51,14 @@ def test_every_command_that_is_shown_is_one(page, capsys):
             pytest.fail(f"{command}: {capsys.readouterr().err}")
 
 
+def test_no_message_of_the_page_on_troubleshooting_has_an_empty_cell():
+    rows = [
+        line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if line[:1] == "|"
+    ]
+    assert len(rows) > 300
+    assert [row for row in rows if "" in [cell.strip() for cell in row.strip("|").split("|")]] == []
+
+
 def test_the_readme_is_short():
     """What a stranger needs; everything else has a page in docs/."""
     assert len((ROOT / "README.md").read_text().split()) <= 650
