@@ -76,10 +76,9 @@ def test_patches_and_batches_of_one_image_are_told_what_helps_them(trained, sour
         InputError, match=r"batches of 3 images, .* --set phases\.scratch\.sampler\.cases_per_batch"
     ):
         train_recipe(micro("deeplab3d"), source / "cache", split_of_cases(), tmp_path / "patches")
-    with pytest.raises(InputError, match="computed in 2 parts .* --accumulate"):
-        train_recipe(
-            trained.recipe, trained.cache, trained.split, tmp_path / "two", TrainOptions(accumulate=2)
-        )
+    # each image alone already
+    with pytest.raises(InputError, match="batches of 7 images, computed in 7 parts .* more memory"):
+        train_recipe(trained.recipe, trained.cache, trained.split, tmp_path / "7", TrainOptions(accumulate=7))
 
 
 def test_finished_epochs_are_kept_and_resumed(trained, tmp_path, monkeypatch):
