@@ -43,6 +43,8 @@ STAGES = {
     "export": "Export",
     "notebook": "Notebooks",
 }
+# functions that change how a value is written, not what it is
+SHOWN_AS_GIVEN = {"one_line", "quote", "some_of", "str"}
 FRONT = """# Troubleshooting
 
 An error of kitsseg is one line, `kitsseg: ...`: the file or option, what was expected, what was found, and what to do. The exit code is then 1, or 2 for
@@ -76,12 +78,18 @@ def template(node: ast.expr) -> str:
     return f"*{_word(node)}*"
 
 
+def _word_of_function(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
 def _word(node: ast.expr) -> str:
     """A name for what is filled in."""
     if isinstance(node, ast.Name):
         return node.id.strip("_")
     if isinstance(node, ast.Attribute):
         return node.attr.strip("_")
+    if isinstance(node, ast.Call) and _word_of_function(node.func) in SHOWN_AS_GIVEN and node.args:
+        return _word(node.args[0])
     if isinstance(node, ast.Call):
         return "number" if getattr(node.func, "id", "") == "len" else _word(node.func)
     if isinstance(node, ast.Subscript):
