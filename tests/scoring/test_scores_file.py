@@ -62,7 +62,9 @@ def test_no_definition_may_be_missing(key, scores):
         read_scores(scores)
 
 
-@pytest.mark.parametrize(("change", "same"), [(5e-10, True), (-5e-10, True), (1.2e-9, False), (-1.2e-9, False)])
+@pytest.mark.parametrize(
+    ("change", "same"), [(5e-10, True), (-5e-10, True), (1.2e-9, False), (-1.2e-9, False)]
+)
 def test_the_means_are_those_of_the_rows(change, same, scores):
     def moved(summary):
         summary["scores"]["tk_dice"]["mean"] += change

@@ -9,7 +9,9 @@ from scipy.stats import chi2
 from kitsseg.data.cache.cases import CachedCase
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.geometry.planes import normalize
+from kitsseg.data.sampling.augment import change_appearance
 from kitsseg.data.sampling.batches import Draws
+from kitsseg.data.sampling.draws import batch_rng
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices, batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
@@ -249,6 +251,42 @@ def test_only_the_smaller_axis_is_padded(cached, spec):
     assert labels.shape == (7, 64, 24)
 
 
+@pytest.mark.parametrize(
+    ("options", "rim"),
+    [
+        # no int16 is -80.5: padding is the whole number below it, which is clipped to -80.5
+        ({"hu_window": (-80.5, 304.0), "hu_mean": 0.0, "hu_std": 1.0}, -80.5),
+        # gray values of windows begin at 0
+        ({"windows": ((400, 200),), "channel_mean": (0.0, 0.0), "channel_std": (1.0, 1.0)}, 0.0),
+    ],
+)
+def test_padding_is_the_lowest_value_of_the_specification(options, rim, tmp_path):
+    """Also where it is no whole number, and where the specification has windows instead of one range of HU."""
+    spec, cases = PreprocessSpec(**options), cases_of_areas(tmp_path, [5] * 8)
+    if spec.windows:
+        np.save(tmp_path / "case_0" / "image.npy", np.full((8, 40, 48, 2), 9, np.uint8))
+        cases = {name: replace(case, channels=2) for name, case in cases.items()}
+    split, sampler = CaseSplit("s", (), ("case_0",), ()), replace(SAMPLER, patch_size=(44, 48))
+    images, _ = ValidationSlices(cases, split, "validation", sampler, spec).batch(0)
+    np.testing.assert_allclose(images[:, [0, 1, -2, -1]], rim, atol=1e-6)
+    assert (images[:, 2:-2] > rim).all()
+
+
+@pytest.mark.parametrize("weights", ["area", "uniform"])
+def test_a_slice_with_as_much_tumor_as_kidney_is_positive(weights, tmp_path, spec):
+    """And its area is that of both: 40 of 45 draws by area."""
+    sampler = replace(SAMPLER, positive=7, positive_weights=weights)
+    cases = {
+        name: replace(case, tumor_area=np.array([0, 20, 0, 0]))
+        for name, case in cases_of_areas(tmp_path, *[[0, 20, 5, 0]] * 7).items()
+    }
+    drawn = [k for i in range(200) for _, k in batches_of(cases, spec, sampler).draw(i)]
+    assert set(drawn) == {1, 2}
+    assert abs(np.mean(np.array(drawn) == 1) - {"area": 40 / 45, "uniform": 1 / 2}[weights]) < 0.04
+    split = CaseSplit("s", (), ("case_0",), ())
+    assert ValidationSlices(cases, split, "validation", sampler, spec).draw(0) == [1, 1, 1, 2, 2, 2, 2]
+
+
 # validation
 
 
@@ -286,6 +324,24 @@ def test_validation_through_tf_data(cached, spec):
     for index in (0, 8):
         for array, expected in zip(through[index], fixed.batch(index), strict=True):
             np.testing.assert_array_equal(array, expected)
+
+
+def test_targets_are_made_of_the_labels(cached, spec):
+    batches = batches_of(cached, spec)
+    ((images, targets),) = batch_dataset(
+        batches, 3, 4, lambda labels: (labels > 0, labels)
+    ).as_numpy_iterator()
+    expected, labels = batches.batch(3)
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(targets[0], labels > 0)
+    np.testing.assert_array_equal(targets[1], labels)
+
+
+@pytest.mark.parametrize(("shard", "policy"), [(None, "DATA"), ((1, 2), "OFF")])
+def test_a_shard_of_its_own_is_not_divided_again(shard, policy, cached, spec):
+    sampler = replace(SAMPLER, batch_size=6, positive=4)
+    options = batch_dataset(batches_of(cached, spec, sampler, shard=shard), 0, 2).options()
+    assert options.experimental_distribute.auto_shard_policy.name == policy
 
 
 # errors
@@ -361,6 +417,19 @@ def test_a_random_appearance_depends_on_seed_index_and_place_alone(cached, spec)
     np.testing.assert_array_equal(np.concatenate(parts), later)
     other = batches_of(cached, spec, sampler, appearing(1.0), seed=6).batch(0)[0]
     assert (other != first).any()
+
+
+def test_each_place_of_a_batch_has_a_random_appearance_of_its_own(cached, spec):
+    """Streams 0 and 1 of a batch draw slices and crops; place p has stream 2 + p, which no version may change."""
+    sampler = replace(SAMPLER, patch_size=(40, 48))
+    augmentation = Augmentation(appearance=RandomAppearance(probability=1.0, strength=0.7))
+    batches = batches_of(cached, spec, sampler, augmentation, seed=3)
+    images, labels = batches.batch(4)
+    for place, (case, k) in enumerate(batches.draw(4)):
+        rng = batch_rng(3, 4, 2 + place)
+        rng.random()  # whether the image is changed at all
+        hu = change_appearance(batches.cases[case].image[k], labels[place], 0.7, rng)
+        np.testing.assert_array_equal(images[place], normalize(hu, spec))
 
 
 def test_a_random_appearance_needs_hu(cached):
