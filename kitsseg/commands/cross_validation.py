@@ -15,7 +15,13 @@ from kitsseg.commands.arguments import (
     layout_options,
     part,
 )
-from kitsseg.commands.training_options import add_hardware, options_of, say, saying_what_computes
+from kitsseg.commands.training_options import (
+    add_hardware,
+    add_quick_start,
+    options_of,
+    say,
+    saying_what_computes,
+)
 from kitsseg.errors import command_line
 
 if TYPE_CHECKING:
@@ -61,6 +67,7 @@ def add(command: AddCommand) -> None:
         "--seed", default=0, type=at_least(0), help="of the training; the folds do not depend on it"
     )
     add_layout(sub)
+    add_quick_start(sub)
     add_hardware(sub)
 
 
@@ -105,6 +112,7 @@ def _command(a: argparse.Namespace) -> str:
         if (value := getattr(a, name)) != default:
             words += [f"--{name.replace('_', '-')}", value]
     words += layout_options(layout_of(a))
+    words += ["--no-quick-start"] * a.no_quick_start
     for text in a.given:
         words += ["--set", text]
     return command_line(*words)

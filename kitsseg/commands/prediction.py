@@ -121,8 +121,9 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--engine",
         choices=ENGINE_NAMES,
-        help="engine that computes the network (default: for a run tensorflow, on the JAX backend keras; for a .tflite "
-        "file litert; for an .onnx file onnxruntime)",
+        help="engine that computes the network (default: for a run that holds network.onnx, on a machine without a "
+        "GPU, onnxruntime; for other runs tensorflow, on the JAX backend keras; for a .tflite file litert; for an "
+        ".onnx file onnxruntime)",
     )
     sub.add_argument(
         "--precision",
@@ -153,7 +154,10 @@ def add(command: AddCommand) -> None:
     sub = command("export", _export, "write the network of a run as one file that other software can run")
     sub.add_argument("run", type=Path, help="folder of a finished run")
     sub.add_argument(
-        "--out", required=True, type=Path, help="a .tflite or .onnx file, or a new folder for a SavedModel"
+        "--out",
+        type=Path,
+        help="a .tflite or .onnx file, or a new folder for a SavedModel (default: network.onnx in RUN, as training "
+        "writes it, with which kitsseg predict RUN starts without Keras)",
     )
     sub.add_argument(
         "--format", choices=["litert", "onnx", "saved_model"], help="default: by the name of --out"
@@ -186,16 +190,9 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from kitsseg.records.exported import format_of
-    from kitsseg.records.starter import network_path
-    from kitsseg.runtime.start_keras import start_keras
-
-    a = arguments
-    runs = [network_path(run) for run in [a.run, *a.also]]
-    if not a.scheduler and any(format_of(run) in (None, "saved_model") for run in runs):
-        start_keras()
     from kitsseg.inference.options import PredictOptions
 
+    a = arguments
     options = PredictOptions(
         whole_slices=a.whole_slices,
         mirror=a.mirror,
@@ -227,10 +224,12 @@ def predict(
 ) -> None:
     from kitsseg.commands.plan_table import show_plan
     from kitsseg.inference.cohort import NAMED, carry_out, failures, plan_cohort
+    from kitsseg.inference.ensemble import needs_keras
     from kitsseg.inference.products import write_color_tables
     from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
     from kitsseg.runtime.console import console, done, progress_bar, warning
     from kitsseg.runtime.hardware import unused_gpu_warning
+    from kitsseg.runtime.start_keras import start_keras
 
     if any(network_path(name) == network_path(STARTER) for name in [run, *(options.also if options else ())]):
         console.print(STARTER_NOTE, markup=False)
@@ -243,6 +242,8 @@ def predict(
             show_plan(plan, str(out), all_rows=dry_run)
         if dry_run:
             return
+        if plan.todo and not (options and options.scheduler) and needs_keras(plan.ensemble):
+            start_keras()
         if plan.todo and "keras" in sys.modules and (text := unused_gpu_warning()):
             warning(text)
         with progress_bar("scans") as progress:
@@ -300,8 +301,13 @@ def _warn_of(texts: Sequence[str]) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.start_keras import start_keras
 
-    start_keras()
     a = arguments
+    if a.out is None and (a.format or a.precision != "float32" or a.softmax or a.size or a.sparse):
+        raise InputError(
+            "export: the file in the run folder is of one kind. Leave --format, --precision, --softmax, --size and "
+            "--sparse out, or give --out."
+        )
+    start_keras()
     from kitsseg.export.writers import ExportOptions
 
     options = ExportOptions(
@@ -315,12 +321,16 @@ def _export(arguments: argparse.Namespace) -> None:
     export(a.run, a.out, options)
 
 
-def export(run: Path, out: Path, options: ExportOptions) -> None:
-    from kitsseg.export.export import export_run
+def export(run: Path, out: Path | None, options: ExportOptions) -> None:
+    from kitsseg.export.export import export_run, write_quick_start
     from kitsseg.runtime.console import console, done, progress_bar
 
     with progress_bar() as progress:
-        result = export_run(run, out, options, progress=progress)
+        if out is None:
+            progress("convert and check", 0, 1)
+            result = write_quick_start(run, options.cache)
+        else:
+            result = export_run(run, out, options, progress=progress)
     check = result.check
     tumor = "neither finds tumor" if check.tu_dice is None else f"{check.tu_dice:.4f} of tumor"
     console.print(
@@ -328,8 +338,8 @@ def export(run: Path, out: Path, options: ExportOptions) -> None:
         f"kidney with tumor, {tumor}; largest difference {check.largest_difference:.2g} "
         f"({'probabilities' if options.softmax else 'logits'}), labels equal on {check.agreement:.4%} of all voxels"
     )
-    size = " x ".join(map(str, result.input_shape))
+    size = " x ".join("any" if n is None else str(n) for n in result.input_shape)
     done(
-        f"wrote {out}: {result.format}, {options.precision}, input {size}, {result.n_bytes / 1e6:.2f} MB",
-        command_line("predict", out, "SCAN", "--out", "PREDICTIONS"),
+        f"wrote {result.path}: {result.format}, {options.precision}, input {size}, {result.n_bytes / 1e6:.2f} MB",
+        command_line("predict", out or run, "SCAN", "--out", "PREDICTIONS"),
     )

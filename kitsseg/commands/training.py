@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from kitsseg.commands.arguments import AddCommand, add_given, at_least, batch_size, share, shares
 from kitsseg.commands.training_options import (
     add_hardware,
+    add_quick_start,
     add_watching,
     options_of,
+    quick_start,
     say,
     saying_what_computes,
 )
@@ -65,6 +67,7 @@ def add(command: AddCommand) -> None:
         help="start from the weights of a finished run of the same network, as for fine-tuning",
     )
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    add_quick_start(sub)
     add_watching(sub)
     add_hardware(sub)
 
@@ -98,6 +101,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument("--block", type=int, choices=(2, 4), help="channels in a block (default: 2)")
     sub.add_argument("--epochs", type=at_least(1), help="epochs of fine-tuning (default: 20)")
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished pruning")
+    add_quick_start(sub)
 
     sub = command("shrink", _shrink, "remove whole channels from a finished run's network, then train on")
     sub.add_argument("run", type=Path, help="folder of a finished run of any recipe; it is not changed")
@@ -123,6 +127,7 @@ def add(command: AddCommand) -> None:
     )
     sub.add_argument("--epochs", type=at_least(1), help="epochs of fine-tuning (default: 20)")
     sub.add_argument("--resume", action="store_true", help="go on with an unfinished fine-tuning")
+    add_quick_start(sub)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -176,7 +181,9 @@ def _prune(arguments: argparse.Namespace) -> None:
     sparsity, schedule = PRESETS[a.preset] if a.preset else (a.sparsity[0], a.schedule or "polynomial")
     block = (a.block or 2) if a.method == "block" else None
     with progress_bar() as progress:
-        options = TrainOptions(epochs=a.epochs, resume=a.resume, progress=progress)
+        options = TrainOptions(
+            epochs=a.epochs, resume=a.resume, progress=progress, when_finished=quick_start(a)
+        )
         origin = FromRun(recipe, a.run, a.cache)
         prune_run(origin, a.out, sparsity, options, schedule=schedule, block=block)
     record = read_run(a.out)
@@ -231,7 +238,9 @@ def _shrink(arguments: argparse.Namespace) -> None:
     from kitsseg.workflows.shrink import shrink_run
 
     with progress_bar() as progress:
-        options = TrainOptions(epochs=a.epochs, resume=a.resume, progress=progress)
+        options = TrainOptions(
+            epochs=a.epochs, resume=a.resume, progress=progress, when_finished=quick_start(a)
+        )
         origin = FromRun(recipe, a.run, a.cache)
         shrink_run(origin, a.out, a.keep, options, by=a.by, multiple=a.multiple)
     record = read_run(a.out)

@@ -1,16 +1,27 @@
 """Options of every command that trains: devices and precision, and the output during training."""
 
 import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.commands.arguments import at_least
+from kitsseg.errors import InputError
 
 if TYPE_CHECKING:
     from kitsseg.interfaces import Progress
     from kitsseg.training.options import TrainOptions
 
-__all__ = ["add_hardware", "add_watching", "options_of", "say", "saying_what_computes"]
+__all__ = [
+    "add_hardware",
+    "add_quick_start",
+    "add_watching",
+    "options_of",
+    "quick_start",
+    "say",
+    "saying_what_computes",
+]
 
 WATCHING = (
     "resume",
@@ -94,8 +105,46 @@ def options_of(arguments: argparse.Namespace) -> "TrainOptions":
         xla=a.xla,
         steps_per_execution=a.steps_per_execution,
         devices=use_devices(a.devices, a.coordinator, a.process),
+        when_finished=quick_start(a),
         **given,
     )
+
+
+def add_quick_start(sub: argparse.ArgumentParser) -> None:
+    """Add the option; ``quick_start`` reads it."""
+    sub.add_argument(
+        "--no-quick-start",
+        action="store_true",
+        help="write no network.onnx into the run folder. It is as large as the weights, and with it kitsseg predict "
+        "starts without Keras (2D networks only; needs the extra export)",
+    )
+
+
+def quick_start(arguments: argparse.Namespace) -> "Callable[[Path], None] | None":
+    """``TrainOptions.when_finished`` of a command with the option of ``add_quick_start``."""
+    return None if arguments.no_quick_start else _write_quick_start
+
+
+def _write_quick_start(run: Path) -> None:
+    """Write the file for a quick start into a finished run, and say in one line how that went."""
+    from kitsseg.export.export import takes_quick_start, write_quick_start
+    from kitsseg.models.loading import one_line
+    from kitsseg.records.networks import finished_run
+
+    if not takes_quick_start(finished_run(run)):
+        return
+    started = time.monotonic()
+    try:
+        result = write_quick_start(run)
+    except InputError as error:
+        say(f"{error} kitsseg predict starts Keras for this run.")
+    except Exception as error:  # the run is finished: whatever a converter raises does not undo that
+        say(f"warning: {run}: no file for a quick start ({type(error).__name__}: {one_line(error)})")
+    else:
+        say(
+            f"wrote {result.path} in {time.monotonic() - started:.0f} s, {result.n_bytes / 1e6:.1f} MB, labels as of "
+            f"the weights on {result.check.images} slices: kitsseg predict starts without Keras"
+        )
 
 
 def _devices(text: str) -> int | str:

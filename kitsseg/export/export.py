@@ -7,6 +7,7 @@ The settings of preprocessing, inference and post-processing are stored in the f
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
@@ -28,14 +28,20 @@ from kitsseg.inference.engines import open_network
 from kitsseg.inference.outputs import class_probabilities
 from kitsseg.models.loading import read_network
 from kitsseg.records.exported import SUFFIXES, ExportedInput, ExportedOutput, ExportedSplit, ExportMetadata
-from kitsseg.records.networks import finished_run, read_exported
+from kitsseg.records.networks import QUICK_START, finished_run, read_exported
+from kitsseg.runtime.execution import computing_in
 from kitsseg.version import __version__
 
 if TYPE_CHECKING:
-    from kitsseg.inference.engines import Network
-    from kitsseg.recipe import InferenceSpec, PreprocessSpec
+    import numpy.typing as npt
 
-__all__ = ["ExportResult", "export_run"]
+    from kitsseg.data.cache.cases import CachedCase
+    from kitsseg.inference.engines import Network
+    from kitsseg.interfaces import Predict
+    from kitsseg.recipe import InferenceSpec, PreprocessSpec
+    from kitsseg.records.networks import FinishedRun
+
+__all__ = ["ExportResult", "export_run", "takes_quick_start", "write_quick_start"]
 
 WRITER_PACKAGES = {
     "litert": ("ai_edge_litert",),
@@ -43,6 +49,7 @@ WRITER_PACKAGES = {
     "saved_model": (),
 }
 CHECKED, CHECKED_3D, CALIBRATED = 32, 2, 64  # images
+CHECKED_QUICKLY = 8  # images, at the end of a training
 NOTICE = (
     "Research software, not a medical device: no clinical use. The license of the program is Apache-2.0; whether "
     "these weights may be passed on also depends on the data they were trained on."
@@ -58,7 +65,7 @@ class ExportResult:
     path: Path
     format: str
     precision: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int | None, ...]
     n_bytes: int
     check: Agreement
 
@@ -99,14 +106,7 @@ def export_run(
         )
     trained = record.settings["phases"][0]["sampler"]["patch_size"]
     shape, inference = _input_shape(spec, inference, options.size, trained)
-    cases = open_cache(cache or record.cache or "", spec)
-    parts = record.split.cases
-    train = [cases[name] for name in parts.train if name in cases]
-    unseen = [cases[name] for name in (*parts.validation, *parts.test) if name in cases]
-    if not (unseen or train):
-        raise InputError(
-            f"{cache or record.cache}: expected cases of the run's split, found none. Give --cache."
-        )
+    unseen, train = _cached_cases(run_network, cache)
     steps = ["load the network", "convert", "check"]
 
     def step(number: int) -> None:
@@ -121,48 +121,175 @@ def export_run(
         raise InputError(
             "--precision int8: expected training cases in the cache to calibrate on, found none."
         )
+    metadata = _metadata(run_network, inference, ExportedInput(shape=(1, *shape)), precision, softmax)
+    if format == "saved_model" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: expected a new or empty folder, found one in use. Choose another.")
+    count = CHECKED_3D if _axes(inference) == 3 else CHECKED
+    images = cached_images(unseen or train, shape, spec, count)
+    options = replace(options, format=format)
+    return _written_and_checked(
+        network,
+        out,
+        metadata,
+        options,
+        images,
+        calibration,
+        compute=network.predict_on_batch,
+        checking=lambda: step(2),
+    )
+
+
+def write_quick_start(
+    run: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None
+) -> ExportResult:
+    """Write ``RUN/network.onnx``, with which ``kitsseg predict RUN`` needs neither Keras nor TensorFlow.
+
+    It is the 2D network of the run in float32, for slices of any size where the recipe takes slices of any size. The
+    metadata in the file hold the hash of the weights from which it was made.
+
+    Args:
+        run: folder of a finished run.
+        cache: of ``kitsseg preprocess``; None: the cache that the run was trained on.
+
+    Returns: ExportResult.
+    Raises: InputError for an unfinished run, a 3D network, a missing package, another backend than TensorFlow, or a
+        file whose labels differ from those of the network. A former file of that name is not replaced then.
+    """
+    run_network = finished_run(run)
+    spec, inference = run_network.preprocess, run_network.inference
+    out = Path(run) / QUICK_START
+    if not takes_quick_start(run_network):
+        raise InputError(
+            f"{out}: {run_network.record.recipe} is a 3D network, which Keras computes faster. Predict with the run, "
+            "or give --out."
+        )
+    _check_writer("onnx", str(out))
+    unseen, train = _cached_cases(run_network, cache)
+    with computing_in("float32"):
+        network = _last_output(
+            read_network(run_network.source, shape=run_network.image_shape, output=inference.output)
+        )
+        shape, examples = _shapes_of_slices(network, run_network)
+        taken = ExportedInput(shape=(1, *shape), example=(1, *examples[0]) if None in shape else None)
+        metadata = _metadata(run_network, inference, taken, "float32", softmax=False)
+        images = itertools.chain.from_iterable(
+            cached_images(unseen or train, example, spec, CHECKED_QUICKLY // len(examples))
+            for example in examples
+        )
+
+        def compute(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            # without a graph: the few images of each size take less time than its making
+            return np.asarray(network(image, training=False))
+
+        options = ExportOptions(format="onnx")
+        return _written_and_checked(network, out, metadata, options, images, compute=compute)
+
+
+def takes_quick_start(run: FinishedRun) -> bool:
+    """Whether ``write_quick_start`` writes a file for a run: for 2D networks only.
+
+    A scan takes a 3D network so long that the seconds of a start do not count, and ONNX Runtime takes 1.7 to 3 times as
+    long for its convolutions as TensorFlow.
+    """
+    return _axes(run.inference) == 2
+
+
+def _shapes_of_slices(
+    network: keras.Model, run: FinishedRun
+) -> tuple[tuple[int | None, ...], list[tuple[int, ...]]]:
+    """The input of the network of a run, with None for any size, and shapes of images with which to try it."""
+    spec, inference = run.preprocess, run.inference
+    if inference.tile is not None or spec.slice_size is not None:
+        shape, _ = _input_shape(spec, inference, None, ())
+        return shape, [shape]
+    shape = tuple(network.input_shape[1:])
+    if None not in shape:
+        return shape, [shape]
+    rows, columns, channels = run.image_shape
+    # sizes that are not those of the training, nor equal to each other, show that no size was taken for a constant
+    larger = rows + inference.multiple, columns + 2 * inference.multiple
+    other = tuple(known or size for known, size in zip(shape, (*larger, channels), strict=True))
+    return shape, [run.image_shape, other]
+
+
+def _cached_cases(
+    run: FinishedRun, cache: str | os.PathLike[str] | None
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """The cached cases of the validation and test part of a run's split, and those of its training part."""
+    place = cache or run.record.cache or ""
+    cases = open_cache(place, run.preprocess)
+    parts = run.record.split.cases
+    train = [cases[name] for name in parts.train if name in cases]
+    unseen = [cases[name] for name in (*parts.validation, *parts.test) if name in cases]
+    if not (unseen or train):
+        raise InputError(f"{place}: expected cases of the run's split, found none. Give --cache.")
+    return unseen, train
+
+
+def _metadata(
+    run: FinishedRun, inference: InferenceSpec, taken: ExportedInput, precision: str, softmax: bool
+) -> ExportMetadata:
+    record = run.record
     names = ("recipe", "paper", "reported", "reported_unrefined", "given", "phantom", "versions")
     settings = {key: record.settings[key] for key in ("preprocess", "postprocess", "model")}
-    metadata = ExportMetadata(
+    return ExportMetadata(
         kitsseg=__version__,
         notice=NOTICE,
         **{key: getattr(record, key) for key in names},
         split=ExportedSplit(name=record.split.name, hash=record.split.hash),
         settings=settings | {"inference": asdict(inference)},
         labels={"0": "background", "1": "kidney", "2": "tumor"},
-        input=ExportedInput(shape=(1, *shape)),
+        input=taken,
         output=ExportedOutput(softmax=softmax, content="probabilities" if softmax else "logits"),
         precision=precision,
+        weights_sha256=run.weights_sha256,
     )
+
+
+def _written_and_checked(
+    network: keras.Model,
+    out: Path,
+    metadata: ExportMetadata,
+    options: ExportOptions,
+    images: Iterable[npt.NDArray[np.float32]],
+    calibration: list[npt.NDArray[np.float32]] | None = None,
+    *,
+    compute: Predict,
+    checking: Callable[[], object] | None = None,
+) -> ExportResult:
+    """Write a network, and compare the file with the network before the file gets its name.
+
+    Args:
+        network: ``keras.Model`` with one output.
+        options: ExportOptions with a format.
+        images: on which both are compared, float32 (1, ..., channels).
+        calibration: as in ``write_network``.
+        compute: the network as a function of an image.
+        checking: called when the file is written and the comparison begins.
+
+    Raises: InputError if the labels of both differ too much.
+    """
+    format, shape, softmax = options.format, metadata.input.shape, options.softmax
+    output = metadata.settings["inference"]["output"]
     whole = atomic_folder if format == "saved_model" else atomic_path
-    if format == "saved_model" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: expected a new or empty folder, found one in use. Choose another.")
     with whole(out) as temporary:
-        write_network(network, temporary, shape, metadata, replace(options, format=format), calibration)
-        step(2)
-        count = CHECKED_3D if _axes(inference) == 3 else CHECKED
-        images = cached_images(unseen or train, shape, spec, count)
+        write_network(network, temporary, shape[1:], metadata, options, calibration)
+        if checking:
+            checking()
         try:
-            if precision == "int8":
+            if options.precision == "int8":
                 check_loads(temporary)
-            comparison = compare(
-                _outputs(
-                    network,
-                    open_network(read_exported(temporary).source, output=inference.output),
-                    images,
-                    softmax,
-                    inference.output,
-                )
-            )
-            check(comparison, precision)
+            exported = open_network(read_exported(temporary).source, output=output)
+            comparison = compare(_outputs(compute, exported, images, softmax, output))
+            check(comparison, options.precision)
         except InputError as error:
             raise InputError(f"{out}: not kept: {error}") from error
         n_bytes = sum(path.stat().st_size for path in (temporary, *temporary.rglob("*")) if path.is_file())
-    return ExportResult(out, format, precision, (1, *shape), n_bytes, comparison)
+    return ExportResult(out, format or "", options.precision, shape, n_bytes, comparison)
 
 
 def _outputs(
-    network: keras.Model,
+    compute: Predict,
     exported: Network,
     images: Iterable[npt.NDArray[np.float32]],
     softmax: bool,
@@ -170,7 +297,7 @@ def _outputs(
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
     """Yield (output of the network, output of the exported one) for each image; sigmoid outputs as class scores."""
     for image in images:
-        expected = network.predict_on_batch(image)
+        expected = compute(image)
         if output != "softmax":
             yield class_probabilities(expected, output), class_probabilities(exported.scores(image), output)
             continue
@@ -198,15 +325,20 @@ def _format(out: Path, format: str | None, precision: str, sparse: bool) -> str:
             f"--format {format}: --precision {precision}{' and --sparse' if sparse else ''}: only litert files "
             "have float16, int8 and sparse weights. Leave it out, or export a .tflite file."
         )
+    _check_writer(format, f"--format {format}")
+    return format
+
+
+def _check_writer(format: str, what: str) -> None:
+    """Raise InputError, beginning with ``what``, if networks cannot be written in this format here."""
     missing = [name for name in WRITER_PACKAGES[format] if find_spec(name) is None]
     if missing:
         names = " ".join(name.replace("_", "-") for name in missing)
-        raise InputError(f"--format {format}: needs {', '.join(missing)}. Install with: pip install {names}")
+        raise InputError(f"{what}: needs {', '.join(missing)}. Install with: pip install {names}")
     if keras.config.backend() != "tensorflow":
         raise InputError(
-            f"export: needs the TensorFlow backend, found {keras.config.backend()}. Unset KERAS_BACKEND."
+            f"{what}: needs the TensorFlow backend, found {keras.config.backend()}. Unset KERAS_BACKEND."
         )
-    return format
 
 
 def _axes(inference: InferenceSpec) -> int:

@@ -58,7 +58,7 @@ class ExportOptions:
 def write_network(
     network: keras.Model,
     path: Path,
-    shape: tuple[int, ...],
+    shape: tuple[int | None, ...],
     metadata: ExportMetadata | dict[str, Any],
     options: ExportOptions,
     calibration: list[npt.NDArray[np.float32]] | None = None,
@@ -68,7 +68,7 @@ def write_network(
     Args:
         network: ``keras.Model`` that gives logits, on the TensorFlow backend.
         path: file, or for a SavedModel an existing empty folder.
-        shape: of an image, with its channels.
+        shape: of an image, with its channels; None for an axis of any size.
         metadata: goes into the file as JSON.
         calibration: float32 images (1, *shape), for int8.
         options: their format must be given.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from kitsseg.interfaces import Predict, Tensor
 
-__all__ = ["ENGINES", "Network", "constant_function", "open_network", "softmax"]
+__all__ = ["ENGINES", "OF_ONNX", "Network", "constant_function", "open_network", "softmax"]
 
 # what each reads: the network of a run, or the formats of kitsseg export
 ENGINES = {
@@ -41,6 +41,7 @@ ENGINES = {
     "onnxruntime": ("onnx",),
     "openvino": ("onnx",),
 }
+OF_ONNX = tuple(name for name, kinds in ENGINES.items() if "onnx" in kinds)
 ENGINE_PACKAGES = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
@@ -115,7 +116,7 @@ def open_network(
             "openvino": _openvino,
             "tensorflow": _saved_model,
         }
-        compute = _tried(load[engine], path, engine, exported.input_shape)
+        compute = _tried(load[engine], path, engine, exported.example)
         scores = _checked(_one_by_one(compute, exported.input_shape), path, output)
     if exported is not None and exported.softmax:
         return Network(engine, scores, scores)
@@ -279,11 +280,14 @@ def constant_function(network: keras.Model) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def _one_by_one(compute: Predict, shape: tuple[int, ...]) -> Predict:
+def _one_by_one(compute: Predict, shape: tuple[int | None, ...]) -> Predict:
     """A function of batches that calls a function of single images, because exported networks take one image."""
 
     def scores(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        if batch.shape[1:] != shape[1:]:
+        found = batch.shape[1:]
+        if len(found) != len(shape) - 1 or any(
+            n not in (None, size) for n, size in zip(shape[1:], found, strict=True)
+        ):
             raise ValueError(f"expected images of shape {shape[1:]}, found {batch.shape[1:]}.")
         images = [compute(np.ascontiguousarray(image[None], np.float32)) for image in batch]
         return images[0] if len(images) == 1 else np.concatenate(images)

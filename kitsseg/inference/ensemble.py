@@ -1,25 +1,43 @@
 """The networks that segment a scan: one run, the folds of a recipe, or networks of different papers together."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import sha256_of_all
-from kitsseg.inference.engines import open_network
+from kitsseg.inference.engines import OF_ONNX, open_network
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.labels.volumes import Cleanup
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, format_of
-from kitsseg.records.networks import TrainedNetwork, finished_run, read_exported
+from kitsseg.records.networks import (
+    FinishedRun,
+    TrainedNetwork,
+    finished_run,
+    has_quick_start,
+    quick_start_of,
+    read_exported,
+)
 from kitsseg.records.predictions import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.run import seen_patients
 from kitsseg.records.starter import network_path
+from kitsseg.runtime.hardware import may_have_gpu
 from kitsseg.version import __version__
 
-__all__ = ["Ensemble", "cases_of_run_part", "describe", "ensemble_of", "open_ensemble"]
+__all__ = [
+    "Ensemble",
+    "cases_of_run_part",
+    "computed_as",
+    "describe",
+    "ensemble_of",
+    "needs_keras",
+    "open_ensemble",
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,8 @@ class Ensemble:
 
     Attributes:
         runs: folders of finished runs, or networks from ``kitsseg export``; every one counts the same.
-        networks: the same, read once; inference and post-processing as they are used here.
+        networks: the same, read once; inference and post-processing as they are used here. The source of a run is the
+            file of its weights, or the file for a quick start that was made from them.
         sha256: of their weights.
         engine, precision: as in ``PredictOptions``.
         cleanup: what is removed from the label maps afterwards; None: nothing.
@@ -71,6 +90,47 @@ def ensemble_of(runs: Iterable[str | os.PathLike[str]], options: PredictOptions 
     ]
     hashes = tuple(map(sha256_of_all, files))
     return Ensemble(paths, networks, hashes, options.engine, options.cleanup, options.precision)
+
+
+def computed_as(ensemble: Ensemble, options: PredictOptions) -> Ensemble:
+    """The ensemble, its runs computed from their weights or from their files for a quick start.
+
+    If the user names no engine, such a file is taken if its engine is installed, all runs have one, and no GPU could
+    compute the weights faster. On a cluster the weights are taken, since nobody knows what its workers have installed.
+
+    Args:
+        ensemble: of ``ensemble_of``.
+        options: PredictOptions, of which the engine, the scheduler and the precision count.
+
+    Warns: of a run whose file for a quick start is damaged or of other weights; its weights are taken then.
+    Raises: InputError for such a file, or none, if the engine of the options computes nothing else.
+    """
+    ensemble = replace(ensemble, engine=options.engine)
+    if options.engine in OF_ONNX:
+        return _started_quickly(ensemble)
+    runs = [network for network in ensemble.networks if isinstance(network, FinishedRun)]
+    chosen = options.engine or options.scheduler or options.precision != "float32"
+    if chosen or not all(map(has_quick_start, runs)) or find_spec("onnxruntime") is None or may_have_gpu():
+        return ensemble
+    try:
+        return _started_quickly(ensemble)
+    except InputError as error:
+        warnings.warn(f"{error} Keras computes the weights now.", stacklevel=2)
+        return ensemble
+
+
+def _started_quickly(ensemble: Ensemble) -> Ensemble:
+    networks = (
+        quick_start_of(network) if isinstance(network, FinishedRun) else network
+        for network in ensemble.networks
+    )
+    return replace(ensemble, networks=tuple(networks))
+
+
+def needs_keras(ensemble: Ensemble) -> bool:
+    """Whether a network of the ensemble is computed by Keras or TensorFlow."""
+    sources = [network.source for network in ensemble.networks]
+    return any(not isinstance(source, Exported) or source.format == "saved_model" for source in sources)
 
 
 def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:

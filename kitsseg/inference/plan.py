@@ -6,7 +6,7 @@ import errno
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +15,8 @@ from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.scans import Found, Scan, find_scans
 from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.errors import InputError
-from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, describe
+from kitsseg.inference.engines import ENGINES
+from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, computed_as, describe
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.slices import check_2d, names_of_patients, slice_file
 from kitsseg.interfaces import Progress
@@ -104,6 +105,10 @@ def planned(
         scans = {name: scan for name, scan in scans.items() if name in names}
         clashing = [one for one in clashing if one[0] in names]
         record = Predictions(Path(out), describe(ensemble, part), options.overwrite)
+        if options.engine is None and record.header.engine in ENGINES:
+            # the folder goes on as it was begun, perhaps on a machine with other engines
+            options = replace(options, engine=record.header.engine)
+        ensemble = computed_as(ensemble, options)
         plan = Plan(
             ensemble,
             record,

@@ -69,9 +69,15 @@ class ExportedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedInput:
-    """The input of the network: one image (1, rows, columns, channels), in 3D (1, slices, rows, columns, channels)."""
+    """The input of the network: one image (1, rows, columns, channels), in 3D (1, slices, rows, columns, channels).
 
-    shape: tuple[int, ...]
+    Attributes:
+        shape: of the image; None for an axis of any size.
+        example: the shape of an image that the network has computed; None where ``shape`` has no None.
+    """
+
+    shape: tuple[int | None, ...]
+    example: tuple[int, ...] | None = None
     dtype: str = "float32"
     content: str = "as normalize() of settings.preprocess"
 
@@ -93,6 +99,7 @@ class ExportMetadata:
         recipe, paper, reported, reported_unrefined, given, phantom, versions: from the record of the run.
         settings: preprocess, postprocess, model and inference of the recipe with which the network is used.
         labels: label -> its meaning.
+        weights_sha256: SHA-256 of the run's ``model.keras`` from which the file was made.
     """
 
     kitsseg: str
@@ -110,6 +117,7 @@ class ExportMetadata:
     input: ExportedInput
     output: ExportedOutput
     precision: str
+    weights_sha256: str | None = None
     version: int = 1
 
 
@@ -119,14 +127,16 @@ class Exported:
 
     Attributes:
         format: "litert", "onnx" or "saved_model".
-        input_shape: (1, rows, columns, channels), or with slices in front of the rows; fixed.
+        input_shape: (1, rows, columns, channels), or with slices in front of the rows; None for an axis of any size.
         softmax: whether its output are probabilities; else logits.
+        example: shape of an image that the network can compute.
     """
 
     path: Path
     format: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int | None, ...]
     softmax: bool
+    example: tuple[int, ...]
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:
@@ -153,14 +163,14 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[ExportMetadata, Exporte
         data, content = {"litert": _of_litert, "onnx": _of_onnx, "saved_model": _of_saved_model}[kind](path)
         _check_seal(data, content)
         metadata = record_of(data, ExportMetadata, path, expected, advice)
-        shape = _checked(metadata.input.shape)
+        shape, example = _checked(metadata.input)
     except InputError:
         raise
     except (*_DAMAGE, KeyError, FileNotFoundError) as error:
         raise InputError(
             f"{path}: expected {expected}, found none or damaged ones ({error}). {advice}"
         ) from error
-    return metadata, Exported(path, kind, shape, metadata.output.softmax)
+    return metadata, Exported(path, kind, shape, metadata.output.softmax, example)
 
 
 def sealed(metadata: ExportMetadata | dict[str, Any], content_sha256: str) -> str:
@@ -206,11 +216,16 @@ def _check_seal(data: bytes, content_sha256: str) -> None:
         raise ValueError("a checksum is wrong: something has changed since it was written")
 
 
-def _checked(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(1, rows, columns, channels), or with slices in front of the rows."""
-    if len(shape) not in (4, 5) or min(shape) < 1 or math.prod(shape) > MOST_VOXELS:
+def _checked(image: ExportedInput) -> tuple[tuple[int | None, ...], tuple[int, ...]]:
+    """(shape, example) of the input; both are (1, rows, columns, channels), or with slices in front of the rows."""
+    shape = image.shape
+    example = image.example or tuple(n for n in shape if n is not None)
+    fits = len(example) == len(shape) and all(
+        n in (None, size) for n, size in zip(shape, example, strict=True)
+    )
+    if not fits or len(shape) not in (4, 5) or min(example) < 1 or math.prod(example) > MOST_VOXELS:
         raise ValueError(f"an input of shape {shape}")
-    return shape
+    return shape, example
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -16,7 +16,17 @@ from kitsseg.records.exported import Exported, ExportMetadata, read_metadata
 from kitsseg.records.run import RunRecord, read_run
 from kitsseg.version import __version__
 
-__all__ = ["FinishedRun", "TrainedNetwork", "finished_run", "read_exported"]
+__all__ = [
+    "QUICK_START",
+    "FinishedRun",
+    "TrainedNetwork",
+    "finished_run",
+    "has_quick_start",
+    "quick_start_of",
+    "read_exported",
+]
+
+QUICK_START = "network.onnx"  # in a run folder: the network as a file that starts without Keras
 
 KINDS: dict[str, type[RemoveFar] | type[ReassignSmall]] = {
     "RemoveFar": RemoveFar,
@@ -35,7 +45,7 @@ class TrainedNetwork:
         source: path of the weights ``model.keras``, or the exported network.
         preprocess, inference, postprocess: of its recipe.
         image_shape: (rows, columns, channels) of an image that it takes, of a 3D network (slices, rows, columns,
-            channels): what a run was trained on first, the one size of an exported network.
+            channels): what a run was trained on first, what an exported network was tried with.
     """
 
     record: RunRecord | ExportMetadata = field(compare=False, repr=False)
@@ -52,6 +62,12 @@ class FinishedRun(TrainedNetwork):
 
     record: RunRecord = field(compare=False, repr=False)
     source: Path
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights; the record's, which ``finished_run`` has compared with the file, if it has one."""
+        known = self.record.model_sha256 if self.record.status == "finished" else None
+        return known or sha256_of(self.source)
 
 
 def finished_run(folder: str | os.PathLike[str]) -> FinishedRun:
@@ -127,7 +143,40 @@ def read_exported(path: str | os.PathLike[str]) -> TrainedNetwork:
         preprocess=preprocess,
         inference=inference,
         postprocess=postprocess,
-        image_shape=tuple(source.input_shape[1:]),
+        image_shape=source.example[1:],
+    )
+
+
+def has_quick_start(run: FinishedRun) -> bool:
+    """Whether a run holds a file with the name of ``QUICK_START``; the file is not read."""
+    return (run.source.parent / QUICK_START).is_file()
+
+
+def quick_start_of(run: FinishedRun) -> TrainedNetwork:
+    """The network of a run, as it is computed from the run's file ``QUICK_START`` in place of its weights.
+
+    Args:
+        run: of ``finished_run``.
+
+    Raises: InputError if that file is missing, damaged, or was made from other weights than the run has.
+    """
+    path = run.source.parent / QUICK_START
+    make = command_line("export", run.source.parent)
+    if not path.is_file():
+        raise InputError(f"{path}: missing, there is no such file. Make it with: {make}")
+    metadata, source = read_metadata(path)
+    if metadata.weights_sha256 != run.weights_sha256:
+        raise InputError(
+            f"{path}: expected the network of {run.source.name} beside it, found one that was made from other weights. "
+            f"Make it again: {make}"
+        )
+    return TrainedNetwork(
+        record=run.record,
+        source=source,
+        preprocess=run.preprocess,
+        inference=run.inference,
+        postprocess=run.postprocess,
+        image_shape=run.image_shape,
     )
 
 

@@ -5,6 +5,7 @@
     RUN/history.csv    one row an epoch: phase, epoch, learning rate, losses, batch metrics
     RUN/validation_cases.csv  TK and TU Dice of whole validation cases, every few epochs
     RUN/model.keras    the best weights; appears when training has finished
+    RUN/network.onnx   the same network as a file that starts without Keras, see kitsseg.export.export.write_quick_start
     RUN/sparsity.csv   where a run prunes: a row for each weight matrix
     RUN/pruning.npz    where a run prunes: the masks of these weights
     RUN/precision.json once predicted in a lower precision: how far that agrees with float32

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["computing_line", "gpus_of_backend", "nvidia_devices", "unused_gpu_warning"]
+__all__ = ["computing_line", "gpus_of_backend", "may_have_gpu", "nvidia_devices", "unused_gpu_warning"]
 
 _ANSWERS_WITHIN = 20  # seconds
 
@@ -30,6 +30,14 @@ def nvidia_devices() -> list[str]:
             if names := [line.strip() for line in found.stdout.splitlines() if line.strip()]:
                 return names
     return [f"{path}" for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def may_have_gpu() -> bool:
+    """Whether this machine shows an NVIDIA device that this process may use. It takes no time: no program is asked."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    # the second one stands for all devices of a Linux inside of Windows
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def gpus_of_backend() -> list[str]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kitsseg.interfaces import Progress
@@ -40,6 +41,7 @@ class TrainOptions:
         say: called as say(text) with scores of whole validation cases, the time left and warnings; without it
             only warnings are given, by ``warnings``.
         entries: further entries of ``run.json``, which a resumed run must share.
+        when_finished: called with the folder of the finished run, while no other process trains it.
     """
 
     seed: int | None = None
@@ -57,6 +59,7 @@ class TrainOptions:
     progress: Progress | None = None
     say: Callable[[str], object] | None = None
     entries: Mapping[str, Any] = field(default_factory=dict)
+    when_finished: Callable[[Path], object] | None = None
 
     @property
     def computing(self) -> dict[str, Any]:

@@ -143,6 +143,8 @@ def train_recipe(
         if weights is None:
             raise ValueError(f"{recipe.name}: expected a recipe with phases, found none.")
         _finish(monitor, weights)
+        if options.when_finished and options.devices.process == 0:
+            options.when_finished(own)
     return Path(run)
 
 
