@@ -120,8 +120,10 @@ def add(command: AddCommand) -> None:
     )
     sub.add_argument(
         "--engine",
-        choices=ENGINE_NAMES,
-        help="engine that computes the network (default: for a run that holds network.onnx, on a machine without a "
+        choices=(*ENGINE_NAMES, "auto"),
+        help="engine that computes the network; auto: the fastest one on this machine with the labels of the default, "
+        "measured with the first scan and kept beside the network (default: for a run that holds network.onnx, on a "
+        "machine without a "
         "GPU, onnxruntime; for other runs tensorflow, on the JAX backend keras; for a .tflite file litert; for an "
         ".onnx file onnxruntime)",
     )
@@ -250,7 +252,7 @@ def predict(
             outcome = carry_out(plan, options, progress=progress)
     if outcome.written and not plan.slices:
         write_color_tables(out)
-    for text in outcome.agreement:
+    for text in (*outcome.agreement, *outcome.choices):
         console.print(text, markup=False)
     for texts in (outcome.warnings, outcome.notes):
         _warn_of(texts)

@@ -27,6 +27,7 @@ from kitsseg.files.paths import as_given
 from kitsseg.inference.coarse import find_region
 from kitsseg.inference.ensemble import Ensemble, ensemble_of, open_ensemble
 from kitsseg.inference.familiar import unlike_kits19
+from kitsseg.inference.fastest import AUTO, as_known, choices_of, measure
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.plan import Plan, odd_name, planned
 from kitsseg.inference.precision import agreement, single_networks
@@ -90,6 +91,7 @@ class Outcome:
         notes: sentences for the user about networks and scans that do not fit together, but may be meant, and about
             scans of which the networks saw the whole though a coarse pass was asked for.
         agreement: sentences about the agreement of the networks' lower precision with float32.
+        choices: sentences about the engines that were chosen for the networks.
     """
 
     written: list[Path]
@@ -101,6 +103,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     agreement: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 def predict_cases(
@@ -277,7 +280,19 @@ def carry_out(
     failed |= {str(scan.place): why for _, scan, why in plan.clashing}
     kept = len(written) - made + len(lost)
     content = record.content()
-    return Outcome(written, kept, failed, content, record.header.engine, renewed, warned, notes, agreeing)
+    choices = tuple(choices_of(plan.ensemble)) if options.engine == AUTO else ()
+    return Outcome(
+        written,
+        kept,
+        failed,
+        content,
+        record.header.engine,
+        renewed,
+        warned,
+        notes,
+        agreeing,
+        choices,
+    )
 
 
 def _notes(plan: Plan, done: Mapping[str, PredictedScan]) -> tuple[str, ...]:
@@ -400,7 +415,8 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
     try:
         if progress:
             progress("load the network", 0, len(work.todo))
-        *_, engine = _opened(work.ensemble)
+        ensemble = _with_engines(work)
+        *_, engine = _opened(ensemble)
         work.record.made_by(engine)
         for index, (name, scan) in enumerate(_begun(work.todo, work.record, work.failed)):
 
@@ -409,9 +425,25 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
                     progress(f"predict {name}", index + done / total, len(work.todo))
 
             item = work.slices.get(name)
-            yield name, *predict_scan(work.ensemble, name, scan, work.record.out, within, item)
+            yield name, *predict_scan(ensemble, name, scan, work.record.out, within, item)
     finally:
         _opened.cache_clear()
+
+
+def _with_engines(work: _Work) -> Ensemble:
+    """The networks with the engines that compute them, which may have to be found out with the first scan."""
+    ensemble = work.ensemble
+    if ensemble.engine != AUTO:
+        return ensemble
+    for name, scan in work.todo.items():
+        item = work.slices.get(name)
+        try:
+            volume = read_image(scan.path, scan.series) if item is None else read_slices([item])
+        except Exception:  # when its turn comes, this scan fails for the same reason, and says so
+            continue
+        measure(ensemble if item is None else _of_slices(ensemble), volume.array, volume.grid.spacing_mm)
+        return as_known(ensemble)
+    return replace(ensemble, engine=None)
 
 
 def _by_cluster(address: str, work: _Work, progress: Progress | None) -> Iterator[Result]:

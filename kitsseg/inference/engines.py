@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from kitsseg.interfaces import Predict, Tensor
 
-__all__ = ["ENGINES", "OF_ONNX", "Network", "constant_function", "open_network", "softmax"]
+__all__ = ["ENGINES", "ENGINE_PACKAGES", "OF_ONNX", "Network", "constant_function", "open_network", "softmax"]
 
 # what each reads: the network of a run, or the formats of kitsseg export
 ENGINES = {

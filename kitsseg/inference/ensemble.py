@@ -50,6 +50,7 @@ class Ensemble:
             file of its weights, or the file for a quick start that was made from them.
         sha256: of their weights.
         engine, precision: as in ``PredictOptions``.
+        engines: one for each network, where each has its own; empty: ``engine`` for all.
         cleanup: what is removed from the label maps afterwards; None: nothing.
     """
 
@@ -59,6 +60,7 @@ class Ensemble:
     engine: str | None = None
     cleanup: Cleanup | None = None
     precision: str = "float32"
+    engines: tuple[str | None, ...] = ()
 
 
 def ensemble_of(runs: Iterable[str | os.PathLike[str]], options: PredictOptions | None = None) -> Ensemble:
@@ -186,7 +188,7 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
             network_of_classes(
                 open_network(
                     network.source,
-                    ensemble.engine,
+                    engine,
                     network.inference.output,
                     network.image_shape,
                     precision=ensemble.precision,
@@ -196,7 +198,9 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
             network.preprocess,
             network.inference,
         )
-        for network in ensemble.networks
+        for network, engine in zip(
+            ensemble.networks, ensemble.engines or [ensemble.engine] * len(ensemble.networks), strict=True
+        )
     ]
     engines = list(dict.fromkeys(network.engine for network, *_ in loaded))
     return members_of(loaded), ensemble.networks[0].postprocess, ", ".join(engines)

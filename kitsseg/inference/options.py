@@ -19,8 +19,10 @@ class PredictOptions:
         mirror: True or False overrides the recipe's test-time mirroring (of rows and columns).
         refine_labels: False leaves the recipe's post-processing out, True insists that there is some.
         coarse: True or False overrides the recipe's coarse pass.
-        engine: what computes the network, one of ``engines.ENGINES``; None: see ``open_network``. ``predictions.json``
-            names it.
+        engine: what computes the networks, one of ``engines.ENGINES``; None: see ``ensemble.computed_as``. "auto":
+            for each network the fastest engine on this machine whose labels agree with those of the default engine,
+            found out with the first scan and kept beside the network (``kitsseg.inference.fastest``).
+            ``predictions.json`` names the engine.
         precision: "bfloat16" computes the networks of runs in it. Once for a run its labels are compared with those of
             float32, and refused where they differ (``kitsseg.inference.precision``).
         also: more runs, of the same or other recipes: probabilities are averaged on the scan's voxels, every run

@@ -17,6 +17,7 @@ from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.errors import InputError
 from kitsseg.inference.engines import ENGINES
 from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, computed_as, describe
+from kitsseg.inference.fastest import AUTO, as_known, check_options
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.slices import check_2d, names_of_patients, slice_file
 from kitsseg.interfaces import Progress
@@ -93,6 +94,8 @@ def planned(
             if slices
             else find_scans(inputs, layout, unpacked)
         )
+        if options.engine == AUTO:
+            check_options(options.precision, options.scheduler)
         ensemble = open_networks()
         check_2d(ensemble, slices.values())
         scans, clashing = found.scans, [(name, scan, str(why)) for name, scan, why in found.clashes()]
@@ -105,10 +108,12 @@ def planned(
         scans = {name: scan for name, scan in scans.items() if name in names}
         clashing = [one for one in clashing if one[0] in names]
         record = Predictions(Path(out), describe(ensemble, part), options.overwrite)
-        if options.engine is None and record.header.engine in ENGINES:
+        if options.engine in (None, AUTO) and record.header.engine in ENGINES:
             # the folder goes on as it was begun, perhaps on a machine with other engines
             options = replace(options, engine=record.header.engine)
         ensemble = computed_as(ensemble, options)
+        if ensemble.engine == AUTO:
+            ensemble = as_known(ensemble)
         plan = Plan(
             ensemble,
             record,

@@ -22,7 +22,15 @@ from kitsseg.inference.scan import Member, probabilities_of
 from kitsseg.records.precision import PrecisionCheck, keep_check, kept_check
 from kitsseg.records.predictions import CoarsePass
 
-__all__ = ["agreement", "check_precision", "single_networks"]
+__all__ = [
+    "agreement",
+    "check_precision",
+    "compared",
+    "geometry_of",
+    "labels_of",
+    "parts_of",
+    "single_networks",
+]
 
 LEAST = 0.995  # Dice between both
 SLICES = 8
@@ -76,17 +84,8 @@ def check_precision(
     Raises: InputError if a Dice is below ``LEAST``.
     """
     ([here], *_), ([there], *_) = open_ensemble(alone), open_ensemble(replace(alone, precision="float32"))
-    geometry = plan_geometry(image, spacing_mm, here.spec)
-    if region is not None and here.inference.coarse:
-        geometry = inside_region(geometry, region, here.spec, here.inference)
-    counts = np.zeros((2, 3), np.int64)  # of kidney with tumor, of tumor: in one, in the other, in both
-    slices = 0
-    for part in _parts(geometry, here):
-        slices += part.shape[0]
-        ours, theirs = (_labels(image, part, member) for member in (here, there))
-        for row, (a, b) in enumerate(((ours > 0, theirs > 0), (ours == 2, theirs == 2))):
-            counts[row] += a.sum(), b.sum(), (a & b).sum()
-    tk, tu = (2 * both / (a + b) if a + b else None for a, b, both in counts.tolist())
+    geometry = geometry_of(image, spacing_mm, here, region)
+    slices, tk, tu = compared(image, geometry, here, there)
     if tk is None:
         return None
     found = PrecisionCheck(
@@ -105,7 +104,48 @@ def check_precision(
     return found
 
 
-def _parts(geometry: Geometry, member: Member) -> Iterator[Geometry]:
+def geometry_of(
+    image: npt.NDArray[np.int16],
+    spacing_mm: Sequence[float],
+    member: Member,
+    region: CoarsePass | None = None,
+) -> Geometry:
+    """What a network sees of a scan.
+
+    Args:
+        image, spacing_mm: of the scan. region: as in ``prepare_scan``.
+        member: the network and its specifications.
+    """
+    geometry = plan_geometry(image, spacing_mm, member.spec)
+    if region is not None and member.inference.coarse:
+        geometry = inside_region(geometry, region, member.spec, member.inference)
+    return geometry
+
+
+def compared(
+    image: npt.NDArray[np.int16], geometry: Geometry, here: Member, there: Member
+) -> tuple[int, float | None, float | None]:
+    """Compare the labels of two ways to compute one network, on a few slices or one tile.
+
+    Args:
+        image: of a scan.
+        geometry: of ``geometry_of``.
+        here, there: the same network, computed in two ways.
+
+    Returns: (slices, Dice between both of kidney with tumor, of tumor); None for a Dice where neither finds any.
+    """
+    counts = np.zeros((2, 3), np.int64)  # of kidney with tumor, of tumor: in one, in the other, in both
+    slices = 0
+    for part in parts_of(geometry, here):
+        slices += part.shape[0]
+        ours, theirs = (labels_of(image, part, member) for member in (here, there))
+        for row, (a, b) in enumerate(((ours > 0, theirs > 0), (ours == 2, theirs == 2))):
+            counts[row] += a.sum(), b.sum(), (a & b).sum()
+    tk, tu = (2 * both / (a + b) if a + b else None for a, b, both in counts.tolist())
+    return slices, tk, tu
+
+
+def parts_of(geometry: Geometry, member: Member) -> Iterator[Geometry]:
     """Single slices, evenly spread; or the tile in the middle."""
     tile = member.inference.tile
     if tile is not None and len(tile) == 3:
@@ -119,7 +159,8 @@ def _parts(geometry: Geometry, member: Member) -> Iterator[Geometry]:
         yield replace(geometry, start=(k, *geometry.start[1:]), stop=(k + 1, *geometry.stop[1:]))
 
 
-def _labels(image: npt.NDArray[np.int16], part: Geometry, member: Member) -> npt.NDArray[Any]:
+def labels_of(image: npt.NDArray[np.int16], part: Geometry, member: Member) -> npt.NDArray[Any]:
+    """The labels of one part of ``parts_of``, on the grid of the network."""
     planes = network_planes(image, part, member.spec)
     found = probabilities_of(planes, part.shape, member.predict, member.spec, member.inference)
     return np.stack([plane.argmax(axis=-1) for plane in found])

@@ -9,6 +9,7 @@
     RUN/sparsity.csv   where a run prunes: a row for each weight matrix
     RUN/pruning.npz    where a run prunes: the masks of these weights
     RUN/precision.json once predicted in a lower precision: how far that agrees with float32
+    RUN/engines.json   once predicted with --engine auto: the fastest engine on each machine
     RUN/checkpoint/    where an unfinished run goes on; see kitsseg.records.checkpoints
 
 Each file is replaced as a whole, never written in place.
