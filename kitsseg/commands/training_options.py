@@ -127,8 +127,8 @@ def quick_start(arguments: argparse.Namespace) -> "Callable[[Path], None] | None
 
 def _write_quick_start(run: Path) -> None:
     """Write the file for a quick start into a finished run, and say in one line how that went."""
+    from kitsseg.errors import one_line
     from kitsseg.export.export import takes_quick_start, write_quick_start
-    from kitsseg.models.loading import one_line
     from kitsseg.records.networks import finished_run
 
     if not takes_quick_start(finished_run(run)):
