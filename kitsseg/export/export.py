@@ -134,7 +134,6 @@ def export_run(
         options,
         images,
         calibration,
-        compute=network.predict_on_batch,
         checking=lambda: step(2),
     )
 
@@ -176,13 +175,7 @@ def write_quick_start(
             cached_images(unseen or train, example, spec, CHECKED_QUICKLY // len(examples))
             for example in examples
         )
-
-        def compute(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-            # without a graph: the few images of each size take less time than its making
-            return np.asarray(network(image, training=False))
-
-        options = ExportOptions(format="onnx")
-        return _written_and_checked(network, out, metadata, options, images, compute=compute)
+        return _written_and_checked(network, out, metadata, ExportOptions(format="onnx"), images)
 
 
 def takes_quick_start(run: FinishedRun) -> bool:
@@ -254,7 +247,6 @@ def _written_and_checked(
     images: Iterable[npt.NDArray[np.float32]],
     calibration: list[npt.NDArray[np.float32]] | None = None,
     *,
-    compute: Predict,
     checking: Callable[[], object] | None = None,
 ) -> ExportResult:
     """Write a network, and compare the file with the network before the file gets its name.
@@ -264,7 +256,6 @@ def _written_and_checked(
         options: ExportOptions with a format.
         images: on which both are compared, float32 (1, ..., channels).
         calibration: as in ``write_network``.
-        compute: the network as a function of an image.
         checking: called when the file is written and the comparison begins.
 
     Raises: InputError if the labels of both differ too much.
@@ -272,6 +263,12 @@ def _written_and_checked(
     format, shape, softmax = options.format, metadata.input.shape, options.softmax
     output = metadata.settings["inference"]["output"]
     whole = atomic_folder if format == "saved_model" else atomic_path
+
+    def without_graph(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.asarray(network(image, training=False))
+
+    # images of several sizes: a graph would be made for each of them, which takes longer than a few images
+    compute = without_graph if None in shape else network.predict_on_batch
     with whole(out) as temporary:
         write_network(network, temporary, shape[1:], metadata, options, calibration)
         if checking:

@@ -2,7 +2,8 @@
 
 A run's ``model.keras`` is computed by TensorFlow in a compiled function of this module (one slice takes 1.5 to 2 times
 less than with ``keras.Model.predict``), or by Keras' ``predict_on_batch``, the only way on the JAX backend. Exported
-networks need neither Keras nor TensorFlow: LiteRT, ONNX Runtime and OpenVINO start in a fraction of a second.
+networks need neither Keras nor TensorFlow: LiteRT, ONNX Runtime and OpenVINO start in a fraction of a second. A run
+that holds ``network.onnx`` is an exported network for them (``kitsseg.inference.ensemble.computed_as`` decides).
 
 XLA stays off on a CPU, because it makes depth-wise convolutions about ten times slower. Batches bring nothing there: on
 a CPU core eight slices in one batch take as long as eight slices one by one, and more memory.

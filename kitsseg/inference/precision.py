@@ -160,7 +160,13 @@ def parts_of(geometry: Geometry, member: Member) -> Iterator[Geometry]:
 
 
 def labels_of(image: npt.NDArray[np.int16], part: Geometry, member: Member) -> npt.NDArray[Any]:
-    """The labels of one part of ``parts_of``, on the grid of the network."""
+    """The labels of a part of what a network sees, on the grid of the network.
+
+    Args:
+        image: of the scan.
+        part: of ``parts_of``.
+        member: the network and its specifications.
+    """
     planes = network_planes(image, part, member.spec)
     found = probabilities_of(planes, part.shape, member.predict, member.spec, member.inference)
     return np.stack([plane.argmax(axis=-1) for plane in found])

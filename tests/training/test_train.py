@@ -93,6 +93,17 @@ def test_an_interrupted_run_goes_on_and_ends_as_the_uninterrupted_one(trained, t
     assert not (run / "checkpoint").exists()
 
 
+def test_the_finished_run_is_handed_on(trained, tmp_path, eager):
+    seen = []
+
+    def look(run):
+        seen.append((run, read_json(run / "run.json")["status"], (run / "checkpoint").exists()))
+
+    options = TrainOptions(epochs=1, when_finished=look)
+    run = train_recipe(trained.recipe, trained.cache, trained.split, tmp_path / "run", options)
+    assert seen == [(run, "finished", False)]
+
+
 def test_phases_hand_their_best_weights_on(trained, tmp_path):
     """A second phase that cannot learn ends with the best weights of the first."""
     second = replace(trained.recipe.phases[0], name="rest", epochs=1, learning_rate=TOO_LOW, schedule=None)
