@@ -24,6 +24,13 @@ def no_told_width(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def without_quick_start(request, monkeypatch):
+    """Commands that train write no network.onnx, which takes seconds, but in the tests of that file."""
+    if not request.node.path.name.startswith("test_quick_start"):
+        monkeypatch.setattr("kitsseg.commands.training_options._write_quick_start", lambda run: None)
+
+
 @pytest.fixture(scope="module")
 def eagerly():
     """Run all tests of a module without graphs, since building one takes longer than the few steps of most tests."""
