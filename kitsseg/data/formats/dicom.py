@@ -174,6 +174,11 @@ def _images_stated(dataset: Any) -> int | None:
 
 def _check_ct(path: Path, dataset: Any) -> None:
     modality = dataset.get("Modality")
+    if not modality:
+        raise InputError(
+            f"{path}: expected a CT slice, found a header without Modality: the file is cut off, or no image. "
+            "Copy or export it again, or remove it from the folder."
+        )
     if modality != "CT":
         raise InputError(
             f"{path}: expected a CT slice, found modality {modality}. Give the folder of a CT series."

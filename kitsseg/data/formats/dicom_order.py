@@ -284,11 +284,12 @@ def _check_spacing(folder: Path, slices: Sequence[Slice], normal: npt.NDArray[np
     if _unevenness(depth) > allowed:
         odd = np.flatnonzero(np.abs(gaps - gap) > min(2 * allowed, 0.75 * np.abs(gaps - gap).max()))
         missing = sum(max(0, round(gaps[i] / gap) - 1) for i in odd)
-        what = f"about {missing} missing" if missing else "unevenly spaced"
+        lacking = f"about {missing} {'slice is' if missing == 1 else 'slices are'} missing"
+        what = lacking if missing else "the slices are unevenly spaced"
         i = int(np.abs(gaps - gap).argmax())
         raise InputError(
             f"{folder}: expected a slice every {gap:.3f} mm, found {gaps[i]:.3f} mm between {slices[i].path.name} and "
-            f"{slices[i + 1].path.name}: slices are {what}. Export the whole series."
+            f"{slices[i + 1].path.name}: {what}. Export the whole series."
         )
     line = positions[0] + np.arange(len(slices))[:, None] * _step(slices)
     beside = np.abs((positions - line) - ((positions - line) @ normal)[:, None] * normal)

@@ -116,11 +116,13 @@ def remove(folder, k, count=7):
 def test_missing_slices_are_named(tmp_path):
     write_series(tmp_path, noise())
     remove(tmp_path, 3)
-    assert "expected a slice every 2.500 mm, found 5.000 mm between" in error_of(tmp_path)
+    message = error_of(tmp_path)
+    assert "expected a slice every 2.500 mm, found 5.000 mm between" in message
+    assert "about 1 slice is missing" in message
     remove(tmp_path, 4)
     message = error_of(tmp_path)
     assert "found 7.500 mm between" in message
-    assert "about 2 missing" in message
+    assert "about 2 slices are missing" in message
 
 
 def test_positions_rounded_to_a_tenth_are_accepted_and_jumps_are_not(tmp_path):
@@ -216,6 +218,18 @@ def test_one_file_an_empty_folder_and_damage(tmp_path):
     (tmp_path / "slice.dcm").write_bytes(content)
     with pytest.raises(InputError, match=r"slice\.dcm: .*NIfTI.*found one DICOM file\. Give the folder"):
         read_image(tmp_path / "slice.dcm")
+
+
+def test_a_file_that_ends_before_its_modality_is_called_cut_off(tmp_path):
+    write_series(tmp_path, noise())
+    first = sorted(tmp_path.iterdir())[0]
+    content = first.read_bytes()
+    first.write_bytes(content[: content.index(b"\x08\0\x60\0CS")])  # where (0008,0060), Modality, begins
+    message = error_of(tmp_path)
+    assert (
+        f"{first.name}: expected a CT slice, found a header without Modality: the file is cut off" in message
+    )
+    assert "Copy or export it again" in message
 
 
 def test_random_bytes_in_a_header_give_a_volume_or_one_line(tmp_path):
