@@ -256,26 +256,26 @@ def predict(
         console.print(text, markup=False)
     for texts in (outcome.warnings, outcome.notes):
         _warn_of(texts)
+    if outcome.renewed:
+        what = "a scan has changed since its label map was made, and was"
+        if len(outcome.renewed) > 1:
+            what = f"{len(outcome.renewed)} scans have changed since their label maps were made, and were"
+        warning(f"warning: {what} predicted anew: {some_of(outcome.renewed, NAMED)}")
     if outcome.failed:
         # a few are told in the error itself; of many, each has a line of its own, and the error gives names alone
         many = len(outcome.failed) > NAMED
         for name, reason in outcome.failed.items() if many else ():
             console.print(reason if reason.startswith(name) else f"{name}: {reason}", markup=False)
         raise InputError(failures(outcome, out, reasons=not many))
-    if outcome.renewed:
-        warning(
-            f"warning: {len(outcome.renewed)} scans have changed since their label maps were made, and were "
-            f"predicted anew: {some_of(outcome.renewed, NAMED)}"
-        )
     there = f" ({outcome.kept} were there already)" if outcome.kept else ""
     beside = [] if plan.slices else ["colors for 3D Slicer and ITK-SNAP"]
     beside += ["statistics.csv and statistics.json"] if options and options.statistics else []
     segs = sum(plan.scans[name].is_dicom for name in plan.scans)
     beside += [f"{segs} DICOM SEG"] if options and options.dicom_seg else []
     if options and options.dicom_seg and segs < len(plan.scans):
-        console.print(
-            f"no DICOM SEG of {len(plan.scans) - segs} scans that are no DICOM series", markup=False
-        )
+        others = len(plan.scans) - segs
+        text = "1 scan that is" if others == 1 else f"{others} scans that are"
+        console.print(f"no DICOM SEG of {text} no DICOM series", markup=False)
     n = len(outcome.written) - outcome.kept
     done(
         f"wrote {n} label map{'s' * (n != 1)} to {out}{there}, computed by {outcome.engine}"

@@ -308,6 +308,20 @@ def test_warnings_name_scans_and_not_more_than_a_few(here, kitsseg):
     assert not any(str(here) in line for line in told)
 
 
+def test_a_changed_scan_is_told_also_where_another_scan_fails(here, kitsseg):
+    kitsseg("predict starter in/sub --out pred")
+    damage(here / "in" / "sub", 1)
+    write_image(here / "in" / "sub" / "real.nii.gz", body(6), MM)
+    code, out, err = kitsseg("predict starter in/sub --out pred")
+    assert code == 1
+    assert "bad0" in err
+    assert "a scan has changed since its label map was made, and was predicted anew: real" in out
+    write_image(here / "in" / "sub" / "real.nii.gz", body(7), MM)
+    write_image(here / "in" / "sub" / "phantom.nii.gz", body(8), MM, PHANTOM)
+    _, out, _ = kitsseg("predict starter in/sub --out pred")
+    assert "2 scans have changed since their label maps were made, and were predicted anew: " in out
+
+
 def test_paths_are_relative_to_their_input_however_it_is_given(here, kitsseg, monkeypatch):
     where = {"real": "real.nii.gz"}
     for given in ("in/sub", f"{here}/in/sub", "in/../in/sub", "./in/sub/", "in/sub/real.nii.gz"):
