@@ -117,6 +117,23 @@ def navigation(folder: Path) -> list:
     return nav
 
 
+def build(pages: Path, folder: Path, nav: list) -> None:
+    """Make the site of a folder of pages; a warning of mkdocs ends the script with the warning."""
+    config = CONFIG | {"docs_dir": str(pages), "site_dir": str(folder), "nav": nav}
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+        # not --quiet: it would drop the warnings before --strict counts them
+        built = subprocess.run(
+            [sys.executable, "-W", "error::UserWarning", "-m", "mkdocs", "build", "--strict"],
+            cwd=temporary,
+            env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    if built.returncode:
+        sys.exit(built.stderr)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -125,14 +142,7 @@ def main() -> None:
         pages = Path(temporary) / "docs"
         stage(pages)
         subprocess.run([sys.executable, ROOT / "scripts" / "make_api.py", pages / "api"], check=True)
-        config = CONFIG | {"docs_dir": str(pages), "site_dir": str(folder), "nav": navigation(pages)}
-        (Path(temporary) / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False))
-        subprocess.run(
-            [sys.executable, "-W", "error::UserWarning", "-m", "mkdocs", "build", "--strict", "--quiet"],
-            check=True,
-            cwd=temporary,
-            env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-        )
+        build(pages, folder, navigation(pages))
     print(f"{len(list(folder.rglob('*.html')))} pages: {folder / 'index.html'}")
 
 
