@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(complaint, 2)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+        advice = _pattern_advice(words, unknown)
+        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
     if not hasattr(arguments, "run_command"):
         parser.print_help()
         return 0
@@ -105,6 +106,13 @@ def _empty(words: Sequence[str]) -> str | None:
     before = words[at].rstrip("=") or (words[at - 1] if at and words[at - 1].startswith("--") else "")
     where = f"{before}: " if before else f"argument {at + 1}: "
     return f'{where}expected a value, found an empty word. Check the variable behind it, as in "$SCAN".'
+
+
+def _pattern_advice(words: Sequence[str], unknown: Sequence[str]) -> str:
+    """The advice to quote a pattern, if files are left over that a shell has put in the place of one."""
+    if {"--images", "--labels"}.isdisjoint(words) or not any(map(os.path.exists, unknown)):
+        return ""
+    return ". A pattern needs quotes, as in --images '*.nii.gz': else the shell replaces the pattern by names of files."
 
 
 @contextlib.contextmanager

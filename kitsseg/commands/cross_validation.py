@@ -79,11 +79,14 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.console import done, progress_bar
     from kitsseg.runtime.start_keras import start_keras
 
+    a = arguments
+    recipe = with_given(
+        recipes.get(a.recipe), a.given, steps=a.steps
+    )  # a misspelt name is told before Keras starts
     start_keras()
     from kitsseg.workflows.cross_validate import Scans, score_folds, train_folds
 
-    a = arguments
-    recipe, options = with_given(recipes.get(a.recipe), a.given, steps=a.steps), options_of(a)
+    options = options_of(a)
     scans = None if a.data is None else Scans(a.data, layout_of(a))
     only = list(range(a.folds))
     if a.shard:

@@ -47,7 +47,7 @@ def add(command: AddCommand) -> None:
     sub.add_argument(
         "--size", default=(40, 128, 128), type=volume_size, help="slices,rows,columns (default: 40,128,128)"
     )
-    sub.add_argument("--seed", default=0, type=at_least(0))
+    sub.add_argument("--seed", default=0, type=at_least(0), help="of the patients (default: 0)")
     sub.add_argument("--labels", type=Path, help="folder of real label maps: render a CT for each instead")
 
     sub = command("download", _download, "fetch KiTS19, checked and resumable, or take it from a folder")
@@ -175,7 +175,7 @@ def download(
     except KeyboardInterrupt:
         console.print("what has arrived is kept (.part): the same command goes on from there")
         raise
-    there = f" ({len(result.kept)} were there already)" if result.kept else ""
+    there = f" ({len(result.kept)} there already)" if result.kept else ""
     done(
         f"{len(result.fetched)} files came to {dest}{there}; checked and recorded",
         command_line("verify", dest),
@@ -309,7 +309,7 @@ def preprocess(
         done(f"{plan} in {cache}")
     with progress_bar() as progress:
         folder, made, kept = fill_cache(plan, recipe.preprocess, progress=progress, workers=workers)
-    there = f" ({len(kept)} were there already)" if kept else ""
+    there = f" ({len(kept)} there already)" if kept else ""
     done(f"preprocessed {len(made)} cases into {folder}{there}", _training(recipe, cache))
 
 
@@ -334,7 +334,7 @@ def from_host(
         folder, made, kept = preprocess_from_host(
             data, cache, recipe.preprocess, wanted, workers=workers, compress=compress, progress=progress
         )
-    there = f" ({len(kept)} were there already)" if kept else ""
+    there = f" ({len(kept)} there already)" if kept else ""
     done(
         f"preprocessed {len(made)} cases into {folder}{there}; their label maps are in {data}, their scans are gone",
         _training(recipe, cache),

@@ -29,15 +29,18 @@ def add(command: AddCommand) -> None:
     sub.add_argument("--recipe", default="unet2d", help="NAME; its tiny variant is used (default: unet2d)")
     sub.add_argument("--out", default="demo", type=Path, help="new folder for everything (default: demo)")
     sub.add_argument("--cases", default=32, type=at_least(5), help="number of patients (default: 32)")
-    sub.add_argument("--seed", default=0, type=at_least(0))
+    sub.add_argument(
+        "--seed", default=0, type=at_least(0), help="of the patients and of the training (default: 0)"
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     from kitsseg import recipes
     from kitsseg.runtime.start_keras import start_keras
 
+    recipe = recipes.get(f"{arguments.recipe}:tiny")  # a misspelt name is told before Keras starts
     start_keras()
-    demo(recipes.get(f"{arguments.recipe}:tiny"), arguments.out, arguments.cases, arguments.seed)
+    demo(recipe, arguments.out, arguments.cases, arguments.seed)
 
 
 def demo(recipe: Recipe, out: Path, n_cases: int, seed: int) -> None:

@@ -224,6 +224,7 @@ def predict(
     *,
     dry_run: bool = False,
 ) -> None:
+    from kitsseg import recipes
     from kitsseg.commands.plan_table import show_plan
     from kitsseg.inference.cohort import NAMED, carry_out, failures, plan_cohort
     from kitsseg.inference.ensemble import needs_keras
@@ -233,6 +234,12 @@ def predict(
     from kitsseg.runtime.hardware import unused_gpu_warning
     from kitsseg.runtime.start_keras import start_keras
 
+    for name in map(str, [run, *(options.also if options else ())]):
+        if name.partition(":")[0] in recipes.names() and not Path(name).exists():
+            raise InputError(
+                f"{name}: expected the folder of a run, found the name of a recipe, which has no trained network. "
+                f"Train one with kitsseg train {name} CACHE RUN, or give {STARTER}."
+            )
     if any(network_path(name) == network_path(STARTER) for name in [run, *(options.also if options else ())]):
         console.print(STARTER_NOTE, markup=False)
     with ExitStack() as stack:
@@ -267,7 +274,7 @@ def predict(
         for name, reason in outcome.failed.items() if many else ():
             console.print(reason if reason.startswith(name) else f"{name}: {reason}", markup=False)
         raise InputError(failures(outcome, out, reasons=not many))
-    there = f" ({outcome.kept} were there already)" if outcome.kept else ""
+    there = f" ({outcome.kept} there already)" if outcome.kept else ""
     beside = [] if plan.slices else ["colors for 3D Slicer and ITK-SNAP"]
     beside += ["statistics.csv and statistics.json"] if options and options.statistics else []
     segs = sum(plan.scans[name].is_dicom for name in plan.scans)

@@ -58,7 +58,12 @@ def add(command: AddCommand) -> None:
         help="a split file or a named split (default: the paper's split if all 210 cases of KiTS19 are available, "
         "else 80/10/10 of the available cases)",
     )
-    sub.add_argument("--seed", default=0, type=at_least(0))
+    sub.add_argument(
+        "--seed",
+        default=0,
+        type=at_least(0),
+        help="of the initial weights and of the sampling; the split does not depend on it (default: 0)",
+    )
     sub.add_argument(
         "--from",
         dest="start_from",
@@ -135,13 +140,12 @@ def _train(arguments: argparse.Namespace) -> None:
     from kitsseg.commands.given import with_given
     from kitsseg.runtime.start_keras import start_keras
 
-    start_keras()
     a = arguments
-    recipe, options = (
-        with_given(recipes.get(a.recipe), a.given, steps=a.steps, batch_size=a.batch_size),
-        options_of(a),
-    )
+    # before Keras, whose import takes seconds: a misspelt name or a missing cache is told at once
+    recipe = with_given(recipes.get(a.recipe), a.given, steps=a.steps, batch_size=a.batch_size)
     split = choose_split(a.cache, recipe, a.split)
+    start_keras()
+    options = options_of(a)
     train_on(recipe, a.cache, split, a.run, options)
 
 

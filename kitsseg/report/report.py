@@ -89,7 +89,8 @@ def make_report(
         raise InputError(f"{out}: expected the name of an .html file to write.")
     if not source.exists():
         raise InputError(
-            f"{source}: expected a run folder, a scores.csv or a folder of predictions, found nothing."
+            f"{source}: expected a run folder, a scores.csv or a folder of predictions, found nothing. Check "
+            "the path."
         )
     return draw_report(_read(source), out, progress)
 

@@ -144,7 +144,9 @@ def find_pairs(
     prediction, truth = Path(prediction), Path(truth)
     for path in (prediction, truth):
         if not path.exists():
-            raise InputError(f"{path}: expected a label map or a folder of them, found nothing.")
+            raise InputError(
+                f"{path}: expected a label map or a folder of them, found nothing. Check the path."
+            )
     if truth.is_file() and prediction.is_dir():
         raise InputError(
             f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."

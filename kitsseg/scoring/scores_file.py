@@ -55,6 +55,10 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], Sum
             f"{path}: expected scores of whole cases, found slice scores, which mean something else. Compare slice "
             "scores with each other: kitsseg compare."
         )
+    if path.suffix != ".csv" and path.is_file():
+        raise InputError(
+            f"{path}: expected the scores.csv of kitsseg evaluate, found another file. Check the path."
+        )
     if not beside.is_file():
         raise InputError(f"{beside}: expected the summary of {path.name} beside it, found nothing. {AGAIN}")
     kinds: dict[str, Callable[[str], Any]] = {

@@ -342,3 +342,57 @@ def test_an_empty_word_is_never_taken_for_this_folder(words, where, capsys, tmp_
     line = said(capsys, *words, code=2)
     assert line.startswith(f"{where}: ") and "found an empty word" in line
     assert not list(tmp_path.iterdir())
+
+
+# words that a shell has split or filled in
+
+
+def test_a_path_whose_spaces_were_not_quoted_is_given_in_quotes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "my scan" / "late phase.nii.gz")
+    line = said(capsys, "predict", "starter", "my", "scan/late", "phase.nii.gz", "--out", "out")
+    assert line.startswith("my: ")
+    assert line.endswith('quotes: "my scan/late phase.nii.gz".')
+    assert "quotes" not in said(capsys, "predict", "starter", "elsewhere", "scan/late", "--out", "out")
+
+
+def test_files_in_the_place_of_a_pattern_are_told_as_a_missing_quote(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flat(tmp_path / "ct")
+    files = ["ct/patient0.nii.gz", "ct/patient1.nii.gz"]
+    assert "A pattern needs quotes" in said(capsys, "verify", "ct", "--images", *files, code=2)
+    assert "quotes" not in said(capsys, "verify", "ct", "--images", "*.nii.gz", "--fast", code=2)
+    assert "quotes" not in said(capsys, "verify", "ct", *files, code=2)
+
+
+# a recipe in the place of a network
+
+
+@pytest.mark.parametrize("name", ["unet2d", "wp_unet:practical"])
+def test_a_recipe_given_to_predict_is_told_to_have_no_trained_network(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = said(capsys, "predict", name, "scan.nii.gz", "--out", "out")
+    assert line.startswith(f"{name}: ")
+    assert f"kitsseg train {name} CACHE RUN" in line
+    assert line in said(capsys, "predict", "starter", "scan.nii.gz", "--out", "out", "--also", name)
+    (tmp_path / "unet2d").mkdir()  # a folder of this name is taken as the run
+    assert "recipe" not in said(capsys, "predict", "unet2d", "scan.nii.gz", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "unet2d:tny", "cache", "run"],
+        ["train", "unet2d:tiny", "cache", "run"],
+        ["cross-validate", "unet2d:tny", "cache", "folds"],
+    ],
+)
+def test_a_misspelt_recipe_or_a_missing_cache_is_told_before_keras_starts(
+    words, tmp_path, monkeypatch, capsys
+):
+    def started():
+        raise AssertionError("Keras was started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kitsseg.runtime.start_keras.start_keras", started)
+    assert "expected" in said(capsys, *words)

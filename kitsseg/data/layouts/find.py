@@ -56,7 +56,7 @@ def find_cases(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: expected a folder of cases, found {'a file' if folder.exists() else 'nothing'}."
+            f"{folder}: expected a folder of cases, found {'a file' if folder.exists() else 'nothing'}. Check the path."
         )
     if options is None:
         wanted = {"--images": need_image, "--labels": need_labels or not need_image}

@@ -18,7 +18,7 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,6 +177,15 @@ def scan_grid(scan: Scan) -> Grid:
     return read_series_grid(scan.path, scan.series) if scan.path.is_dir() else read_grid(scan.path)
 
 
+def _quotes(items: Sequence[Path]) -> str:
+    """The advice to quote a path with spaces, if some words beginning with the first one are such a path."""
+    for end in range(2, len(items) + 1):
+        path = " ".join(map(str, items[:end]))
+        if Path(path).exists():
+            return f' A path with spaces needs quotes: "{path}".'
+    return ""
+
+
 def find_scans(
     inputs: Iterable[str | os.PathLike[str]],
     layout: Layout | None = None,
@@ -194,13 +203,15 @@ def find_scans(
     """
     layout = layout or Layout()
     all_found = Found()
-    for item in map(Path, inputs):
+    items = [Path(item) for item in inputs]
+    for number, item in enumerate(items):
         check_regular(item)
         if item.is_dir():
             all_found.add_all(_in_folder(item, layout, unpacked))
         elif not item.exists():
             raise InputError(
                 f"{item}: expected a scan or a folder of cases, found nothing there. Check the path."
+                f"{_quotes(items[number:])}"
             )
         elif _is_archive(item):
             _into_archive(item, layout, unpacked, all_found)

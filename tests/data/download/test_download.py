@@ -629,7 +629,7 @@ def test_real_label_maps_from_a_folder(real_data, tmp_path, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "CC BY-NC-SA" not in out
     assert "0 files came" in out
-    assert "(24 were there already)" in out
+    assert "(24 there already)" in out
 
 
 def test_a_file_that_landed_just_before_the_process_was_killed(server, tmp_path):
