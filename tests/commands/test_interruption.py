@@ -94,7 +94,8 @@ def test_preprocess_stopped_in_the_middle_of_a_case(number, larger, capsys):
     assert main(["preprocess", "unet2d:tiny", str(larger / "data"), str(cache)]) == 0
     assert not hidden(cache)  # what the killed one left half made is gone
     left = len(CASES) - len(done)
-    assert f"preprocessed {left} cases into {folder} ({len(done)} were there" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"preprocessed {left} cases into {folder}" in out and f"({len(done)} there" in out
     assert list(open_cache(cache, recipes.get("unet2d:tiny").preprocess)) == CASES
     assert contents(folder, CASES) == contents(whole, CASES)
 
