@@ -61,6 +61,7 @@ def main() -> None:
             for index, ((name, way), run) in enumerate(jobs.items()):
                 out = folder / f"out-{number}-{index}"
                 spent[name, way].append(measure(run, scan, out, WAYS[way]))
+                print(f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU", file=sys.stderr, flush=True)
     print_table(spent)
 
 

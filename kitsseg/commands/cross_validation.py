@@ -80,9 +80,8 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.start_keras import start_keras
 
     a = arguments
-    recipe = with_given(
-        recipes.get(a.recipe), a.given, steps=a.steps
-    )  # a misspelt name is told before Keras starts
+    # a misspelt name is told before Keras starts
+    recipe = with_given(recipes.get(a.recipe), a.given, steps=a.steps)
     start_keras()
     from kitsseg.workflows.cross_validate import Scans, score_folds, train_folds
 

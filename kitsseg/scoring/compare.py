@@ -176,11 +176,11 @@ def _left_out(
             for part, words in (("train", "trained on"), ("validation", "chosen by")):
                 for case in getattr(parts, part):
                     found.setdefault(case, f"{name} was {words} it")
-            for case in set.union(*seen_patients(record).values()):
+            for case in sorted(set.union(*seen_patients(record).values())):
                 found.setdefault(case, f"{name} started from a run that has seen it")
     everything = set.union(*map(set, tables.values()))
     for name, rows in tables.items():
-        for case in everything - set(rows):
+        for case in sorted(everything - set(rows)):
             found.setdefault(case, f"not scored by {name}")
     return {case: why for case, why in found.items() if case in everything}
 

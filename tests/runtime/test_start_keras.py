@@ -7,12 +7,24 @@ import subprocess
 import sys
 
 import pytest
+from support.cases import make_case
 
+from kitsseg import recipes
 from kitsseg.cli import main
+from kitsseg.data.cache.build import preprocess_cases
 
 WITHOUT_JAX = "raise ModuleNotFoundError(\"No module named 'jax'\", name='jax')\n"
 SAY = "from kitsseg.runtime.start_keras import start_keras; start_keras(); import keras; print(keras.backend.backend())"
-TRAIN = ("train", "unet2d:tiny", "nowhere", "run", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """A command that would train. Its cache is there: a missing one is told before Keras starts."""
+    folder = tmp_path_factory.mktemp("start_keras")
+    for case in range(3):
+        make_case(folder / "data" / f"case_{case:05d}", seed=case)
+    preprocess_cases(folder / "data", folder / "cache", recipes.get("unet2d:tiny").preprocess)
+    return ("train", "unet2d:tiny", str(folder / "cache"), "run", "--epochs", "1")
 
 
 @pytest.fixture
@@ -24,8 +36,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def complaint(capsys):
-    assert main(list(TRAIN)) == 1
+def complaint(train, capsys):
+    assert main(list(train)) == 1
     [line] = capsys.readouterr().err.splitlines()
     return line
 
@@ -40,18 +52,18 @@ def process(tmp_path, settings, *command):
 @pytest.mark.parametrize(
     "name", ["nonsense", "TensorFlow", "TensorFlow2", "torch", "numpy", "jax,tensorflow", " "]
 )
-def test_a_backend_that_is_none_is_named(name, home, monkeypatch, capsys):
+def test_a_backend_that_is_none_is_named(name, home, train, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_BACKEND", name)
-    line = complaint(capsys)
+    line = complaint(train, capsys)
     assert line.startswith(f"kitsseg: KERAS_BACKEND={name.strip()}")
     assert "backend tensorflow or jax" in line
 
 
-def test_a_backend_that_is_not_installed_is_named(home, tmp_path):
+def test_a_backend_that_is_not_installed_is_named(home, train, tmp_path):
     (tmp_path / "site" / "jax").mkdir(parents=True)
     (tmp_path / "site" / "jax" / "__init__.py").write_text(WITHOUT_JAX)
     settings = {"KERAS_BACKEND": "jax", "PYTHONPATH": str(tmp_path / "site")}
-    done = process(tmp_path, settings, "-m", "kitsseg", *TRAIN)
+    done = process(tmp_path, settings, "-m", "kitsseg", *train)
     [line] = done.stderr.splitlines()
     assert done.returncode == 1
     assert re.search("KERAS_BACKEND=jax: .*jax cannot be imported", line)
@@ -61,14 +73,14 @@ def test_a_backend_that_is_not_installed_is_named(home, tmp_path):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[]", "null", '{"backend": ["jax"]}', '{"backend": "theano"}']
 )
-def test_a_configuration_that_cannot_be_used_is_named(text, home, capsys):
+def test_a_configuration_that_cannot_be_used_is_named(text, home, train, capsys):
     (home / "keras.json").write_text(text)
-    assert complaint(capsys).startswith(f"kitsseg: {home / 'keras.json'}")
+    assert complaint(train, capsys).startswith(f"kitsseg: {home / 'keras.json'}")
 
 
-def test_so_is_one_with_another_wrong_setting(home, tmp_path):
+def test_so_is_one_with_another_wrong_setting(home, train, tmp_path):
     (home / "keras.json").write_text(json.dumps({"floatx": "float99"}))
-    done = process(tmp_path, {}, "-m", "kitsseg", *TRAIN)
+    done = process(tmp_path, {}, "-m", "kitsseg", *train)
     [line] = done.stderr.splitlines()
     assert done.returncode == 1
     assert line.startswith(f"kitsseg: {home / 'keras.json'}: Keras cannot use it")
