@@ -75,11 +75,17 @@ def of_cuda():
         (of_python, "MemoryError"),
         (of_numpy, "Unable to allocate 32.0 TiB .*"),
         (of_tensorflow, r"OOM when allocating tensor with shape\[1048576,1048576,4\] and type float"),
-        (
+        # each of the three waits ten seconds for memory
+        pytest.param(
             of_a_graph_of_tensorflow,
             r"OOM when allocating tensor with shape\[1048576,1048576,4\] and type float",
+            marks=pytest.mark.slow,
         ),
-        (of_a_constant_in_a_graph_of_tensorflow, "no room for a tensor|OOM when allocating .*"),
+        pytest.param(
+            of_a_constant_in_a_graph_of_tensorflow,
+            "no room for a tensor|OOM when allocating .*",
+            marks=pytest.mark.slow,
+        ),
         (of_a_thread_of_tensorflow, "MemoryError: Unable to allocate 32.0 TiB .*"),
         (of_jax, "RESOURCE_EXHAUSTED: Out of memory allocating 17592186044416 bytes"),
         (of_the_system, "Cannot allocate memory"),
