@@ -27,7 +27,6 @@ from kitsseg.commands import (
 )
 from kitsseg.errors import InputError, did_you_mean
 from kitsseg.files.paths import check_utf8
-from kitsseg.runtime.memory import too_little_memory
 from kitsseg.runtime.warning_lines import warnings_as_lines
 from kitsseg.version import __version__
 
@@ -83,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _complain(str(error), 1)
     except Exception as error:
+        from kitsseg.runtime.memory import too_little_memory  # ctypes: a tenth of the start of every command
+
         if text := too_little_memory(error):
             advice = "Close other programs, or use a larger machine."
             return _complain(f"not enough memory ({text}). {advice}{_how_to_go_on(arguments)}", 1)

@@ -102,22 +102,27 @@ def _as_chosen(ensemble: Ensemble, choices: Mapping[tuple[str, str], EngineChoic
     return replace(ensemble, networks=tuple(networks), engine=None, engines=tuple(engines))
 
 
-def _candidates(network: TrainedNetwork) -> list[tuple[str | None, TrainedNetwork]]:
-    """(engine, network as the engine computes it); the first engine is the default, None for that of Keras' backend."""
-    installed = [name for name in OF_ONNX if find_spec(name) is not None]
+def _engines(network: TrainedNetwork) -> list[str | None]:
+    """The engines that can compute a network here; the first is the default, None for that of Keras' backend."""
+    installed: list[str | None] = [name for name in OF_ONNX if find_spec(name) is not None]
     if isinstance(network, FinishedRun):
-        if not (installed and has_quick_start(network)):
-            return [(None, network)]
-        quick = quick_start_of(network)
-        return [(None, network), *((name, quick) for name in installed)]
+        return [None, *installed] if has_quick_start(network) else [None]
     source = network.source
-    if isinstance(source, Exported) and source.format == "onnx":
-        return [(name, network) for name in installed] or [(None, network)]
-    return [(None, network)]
+    if isinstance(source, Exported) and source.format == "onnx" and installed:
+        return installed
+    return [None]
+
+
+def _candidates(network: TrainedNetwork) -> list[tuple[str | None, TrainedNetwork]]:
+    """(engine, network as the engine computes it) for each of ``_engines``."""
+    default, *others = _engines(network)
+    # the file is read whole for its checksum: once, however many engines compute it
+    other = quick_start_of(network) if others and isinstance(network, FinishedRun) else network
+    return [(default, network), *((name, other) for name in others)]
 
 
 def _versions(network: TrainedNetwork) -> dict[str, str]:
-    packages = [ENGINE_PACKAGES[name] for name, _ in _candidates(network) if name]
+    packages = [ENGINE_PACKAGES[name] for name in _engines(network) if name]
     if isinstance(network, FinishedRun):
         packages += ["keras", "tensorflow"]
     return {package: metadata.version(package) for package in packages}

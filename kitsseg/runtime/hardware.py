@@ -29,7 +29,7 @@ def nvidia_devices() -> list[str]:
         else:
             if names := [line.strip() for line in found.stdout.splitlines() if line.strip()]:
                 return names
-    return [f"{path}" for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    return _device_files()
 
 
 def may_have_gpu() -> bool:
@@ -37,7 +37,11 @@ def may_have_gpu() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     # the second one stands for all devices of a Linux inside of Windows
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    return bool(_device_files()) or Path("/dev/dxg").exists()
+
+
+def _device_files() -> list[str]:
+    return [f"{path}" for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def gpus_of_backend() -> list[str]:
