@@ -141,6 +141,11 @@ class SliceSampler:
                 "positive", f"a whole number from 0 to {most} ({why})", self.positive, "SliceSampler"
             )
 
+    @property
+    def images(self) -> int:
+        """Images in a batch."""
+        return self.batch_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchSampler:
@@ -158,6 +163,11 @@ class PatchSampler:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def images(self) -> int:
+        """Images in a batch."""
+        return 3 * self.cases_per_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,13 +207,9 @@ def _memory_named(training: Training, phase: Phase) -> Iterator[None]:
         if text is None:
             raise
         parts = training.options.accumulate
+        images, option = phase.sampler.images, "--batch-size"
         if isinstance(phase.sampler, PatchSampler):
-            images, option = (
-                3 * phase.sampler.cases_per_batch,
-                f"--set phases.{phase.name}.sampler.cases_per_batch",
-            )
-        else:
-            images, option = phase.sampler.batch_size, "--batch-size"
+            option = f"--set phases.{phase.name}.sampler.cases_per_batch"
         advice = "Use a machine or a GPU with more memory."
         if images > parts:
             advice = (
@@ -267,9 +263,7 @@ def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]
     if options.validate_cases_every is not None:
         recipe = _validated_every(recipe, options.validate_cases_every)
     for phase in recipe.phases:
-        sampler = phase.sampler
-        images = 3 * sampler.cases_per_batch if isinstance(sampler, PatchSampler) else sampler.batch_size
-        options.devices.check(images, accumulate)
+        options.devices.check(phase.sampler.images, accumulate)
     one_by_one = check_execution(recipe, options.devices, options.xla, options.steps_per_execution)
     if options.ema is not None and not 0 < options.ema < 1:
         raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {options.ema:g}.")

@@ -56,10 +56,9 @@ def training_work(recipe: Recipe) -> TrainingWork:
     steps, images, flops = 0, 0, 0.0
     for phase in recipe.phases:
         sampler = phase.sampler
-        batch = sampler.batch_size if isinstance(sampler, SliceSampler) else 3 * sampler.cases_per_batch
         of_phase = steps_of(phase)
         macs = count_macs(model, (*sampler.patch_size, model.input_shape[-1]))
-        steps, images = steps + of_phase, images + of_phase * batch
-        flops += of_phase * batch * macs * 2 * 3
+        steps, images = steps + of_phase, images + of_phase * sampler.images
+        flops += of_phase * sampler.images * macs * 2 * 3
     what = "slices" if isinstance(sampler, SliceSampler) else "patches"
     return TrainingWork(steps, images, what, flops)
