@@ -41,29 +41,23 @@ def write_tables(out, facts, scripts, pages):
 
 
 def network_tables(facts, scores, papers):
-    """The long table with the clear differences between the papers, and the short table of the README."""
+    """The table of the networks, with the clear differences between the papers."""
     found = compare_scores(scores)
-    head = "| network | TK Dice (95 %) | TU Dice (95 %) | parameters | "
-    long = [
-        head + "multiply-adds a pixel or voxel | training | CPU a slice of the scan | file |",
+    rows = [
+        "| network | TK Dice (95 %) | TU Dice (95 %) | parameters | multiply-adds a pixel or voxel | training | CPU a "
+        "slice of the scan | file |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    short = [head + "training |", "|---|---|---|---|---|"]
     for name, fact in facts.items():
         label = LABELS.get(name, f"`{name}`")
         dice = ["{:.3f} ({:.3f} to {:.3f})".format(*found.means[name][key]) for key in ("tk_dice", "tu_dice")]
-        row = f"| {label} | {dice[0]} | {dice[1]} | {fact['parameters']:,} | "
-        minutes = f"{fact['train_s'] / 60:.1f} min"
-        short.append(row + f"{minutes} |")
-        long.append(
-            row
-            + f"{fact['macs'] / 1e3:.1f} k | {fact['steps']:,} steps, {minutes} | {fact['predict_ms']:.0f} ms | "
+        rows.append(
+            f"| {label} | {dice[0]} | {dice[1]} | {fact['parameters']:,} | {fact['macs'] / 1e3:.1f} k | "
+            f"{fact['steps']:,} steps, {fact['train_s'] / 60:.1f} min | {fact['predict_ms']:.0f} ms | "
             f"{fact['megabytes']:.2f} MB |"
         )
     empty = read_scores(next(iter(scores.values())))[1]["beside_all_background"]["all_background"]
-    last = f"| all background | {empty['tk_dice']:.3f} | {empty['tu_dice']:.3f} |"
-    long.append(last + " |" * 5)
-    short.append(last + " |" * 2)
+    rows.append(f"| all background | {empty['tk_dice']:.3f} | {empty['tu_dice']:.3f} |" + " |" * 5)
     pairs = [row for row in compare_scores(papers).differences if row["metric"] != "composite"]
     clear = [
         f"{row['second']} against {row['first']}: {row['metric'].split('_')[0].upper()} {row['difference']:+.3f}"
@@ -73,7 +67,7 @@ def network_tables(facts, scores, papers):
     text = f"{len(found.cases)} test patients: {', '.join(found.cases)}. Of {len(pairs)} differences among the papers, "
     text += "TK and TU, these have p below 0.05 by Wilcoxon's test, not corrected for their number: "
     text += f"{'; '.join(clear) or 'none'}."
-    return {"networks": "\n".join([*long, "", text]), "networks-short": "\n".join(short)}
+    return {"networks": "\n".join([*rows, "", text])}
 
 
 def put_tables(page, tables):

@@ -7,7 +7,7 @@ noise, edges, and how bright each place around the kidneys is on average. FOLDER
 each source and statistic; ``statistics.json``, the same with curves and maps; and ``statistics.png``. To compare with
 an earlier generator, give its ``statistics.json`` as ``--before``.
 
-Seven of the 28 patients are kept aside (ASIDE): they never tune the generator, and are measured here only if asked for.
+Seven of the 28 patients are set aside (ASIDE): they never tune the generator, and are measured here only if asked for.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class RealSlice:
 
 
 def read_slices(folder: Path, aside: bool) -> list[RealSlice]:
-    """Read the real slices of the patients kept aside, or of all others."""
+    """Read the real slices of the patients set aside, or of all others."""
     from PIL import Image
 
     with (folder / "slices.csv").open(newline="") as file:
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--before", type=Path, help="statistics.json of an earlier generator")
     parser.add_argument(
-        "--aside", action="store_true", help="the seven patients kept aside instead of the others"
+        "--aside", action="store_true", help="the seven patients set aside instead of the others"
     )
     parser.add_argument("--cases", type=int, default=24, help="procedural patients (default: 24)")
     parser.add_argument("--seed", type=int, default=0)

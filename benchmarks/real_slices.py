@@ -495,7 +495,7 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
             aside = [i for i, patient in enumerate(one["patients"]) if patient in ASIDE]
             tk, tu = one["of_patients"][aside].mean(axis=0)
             lines.append(
-                f"{row.label}: (a) on the {len(aside)} patients kept aside from the rendering: TK {tk:.3f}, "
+                f"{row.label}: (a) on the {len(aside)} patients set aside from the rendering: TK {tk:.3f}, "
                 f"TU {tu:.3f}."
             )
         for first, second in (("b", "c"), ("b", "d")):

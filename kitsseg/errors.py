@@ -22,12 +22,19 @@ def command_line(*words: object) -> str:
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """The sentence " Did you mean NAME?" with the known name that is nearest to ``found``; empty if none is near."""
-    from difflib import get_close_matches  # only where something is wrong
+    """The sentence " Did you mean NAME?" with the known name that is nearest to ``found``; empty if none is near.
 
-    names = {name.lower().replace("_", "-"): name for name in known}
-    near = get_close_matches(found.lower().replace("_", "-"), names, 1, 0.6)
-    return f" Did you mean {names[near[0]]}?" if near else ""
+    Names that are equally near are all given: "unet" is as near to unet2d as to unet3d.
+    """
+    from difflib import SequenceMatcher  # only where something is wrong
+
+    one = SequenceMatcher(b=found.lower().replace("_", "-"))
+    near: dict[float, list[str]] = {}
+    for name in known:
+        one.set_seq1(name.lower().replace("_", "-"))
+        near.setdefault(one.ratio(), []).append(name)
+    best = max(near, default=0.0)
+    return f" Did you mean {' or '.join(near[best])}?" if best >= 0.6 else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -308,7 +308,7 @@ def preprocess(
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")
     with progress_bar() as progress:
-        folder, made, kept = fill_cache(plan, recipe.preprocess, progress=progress, workers=workers)
+        folder, made, kept = fill_cache(plan, progress=progress, workers=workers)
     there = f" ({len(kept)} there already)" if kept else ""
     done(f"preprocessed {len(made)} cases into {folder}{there}", _training(recipe, cache))
 

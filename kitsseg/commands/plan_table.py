@@ -23,8 +23,10 @@ REFUSED = "nothing: refused"
 SHOWN = 20  # scans, and lines about what is left out, unless all are asked for
 
 
-def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
+def show_plan(plan: Plan, out: str, all_rows: bool = False) -> int:
     """Print a table of the scans, lines about files that are left out or cannot be searched, and the numbers of all.
+
+    Returns the number of scans that are known to fail: of those with a row, and of those that cannot be looked at.
 
     Args:
         plan: Plan.
@@ -71,6 +73,7 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> None:
             markup=False,
         )
     console.print(_numbers(plan, rows, kinds, out, all_rows), markup=False)
+    return sum(row.will in (FAIL, REFUSED) for row in rows) + len(plan.wrong)
 
 
 def _numbers(plan: Plan, rows: Sequence[_Row], kinds: Counter[str], out: str, told: bool) -> str:

@@ -248,7 +248,13 @@ def predict(
                 plan_cohort(run, inputs, out, part, options, layout=layout, progress=progress)
             )
         if dry_run or sum(map(len, (plan.scans, plan.wrong, plan.clashing, plan.left_out))) > 1:
-            show_plan(plan, str(out), all_rows=dry_run)
+            failing = show_plan(plan, str(out), all_rows=dry_run)
+            if dry_run and failing:
+                total = len(plan.scans) + len(plan.clashing) + len(plan.wrong)
+                raise InputError(
+                    f"{failing} of {total} scans would fail; the lines above say why. Without --dry-run the others are "
+                    "predicted."
+                )
         if dry_run:
             return
         if plan.todo and not (options and options.scheduler) and needs_keras(plan.ensemble):

@@ -30,7 +30,7 @@ from kitsseg.inference.familiar import unlike_kits19
 from kitsseg.inference.fastest import AUTO, as_known, choices_of, measure
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.plan import Plan, odd_name, planned
-from kitsseg.inference.precision import agreement, single_networks
+from kitsseg.inference.precision import agreement
 from kitsseg.inference.products import check_products, with_volumes, write_dicom_seg, write_statistics
 from kitsseg.inference.region import labels_at_border
 from kitsseg.inference.scan import (
@@ -146,9 +146,9 @@ def predict_cohort(
     Args:
         run: folder of a finished run, or a network from ``kitsseg export``; TensorFlow and Keras are imported for a
             run and for a SavedModel only.
-        inputs: files, folders and archives of scans, as ``find_scans`` of ``kitsseg.data.layouts.scans`` takes them; or
-            folders of single slices (``kitsseg.data.layouts.slices``) and images in them. The label map of a slice is a
-            PNG of the same name, with the values of the masks.
+        inputs: files, folders and archives of scans, as ``find_scans`` of ``kitsseg.data.layouts.search`` takes them;
+            or folders of single slices (``kitsseg.data.layouts.slices``) and images in them. The label map of a slice
+            is a PNG of the same name, with the values of the masks.
         out: folder for the label maps, which have the names that KiTS19 asks for, and for ``predictions.json``.
         part: "train", "validation" or "test": segment only the scans in this part of the run's split.
         options: PredictOptions; the settings of the recipe by default.
@@ -301,9 +301,14 @@ def _notes(plan: Plan, done: Mapping[str, PredictedScan]) -> tuple[str, ...]:
     for run, network in zip(plan.ensemble.runs, plan.ensemble.networks, strict=True):
         # of the network in the package something better is said
         if network.record.phantom and real and Path(run) != network_path(STARTER).resolve():
+            which = (
+                f"{real[0]}, which is"
+                if len(real) == 1
+                else f"{len(real)} scans, such as {real[0]}, which are"
+            )
             said.append(
-                f"{run}: a network that has seen synthetic patients; its labels of {len(real)} scans that are not "
-                f"synthetic, such as {real[0]}, show that the road works, and nothing about these patients"
+                f"{run}: a network that has seen synthetic patients; its labels of {which} not synthetic, show that "
+                f"the road works, and nothing about the patient{'s' * (len(real) > 1)}"
             )
     said += [f"{name}: {remark}" for name, entry in done.items() if (remark := entry.unlike_remark)]
     return *_seen_whole(done), *said
@@ -577,7 +582,7 @@ def _checked_precision(
     if ensemble.precision == "float32" or ensemble in _agreeing:
         return None
     made, open_questions = [], False
-    for alone in single_networks(ensemble):
+    for alone in ensemble.single_networks():
         try:
             check, now = agreement(alone, engine, scan.array, scan.grid.spacing_mm, region)
         except InputError as error:

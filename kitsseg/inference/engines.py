@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from kitsseg.errors import InputError
 from kitsseg.recipe import OUTPUTS
-from kitsseg.records.exported import Exported
+from kitsseg.records.exported import Exported, fits
 from kitsseg.runtime.memory import give_back_memory
 from kitsseg.runtime.quiet import quiet_stderr
 
@@ -285,10 +285,7 @@ def _one_by_one(compute: Predict, shape: tuple[int | None, ...]) -> Predict:
     """A function of batches that calls a function of single images, because exported networks take one image."""
 
     def scores(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        found = batch.shape[1:]
-        if len(found) != len(shape) - 1 or any(
-            n not in (None, size) for n, size in zip(shape[1:], found, strict=True)
-        ):
+        if not fits(shape[1:], batch.shape[1:]):
             raise ValueError(f"expected images of shape {shape[1:]}, found {batch.shape[1:]}.")
         images = [compute(np.ascontiguousarray(image[None], np.float32)) for image in batch]
         return images[0] if len(images) == 1 else np.concatenate(images)

@@ -62,6 +62,13 @@ class Ensemble:
     precision: str = "float32"
     engines: tuple[str | None, ...] = ()
 
+    def single_networks(self) -> list["Ensemble"]:
+        """Each network by itself."""
+        return [
+            replace(self, runs=(run,), networks=(network,), sha256=(sha256,))
+            for run, network, sha256 in zip(self.runs, self.networks, self.sha256, strict=True)
+        ]
+
 
 def ensemble_of(runs: Iterable[str | os.PathLike[str]], options: PredictOptions | None = None) -> Ensemble:
     """Make an Ensemble of some runs; each run is read once.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kitsseg.errors import InputError
 from kitsseg.inference.engines import ENGINE_PACKAGES, OF_ONNX
 from kitsseg.inference.ensemble import Ensemble, open_ensemble
-from kitsseg.inference.precision import compared, geometry_of, labels_of, parts_of, single_networks
+from kitsseg.inference.same_labels import compared, geometry_of, labels_of, parts_of
 from kitsseg.records.engine_choice import EngineChoice, keep_choice, kept_choice, this_machine
 from kitsseg.records.exported import Exported
 from kitsseg.records.networks import FinishedRun, TrainedNetwork, has_quick_start, quick_start_of
@@ -53,7 +53,7 @@ def as_known(ensemble: Ensemble) -> Ensemble:
 
     Returns: the ensemble unchanged if one of its networks was never measured here.
     """
-    for alone in single_networks(ensemble):
+    for alone in ensemble.single_networks():
         [run], [network], [sha256] = alone.runs, alone.networks, alone.sha256
         if (run, sha256) not in _choices:
             choice = None
@@ -76,7 +76,7 @@ def measure(ensemble: Ensemble, image: npt.NDArray[np.int16], spacing_mm: Sequen
 
     Raises: InputError if the default engine cannot compute a network.
     """
-    for alone in single_networks(ensemble):
+    for alone in ensemble.single_networks():
         [run], [sha256] = alone.runs, alone.sha256
         if (run, sha256) not in _choices:
             choice, told = _measured(alone, image, spacing_mm)

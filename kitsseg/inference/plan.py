@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kitsseg.data.formats.slices import SliceImage
 from kitsseg.data.layouts.find import Layout
-from kitsseg.data.layouts.scans import Found, Scan, find_scans
+from kitsseg.data.layouts.scans import Found, Scan
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.errors import InputError
 from kitsseg.inference.engines import ENGINES

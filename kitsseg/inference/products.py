@@ -95,13 +95,13 @@ def write_statistics(out: Path, cases: Mapping[str, PredictedScan]) -> None:
     """Write ``statistics.csv``, a row for each case, and ``statistics.json`` of all that have volumes."""
     rows, record = [], {}
     for name, entry in sorted(cases.items()):
-        volumes = entry.volumes
-        if volumes is None:
+        if entry.volumes is None:
             continue
+        volumes = entry.volumes.rounded()
         rows.append(
             {
                 "case": name,
-                **{key: round(getattr(volumes, key), 3) for key in _SIZES},
+                **{key: getattr(volumes, key) for key in _SIZES},
                 "tumors": len(volumes.tumors),
                 "tumor_ml": ";".join(f"{one.ml:.3f}" for one in volumes.tumors),
                 "tumor_sides": ";".join(one.side for one in volumes.tumors),

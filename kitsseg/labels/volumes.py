@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +52,17 @@ class Volumes:
     right_tumor_ml: float
     tumors: tuple[TumorVolume, ...]
     sides_by: str
+
+    def rounded(self) -> Volumes:
+        """The same sizes with three digits, which is a cubic millimeter: for people."""
+        return replace(
+            self,
+            left_kidney_ml=round(self.left_kidney_ml, 3),
+            right_kidney_ml=round(self.right_kidney_ml, 3),
+            left_tumor_ml=round(self.left_tumor_ml, 3),
+            right_tumor_ml=round(self.right_tumor_ml, 3),
+            tumors=tuple(replace(tumor, ml=round(tumor.ml, 3)) for tumor in self.tumors),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import mmap
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "ExportedInput",
     "ExportedOutput",
     "ExportedSplit",
+    "fits",
     "format_of",
     "onnx_field",
     "read_metadata",
@@ -139,6 +141,11 @@ class Exported:
     example: tuple[int, ...]
 
 
+def fits(shape: Sequence[int | None], size: Sequence[int]) -> bool:
+    """Whether an array of this size fits a shape, in which None is an axis of any size."""
+    return len(size) == len(shape) and all(n in (None, k) for n, k in zip(shape, size, strict=True))
+
+
 def format_of(path: str | os.PathLike[str]) -> str | None:
     """The format of an exported network, by its name and, for a folder, its content; None for anything else."""
     path = Path(path)
@@ -220,10 +227,12 @@ def _checked(image: ExportedInput) -> tuple[tuple[int | None, ...], tuple[int, .
     """(shape, example) of the input; both are (1, rows, columns, channels), or with slices in front of the rows."""
     shape = image.shape
     example = image.example or tuple(n for n in shape if n is not None)
-    fits = len(example) == len(shape) and all(
-        n in (None, size) for n, size in zip(shape, example, strict=True)
-    )
-    if not fits or len(shape) not in (4, 5) or min(example) < 1 or math.prod(example) > MOST_VOXELS:
+    if (
+        not fits(shape, example)
+        or len(shape) not in (4, 5)
+        or min(example) < 1
+        or math.prod(example) > MOST_VOXELS
+    ):
         raise ValueError(f"an input of shape {shape}")
     return shape, example
 

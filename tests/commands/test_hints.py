@@ -156,6 +156,7 @@ def test_the_nearest_command_and_choice(capsys):
         ("unet2d:practcal", "unet2d:practical"),
         ("unet2d:Tiny", "unet2d:tiny"),
         ("unet3d:tinny", "unet3d:tiny"),
+        ("unet", "unet2d or unet3d"),
         ("resnet", None),
     ],
 )
@@ -184,6 +185,7 @@ def test_nearest_names():
     assert did_you_mean("WP-UNet", ["unet2d", "wp_unet"]) == " Did you mean wp_unet?"
     assert did_you_mean("banana", ["train", "test"]) == ""
     assert did_you_mean("x", []) == ""
+    assert did_you_mean("cat", ["car", "dog", "CAP"]) == " Did you mean car or CAP?"
 
 
 # the way on

@@ -206,8 +206,9 @@ def rows_of(out):
 def test_the_last_line_counts_what_the_table_shows(here, kitsseg):
     assert kitsseg("predict starter in/sub/real.nii.gz --out pred")[0] == 0
     damage(here / "in" / "sub", 2)
-    code, out, _ = kitsseg("predict starter in --out pred --dry-run")
-    assert code == 0
+    code, out, err = kitsseg("predict starter in --out pred --dry-run")
+    assert code == 1
+    assert "2 of 6 scans" in err
     rows = rows_of(out)
     found_as, planned = rows.pop("real")
     assert found_as == "NIfTI: sub/real.nii.gz" and planned.startswith("nothing: its label map")
@@ -235,8 +236,9 @@ def test_the_last_line_counts_what_the_table_shows(here, kitsseg):
 def test_clashing_scans_are_rows_of_the_table_and_lines_of_the_error_and_all_others_are_done(here, kitsseg):
     shutil.copy(here / "in" / "sub" / "real.nii.gz", here / "in" / "ct.nii.gz")
     write_image(here / "in" / "ct.nii", body(8), MM)
-    code, out, _ = kitsseg("predict starter in --out pred --dry-run")
-    assert code == 0
+    code, out, err = kitsseg("predict starter in --out pred --dry-run")
+    assert code == 1
+    assert "2 of 6 scans" in err
     [rows, reasons] = [
         [
             line

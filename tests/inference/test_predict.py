@@ -18,7 +18,7 @@ from support.cases import make_case, read_json
 from kitsseg.data.formats.nifti import read_image, read_labels, write_labels
 from kitsseg.data.geometry.geometry import plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
 from kitsseg.inference.cohort import Outcome, failures, predict_cases, predict_cohort

@@ -54,6 +54,15 @@ def test_tumors_are_counted_largest_first_and_say_whether_they_touch_a_kidney():
     assert volumes_of(empty(), MM).tumors == ()
 
 
+def test_sizes_for_people_have_three_digits():
+    labels = empty()
+    labels[0, 0, 10:14] = 1
+    labels[0, 0, 14:21] = 2
+    found = volumes_of(labels, (1.0, 1.0 / 3, 0.5)).rounded()  # a sixth of a cubic millimeter a voxel
+    assert (found.right_kidney_ml, found.right_tumor_ml) == (0.001, 0.001)
+    assert found.tumors[0].ml == 0.001
+
+
 def test_small_pieces_and_tumors_off_the_kidneys_are_removed_and_nothing_else():
     labels = empty()
     labels[0:2, 0:5, 10:20] = 1

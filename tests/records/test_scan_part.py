@@ -12,7 +12,7 @@ import pytest
 from support.dicom_files import noise, write_series
 
 from kitsseg.data.formats.nifti import read_image, write_image
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 from kitsseg.records.scan_part import ScanPart, part_of, read_scan, scan_is_there
 

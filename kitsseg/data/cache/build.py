@@ -90,23 +90,23 @@ def preprocess_cases(
         label map, such as one without kidney, and for folders of cases that hold no files.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
-    return fill_cache(plan, spec, progress=progress, workers=workers)
+    return fill_cache(plan, progress=progress, workers=workers)
 
 
 def fill_cache(
-    plan: CachePlan, spec: PreprocessSpec, *, progress: Progress | None = None, workers: int = 1
+    plan: CachePlan, *, progress: Progress | None = None, workers: int = 1
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess the cases of a plan, as ``preprocess_cases`` does.
 
     Args:
-        plan: from ``plan_cache`` or ``plan_of_cases``, for the same ``spec``.
-        spec, progress, workers: as for ``preprocess_cases``.
+        plan: from ``plan_cache`` or ``plan_of_cases``.
+        progress, workers: as for ``preprocess_cases``.
 
     Returns: as ``preprocess_cases``.
     Raises: InputError as ``preprocess_cases``.
     Warns: as ``preprocess_cases``.
     """
-    folder, cases, missing = plan.folder, plan.cases, plan.missing
+    folder, spec, cases, missing = plan.folder, plan.spec, plan.cases, plan.missing
     if plan.empty:
         more = f" and {len(plan.empty) - 1} more" if len(plan.empty) > 1 else ""
         warnings.warn(
@@ -163,8 +163,6 @@ def plan_cache(
     Returns: CachePlan.
     Raises: InputError as ``preprocess_cases``, except for a disk that is too small and for errors within the scans.
     """
-    if compress:
-        require_blosc2()
     cases = find_cases(data, layout=layout, slices=True)
     plan = plan_of_cases(cases, cache, spec, compress=compress)
     return replace(plan, empty=empty_case_folders(Path(data), cases))
@@ -192,7 +190,7 @@ def plan_of_cases(
             _check_cached(case, folder / case.name, compress)
         else:
             missing.append(case)
-    return CachePlan(folder, list(cases), missing, planned_bytes(missing, spec, compress), compress)
+    return CachePlan(folder, spec, list(cases), missing, planned_bytes(missing, spec, compress), compress)
 
 
 def check_pair(image: Volume, labels: Volume) -> None:

@@ -56,6 +56,7 @@ class CachePlan:
 
     Attributes:
         folder: of the cache.
+        spec: PreprocessSpec of the cache.
         cases: all cases of the data.
         missing: the cases that are not in the cache yet.
         bytes: upper estimate of the bytes that the missing cases take.
@@ -64,6 +65,7 @@ class CachePlan:
     """
 
     folder: Path
+    spec: PreprocessSpec
     cases: list[Case]
     missing: list[Case]
     bytes: int

@@ -124,7 +124,7 @@ def preprocess_from_host(
                     with _told(say):
                         cases = [_under_way(data / PASSING / name) for name in arrived]
                         plan = plan_of_cases(cases, cache, spec, compress=compress)
-                        fill_cache(plan, spec, workers=workers)
+                        fill_cache(plan, workers=workers)
                 except InputError as error:
                     failed |= {name: error for name in arrived if not (folder / name).exists()}
             for name in arrived:
@@ -202,7 +202,7 @@ def _plan(
         for row in rows
         if row.shape and row.spacing_mm
     )
-    return CachePlan(folder, cases, cases, size, compress)
+    return CachePlan(folder, spec, cases, cases, size, compress)
 
 
 def _check_kept(folder: Path, data: Path, image: KitsFile, compress: bool) -> None:

@@ -1,7 +1,7 @@
 """Find cases on disk in any layout: KiTS19, 21 and 23, nnU-Net raw, DICOM series, or patterns.
 
 Preprocessing and evaluation find their cases with this module, and so does prediction if patterns are given; without
-patterns prediction finds scans with ``kitsseg.data.layouts.scans``. The name of each case comes from
+patterns prediction finds scans with ``kitsseg.data.layouts.search``. The name of each case comes from
 ``kitsseg.data.layouts.names``.
 """
 

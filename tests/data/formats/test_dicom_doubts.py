@@ -6,7 +6,7 @@ import pytest
 from support.dicom_files import write_slices as write
 
 from kitsseg.data.formats.dicom import read_series
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 
 

@@ -14,7 +14,7 @@ from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.data.layouts.find import Layout, find_cases
 from kitsseg.data.layouts.nnunet import values_of_labels
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 from kitsseg.scoring.evaluate import evaluate_folders
 

@@ -17,7 +17,7 @@ from kitsseg.data.layouts.names import (
     scan_name,
     stem_of,
 )
-from kitsseg.data.layouts.scans import find_scans
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 from kitsseg.files.paths import as_given, relative_path
 from kitsseg.scoring.evaluate import evaluate_folders

@@ -13,7 +13,8 @@ from support.dicom_files import noise, write_series
 
 from kitsseg.data.formats.nifti import read_image, write_image
 from kitsseg.data.layouts.find import Layout, find_cases
-from kitsseg.data.layouts.scans import find_scans, scan_grid
+from kitsseg.data.layouts.scans import scan_grid
+from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 
 DATASET = {

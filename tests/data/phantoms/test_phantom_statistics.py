@@ -1,4 +1,4 @@
-"""The measure of phantoms against real slices: values by hand, and patients kept aside once."""
+"""The measure of phantoms against real slices: values by hand, and patients set aside once."""
 
 import csv
 import importlib.util
