@@ -299,10 +299,10 @@ def as_notebook(cells):
     }
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     start_keras()
     made = {name: paper_notebook(name) for name in recipes.names()} | {"compare": compare_notebook()}
     stale = []

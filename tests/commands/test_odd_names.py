@@ -33,7 +33,7 @@ def cases_of(path):
     return sorted(row["case"] for row in read_rows(path, {"case": str}, None, "scores", "Score again."))
 
 
-def test_odd_names_go_all_the_way(tmp_path, capsys, monkeypatch):
+def test_odd_names_go_all_the_way(tmp_path, capsys, monkeypatch, eager):
     """Preprocess, train with scores of whole cases, predict, evaluate, report, compare, verify."""
     recipe = micro_recipe_of_tests(spec_of_tests())
     monkeypatch.setattr(recipes, "get", lambda name: recipe)

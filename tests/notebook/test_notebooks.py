@@ -2,13 +2,13 @@
 
 import ast
 import re
-import subprocess
-import sys
+import shutil
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from support import ROOT
+from support.scripts import script
 
 from kitsseg import recipes
 
@@ -29,10 +29,17 @@ def test_there_is_one_for_each_paper_and_one_to_compare():
 
 
 def test_they_are_what_their_script_makes():
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_notebooks.py", "--check"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr  # TensorFlow may speak of GPUs there
+    script("make_notebooks").main(["--check"])
+
+
+def test_one_that_somebody_changed_is_named(tmp_path, monkeypatch):
+    module = script("make_notebooks")
+    shutil.copytree(module.FOLDER, tmp_path / "colab")
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "colab")
+    monkeypatch.setattr(module, "paper_notebook", lambda name: [("markdown", name)])
+    with pytest.raises(SystemExit, match=r"deeplab3d\.ipynb, .*wp_unet\.ipynb: not what") as stopped:
+        module.main(["--check"])
+    assert "compare" not in str(stopped.value)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -74,8 +74,12 @@ def of_cuda():
     [
         (of_python, "MemoryError"),
         (of_numpy, "Unable to allocate 32.0 TiB .*"),
-        (of_tensorflow, r"OOM when allocating tensor with shape\[1048576,1048576,4\] and type float"),
-        # each of the three waits ten seconds for memory
+        # TensorFlow waits ten seconds for memory
+        pytest.param(
+            of_tensorflow,
+            r"OOM when allocating tensor with shape\[1048576,1048576,4\] and type float",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             of_a_graph_of_tensorflow,
             r"OOM when allocating tensor with shape\[1048576,1048576,4\] and type float",

@@ -18,6 +18,7 @@ from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
 from kitsseg.workflows.sweep import sweep_run
 
+pytestmark = pytest.mark.usefixtures("eagerly")
 HELD = rf"another process .*training here \(process {os.getpid()} on .* Wait .*stop it"
 
 

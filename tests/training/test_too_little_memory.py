@@ -14,6 +14,8 @@ from kitsseg.training.epoch_log import EpochLog
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def exhausted():
     import tensorflow as tf

@@ -224,8 +224,8 @@ def test_best_epoch_takes_the_first_of_equals():
     )
 
 
-def test_unet2d_the_loss_of_one_batch_falls(cached, spec, micro_recipe):
-    """Four starting filters, 64 x 64, Adam 1e-3, one batch of seven, 30 steps."""
+def test_unet2d_the_loss_of_one_batch_falls(cached, spec, micro_recipe, eager):
+    """Four starting filters, 64 x 64, Adam 3e-3, one batch of seven, 15 steps."""
     sampler = replace(micro_recipe.phases[0].sampler, patch_size=(64, 64))
     batches = SliceBatches(
         cached, make_split(NAMES), "train", sampler, micro_recipe.phases[0].augmentation, spec
@@ -233,6 +233,6 @@ def test_unet2d_the_loss_of_one_batch_falls(cached, spec, micro_recipe):
     images, labels = batches.batch(0)
     keras.utils.set_random_seed(0)
     model = build_unet2d((64, 64, 1), start_filters=4)
-    model.compile(keras.optimizers.Adam(1e-3), CrossEntropySoftDice())
-    losses = [float(model.train_on_batch(images, labels)) for _ in range(30)]
+    model.compile(keras.optimizers.Adam(3e-3), CrossEntropySoftDice())
+    losses = [float(model.train_on_batch(images, labels)) for _ in range(15)]
     assert min(losses[-5:]) < 0.75 * losses[0]

@@ -25,6 +25,7 @@ tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_model_optimization")
 pytestmark = pytest.mark.usefixtures("eagerly")
 PAPERS = ("deeplab3d", "enhanced_unet", "squeeze_unet", "unet2d", "wp_unet")
+QUICK = {"unet2d", "wp_unet"}
 TIES = 3  # of many float32 weights some are equal, and equals at the threshold all stay
 CASES = tuple(f"case_{i:05d}" for i in range(3))
 
@@ -46,7 +47,10 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", PAPERS)
+# of the five two are quick enough; tests/pruning/test_pruning.py prunes all five without the command
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PAPERS]
+)
 def test_the_command_reaches_the_target_on_the_step_of_the_schedule(
     name, source, tmp_path, monkeypatch, capsys
 ):

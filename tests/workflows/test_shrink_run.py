@@ -16,6 +16,8 @@ from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.shrink import shrink_run
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 @pytest.fixture(scope="module")
 def shrunk(trained, tmp_path_factory):

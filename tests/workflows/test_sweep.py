@@ -15,6 +15,7 @@ from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.sweep import COLUMNS, sweep_run
 
 pytest.importorskip("tensorflow_model_optimization")
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def read(path):
