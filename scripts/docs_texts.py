@@ -113,7 +113,7 @@ COMMANDS = {
         "`NumberOfSeriesRelatedInstances`), and then give a warning. Scans whose label maps would have one name (`ct.nii` "
         "beside `ct.nii.gz`, or cases of one name in two inputs) are refused, each with a line of its own.\n"
         "- **Before anything is computed** a table says what was found, what will be done, and what is left out and why; "
-        "`--dry-run` stops there. A damaged or refused scan stops no other scan: the exit code is then 1, and the same "
+        "`--dry-run` stops there, with exit code 1 if a scan would fail. A damaged or refused scan stops no other scan: the exit code is then 1, and the same "
         "command tries that scan again. Scans that have a whole label map of the same networks are left out.\n"
         "- **Output.** Beside the label maps lie `colors_3d_slicer.ctbl` and `colors_itk_snap.txt`. With `--statistics` the "
         "command also writes `statistics.csv` and `statistics.json`, in ml; left and right are the patient's, found from "

@@ -21,7 +21,7 @@ from typing import BinaryIO, TextIO
 
 from kitsseg.errors import InputError
 
-__all__ = ["claim", "folder_lock"]
+__all__ = ["claim", "create_claimed", "folder_lock"]
 
 if sys.platform == "win32":  # as a type checker reads it
     import msvcrt
@@ -62,6 +62,25 @@ def claim(file: BinaryIO) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def create_claimed(new_path: Callable[[], Path]) -> tuple[Path, BinaryIO]:
+    """Create a file and take its lock, where others remove files that nobody has the lock of.
+
+    Between the two steps another process may take the file for one of a killed process. Then a new one is made.
+
+    Args:
+        new_path: makes a new path at each call.
+
+    Returns: (path, the opened file); without the lock where the system has no locks.
+    """
+    while True:
+        path = new_path()
+        file = path.open("xb")
+        taken = claim(file)
+        if taken is None or (taken and _is_at(file, path)):
+            return path, file
+        file.close()
 
 
 @contextmanager
@@ -138,7 +157,7 @@ def _locked(folder: Path, path: Path, wait: bool, doing: str, say: Callable[[str
         file.close()  # the process that held the lock before has removed this file: open the new one
 
 
-def _is_at(file: TextIO, path: Path) -> bool:
+def _is_at(file: TextIO | BinaryIO, path: Path) -> bool:
     """Whether an opened file is still the one of that name."""
     try:
         there = path.stat()

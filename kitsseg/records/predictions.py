@@ -31,7 +31,7 @@ from kitsseg.data.layouts.names import JOURNALS, PREDICTIONS, prediction_name
 from kitsseg.errors import InputError, some_of
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted, read_record, record_of, write_record
-from kitsseg.files.locks import claim
+from kitsseg.files.locks import claim, create_claimed
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
 from kitsseg.labels.volumes import Cleanup, Volumes
 from kitsseg.records.precision import PrecisionCheck
@@ -286,7 +286,7 @@ class Predictions:
         self.seen: dict[str, int | None] = {}
         self.at_work: set[str] = set()
         self.journal: BinaryIO | None = None
-        self.path = self.out / JOURNALS.replace("*", secrets.token_hex(4))
+        self.path = self._new_path()
         self.entries, self.begun = self._everything()
 
     def made_by(self, engine: str) -> None:
@@ -497,10 +497,13 @@ class Predictions:
         journal.write(json.dumps(_moved(as_builtins(line), self.out)).encode() + b"\n")
         journal.flush()
 
+    def _new_path(self) -> Path:
+        return self.out / JOURNALS.replace("*", secrets.token_hex(4))
+
     def _open(self) -> BinaryIO:
         self.out.mkdir(parents=True, exist_ok=True)
-        self.journal = journal = self.path.open("xb")
-        claim(journal)
+        self.path, journal = create_claimed(self._new_path)
+        self.journal = journal
         try:
             self._append(_Line(header=self.header))
             self._everything()  # a process that began at the same time may make its label maps in another way

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from support.cases import make_case, read_json
 from kitsseg.data.cache.sources import Source, source_of
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.errors import InputError
+from kitsseg.files import locks
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.records.predictions import (
@@ -448,6 +450,35 @@ def test_processes_that_write_at_once_lose_nothing(out):
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
 
 
+@pytest.mark.parametrize("released", [False, True], ids=["while it is looked at", "after it was removed"])
+def test_a_journal_that_is_taken_for_a_dead_one_as_it_is_made_is_made_anew(out, monkeypatch, released):
+    """The process that gathers comes between the other's two steps: a file is made, and its lock is taken."""
+    gathering, claimed = Predictions(out, header()), locks.claim
+    add(gathering, "a", made("a"))
+    held = []
+
+    def late(file):
+        if not held and file.name != str(gathering.path):
+            held.append(Path(file.name).open("r+b"))  # noqa: SIM115
+            assert claimed(held[0])
+            if released:
+                Path(file.name).unlink()
+                held[0].close()
+        return claimed(file)
+
+    monkeypatch.setattr(locks, "claim", late)
+    record = Predictions(out, header())
+    add(record, "b", made("b"))
+    if not released:
+        Path(held[0].name).unlink()
+        held[0].close()
+    gathering.finish()
+    record.finish()
+    assert len(held) == 1
+    assert read_json(out / "predictions.json")["cases"].keys() == {"a", "b"}
+    assert journals(out) == []
+
+
 def test_a_process_that_ends_leaves_the_file_of_one_at_work(out):
     first, second = Predictions(out, header()), Predictions(out, header())
     add(first, "a", made("a"))
@@ -461,7 +492,8 @@ def test_a_process_that_ends_leaves_the_file_of_one_at_work(out):
 
 
 def test_without_locks_nothing_is_lost_and_no_file_of_others_is_removed(out, monkeypatch):
-    monkeypatch.setattr("kitsseg.records.predictions.claim", lambda file: None)
+    for module in ("files.locks", "records.predictions"):
+        monkeypatch.setattr(f"kitsseg.{module}.claim", lambda file: None)
     records = [Predictions(out, header()) for _ in range(3)]
     for number, record in enumerate(records):
         add(record, f"s{number}", made(f"s{number}"))
