@@ -54,7 +54,13 @@ OLD = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names of files are UTF-8 there")
 @pytest.mark.parametrize(
-    "locale", [OLD, OLD | {"LC_ALL": "POSIX"}, {"LC_ALL": "C.UTF-8", "COLUMNS": "200"}], ids=str
+    "locale",
+    [
+        OLD,
+        pytest.param(OLD | {"LC_ALL": "POSIX"}, marks=pytest.mark.slow),
+        pytest.param({"LC_ALL": "C.UTF-8", "COLUMNS": "200"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_commands_write_utf8_under_any_locale(locale, tmp_path):
     names = ["Größe_1", "患者_3", "a\tb", "c\nd", "=1+1", "Wałęsa's"]
