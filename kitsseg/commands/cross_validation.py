@@ -109,7 +109,7 @@ def _command(a: argparse.Namespace) -> str:
     words: list[object] = ["cross-validate", a.recipe, a.cache, a.out, "--data", a.data or "DATA"]
     defaults: dict[str, object] = {"folds": 5, "epochs": None, "steps": None, "seed": 0}
     defaults |= {"precision": "float32", "accumulate": 1, "ema": None}
-    defaults |= {"xla": "auto", "steps_per_execution": 1}
+    defaults |= {"xla": "auto", "steps_per_execution": 1, "loaders": 1}
     for name, default in defaults.items():
         if (value := getattr(a, name)) != default:
             words += [f"--{name.replace('_', '-')}", value]

@@ -71,6 +71,14 @@ def add_hardware(sub: argparse.ArgumentParser) -> None:
         "schedule go step by step (default: 1)",
     )
     group.add_argument(
+        "--loaders",
+        metavar="N",
+        type=at_least(1),
+        default=1,
+        help="processes that make batches, for a GPU that waits for them, such as an A100 with a 2D network in half "
+        "precision; the batches stay the same (default: 1, within the training process)",
+    )
+    group.add_argument(
         "--devices",
         metavar="N|all",
         type=_devices,
@@ -104,6 +112,7 @@ def options_of(arguments: argparse.Namespace) -> "TrainOptions":
         ema=a.ema,
         xla=a.xla,
         steps_per_execution=a.steps_per_execution,
+        loaders=a.loaders,
         devices=use_devices(a.devices, a.coordinator, a.process),
         when_finished=quick_start(a),
         **given,

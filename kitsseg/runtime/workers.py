@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from kitsseg.errors import InputError
 
-__all__ = ["in_processes", "one_by_one"]
+__all__ = ["in_processes", "one_by_one", "shared_bytes", "start_process"]
 
 Item = TypeVar("Item")
 
@@ -50,14 +50,9 @@ def in_processes(
     # of each process: what it is at work on; None before it has been given anything
     running: dict[Connection, tuple[SpawnProcess, Any]] = {}
     try:
-        with _deaf_to_ctrl_c():
-            for _ in range(min(workers, len(todo))):
-                context = multiprocessing.get_context("spawn")
-                here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there, function), daemon=True)
-                running[here] = process, None
-                process.start()
-                there.close()  # so that the end of the process is the end of the connection
+        for _ in range(min(workers, len(todo))):
+            process, here = start_process(_serve, function)
+            running[here] = process, None
         for connection, (process, _) in running.items():
             running[connection] = process, _give(connection, todo)
         while running:
@@ -88,6 +83,29 @@ def in_processes(
             connection.close()
             if process.pid is not None:
                 process.join()
+
+
+def start_process(serve: Callable[..., object], *arguments: object) -> tuple[SpawnProcess, Connection]:
+    """Start a new process that ends with this one, never hears Ctrl-C, and calls ``serve(connection, *arguments)``.
+
+    Args:
+        serve: function of a module, not of ``__main__``; should return when nothing more comes from the connection.
+        arguments: objects that ``pickle`` takes, or memory from ``shared_bytes``.
+
+    Returns: (process, this side's end of the connection).
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, *arguments), daemon=True)
+    with _deaf_to_ctrl_c():
+        process.start()
+    there.close()  # so that the end of the process is the end of the connection
+    return process, here
+
+
+def shared_bytes(count: int) -> Any:
+    """Zeroed memory, as an array of ctypes, that a process shares if it is an argument of ``start_process``."""
+    return multiprocessing.get_context("spawn").RawArray("B", count)
 
 
 def _give(connection: Connection, todo: list[Item]) -> Item:

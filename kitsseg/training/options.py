@@ -19,8 +19,9 @@ class TrainOptions:
     Attributes:
         seed: of the initial weights and of the sampling. None: 0; if a run is pruned or shrunk, the seed of the run.
         epochs: epochs of every phase, instead of the recipe's.
-        resume: go on with an unfinished run. All options except for ``devices``, ``xla``, ``steps_per_execution``,
-            ``tensorboard``, ``progress`` and ``say`` must be the same as when the run was started.
+        resume: go on with an unfinished run. All options except for ``loaders``, ``devices``, ``xla``,
+            ``steps_per_execution``, ``tensorboard``, ``progress`` and ``say`` must be the same as when the run was
+            started.
         start_from: folder of a finished run of the same network: the first phase starts from its weights instead of
             random ones. ``run.json`` and the model card record this.
         precision: one of ``kitsseg.runtime.execution.PRECISIONS``; the saved network is always of float32.
@@ -33,6 +34,8 @@ class TrainOptions:
             with TensorFlow, where it would take 2 to 13 times as long.
         steps_per_execution: number of steps in one call. More than one is possible only if nothing is set before each
             step (see ``kitsseg.runtime.execution``).
+        loaders: number of processes that make the batches (``kitsseg.data.sampling.ahead``); 1: this process makes
+            them. The batches are the same. With more, a script must train under ``if __name__ == "__main__":``.
         devices: result of ``kitsseg.runtime.devices.use_devices``. Several processes must get the same options.
         validate_cases_every: score whole validation cases every so many epochs of every phase, instead of the
             recipe's number; 0: never.
@@ -53,6 +56,7 @@ class TrainOptions:
     ema: float | None = None
     xla: str = "auto"
     steps_per_execution: int = 1
+    loaders: int = 1
     devices: Devices = ONE_DEVICE
     validate_cases_every: int | None = None
     tensorboard: str | os.PathLike[str] | None = None

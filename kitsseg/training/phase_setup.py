@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from kitsseg.data.sampling.batches import Batches, BatchesInParts, CountedBatches, Draws, RepeatedBatches
+from kitsseg.data.sampling.batches import (
+    BatchesInParts,
+    CountedBatches,
+    DrawnBatches,
+    Draws,
+    RepeatedBatches,
+)
 from kitsseg.data.sampling.patches import PatchBatches, ValidationPatches
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.errors import InputError
@@ -25,7 +31,7 @@ from kitsseg.training.epochs import checkpoint, pruning_state
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from kitsseg.data.sampling.batches import Batches, CountedBatches
+    from kitsseg.data.sampling.batches import CountedBatches
     from kitsseg.data.splits import CaseSplit
     from kitsseg.recipe import Phase
     from kitsseg.training.state import Training
@@ -35,7 +41,7 @@ __all__ = ["batches_of", "compiled_network", "load_checkpoint", "pruning_of", "w
 
 def batches_of(
     training: Training, phase: Phase, split: CaseSplit, seed: int
-) -> tuple[Batches, CountedBatches]:
+) -> tuple[DrawnBatches, CountedBatches]:
     """The training and validation batches that this process draws. If gradients are accumulated, batches come in parts.
 
     Args:
@@ -47,7 +53,7 @@ def batches_of(
     spec, devices, parts = training.recipe.preprocess, training.options.devices, training.options.accumulate
     cases, sampler = training.cases, phase.sampler
 
-    def training_batches(part: int) -> Batches:
+    def training_batches(part: int) -> DrawnBatches:
         draws = Draws(seed=seed, shard=devices.shard(part, parts))
         if isinstance(sampler, PatchSampler):
             return PatchBatches(cases, split, "train", sampler, phase.augmentation, spec, draws)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from kitsseg.data.cache.cases import CachedCase, open_cache, patients_digest
+from kitsseg.data.sampling.ahead import batches_ahead
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError, one_line
@@ -372,15 +373,19 @@ def _train_phase(
     if not phase_finished(phase, rows):
         steps = phase.steps_per_epoch * training.options.accumulate
         keras.utils.set_random_seed(seed)  # of each phase: a resumed run skips what came before
-        batches, validation = batches_of(training, phase, split, seed)
-        batches = monitor.watch(batches)
-        with training.options.devices.scope():
+        drawn, validation = batches_of(training, phase, split, seed)
+        start, stop = len(rows) * steps, phase.epochs * steps
+        with (
+            batches_ahead(drawn, start, stop, training.options.loaders) as made,
+            training.options.devices.scope(),
+        ):
+            batches = monitor.watch(made)
             model = compiled_network(training, phase, rows, weights)
             targets = training.recipe.build_targets if len(model.outputs) > 1 else None
             pruning = pruning_of(training, phase, rows) if phase.pruning else None
             log = EpochLog(training, phase, rows, steps_before=steps_before, pruning=pruning, monitor=monitor)
             model.fit(
-                batch_dataset(batches, len(rows) * steps, phase.epochs * steps, targets),
+                batch_dataset(batches, start, stop, targets),
                 validation_data=batch_dataset(validation, 0, len(validation), targets),
                 initial_epoch=len(rows),
                 epochs=phase.epochs,

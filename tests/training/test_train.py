@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 from dataclasses import replace
 
 import keras
@@ -236,3 +237,15 @@ def test_unet2d_the_loss_of_one_batch_falls(cached, spec, micro_recipe, eager):
     model.compile(keras.optimizers.Adam(3e-3), CrossEntropySoftDice())
     losses = [float(model.train_on_batch(images, labels)) for _ in range(15)]
     assert min(losses[-5:]) < 0.75 * losses[0]
+
+
+def test_batches_of_other_processes_train_the_same_network(trained, tmp_path, eager):
+    """The network of the run whose batches one process made, to the last bit."""
+    options = TrainOptions(seed=5, loaders=2)
+    run = train_recipe(trained.recipe, trained.cache, trained.split, tmp_path / "run", options)
+    found, expected = (
+        keras.models.load_model(each / "model.keras", compile=False) for each in (run, trained.run)
+    )
+    for one, other in zip(found.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not multiprocessing.active_children()

@@ -65,6 +65,9 @@ class CompressedArray:
         self._chunks, self._checked = chunks, np.zeros(self.shape[0], bool)
         self._bytes = MappedFile(partial(_mapped, path))
 
+    def __reduce__(self) -> tuple[type[CompressedArray], tuple[object, ...]]:
+        return CompressedArray, (self.path, self.dtype, self.shape, self._chunks)
+
     def __len__(self) -> int:
         return self.shape[0]
 

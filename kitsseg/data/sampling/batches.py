@@ -7,7 +7,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BatchForm", "Batches", "BatchesInParts", "CountedBatches", "Draws", "RepeatedBatches"]
+from kitsseg.data.sampling.buffers import Buffers
+
+__all__ = [
+    "BatchForm",
+    "Batches",
+    "BatchesInParts",
+    "CountedBatches",
+    "DrawnBatches",
+    "Draws",
+    "RepeatedBatches",
+]
 
 Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
@@ -59,6 +69,14 @@ class Batches(Protocol):
         ...
 
 
+class DrawnBatches(Batches, Protocol):
+    """A source of batches that may be sent to another process, and that makes them in memory of its user's choice."""
+
+    def use_buffers(self, buffers: Buffers) -> None:
+        """Make the arrays of all further batches in memory of these Buffers."""
+        ...
+
+
 class CountedBatches(Batches, Protocol):
     """A source of a fixed number of batches, such as those of validation."""
 
@@ -68,11 +86,15 @@ class CountedBatches(Batches, Protocol):
 class BatchesInParts:
     """Batches in n equal parts, from n sources: item ``i`` is part ``i % n`` of batch ``i // n``."""
 
-    def __init__(self, parts: Sequence[Batches]) -> None:
+    def __init__(self, parts: Sequence[DrawnBatches]) -> None:
         self.parts, self.form = parts, parts[0].form
 
     def batch(self, index: int) -> Arrays:
         return self.parts[int(index) % len(self.parts)].batch(int(index) // len(self.parts))
+
+    def use_buffers(self, buffers: Buffers) -> None:
+        for part in self.parts:
+            part.use_buffers(buffers)
 
 
 class RepeatedBatches:

@@ -197,6 +197,10 @@ class PatchBatches:
                 images[position] = image[0][..., None]
         return images, labels
 
+    def use_buffers(self, buffers: Buffers) -> None:
+        """As ``DrawnBatches.use_buffers``."""
+        self.buffers = buffers
+
     def __getitem__(self, index: SupportsIndex) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         return self.batch(checked_index(index))
 

@@ -134,6 +134,10 @@ class SliceBatches:
             normalize(window, self.spec, out=images[own])
         return images, labels
 
+    def use_buffers(self, buffers: Buffers) -> None:
+        """As ``DrawnBatches.use_buffers``."""
+        self.buffers = buffers
+
     def _changed(
         self,
         window: npt.NDArray[Any],
