@@ -108,7 +108,13 @@ def add(command: AddCommand) -> None:
         sub,
         "another value of a preprocessing setting, such as preprocess.spacing_mm=3,1,1: give it to train, too",
     )
-    sub.add_argument("--workers", default=1, type=at_least(1), help="processes, 0.6 GiB each (default: 1)")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--workers", default=1, type=at_least(1), help="processes, 0.6 GiB each (default: 1)")
+    where.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a Dask scheduler, such as tcp://host:8786, whose workers preprocess; they must see DATA and CACHE",
+    )
     sub.add_argument(
         "--compress", action="store_true", help="about half the disk, read several times as slowly"
     )
@@ -275,8 +281,12 @@ def _preprocess(arguments: argparse.Namespace) -> None:
             f"{given[0]}: expected --from-host as well, found none. Add --from-host, or leave this option out."
         )
     if not a.from_host:
-        preprocess(recipe, a.data, a.cache, layout, a.workers, a.compress)
+        preprocess(recipe, a.data, a.cache, layout, a.workers, a.compress, a.scheduler)
         return
+    if a.scheduler:
+        raise InputError(
+            "--scheduler: its workers read scans of DATA, found --from-host. Use --workers instead."
+        )
     if layout != Layout():
         raise InputError(
             "--from-host: expected no options about the layout of a folder, as KiTS19 has its own layout; found some. "
@@ -293,6 +303,7 @@ def preprocess(
     layout: Layout | None = None,
     workers: int = 1,
     compress: bool = False,
+    scheduler: str | None = None,
 ) -> None:
     from kitsseg.data.cache.build import fill_cache, plan_cache
     from kitsseg.data.layouts.slices import has_slices
@@ -308,7 +319,7 @@ def preprocess(
     if plan.bytes > 100e6:  # less is not worth a word
         done(f"{plan} in {cache}")
     with progress_bar() as progress:
-        folder, made, kept = fill_cache(plan, progress=progress, workers=workers)
+        folder, made, kept = fill_cache(plan, progress=progress, workers=workers, scheduler=scheduler)
     there = f" ({len(kept)} there already)" if kept else ""
     done(f"preprocessed {len(made)} cases into {folder}{there}", _training(recipe, cache))
 

@@ -35,6 +35,25 @@ def larger(tmp_path_factory):
     return folder
 
 
+def test_a_scheduler_stands_instead_of_processes_and_never_beside_a_host(capsys, tmp_path):
+    words = [
+        "preprocess",
+        "unet2d:tiny",
+        str(tmp_path / "data"),
+        str(tmp_path / "cache"),
+        "--scheduler",
+        "tcp://x:1",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--workers", "2"])
+    assert stopped.value.code == 2
+    assert main([*words, "--from-host"]) == 1
+    refused, said = capsys.readouterr().err.splitlines()
+    assert "--scheduler" in refused and "--workers" in refused
+    assert said.startswith("kitsseg: --scheduler: ") and "--from-host" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_two_processes_stopped_in_the_middle(number, larger):

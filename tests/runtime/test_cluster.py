@@ -1,5 +1,6 @@
 """The cases spread over a Dask scheduler with two workers: the same files as one process."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from support import TESTS
-from support.cases import read_json
+from support.cases import make_case, read_json, spec_of_tests
+from support.slices import make_slices
 
+from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_cases, predict_cohort
 from kitsseg.inference.options import PredictOptions
@@ -113,6 +116,55 @@ def test_two_workers_give_the_same_files_as_one_process(scheduler, trained, tmp_
     # a call without the cluster keeps the label maps and adds the missing one
     bad.write_bytes((trained.data / "case_00004" / "imaging.nii.gz").read_bytes())
     assert len(predict_cases(trained.run, [data], tmp_path / "there")) == 9
+
+
+def test_cases_are_preprocessed_by_two_workers_as_by_one_process(scheduler, tmp_path, monkeypatch):
+    """Relative paths, a compressed cache, a damaged scan, and single slices are the same files on the workers."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(5):
+        make_case(Path("data") / f"case_{i:05d}", seed=i)
+    bad = Path("data/case_00003/imaging.nii.gz")
+    os.truncate(bad, bad.stat().st_size // 2)
+    make_slices(tmp_path / "slices", patients=3)
+    spec = spec_of_tests()
+    for number, (data, compress) in enumerate((("data", False), ("data", True), ("slices", False))):
+        outcomes, caches = [], [Path(f"{number}-{where}") for where in ("here", "there")]
+        for cache, address in zip(caches, (None, scheduler), strict=True):
+            calls = []
+            try:
+                outcomes.append(
+                    preprocess_cases(
+                        data,
+                        cache,
+                        spec,
+                        scheduler=address,
+                        compress=compress,
+                        progress=lambda *call, calls=calls: calls.append(call),
+                    )[1:]
+                )
+            except InputError as error:
+                outcomes.append(str(error).replace(f"{tmp_path}/", ""))  # the workers have absolute paths
+            assert calls[-1][1] == calls[-1][2] > 1
+        assert outcomes[0] == outcomes[1]
+        assert ("case_00003" in outcomes[0]) == (data == "data")
+        assert files_of(caches[0]) == files_of(caches[1])
+    # what is mended is added, by the command
+    make_case(Path("data/case_00003"), seed=3)
+    assert preprocess_cases("data", "0-there", spec, scheduler=scheduler)[1] == ["case_00003"]
+
+
+def files_of(cache):
+    """Path -> content of each file; what a record says of the time of its sources is left out."""
+    found = {}
+    for path in sorted(cache.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            if path.name == "case.json":
+                record = json.loads(content)
+                del record["sources"], record["sha256"]
+                content = record
+            found[path.relative_to(cache)] = content
+    return found
 
 
 def unlike_times(record):

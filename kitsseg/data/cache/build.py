@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from errno import EEXIST, ENOTEMPTY
@@ -43,9 +44,11 @@ from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, l
 from kitsseg.data.geometry.planes import network_planes
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.layouts.kits import empty_case_folders
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, one_line
 from kitsseg.files.atomic import atomic_folder, remove_unfinished
 from kitsseg.files.checksums import crc32_of_planes
+from kitsseg.files.paths import as_given
+from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.workers import in_processes, one_by_one
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ def preprocess_cases(
     progress: Progress | None = None,
     layout: Layout | None = None,
     workers: int = 1,
+    scheduler: str | None = None,
     compress: bool = False,
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess every case of a folder. Cases that are in the cache already are left alone.
@@ -81,6 +85,8 @@ def preprocess_cases(
         layout: where the files of the cases lie; None finds this out from the folder.
         workers: number of processes; each holds one scan at a time. With more than one, a script must call this
             function under ``if __name__ == "__main__":``, because every process imports the script.
+        scheduler: address of a Dask scheduler, whose workers preprocess the cases instead; each holds one scan at a
+            time, and must see the same files under the same paths.
         compress: make a cache that is about half as large, and several times as slow to read.
 
     Returns: (folder of the cache, names of the cases done now, names of the cases that were there already).
@@ -90,17 +96,17 @@ def preprocess_cases(
         label map, such as one without kidney, and for folders of cases that hold no files.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
-    return fill_cache(plan, progress=progress, workers=workers)
+    return fill_cache(plan, progress=progress, workers=workers, scheduler=scheduler)
 
 
 def fill_cache(
-    plan: CachePlan, *, progress: Progress | None = None, workers: int = 1
+    plan: CachePlan, *, progress: Progress | None = None, workers: int = 1, scheduler: str | None = None
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess the cases of a plan, as ``preprocess_cases`` does.
 
     Args:
         plan: from ``plan_cache`` or ``plan_of_cases``.
-        progress, workers: as for ``preprocess_cases``.
+        progress, workers, scheduler: as for ``preprocess_cases``.
 
     Returns: as ``preprocess_cases``.
     Raises: InputError as ``preprocess_cases``.
@@ -121,9 +127,12 @@ def fill_cache(
     write_specification(folder, spec)
 
     jobs = [_Job(case, folder / case.name, spec, plan.compress) for case in missing]
-    if workers > 1 and len(jobs) > 1:
+    if (scheduler or workers > 1) and len(jobs) > 1:
         # the largest first: the last one to end is then a small one
         jobs.sort(key=lambda job: -_size(job.case))
+    if scheduler:
+        results = _on_cluster(scheduler, jobs)
+    elif workers > 1 and len(jobs) > 1:
         results = in_processes(_do, jobs, workers)
     else:
         results = one_by_one(_do, jobs)
@@ -223,6 +232,43 @@ class _Job(NamedTuple):
 
     def __str__(self) -> str:
         return self.case.name
+
+
+def _on_cluster(address: str, jobs: Sequence[_Job]) -> Generator[tuple[_Job, InputError | None], None, None]:
+    """As ``one_by_one``, on the workers of a Dask scheduler."""
+    absolute = [(job._replace(case=_absolute(job.case), target=as_given(job.target)), job) for job in jobs]
+    for (_, job), error, death in on_cluster(address, _try, absolute):
+        if death is not None:
+            error = InputError(
+                f"{job.target}: its worker died ({one_line(death)}), perhaps because of too little memory. The same "
+                "command tries it again."
+            )
+        yield job, error
+
+
+def _absolute(case: Case) -> Case:
+    """A case that other machines find, if they see the same folders."""
+
+    def given(path: Path | None) -> Path | None:
+        return None if path is None else as_given(path)
+
+    slices = tuple(
+        replace(item, image=as_given(item.image), labels=given(item.labels)) for item in case.slices
+    )
+    return replace(case, image=given(case.image), labels=given(case.labels), slices=slices)
+
+
+_one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
+
+
+def _try(job: _Job, _: _Job) -> InputError | None:
+    """``_do`` on a worker: a case that cannot be preprocessed does not stop the others."""
+    with _one_at_a_time:
+        try:
+            _do(job)
+        except InputError as error:
+            return error
+    return None
 
 
 def _do(job: _Job) -> None:
