@@ -1,4 +1,4 @@
-"""All papers under one protocol: python benchmarks/comparison.py OUT --labels KITS19_LABELS [--pages docs README.md]
+"""All papers under one protocol: python benchmarks/comparison.py OUT --labels KITS19_LABELS [--pages PAGE ...]
 
 All networks get the same patients (real KiTS19 label maps, synthesized CT), the same split by case, and about the same
 number of gradient steps: 1,920 to 2,760, which are the epochs of each recipe's tiny variant times STRETCH.
