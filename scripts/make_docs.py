@@ -19,6 +19,14 @@ from kitsseg.recipe import settings, value_of
 # settings that a page lists even if the recipe leaves them empty
 NAMED = ("postprocess", "split", "metrics", "inference.mirror_axes")
 FOLDER = Path(__file__).parents[1] / "docs"
+ERRORS = "An error is one line. The exit code is then 1, or 2 where the command line itself is wrong, such as an unknown option."
+# where a value comes from, by the first word of its evidence
+EVIDENCE = (
+    "Evidence begins with the source of a value: `paper` (the number in brackets is a row of the table sentence by sentence "
+    "on the paper's page), `code` (published by the authors), `inferred` (follows from what the paper says), `architecture` "
+    "(follows from the network) or `ours` (our choice, where the paper leaves it open or we do otherwise). A setting that begins with "
+    "`fixed` is fixed in our code: no option changes it."
+)
 
 
 def commands():
@@ -48,9 +56,7 @@ def command_page(name, help, parser):
         if isinstance(action, argparse._HelpAction):
             continue
         lines.append(f"| {_cell(_spelled(action))} | {_cell(_meaning(action))} |")
-    return "\n".join(
-        [*lines, "", "All commands: [the list](README.md). Errors are one line and an exit code of 1.", ""]
-    )
+    return "\n".join([*lines, "", f"All commands: [the list](README.md). {ERRORS}", ""])
 
 
 def _spelled(action):
@@ -114,7 +120,7 @@ def paper_page(name):
         lines += [
             "## Sentence by sentence",
             "",
-            "What the paper says, in our words; evidence below names these numbers.",
+            "What the paper says, in our words. The evidence of the settings below names these numbers, such as [3].",
         ]
         lines += ["", "| | the paper says | here | why |", "|---|---|---|---|"]
         lines += [
@@ -122,18 +128,19 @@ def paper_page(name):
             for number, each in enumerate(paper.statements, 1)
         ]
         lines.append("")
-    lines += ["## Reported", "", "| the paper's name | value |", "|---|---|"]
+    lines += ["## Reported", "", "| quantity, as the paper names it | value |", "|---|---|"]
     lines += [f"| {_cell(key)} | {value:,} |" for key, value in paper.reported.items()]
     if paper.reported_unrefined:
         lines += [
             "",
             "Of the labels before post-processing:",
             "",
-            "| the paper's name | value |",
+            "| quantity, as the paper names it | value |",
             "|---|---|",
         ]
         lines += [f"| {_cell(key)} | {value:,} |" for key, value in paper.reported_unrefined.items()]
     lines += ["", "## What does not add up", "", *(f"* {line}" for line in text["fair"]), ""]
+    lines += ["[What the words of the evidence mean](README.md#evidence).", ""]
     for variant in ("", ":practical", ":tiny"):
         recipe = recipes.get(name + variant)
         lines += [f"## Settings of `{recipe.name}`", "", "| setting | value | evidence |", "|---|---|---|"]
@@ -172,7 +179,7 @@ def papers_index():
         lines.append(
             f"| [`{recipe.name}`]({recipe.name}.md) | {_cell(recipe.paper)} | {_cell(recipe.link)} |"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", "## Evidence", "", EVIDENCE, ""])
 
 
 def main():
