@@ -48,13 +48,13 @@ SHOWN_AS_GIVEN = {"one_line", "quote", "some_of", "str"}
 FRONT = """# Troubleshooting
 
 An error of kitsseg is one line, `kitsseg: ...`: the file or option, what was expected, what was found, and what to do. The exit code is then 1, or 2 for
-an option that the command does not know; 130 after Ctrl-C. Output files appear whole or not at all, so that the same command can be given again.
+a command line that kitsseg does not understand, such as an unknown option; 130 after Ctrl-C. Output files appear whole or not at all, so that the same command can be given again.
 
 The page holds every message there is; *words in italics* stand for a name or a number of yours. Search the page for the words of your message.
-Messages that say what is expected, and with this what to do, are in lists below the tables. If a message does not help you, that is a fault of the
+Some messages say only what is expected, because this says what to do: they are in lists below the tables. If a message does not help you, that is a fault of the
 message: please report it.
 
-Not an error of ours, but met often:
+These are no errors of kitsseg, but often met:
 
 | what you see | what it means | what to do |
 |---|---|---|
