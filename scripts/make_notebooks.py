@@ -117,8 +117,9 @@ if not DEMO:
         "markdown",
         """## Training
 
-Patients are split before anything is drawn from them: no patient is on two sides. A run that is there already is taken up again
-if recipe, patients, split and all settings are the same; else a line says what differs, and the new one gets its own folder.
+Patients are divided into training, validation and test before any slice is drawn: no patient is in two parts. For KiTS19 the split is
+`80-10-10` in all notebooks, whatever split the paper has. A run that is there already is taken up again
+if recipe, patients, split and all settings are the same; else a line says what differs, and the new run gets its own folder.
 """,
     )
     yield (
@@ -153,7 +154,7 @@ notebook.results_table(recipe, scores)
     )
     yield (
         "markdown",
-        """A network that predicts nothing scores high wherever background counts: compare with its column, not with zero.
+        """Predicting nothing scores high wherever background counts: compare with the column `predicting nothing`, not with zero.
 In the demo a small network has seen six patients for a minute or two: expect kidneys, roughly, and hardly a tumor.
 `kitsseg demo` makes 32 patients and trains longer.
 
@@ -174,8 +175,8 @@ notebook.show_page(write_report(scores, scores.with_name("report.html")))
             "markdown",
             """## How far the network looks
 
-By how much the answer in the middle of a patch changes with what lies so far away, along each axis. Zero, where a curve
-ends, is out of reach.
+The chart shows, along each axis, by how much the output in the middle of a patch changes if the input at a distance changes. Where a curve
+ends at zero, the network sees nothing.
 """,
         )
         yield (
