@@ -50,7 +50,7 @@ def results_table(recipe: Recipe, scores: str | os.PathLike[str]) -> HTML:
         for metric in ("tk_dice", "tu_dice", "macro_dice_with_background", "pixel_accuracy")
         if metric not in ours
     ]
-    heads = ("the paper's name", "paper", "ours", "predicting nothing", "what is measured")
+    heads = ("quantity, in the words of the paper", "paper", "ours", "predicting nothing", "what is measured")
     kind = "synthetic patients: phantom results" if summary.phantom else "patients of KiTS19"
     return HTML(_table(heads, rows) + f"<p>Ours: {summary.n_cases} {kind}, none of them trained on.</p>")
 
