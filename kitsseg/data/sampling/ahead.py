@@ -202,8 +202,9 @@ def _serve(
 
 def _close(workers: list[_Worker]) -> None:
     for worker in workers:
-        worker.connection.close()
         worker.process.terminate()
     for worker in workers:
         worker.process.join()
+        # only now: a thread of tf.data may wait for an answer, and hears that there will be none
+        worker.connection.close()
         worker.slots.clear()
