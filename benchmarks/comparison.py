@@ -1,7 +1,7 @@
 """All papers under one protocol: python benchmarks/comparison.py OUT --labels KITS19_LABELS [--pages PAGE ...]
 
 All networks get the same patients (real KiTS19 label maps, synthesized CT), the same split by case, and about the same
-number of gradient steps: 1,920 to 2,760, which are the epochs of each recipe's tiny variant times STRETCH.
+number of gradient steps: 1,920 to 2,760 (STEPS), in phases as long beside each other as in the tiny variants.
 Preprocessing, network, loss, sampling, phases and post-processing are each paper's own. The test cases are those of
 MLPerf's 42 named cases that --labels holds. Every sixth of the other cases is used to choose the best epoch. Without
 --labels procedural patients are made.
@@ -52,8 +52,7 @@ from kitsseg.training.epochs import steps_of
 from kitsseg.training.options import TrainOptions
 from kitsseg.workflows.fine_tune import FromRun
 
-# factors for the epochs of the demos, chosen so that all networks train for about as many steps
-STRETCH = {"unet2d": 3, "wp_unet": 3, "squeeze_unet": 8, "enhanced_unet": 5, "deeplab3d": 7}
+STEPS = {"unet2d": 2400, "wp_unet": 2760, "squeeze_unet": 1920, "enhanced_unet": 2400, "deeplab3d": 2520}
 DENSE, SHRUNK, SHRUNK_EPOCHS = "wp_unet-dense", "wp_unet-shrunk", 60
 NETWORKS = ("unet2d", "wp_unet", DENSE, SHRUNK, "squeeze_unet", "enhanced_unet", "deeplab3d")
 # the longest first; the shrunk network is made after the dense one, by the same process
@@ -189,7 +188,8 @@ def measured(name, out, data, real, share):
 def recipe_of(name, share):
     """The recipe's tiny variant, trained for longer; the dense WP-UNet is the same but for its masks."""
     paper = name.split("-")[0]
-    recipe, phases, factor = recipes.get(f"{paper}:tiny"), [], share * STRETCH[paper]
+    recipe, phases = recipes.get(f"{paper}:tiny"), []
+    factor = share * STEPS[paper] / sum(map(steps_of, recipe.phases))
     for phase in recipe.phases:
         if isinstance(phase.schedule, Plateau):
             patience = max(1, round(factor * phase.schedule.patience))

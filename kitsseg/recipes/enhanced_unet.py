@@ -327,7 +327,7 @@ TINY = replace(
             PAPER.phases[0],
             sampler=SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
             augmentation=Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
-            epochs=4,
+            epochs=9,
             steps_per_epoch=40,
             learning_rate=0.1,
             progressive=Progressive(rounds=3, subset=0.8, round_decay=0.7, min_delta=0.001, patience=2),

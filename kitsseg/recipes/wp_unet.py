@@ -348,11 +348,11 @@ TINY = replace(
         "norm_momentum": 0.9,
     },
     phases=(
-        replace(_TRAIN, **_QUICK, epochs=12, learning_rate=3e-3),
+        replace(_TRAIN, **_QUICK, epochs=24, learning_rate=3e-3),
         replace(
             _PRUNE,
             **_QUICK,
-            epochs=11,
+            epochs=22,
             learning_rate=3e-3,
             pruning=Pruning(sparsity=0.5, schedule="polynomial", until=0.5, frequency=10),
         ),
