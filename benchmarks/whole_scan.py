@@ -21,8 +21,6 @@ from pathlib import Path
 
 from predict_process import measure
 
-from kitsseg.data import synthesize_cases
-
 RECIPES = ("unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d")
 WHOLE, REGION = ("--coarse", "off"), ("--coarse", "on")
 WAYS = {
@@ -48,7 +46,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        scan = a.scan or synthesize_cases(folder / "data", 1, (a.slices, 512, 512))[0]
+        scan = a.scan or rendered(folder / "data", a.slices)
         jobs = {}
         for name in a.networks:
             trained = Path(name).is_dir()
@@ -63,6 +61,15 @@ def main() -> None:
                 spent[name, way].append(measure(run, scan, out, WAYS[way]))
                 print(f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU", file=sys.stderr, flush=True)
     print_table(spent)
+
+
+def rendered(data: Path, slices: int) -> Path:
+    """A rendered patient, made by a process of its own: a process that is started has the memory of this one as peak."""
+    make = (
+        f"from kitsseg.data import synthesize_cases; synthesize_cases({str(data)!r}, 1, ({slices}, 512, 512))"
+    )
+    subprocess.run([sys.executable, "-c", make], check=True)
+    return next(data.glob("case_*"))
 
 
 def make_run(name: str, run: Path) -> None:
