@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def rendered(data: Path, slices: int) -> Path:
-    """A rendered patient, made by a process of its own: the peak of a started process holds the memory of its starter."""
+    """A rendered patient, made by another process: the peak of a started process holds the memory of its starter."""
     make = (
         f"from kitsseg.data import synthesize_cases; synthesize_cases({str(data)!r}, 1, ({slices}, 512, 512))"
     )
