@@ -75,8 +75,8 @@ class BatchesAhead:
         self.workers = [_Worker(batches, self._shapes) for _ in range(processes)]
         # not when Python ends: the processes end by themselves, with their connections
         self._closing = weakref.finalize(self, _close, self.workers)
-        self._next = start
-        self._ask_all()
+        self._next: int | None = start
+        self._ask_from(start)
 
     def batch(self, index: int) -> Arrays:
         """Batch ``index``, as ``Batches.batch`` gives it.
@@ -87,8 +87,8 @@ class BatchesAhead:
         if index != self._next:
             for worker in self.workers:
                 worker.forget()
-            self._next = index
-            self._ask_all()
+            self._ask_from(index)
+        self._next = None  # after an error all is asked for again
         worker = self.workers[index % len(self.workers)]
         if not worker.asked:  # behind the last batch that was planned
             worker.ask(index)
@@ -105,8 +105,8 @@ class BatchesAhead:
         """End the processes."""
         self._closing()
 
-    def _ask_all(self) -> None:
-        for index in range(self._next, self._next + DEPTH * len(self.workers)):
+    def _ask_from(self, first: int) -> None:
+        for index in range(first, first + DEPTH * len(self.workers)):
             self._ask(index)
 
     def _ask(self, index: int) -> None:

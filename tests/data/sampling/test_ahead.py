@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -40,8 +41,9 @@ def opened(folder, tmp_path_factory):
     return open_cache(cache, spec)
 
 
-def slices(cases, shard=None):
-    sampler, draws = SliceSampler(batch_size=4, positive=2, patch_size=(16, 16)), Draws(seed=3, shard=shard)
+def slices(cases, shard=None, size=4):
+    sampler = SliceSampler(batch_size=size, positive=size // 2, patch_size=(16, 16))
+    draws = Draws(seed=3, shard=shard)
     return SliceBatches(cases, make_split(NAMES), "train", sampler, AUGMENTED, spec_of_tests(), draws)
 
 
@@ -117,19 +119,25 @@ def test_processes_end_with_the_block_and_without_it(opened):
 
 
 def test_what_a_process_cannot_read_is_told_by_the_batch_that_needed_it(opened, tmp_path):
-    """A case that vanishes: the batches before it come, and the error is the source's own."""
-    source = slices(opened)
+    """A case that vanished: all batches without it come, and the error of the others is the source's own."""
+    source = slices(opened, size=1)
     kept = [case.folder for case in source.cases]
     source.cases = [
         replace(case, folder=tmp_path / "gone") if i == 1 else case for i, case in enumerate(source.cases)
     ]
+    expected = {}
+    for index in range(50):
+        with suppress(InputError):
+            expected[index] = source.batch(index)
+    assert 0 < len(expected) < 50
     with batches_ahead(source, 0, 50, processes=2) as ahead:
-        with pytest.raises(InputError, match="gone"):
-            for index in range(50):
-                ahead.batch(index)
-        with pytest.raises(InputError, match="gone"):  # and the next one says so too
-            for index in range(50):
-                ahead.batch(index)
+        for index in range(50):
+            for _ in range(2):  # asked for again, it is the same batch, or the same error
+                if index in expected:
+                    check_same(ahead.batch(index), expected[index])
+                else:
+                    with pytest.raises(InputError, match="gone"):
+                        ahead.batch(index)
     assert all(path.is_dir() for path in kept)
 
 
