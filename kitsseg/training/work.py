@@ -53,12 +53,13 @@ def training_work(recipe: Recipe) -> TrainingWork:
     # pretrained weights change no figure, and would be downloaded
     options = {key: None if key == "weights" else value for key, value in recipe.model.items()}
     model = recipe.build_model(**options)
+    sizes = {tuple(phase.sampler.patch_size) for phase in recipe.phases}
+    macs = {size: count_macs(model, (*size, model.input_shape[-1])) for size in sizes}
     steps, images, flops = 0, 0, 0.0
     for phase in recipe.phases:
         sampler = phase.sampler
         of_phase = steps_of(phase)
-        macs = count_macs(model, (*sampler.patch_size, model.input_shape[-1]))
         steps, images = steps + of_phase, images + of_phase * sampler.images
-        flops += of_phase * sampler.images * macs * 2 * 3
+        flops += of_phase * sampler.images * macs[tuple(sampler.patch_size)] * 2 * 3
     what = "slices" if isinstance(sampler, SliceSampler) else "patches"
     return TrainingWork(steps, images, what, flops)
