@@ -13,7 +13,7 @@ from support import TESTS
 from support.cases import make_case, read_json, spec_of_tests
 from support.slices import make_slices
 
-from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.data.cache.build import fill_cache, plan_cache
 from kitsseg.errors import InputError
 from kitsseg.inference.cohort import predict_cases, predict_cohort
 from kitsseg.inference.options import PredictOptions
@@ -132,25 +132,20 @@ def test_cases_are_preprocessed_by_two_workers_as_by_one_process(scheduler, tmp_
         for cache, address in zip(caches, (None, scheduler), strict=True):
             calls = []
             try:
-                outcomes.append(
-                    preprocess_cases(
-                        data,
-                        cache,
-                        spec,
-                        scheduler=address,
-                        compress=compress,
-                        progress=lambda *call, calls=calls: calls.append(call),
-                    )[1:]
+                plan = plan_cache(data, cache, spec, compress=compress)
+                outcome = fill_cache(
+                    plan, scheduler=address, progress=lambda *call, calls=calls: calls.append(call)
                 )
+                outcomes.append(outcome[1:])
             except InputError as error:
                 outcomes.append(str(error).replace(f"{tmp_path}/", ""))  # the workers have absolute paths
             assert calls[-1][1] == calls[-1][2] > 1
         assert outcomes[0] == outcomes[1]
         assert ("case_00003" in outcomes[0]) == (data == "data")
         assert files_of(caches[0]) == files_of(caches[1])
-    # what is mended is added, by the command
+    # what is mended is added
     make_case(Path("data/case_00003"), seed=3)
-    assert preprocess_cases("data", "0-there", spec, scheduler=scheduler)[1] == ["case_00003"]
+    assert fill_cache(plan_cache("data", "0-there", spec), scheduler=scheduler)[1] == ["case_00003"]
 
 
 def files_of(cache):

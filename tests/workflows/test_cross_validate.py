@@ -141,6 +141,7 @@ def test_what_is_left_is_told_with_every_option():
         "ema": 0.99,
         "xla": "on",
         "steps_per_execution": 10,
+        "loaders": 3,
         "no_quick_start": True,
     }
     given = {
@@ -157,7 +158,7 @@ def test_what_is_left_is_told_with_every_option():
     names = {"images": None, "labels": "a b/{case}.nii", "cyst": None}
     assert _command(SimpleNamespace(**given, **options, **names)) == (
         "kitsseg cross-validate unet2d C O --data DATA --folds 4 --steps 3 --precision mixed_bfloat16 --accumulate 2 "
-        "--ema 0.99 --xla on --steps-per-execution 10 '--labels=a b/{case}.nii' "
+        "--ema 0.99 --xla on --steps-per-execution 10 --loaders 3 '--labels=a b/{case}.nii' "
         "--no-quick-start --set phases.train.sampler.patch_size=64,96 --set postprocess=none"
     )
 

@@ -69,7 +69,6 @@ def preprocess_cases(
     progress: Progress | None = None,
     layout: Layout | None = None,
     workers: int = 1,
-    scheduler: str | None = None,
     compress: bool = False,
 ) -> tuple[Path, list[str], list[str]]:
     """Preprocess every case of a folder. Cases that are in the cache already are left alone.
@@ -85,8 +84,6 @@ def preprocess_cases(
         layout: where the files of the cases lie; None finds this out from the folder.
         workers: number of processes; each holds one scan at a time. With more than one, a script must call this
             function under ``if __name__ == "__main__":``, because every process imports the script.
-        scheduler: address of a Dask scheduler, whose workers preprocess the cases instead; each holds one scan at a
-            time, and must see the same files under the same paths.
         compress: make a cache that is about half as large, and several times as slow to read.
 
     Returns: (folder of the cache, names of the cases done now, names of the cases that were there already).
@@ -96,7 +93,7 @@ def preprocess_cases(
         label map, such as one without kidney, and for folders of cases that hold no files.
     """
     plan = plan_cache(data, cache, spec, layout=layout, compress=compress)
-    return fill_cache(plan, progress=progress, workers=workers, scheduler=scheduler)
+    return fill_cache(plan, progress=progress, workers=workers)
 
 
 def fill_cache(
@@ -106,7 +103,9 @@ def fill_cache(
 
     Args:
         plan: from ``plan_cache`` or ``plan_of_cases``.
-        progress, workers, scheduler: as for ``preprocess_cases``.
+        scheduler: address of a Dask scheduler, whose workers preprocess the cases instead; each holds one scan at a
+            time, and must see the same files under the same paths.
+        progress, workers: as for ``preprocess_cases``.
 
     Returns: as ``preprocess_cases``.
     Raises: InputError as ``preprocess_cases``.

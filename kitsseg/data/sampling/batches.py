@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kitsseg.data.sampling.buffers import Buffers
 
 __all__ = [
+    "Arrays",
     "BatchForm",
     "Batches",
     "BatchesInParts",
