@@ -1,4 +1,4 @@
-"""Batches that other processes make ahead, for a GPU that uses batches faster than one core makes them.
+"""Batches that other processes make ahead, where one core takes long for a batch: patches of a compressed cache.
 
 A batch is a pure function of its number, so it does not matter which process makes it: the batches, and their order,
 are those of one process, to the last bit. The processes write into memory that all share, and never import TensorFlow::
