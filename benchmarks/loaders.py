@@ -1,7 +1,7 @@
 """How many batches a second one, two and more loaders make: python benchmarks/loaders.py [--work FOLDER]
 
 Batches of 7 slices of 224 x 224 as unet2d draws them, and of 39 patches of 48 x 48 x 48 as deeplab3d does, from 13
-cached cases, as in benchmarks/data.py. They are taken as fast as they come, as by a GPU that never has enough. One
+cached cases, as in benchmarks/data.py, or compressed (--compress). They are taken as fast as they come, as by a GPU that never has enough. One
 loader is the process itself (kitsseg train); more are processes of their own (--loaders). Numbers of loaders take turns
 within a round. Printed are medians over the rounds: batches a second of wall time, processor time of all processes for
 a batch, and the median of the ratios of batches a second within a round. The first batches of the loaders, which start
@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from data import PATCHES, SLICES, batches_of, prepared
+from data import PATCHES, SLICES, SPEC, batches_of, prepared
 
+from kitsseg import open_cache, preprocess_cases
 from kitsseg.data.sampling.ahead import DEPTH, batches_ahead
 
 
@@ -31,9 +32,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--most", type=int, default=os.cpu_count(), help="loaders (default: number of cores)")
+    parser.add_argument("--compress", action="store_true", help="a compressed cache")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        cases = prepared(None, a.work or Path(temporary), 56)
+        work = a.work or Path(temporary)
+        cases = prepared(None, work, 56)
+        if a.compress:
+            preprocess_cases(work / "cases", work / "compressed", SPEC, compress=True)
+            cases = open_cache(work / "compressed", SPEC)
         print(
             f"{os.cpu_count()} cores\n\n| batches | loaders | a second | CPU ms a batch | times one loader |"
         )
