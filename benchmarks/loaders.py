@@ -1,11 +1,12 @@
 """How many batches a second one, two and more loaders make: python benchmarks/loaders.py [--work FOLDER]
 
 Batches of 7 slices of 224 x 224 as unet2d draws them, and of 39 patches of 48 x 48 x 48 as deeplab3d does, from 13
-cached cases, as in benchmarks/data.py, or compressed (--compress). They are taken as fast as they come, as by a GPU that never has enough. One
-loader is the process itself (kitsseg train); more are processes of their own (--loaders). Numbers of loaders take turns
-within a round. Printed are medians over the rounds: batches a second of wall time, processor time of all processes for
-a batch, and the median of the ratios of batches a second within a round. The first batches of the loaders, which start
-meanwhile, are not counted. All numbers of loaders give equal bits, which is checked first.
+cached cases, as in benchmarks/data.py, or compressed (--compress). They are taken as fast as they come, as by a GPU
+that never has enough. One loader is the process itself (kitsseg train); more are processes of their own (--loaders).
+Numbers of loaders take turns within a round. Printed are medians over the rounds: batches a second of wall time,
+processor time of all processes for a batch, and the median of the ratios of batches a second within a round. The
+first batches of the loaders, which start meanwhile, are not counted. All numbers of loaders give equal bits, which is
+checked first.
 """
 
 import argparse
