@@ -26,13 +26,13 @@ SHOWN = 20  # scans, and lines about what is left out, unless all are asked for
 def show_plan(plan: Plan, out: str, all_rows: bool = False) -> int:
     """Print a table of the scans, lines about files that are left out or cannot be searched, and the numbers of all.
 
-    Returns the number of scans that are known to fail: of those with a row, and of those that cannot be looked at.
-
     Args:
         plan: Plan.
         out: folder for the label maps.
         all_rows: print a row for each scan, however many there are, and the reasons why scans will fail. A run tells
             them at its end.
+
+    Returns: the number of scans that are known to fail: of those with a row, and of those that cannot be looked at.
     """
     from rich.table import Table
     from rich.text import Text

@@ -235,8 +235,8 @@ class _Job(NamedTuple):
 
 def _on_cluster(address: str, jobs: Sequence[_Job]) -> Generator[tuple[_Job, InputError | None], None, None]:
     """As ``one_by_one``, on the workers of a Dask scheduler."""
-    absolute = [(job._replace(case=_absolute(job.case), target=as_given(job.target)), job) for job in jobs]
-    for (_, job), error, death in on_cluster(address, _try, absolute):
+    absolute = [(job._replace(case=_absolute(job.case), target=as_given(job.target)),) for job in jobs]
+    for (job,), error, death in on_cluster(address, _try, absolute):
         if death is not None:
             error = InputError(
                 f"{job.target}: its worker died ({one_line(death)}), perhaps because of too little memory. The same "
@@ -260,7 +260,7 @@ def _absolute(case: Case) -> Case:
 _one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
 
 
-def _try(job: _Job, _: _Job) -> InputError | None:
+def _try(job: _Job) -> InputError | None:
     """``_do`` on a worker: a case that cannot be preprocessed does not stop the others."""
     with _one_at_a_time:
         try:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from kitsseg.data.sampling.batches import Arrays, Batches, DrawnBatches
 from kitsseg.data.sampling.buffers import Buffers
+from kitsseg.data.sampling.draws import empty_batch
 from kitsseg.errors import InputError
 from kitsseg.runtime.workers import shared_bytes, start_process
 
@@ -68,12 +69,8 @@ class BatchesAhead:
     def __init__(self, batches: DrawnBatches, start: int, stop: int, processes: int) -> None:
         self.form, self.buffers = batches.form, Buffers()
         self._stop = stop
-        self._shapes = (
-            (self.form.batch_size, *self.form.image_shape),
-            (self.form.batch_size, *self.form.label_shape),
-        )
-        self.workers = [_Worker(batches, self._shapes) for _ in range(processes)]
-        # not when Python ends: the processes end by themselves, with their connections
+        shapes = tuple(array.shape for array in empty_batch(self))
+        self.workers = [_Worker(batches, shapes) for _ in range(processes)]
         self._closing = weakref.finalize(self, _close, self.workers)
         self._next: int | None = start
         self._ask_from(start)
@@ -92,10 +89,7 @@ class BatchesAhead:
         worker = self.workers[index % len(self.workers)]
         if not worker.asked:  # behind the last batch that was planned
             worker.ask(index)
-        images, labels = (
-            self.buffers.empty(shape, dtype)
-            for shape, dtype in zip(self._shapes, (np.float32, np.int32), strict=True)
-        )
+        images, labels = empty_batch(self)
         worker.fetch(images, labels)
         self._next = index + 1
         self._ask(index + DEPTH * len(self.workers))
@@ -180,9 +174,8 @@ def _serve(
     connection: Connection, batches: DrawnBatches, memory: list[Any], shapes: tuple[tuple[int, ...], ...]
 ) -> None:
     """Make the batches whose numbers come in, each in the next slot; answer with None or with an error."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the process that started this one hears it, and ends this one
+    # the process that started this one hears Ctrl-C, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     slots, slot, turn = [_arrays(each, shapes) for each in memory], _Slot(), 0
     batches.use_buffers(slot)
     with suppress(EOFError, OSError):  # the other process has ended
