@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 import time
 import traceback
 import warnings
@@ -466,9 +465,6 @@ def _by_cluster(address: str, work: _Work, progress: Progress | None) -> Iterato
         yield job[1], *(result or (dead, None))
 
 
-_one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
-
-
 def predict_scan(
     ensemble: Ensemble,
     name: str,
@@ -490,74 +486,71 @@ def predict_scan(
     Returns: (PredictedScan, engine), or (FailedScan, engine) if the scan cannot be read or segmented.
     Raises: InputError if a network cannot be loaded, which concerns all scans. OSError if writing fails.
     """
-    with _one_at_a_time:
-        members, postprocess, engine = _opened(ensemble)
-        started, where = time.monotonic(), str(scan.place)
-        try:
-            # before it is read: a change in the meantime is noticed the next time
-            source = source_of(scan.path)
-            volume = read_image(scan.path, scan.series) if item is None else read_slices([item])
-            if item is not None:
-                members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
-            grid = volume.grid
-            clips = {member.spec.clip_hu for member in members}
-            clip_hu = clips.pop() if len(clips) == 1 else None
-            found = doubts_about(volume, clip_hu) if item is None else doubts_about_slices([item], volume)
-            unlike = () if item is not None else unlike_kits19(grid, [member.spec for member in members])
-            region = None
-            if item is None and any(member.inference.coarse for member in members):
-                region = find_region(volume.array, grid.spacing_mm)
-            seen_so = ensemble if item is None else _of_slices(ensemble)
-            checked = _checked_precision(seen_so, engine, volume, region)
-            prepared = prepare_scan(volume.array, grid.spacing_mm, members, region)
-            del volume  # its memory too, unless what was prepared needs it
-            give_back_memory()
-            labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
-            if region is not None and (border := labels_at_border(labels, grid.spacing_mm, region)):
-                region = CoarsePass(whole=f"labels reach the {border} of the region", seconds=region.seconds)
-                again = read_image(scan.path, scan.series).array
-                prepared = prepare_scan(again, grid.spacing_mm, members)
-                del again
-                labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
-            if ensemble.cleanup is not None:
-                labels = cleaned(labels, grid.spacing_mm, ensemble.cleanup)
-        except _OfAllScans:
-            raise
-        except Exception as error:  # whatever it is, the other scans may be fine
-            if text := too_little_memory(error):
-                smaller = (
-                    "" if item is not None else ", or compute the region of the kidneys alone: --coarse on"
-                )
-                reason = f"{where}: not enough memory ({text}). Use a larger machine{smaller}."
-                return FailedScan(image=where, reason=reason), engine
-            if isinstance(error, InputError | OSError):
-                return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
-            reason = f"{scan.place}: {type(error).__name__}: {one_line(error)}"
-            return FailedScan(image=where, reason=reason, traceback=traceback.format_exc()), engine
-        target = Path(out) / prediction_name(name)
-        try:
-            if item is None:
-                write_labels(target, labels, grid)
-            else:
-                write_mask(target, labels[0], item.mask_values)
-        except OSError as error:
-            return FailedScan(image=where, reason=odd_name(error, target, name)), engine
-        entry = PredictedScan(
-            file=target.name,
-            image=where,
-            source=source,
-            crc32=crc32_of(target),
-            phantom=is_phantom(grid.header),
-            doubts=tuple(map(str, found)),
-            unlike=unlike,
-            coarse=region,
-            precision=checked,
-            seconds=round(time.monotonic() - started, 2),
-            part=part_of(scan),
-        )
+    members, postprocess, engine = _opened(ensemble)
+    started, where = time.monotonic(), str(scan.place)
+    try:
+        # before it is read: a change in the meantime is noticed the next time
+        source = source_of(scan.path)
+        volume = read_image(scan.path, scan.series) if item is None else read_slices([item])
         if item is not None:
-            entry = replace(entry, patient=item.patient, mask_values=item.mask_values)
-        return entry, engine
+            members = [replace(member, spec=spec_of_slices(member.spec)) for member in members]
+        grid = volume.grid
+        clips = {member.spec.clip_hu for member in members}
+        clip_hu = clips.pop() if len(clips) == 1 else None
+        found = doubts_about(volume, clip_hu) if item is None else doubts_about_slices([item], volume)
+        unlike = () if item is not None else unlike_kits19(grid, [member.spec for member in members])
+        region = None
+        if item is None and any(member.inference.coarse for member in members):
+            region = find_region(volume.array, grid.spacing_mm)
+        seen_so = ensemble if item is None else _of_slices(ensemble)
+        checked = _checked_precision(seen_so, engine, volume, region)
+        prepared = prepare_scan(volume.array, grid.spacing_mm, members, region)
+        del volume  # its memory too, unless what was prepared needs it
+        give_back_memory()
+        labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
+        if region is not None and (border := labels_at_border(labels, grid.spacing_mm, region)):
+            region = CoarsePass(whole=f"labels reach the {border} of the region", seconds=region.seconds)
+            again = read_image(scan.path, scan.series).array
+            prepared = prepare_scan(again, grid.spacing_mm, members)
+            del again
+            labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
+        if ensemble.cleanup is not None:
+            labels = cleaned(labels, grid.spacing_mm, ensemble.cleanup)
+    except _OfAllScans:
+        raise
+    except Exception as error:  # whatever it is, the other scans may be fine
+        if text := too_little_memory(error):
+            smaller = "" if item is not None else ", or compute the region of the kidneys alone: --coarse on"
+            reason = f"{where}: not enough memory ({text}). Use a larger machine{smaller}."
+            return FailedScan(image=where, reason=reason), engine
+        if isinstance(error, InputError | OSError):
+            return FailedScan(image=where, reason=_as_shown(str(error), scan)), engine
+        reason = f"{scan.place}: {type(error).__name__}: {one_line(error)}"
+        return FailedScan(image=where, reason=reason, traceback=traceback.format_exc()), engine
+    target = Path(out) / prediction_name(name)
+    try:
+        if item is None:
+            write_labels(target, labels, grid)
+        else:
+            write_mask(target, labels[0], item.mask_values)
+    except OSError as error:
+        return FailedScan(image=where, reason=odd_name(error, target, name)), engine
+    entry = PredictedScan(
+        file=target.name,
+        image=where,
+        source=source,
+        crc32=crc32_of(target),
+        phantom=is_phantom(grid.header),
+        doubts=tuple(map(str, found)),
+        unlike=unlike,
+        coarse=region,
+        precision=checked,
+        seconds=round(time.monotonic() - started, 2),
+        part=part_of(scan),
+    )
+    if item is not None:
+        entry = replace(entry, patient=item.patient, mask_values=item.mask_values)
+    return entry, engine
 
 
 def _of_slices(ensemble: Ensemble) -> Ensemble:

@@ -1,5 +1,6 @@
 """Jobs spread over the workers of a Dask scheduler."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ ANSWERS_WITHIN = 30  # seconds
 def on_cluster(
     address: str, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]
 ) -> Iterator[tuple[tuple[Any, ...], Any, BaseException | None]]:
-    """Call ``function(*job)`` for each job on the workers of a scheduler.
+    """Call ``function(*job)`` for each job on the workers of a scheduler, one job at a time in each worker.
 
     The workers import the module of ``function``, so kitsseg must be installed there, and paths must mean the same.
     When the caller stops, jobs that have not begun are taken back.
@@ -40,7 +41,7 @@ def on_cluster(
             "Start one with: dask scheduler"
         ) from error
     with client:
-        futures = {client.submit(function, *job, pure=False): job for job in jobs}
+        futures = {client.submit(_alone, function, *job, pure=False): job for job in jobs}
         try:
             for future in as_completed(futures):
                 failure = future.exception()
@@ -49,3 +50,11 @@ def on_cluster(
                 yield futures[future], None if failure else future.result(), failure
         finally:
             client.cancel(list(futures))
+
+
+_one_at_a_time = threading.Lock()  # a worker has several threads, but memory for one scan
+
+
+def _alone(function: Callable[..., Any], *job: Any) -> Any:
+    with _one_at_a_time:
+        return function(*job)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from kitsseg.errors import InputError
 
-__all__ = ["in_processes", "one_by_one", "shared_bytes", "start_process"]
+__all__ = ["answer_all", "in_processes", "one_by_one", "shared_bytes", "start_process"]
 
 Item = TypeVar("Item")
 
@@ -129,21 +129,24 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def answer_all(connection: Connection, function: Callable[[Any], object]) -> None:
+    """Call ``function(item)`` for each item that comes in, until the other side ends; answer with None or the error."""
+    with suppress(EOFError, OSError):  # the other side has ended
+        while True:
+            item = connection.recv()
+            try:
+                function(item)
+            except Exception as error:  # whatever it is belongs to the side that asked
+                error.add_note(traceback.format_exc())
+                connection.send(error)
+            else:
+                connection.send(None)
+
+
 def _serve(connection: Connection, function: Callable[[Any], object]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    while True:
-        try:
-            item = connection.recv()
-        except EOFError:
-            return
-        try:
-            function(item)
-        except Exception as error:  # whatever it is belongs to the caller
-            error.add_note(traceback.format_exc())
-            connection.send(error)
-        else:
-            connection.send(None)
+    answer_all(connection, function)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

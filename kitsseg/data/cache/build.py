@@ -1,64 +1,40 @@
-"""Preprocess cases into a cache. Each process holds one scan as int16 in memory, and little else.
+"""Plan and fill a cache of preprocessed cases. Each process holds one scan as int16 in memory, and little else.
 
 A KiTS19 case of 834 x 512 x 512 voxels needs about 0.5 GiB. TensorFlow and Keras are never imported.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import threading
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from kitsseg.data.cache.cases import (
-    CaseFile,
-    CaseSources,
-    SliceSource,
-    StoredCounts,
-    cache_folder,
-    check_specification,
-    read_case,
-    write_case,
-    write_specification,
-)
-from kitsseg.data.cache.compressed import require_blosc2, write_compressed
-from kitsseg.data.cache.hu_statistics import count_hu
+from kitsseg.data.cache.case_sources import sources_unchanged
+from kitsseg.data.cache.cases import cache_folder, check_specification, read_case, write_specification
+from kitsseg.data.cache.compressed import require_blosc2
+from kitsseg.data.cache.one_case import preprocess_case
 from kitsseg.data.cache.plan import CachePlan, planned_bytes
 from kitsseg.data.cache.slice_checks import check_slices
-from kitsseg.data.cache.sources import size_of, source_of, unchanged
-from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices
-from kitsseg.data.formats.label_doubts import doubts_about_labels, share_in_air, summary_of
-from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
-from kitsseg.data.formats.slices import SliceImage, read_masks, read_slices
-from kitsseg.data.geometry.geometry import cut_range, plan_geometry, spec_of_slices
-from kitsseg.data.geometry.label_box import foreground_box, foreground_planes, label_box
-from kitsseg.data.geometry.planes import network_planes
+from kitsseg.data.cache.sources import size_of
 from kitsseg.data.layouts.find import find_cases
 from kitsseg.data.layouts.kits import empty_case_folders
 from kitsseg.errors import InputError, one_line
 from kitsseg.files.atomic import atomic_folder, remove_unfinished
-from kitsseg.files.checksums import crc32_of_planes
 from kitsseg.files.paths import as_given
 from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.workers import in_processes, one_by_one
 
 if TYPE_CHECKING:
-    from kitsseg.data.formats.grid import Volume
-    from kitsseg.data.geometry.geometry import Geometry
     from kitsseg.data.layouts.kits import Case, Layout
     from kitsseg.interfaces import Progress
     from kitsseg.recipe import PreprocessSpec
 
-__all__ = ["check_pair", "fill_cache", "plan_cache", "plan_of_cases", "preprocess_cases"]
+__all__ = ["fill_cache", "plan_cache", "plan_of_cases", "preprocess_cases"]
 
 
 def preprocess_cases(
@@ -201,28 +177,6 @@ def plan_of_cases(
     return CachePlan(folder, spec, list(cases), missing, planned_bytes(missing, spec, compress), compress)
 
 
-def check_pair(image: Volume, labels: Volume) -> None:
-    """Refuse an image and a label map that do not lie on the same voxels.
-
-    Args:
-        image, labels: Volume of each.
-
-    Raises: InputError naming both files.
-    """
-    shapes = image.grid.header.get_data_shape(), labels.grid.header.get_data_shape()
-    if shapes[0][:3] != shapes[1][:3]:
-        raise InputError(
-            f"{labels.path}: expected shape {shapes[0]} as {image.path.name} has, found {shapes[1]}. "
-            "Are these two files of the same scan?"
-        )
-    affines = [volume.grid.header.get_best_affine() for volume in (image, labels)]
-    if not np.allclose(affines[0], affines[1], atol=1e-3, rtol=0):
-        raise InputError(
-            f"{labels.path}: expected the affine of {image.path.name}, {affines[0].round(4).tolist()}, "
-            f"found {affines[1].round(4).tolist()}. Resample the labels onto the scan."
-        )
-
-
 class _Job(NamedTuple):
     case: Case
     target: Path
@@ -257,23 +211,19 @@ def _absolute(case: Case) -> Case:
     return replace(case, image=given(case.image), labels=given(case.labels), slices=slices)
 
 
-_one_at_a_time = threading.Lock()  # a Dask worker has several threads; the memory is for one scan
-
-
 def _try(job: _Job) -> InputError | None:
     """``_do`` on a worker: a case that cannot be preprocessed does not stop the others."""
-    with _one_at_a_time:
-        try:
-            _do(job)
-        except InputError as error:
-            return error
+    try:
+        _do(job)
+    except InputError as error:
+        return error
     return None
 
 
 def _do(job: _Job) -> None:
     try:
         with atomic_folder(job.target) as temporary:
-            _write_case(job.case, temporary, job.spec, job.compress)
+            preprocess_case(job.case, temporary, job.spec, job.compress)
     except OSError as error:
         if error.errno not in (EEXIST, ENOTEMPTY):
             raise
@@ -281,131 +231,10 @@ def _do(job: _Job) -> None:
         _check_cached(job.case, job.target, job.compress)
 
 
-def _write_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bool) -> None:
-    sources = _sources(case)  # before they are read: a change in the meantime is noticed the next time
-    # the labels shrink to the box of their foreground before the scan is read: both at once would need half more
-    labels = read_masks(case.slices) if case.slices else read_labels(case.truth, case.label_values)
-    summary = summary_of(labels)
-    first, boxed, labels = *foreground_box(labels.array), replace(labels, array=np.empty(0, np.uint8))
-    image = read_slices(case.slices) if case.slices else read_image(case.scan)
-    check_pair(image, labels)
-    spec = spec_of_slices(spec) if case.slices else spec
-    # single slices need not show a whole patient
-    doubts = doubts_about_slices(case.slices, image) if case.slices else doubts_about(image, spec.clip_hu)
-    label_doubts = () if case.slices else doubts_about_labels(summary, share_in_air(summary, image))
-    geometry = plan_geometry(image.array, image.grid.spacing_mm, spec)
-    geometry = _cut_long_scan(geometry, first[0], first[0] + boxed.shape[0] - 1, spec)
-    in_scan = image.array[tuple(slice(a, a + n) for a, n in zip(first, boxed.shape, strict=True))]
-    low, high = spec.clip_hu or (-32768, 32767)
-    hu = count_hu(np.clip(plane[mask > 0], low, high) for plane, mask in zip(in_scan, boxed, strict=True))
-
-    area = np.zeros((3, geometry.shape[0]), np.int64)
-    label_start, box = label_box(foreground_planes(boxed, first, geometry, area))
-    planes = network_planes(image.array, geometry, spec)
-    dtype, shape = (
-        (np.int16, geometry.shape) if spec.channels == 1 else (np.uint8, (*geometry.shape, spec.channels))
-    )
-    chunks = None
-    if compress:
-        chunks = (
-            write_compressed(folder / "image.blosc2", dtype, planes),
-            write_compressed(folder / "labels.blosc2", np.uint8, box),
-        )
-    else:
-        _write_stream(folder / "labels.npy", np.uint8, box.shape, box)
-        _write_stream(folder / "image.npy", dtype, shape, planes)
-    case_file = CaseFile(
-        sources=sources,
-        label_values=case.label_values,
-        geometry=geometry,
-        label_start=tuple(label_start),
-        label_shape=box.shape,
-        labels_crc32=crc32_of_planes(box),
-        chunks=chunks,
-        kidney_area=area[1].tolist(),
-        tumor_area=area[2].tolist(),
-        hu_counts=StoredCounts(first=hu.first, counts=hu.counts.tolist()),
-        phantom=is_phantom(image.grid.header),
-        doubts=tuple(map(str, doubts)),
-        label_doubts=tuple(map(str, label_doubts)),
-        channels=spec.channels,
-        slices=tuple(item.name for item in case.slices),
-    )
-    write_case(folder, case_file)
-
-
-def _cut_long_scan(geometry: Geometry, first: int, last: int, spec: PreprocessSpec) -> Geometry:
-    """Limit the slices of a long scan to a range that keeps all foreground; ``first`` and ``last`` of the scan."""
-    n, grid = geometry.scan_shape[0], geometry.grid_shape[0]
-    longest, margin = spec.longest_scan, spec.cut_margin
-    if longest is None or n <= longest or last < first:
-        return geometry
-    if margin is None:
-        raise ValueError("PreprocessSpec: longest_scan goes with cut_margin; found None.")
-    zmin, zmax = cut_range(first, last, n, longest, margin)
-    start, stop = math.floor(zmin * grid / n), math.ceil(zmax * grid / n)
-    return replace(geometry, start=(start, *geometry.start[1:]), stop=(stop, *geometry.stop[1:]))
-
-
-def _write_stream(
-    path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], planes: Iterable[npt.NDArray[Any]]
-) -> None:
-    """Write an ``.npy`` plane by plane. With a memory map every written page would count as memory in use.
-
-    ``np.save`` is not used, because its error for a full disk does not say that the disk is full.
-    """
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for plane in planes:
-            file.write(np.ascontiguousarray(plane, dtype).data)
-
-
-def _sources(case: Case) -> CaseSources:
-    if not case.slices:
-        return CaseSources(image=source_of(case.scan), labels=source_of(case.truth))
-    return CaseSources(
-        slices=tuple(
-            SliceSource(
-                image=source_of(item.image),
-                labels=None if item.labels is None else source_of(item.labels),
-                hu_window=item.hu_window,
-                mask_values=item.mask_values,
-                spacing_mm=item.spacing_mm,
-            )
-            for item in case.slices
-        )
-    )
-
-
-def _unchanged(case: Case, made_from: CaseSources) -> bool:
-    """Whether a case's files are still the files that the cached case was made from."""
-    if case.slices:
-        before = made_from.slices or ()
-        return len(before) == len(case.slices) and all(map(_unchanged_slice, case.slices, before))
-    if made_from.image is None or made_from.labels is None:
-        return False
-    return unchanged(made_from.image, case.scan) and unchanged(made_from.labels, case.truth)
-
-
-def _unchanged_slice(item: SliceImage, before: SliceSource) -> bool:
-    if (item.hu_window, item.mask_values, item.spacing_mm) != (
-        before.hu_window,
-        before.mask_values,
-        before.spacing_mm,
-    ):
-        return False
-    if item.labels is None or before.labels is None:
-        same_labels = item.labels is None and before.labels is None
-    else:
-        same_labels = unchanged(before.labels, item.labels)
-    return same_labels and unchanged(before.image, item.image)
-
-
 def _check_cached(case: Case, folder: Path, compress: bool) -> None:
     cached = read_case(folder)
     values = cached.label_values  # a label beyond these did not occur: it would have been refused
-    if not _unchanged(case, cached.sources) or case.label_values[: len(values)] != values:
+    if not sources_unchanged(case, cached.sources) or case.label_values[: len(values)] != values:
         raise InputError(
             f"{folder}: made from other files than those in {case.scan.parent} (size, time, contents or meaning of "
             "labels differ). Remove this folder to preprocess the case again, or use another cache folder."

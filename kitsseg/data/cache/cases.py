@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kitsseg.data.cache.case_sources import CaseSources
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
 from kitsseg.data.cache.mapped import NO_DAMAGE, MappedFile, check_open_files
-from kitsseg.data.cache.sources import Source
 from kitsseg.data.geometry.geometry import Geometry
 from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
@@ -43,8 +43,6 @@ __all__ = [
     "CACHE_VERSION",
     "CachedCase",
     "CaseFile",
-    "CaseSources",
-    "SliceSource",
     "StoredCounts",
     "cache_folder",
     "cases_of_part",
@@ -67,26 +65,6 @@ class CacheSpecification:
 
     spec: PreprocessSpec
     version: int = CACHE_VERSION
-
-
-@dataclass(frozen=True, kw_only=True)
-class SliceSource:
-    """The files that a slice was made from if it is a single image, and what ``slices.csv`` says of this image."""
-
-    image: Source
-    labels: Source | None
-    hu_window: tuple[float, float] | None
-    mask_values: tuple[int, ...]
-    spacing_mm: tuple[float, float] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseSources:
-    """The files that a case was made from: a scan and its label map, or single images."""
-
-    image: Source | None = None
-    labels: Source | None = None
-    slices: tuple[SliceSource, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

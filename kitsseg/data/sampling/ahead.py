@@ -9,6 +9,7 @@ are those of one process, to the last bit. The processes write into memory that 
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import weakref
@@ -24,7 +25,7 @@ from kitsseg.data.sampling.batches import Arrays, Batches, DrawnBatches
 from kitsseg.data.sampling.buffers import Buffers
 from kitsseg.data.sampling.draws import empty_batch
 from kitsseg.errors import InputError
-from kitsseg.runtime.workers import shared_bytes, start_process
+from kitsseg.runtime.workers import answer_all, shared_bytes, start_process
 
 __all__ = ["BatchesAhead", "batches_ahead"]
 
@@ -176,21 +177,16 @@ def _serve(
     """Make the batches whose numbers come in, each in the next slot; answer with None or with an error."""
     # the process that started this one hears Ctrl-C, and ends this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    slots, slot, turn = [_arrays(each, shapes) for each in memory], _Slot(), 0
+    slots, slot = itertools.cycle([_arrays(each, shapes) for each in memory]), _Slot()
     batches.use_buffers(slot)
-    with suppress(EOFError, OSError):  # the other process has ended
-        while True:
-            index = connection.recv()
-            slot.arrays = slots[turn]
-            turn = (turn + 1) % len(slots)
-            try:
-                for out, made in zip(slot.arrays, batches.batch(index), strict=True):
-                    if made is not out:
-                        np.copyto(out, made)
-            except Exception as error:  # whatever it is belongs to the process that asked
-                connection.send(error)
-            else:
-                connection.send(None)
+
+    def make(index: int) -> None:
+        slot.arrays = next(slots)
+        for out, made in zip(slot.arrays, batches.batch(index), strict=True):
+            if made is not out:
+                np.copyto(out, made)
+
+    answer_all(connection, make)
 
 
 def _close(workers: list[_Worker]) -> None:

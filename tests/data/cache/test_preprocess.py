@@ -11,6 +11,7 @@ import pytest
 from support.cases import make_case, read_json
 
 from kitsseg.data.cache import build as preprocess
+from kitsseg.data.cache import one_case
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import cache_folder, open_cache, read_case
 from kitsseg.data.formats.nifti import PHANTOM, write_image
@@ -89,7 +90,7 @@ def test_an_interruption_leaves_whole_cases_only(data, tmp_path, spec, monkeypat
         if len(calls) == 4:  # two arrays a case
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(preprocess, "_write_stream", stop_in_the_second)
+    monkeypatch.setattr(one_case, "_write_stream", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         preprocess_cases(data, tmp_path / "cache", spec)
     names = sorted(path.name for path in cache_folder(tmp_path / "cache", spec).iterdir())
@@ -99,7 +100,7 @@ def test_an_interruption_leaves_whole_cases_only(data, tmp_path, spec, monkeypat
 @pytest.mark.parametrize("same", [True, False])
 def test_another_process_may_be_quicker_with_the_same_files_only(same, data, tmp_path, spec, monkeypatch):
     """Two jobs that fill one cache: both find a case missing, and the other one has it done first."""
-    write_case, called = preprocess._write_case, []
+    write_case, called = preprocess.preprocess_case, []
 
     def slow(case, *others):
         write_case(case, *others)
@@ -110,7 +111,7 @@ def test_another_process_may_be_quicker_with_the_same_files_only(same, data, tmp
                 labels = case.labels.read_bytes()
                 case.labels.write_bytes(labels + b" ")
 
-    monkeypatch.setattr(preprocess, "_write_case", slow)
+    monkeypatch.setattr(preprocess, "preprocess_case", slow)
     if same:
         folder, made, _ = preprocess_cases(data, tmp_path / "cache", spec)
         assert called[0] in made and open_cache(folder, spec).keys() == {path.name for path in data.iterdir()}
