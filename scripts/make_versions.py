@@ -11,6 +11,9 @@ import re
 import sys
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dependencies.md"
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
@@ -19,14 +22,9 @@ INSIDE = {"bench", "docs", "test", "colab", "notebook"}
 UNTESTED = "none: its tests are skipped"
 
 
-def known_as(name: str) -> str:
-    """A package's name as all tools compare it: Jinja2 -> jinja2, ai_edge_litert -> ai-edge-litert."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def needed(text: str) -> list[str]:
     """Names of packages in a list of requirements of setup.cfg, without versions."""
-    return [re.split(r"[<>=!~\[ ]", line.strip())[0] for line in re.split(r"[\n;]", text) if line.strip()]
+    return [Requirement(line).name for line in re.split(r"[\n;]", text) if line.strip()]
 
 
 def with_versions(page: str, setup: str, constraints: str) -> str:
@@ -40,17 +38,17 @@ def with_versions(page: str, setup: str, constraints: str) -> str:
     Raises: ValueError if the rows of a table are not those of setup.cfg.
     """
     pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line and line[0] != "#")
-    versions = {known_as(name): version for name, version in pins.items()}
+    versions = {canonicalize_name(name): version for name, version in pins.items()}
     config = configparser.ConfigParser()
     config.read_string(setup)
-    packages = {known_as(name) for name in needed(config["options"]["install_requires"])}
+    packages = {canonicalize_name(name) for name in needed(config["options"]["install_requires"])}
     extras = dict(config["options.extras_require"])
     wanted = packages | {f"`{extra}`" for extra in extras.keys() - INSIDE}
     lines = page.splitlines()
     rows = {}
     for index, line in enumerate(lines):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        name = cells[0] if cells[0].startswith("`") else known_as(cells[0])
+        name = cells[0] if cells[0].startswith("`") else canonicalize_name(cells[0])
         if not line.startswith("| ") or name in ("package", "extra"):
             continue
         rows[name] = index
@@ -59,7 +57,7 @@ def with_versions(page: str, setup: str, constraints: str) -> str:
         elif name in wanted:
             parts = needed(extras[name.strip("`")])
             cells[1] = ", ".join(parts)
-            cells[2] = ", ".join(versions.get(known_as(part), UNTESTED) for part in parts)
+            cells[2] = ", ".join(versions.get(canonicalize_name(part), UNTESTED) for part in parts)
         lines[index] = f"| {' | '.join(cells)} |"
     if rows.keys() != wanted:
         odd = ", ".join(sorted(rows.keys() ^ wanted))

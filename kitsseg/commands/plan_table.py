@@ -78,7 +78,7 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> int:
 
 def _numbers(plan: Plan, rows: Sequence[_Row], kinds: Counter[str], out: str, told: bool) -> str:
     """One line: how many scans were found, and how many of them have which fate in the table."""
-    n, failing = len(plan.scans) + len(plan.clashing), sum(row.will == FAIL for row in rows)
+    n, failing = plan.found, sum(row.will == FAIL for row in rows)
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     refused = len(plan.refused) + len(plan.clashing)
     there = n - len(plan.todo) - refused

@@ -250,7 +250,7 @@ def predict(
         if dry_run or sum(map(len, (plan.scans, plan.wrong, plan.clashing, plan.left_out))) > 1:
             failing = show_plan(plan, str(out), all_rows=dry_run)
             if dry_run and failing:
-                total = len(plan.scans) + len(plan.clashing) + len(plan.wrong)
+                total = plan.found + len(plan.wrong)
                 raise InputError(
                     f"{failing} of {total} scans would fail; the lines above say why. Without --dry-run the others are "
                     "predicted."

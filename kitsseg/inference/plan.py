@@ -63,6 +63,11 @@ class Plan:
     clashing: list[tuple[str, Scan, str]] = field(default_factory=list)
     inputs: list[str | os.PathLike[str]] = field(default_factory=list)
 
+    @property
+    def found(self) -> int:
+        """Number of scans that were found, those with clashing names included."""
+        return len(self.scans) + len(self.clashing)
+
 
 @contextmanager
 def planned(
