@@ -3,6 +3,7 @@
 A KiTS19 scan holds the abdomen, often the chest, and air; its kidneys fill a twentieth of it. The starter network
 (``kitsseg.records.starter``) looks at a copy of 4 x 3 x 3 mm in about a second of one core. It need not outline
 anything well: the box around what it finds, and 20 mm more on every side, has to hold both kidneys and their tumors.
+So have the boxes around each kidney, which are taken where that is less work.
 Where that is doubtful the whole scan is taken: here, before the recipe's network sees anything, and again where its own
 labels reach the border of the box (``labels_at_border``). ``benchmarks/coarse_region.py`` measures what the box misses.
 """
@@ -13,7 +14,7 @@ import functools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,11 @@ from kitsseg.data.geometry.planes import network_planes
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.scan import Member, probabilities_of
 from kitsseg.records.networks import read_exported
-from kitsseg.records.predictions import CoarsePass
+from kitsseg.records.predictions import Box, CoarsePass
 from kitsseg.records.starter import STARTER, network_path
+
+if TYPE_CHECKING:
+    from kitsseg.labels.components import Runs
 
 __all__ = ["CoarseCopy", "coarse_network", "find_region", "look_at", "region_of"]
 
@@ -118,10 +122,10 @@ def region_of(copy: CoarseCopy) -> CoarsePass:
     geometry, middle, found = copy.geometry, copy.middle, copy.background < 1 - FOREGROUND
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
     parts = components(found)
-    large = parts.voxels * voxel_ml >= SMALLEST_ML
+    large = np.flatnonzero(parts.voxels * voxel_ml >= SMALLEST_ML)
     bodies = np.zeros(found.shape, np.uint8)
-    paint(bodies, parts.runs.take(large[parts.ids]), 1)
-    if not bodies.any():
+    paint(bodies, parts.runs.take(np.isin(parts.ids, large)), 1)
+    if not len(large):
         return CoarsePass(whole="no kidney was found")
     for side, half in (("left", bodies[..., :middle]), ("right", bodies[..., middle:])):
         volume = int(half.sum()) * voxel_ml
@@ -129,19 +133,63 @@ def region_of(copy: CoarseCopy) -> CoarsePass:
             return CoarsePass(
                 whole=f"{volume:.0f} ml of kidney were found in the {side} half of the slices, {SIDE_ML:.0f} expected"
             )
-    box = [
-        np.flatnonzero(bodies.any(axis=tuple(other for other in range(3) if other != axis)))
-        for axis in range(3)
-    ]
-    start, stop = [], []
-    for axis, name in enumerate(("slice", "row", "column")):
-        low, high = int(box[axis][0]) + geometry.start[axis], int(box[axis][-1]) + 1 + geometry.start[axis]
-        n, grid = geometry.scan_shape[axis], geometry.grid_shape[axis]
-        for edge, which in ((low == 0, "first"), (high == grid, "last")):
-            # a scan may end within a kidney; beside it, in front and behind there is more of the body
-            if axis and edge:
+    boxes = [_box(parts.runs.take(parts.ids == number), geometry) for number in large]
+    region = _around(boxes)
+    # a scan may end within a kidney; beside it, in front and behind there is more of the body
+    for axis, name in ((1, "row"), (2, "column")):
+        for which, at_edge in (
+            ("first", region.start[axis] == 0),
+            ("last", region.stop[axis] == geometry.grid_shape[axis]),
+        ):
+            if at_edge:
                 return CoarsePass(whole=f"what was found reaches the {which} {name} of the scan")
+    region = _with_margin(region, geometry)
+    apart = _joined([_with_margin(box, geometry) for box in boxes])
+    return CoarsePass(start=region.start, stop=region.stop, parts=tuple(apart) if len(apart) > 1 else ())
+
+
+def _box(runs: Runs, geometry: Geometry) -> Box:
+    """The box around some runs of the coarse copy, on the grid of the whole scan."""
+    slices, rows = runs.line // runs.shape[1], runs.line % runs.shape[1]
+    low = [int(at.min()) for at in (slices, rows, runs.start)]
+    high = [int(at.max()) for at in (slices + 1, rows + 1, runs.stop)]
+    return Box(
+        start=tuple(n + a for n, a in zip(low, geometry.start, strict=True)),
+        stop=tuple(n + a for n, a in zip(high, geometry.start, strict=True)),
+    )
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    return Box(
+        start=tuple(map(min, zip(*(box.start for box in boxes), strict=True))),
+        stop=tuple(map(max, zip(*(box.stop for box in boxes), strict=True))),
+    )
+
+
+def _with_margin(box: Box, geometry: Geometry) -> Box:
+    """The box in voxels of the scan, and ``MARGIN_MM`` more on every side, as far as the scan goes."""
+    start, stop = [], []
+    for axis, (low, high) in enumerate(zip(box.start, box.stop, strict=True)):
+        n, grid = geometry.scan_shape[axis], geometry.grid_shape[axis]
         margin = MARGIN_MM / geometry.scan_spacing_mm[axis]
         start.append(max(int(np.floor(low * n / grid - margin)), 0))
         stop.append(min(int(np.ceil(high * n / grid + margin)), n))
-    return CoarsePass(start=tuple(start), stop=tuple(stop))
+    return Box(start=tuple(start), stop=tuple(stop))
+
+
+def _joined(boxes: Iterable[Box]) -> list[Box]:
+    """Boxes that overlap no other: those that do become the box around both."""
+    apart: list[Box] = []
+    for box in boxes:
+        # a box that has grown may overlap one that it did not before
+        while other := next((one for one in apart if _overlap(one, box)), None):
+            apart.remove(other)
+            box = _around([other, box])
+        apart.append(box)
+    return sorted(apart, key=lambda one: one.start[::-1])
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(
+        max(a, b) < min(c, d) for a, b, c, d in zip(one.start, other.start, one.stop, other.stop, strict=True)
+    )

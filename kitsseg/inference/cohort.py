@@ -508,8 +508,9 @@ def predict_scan(
         del volume  # its memory too, unless what was prepared needs it
         give_back_memory()
         labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
-        if region is not None and (border := labels_at_border(labels, grid.spacing_mm, region)):
-            region = CoarsePass(whole=f"labels reach the {border} of the region", seconds=region.seconds)
+        in_parts = any(one.parts for one in prepared)
+        if region is not None and (border := labels_at_border(labels, grid.spacing_mm, region, in_parts)):
+            region = CoarsePass(whole=f"labels reach the {border}", seconds=region.seconds)
             again = read_image(scan.path, scan.series).array
             prepared = prepare_scan(again, grid.spacing_mm, members)
             del again

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kitsseg.data.geometry.geometry import Geometry
+from kitsseg.inference.windows2d import tile_starts
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
-from kitsseg.records.predictions import CoarsePass
+from kitsseg.records.predictions import Box, CoarsePass
 
-__all__ = ["inside_region", "labels_at_border"]
+__all__ = ["Part", "inside_region", "labels_at_border", "parts_inside"]
 
 STEP = 32  # sizes of whole slices are multiples of it: a network is compiled anew for each size
+LESS = 0.9  # parts are computed one by one if that is at most this share of the work of their common box
 TOUCHING_MM2 = 100.0  # of labels in a face of the region; a kidney cut in two has more than ten times as much
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box that a network computes by itself, and the box in it that the network was wanted for.
+
+    Attributes:
+        computed, wanted: (first, behind the last) along each axis, in voxels of what the network sees.
+    """
+
+    computed: tuple[slice, ...]
+    wanted: tuple[slice, ...]
+
+    def has(self, k: int) -> bool:
+        """Whether slice ``k`` is computed."""
+        return bool(self.computed[0].start <= k < self.computed[0].stop)
+
+    @property
+    def kept(self) -> tuple[slice, ...]:
+        """Rows and columns of ``wanted``, counted from the first of ``computed``."""
+        pairs = zip(self.wanted[1:], self.computed[1:], strict=True)
+        return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in pairs)
 
 
 def inside_region(
@@ -34,22 +59,88 @@ def inside_region(
     """
     if region.start is None or region.stop is None:
         return geometry
-    start, stop = [], []
-    for axis, (first, last) in enumerate(zip(region.start, region.stop, strict=True)):
+    wanted = _on_grid(Box(start=region.start, stop=region.stop), geometry, spec)
+    if wanted is None:
+        return geometry
+    size = tuple(_computed(b - a, axis, inference) for axis, (a, b) in enumerate(wanted))
+    return _cut(geometry, _grown(wanted, size, geometry))
+
+
+def parts_inside(
+    geometry: Geometry, region: CoarsePass, spec: PreprocessSpec, inference: InferenceSpec
+) -> tuple[Geometry, tuple[Part, ...]]:
+    """What a network sees of a scan whose region has parts, such as a box around each kidney.
+
+    Args: as ``inside_region``.
+
+    Returns: (geometry, parts). Without parts, because the region has none or because one box is less work, the geometry
+        is that of ``inside_region``; with parts, their common box.
+    """
+    one = inside_region(geometry, region, spec, inference)
+    found = [_on_grid(box, geometry, spec) for box in region.parts]
+    wanted = [box for box in found if box is not None]
+    if len(wanted) < 2 or len(wanted) < len(found) or spec.slice_size is not None:
+        return one, ()
+    sizes = [tuple(_computed(b - a, axis, inference) for axis, (a, b) in enumerate(box)) for box in wanted]
+    if inference.tile is None:  # one size in the plane: for another the network would be compiled anew
+        common = tuple(map(max, zip(*(size[1:] for size in sizes), strict=True)))
+        sizes = [(size[0], *common) for size in sizes]
+    computed = [_grown(box, size, geometry) for box, size in zip(wanted, sizes, strict=True)]
+    if sum(_work([b - a for a, b in box], inference) for box in computed) > LESS * _work(
+        one.shape, inference
+    ):
+        return one, ()
+    together = _cut(
+        geometry, [(min(a for a, _ in each), max(b for _, b in each)) for each in zip(*computed, strict=True)]
+    )
+
+    def inside(box: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+        return tuple(slice(a - first, b - first) for (a, b), first in zip(box, together.start, strict=True))
+
+    return together, tuple(Part(inside(a), inside(b)) for a, b in zip(computed, wanted, strict=True))
+
+
+def _on_grid(box: Box, geometry: Geometry, spec: PreprocessSpec) -> list[tuple[int, int]] | None:
+    """(first, behind the last) of a box of the scan on the grid of a network; None if they do not meet."""
+    found = []
+    for axis, (first, last) in enumerate(zip(box.start, box.stop, strict=True)):
         ratio = geometry.grid_shape[axis] / geometry.scan_shape[axis]
         lowest, highest = geometry.start[axis], geometry.stop[axis]
         # linear interpolation back to the scan reads one voxel of the grid further
         low, high = int(np.floor(first * ratio)) - 1, int(np.ceil(last * ratio)) + 1
         low, high = max(low, lowest), min(high, highest)
         if low >= high:
-            return geometry
-        if axis and spec.slice_size is not None:
-            low, high = lowest, highest
-        wanted = min(_computed(high - low, axis, inference), highest - lowest)
+            return None
+        found.append((lowest, highest) if axis and spec.slice_size is not None else (low, high))
+    return found
+
+
+def _grown(box: Sequence[tuple[int, int]], size: Sequence[int], geometry: Geometry) -> list[tuple[int, int]]:
+    """A box made larger, up to ``size`` where the network's own box has as much."""
+    grown = []
+    for (low, high), wanted, lowest, highest in zip(box, size, geometry.start, geometry.stop, strict=True):
+        wanted = min(wanted, highest - lowest)
         low = min(max(low - (wanted - (high - low)) // 2, lowest), highest - wanted)
-        start.append(low)
-        stop.append(low + wanted)
-    return replace(geometry, start=tuple(start), stop=tuple(stop))
+        grown.append((low, low + wanted))
+    return grown
+
+
+def _cut(geometry: Geometry, box: Sequence[tuple[int, int]]) -> Geometry:
+    return replace(geometry, start=tuple(a for a, _ in box), stop=tuple(b for _, b in box))
+
+
+def _work(shape: Sequence[int], inference: InferenceSpec) -> int:
+    """How many voxels a network computes for a box, with those that tiles compute several times."""
+    tile = inference.tile
+    if tile is None:
+        return math.prod(shape)
+    work = 1
+    for n, t in zip(shape[-len(tile) :], tile, strict=True):
+        if inference.margin is not None:
+            work *= -(-n // (t - 2 * inference.margin)) * t
+        else:
+            work *= len(tile_starts(n, t, inference.overlap)) * t
+    return work if len(tile) == 3 else work * shape[0]
 
 
 def _computed(size: int, axis: int, inference: InferenceSpec) -> int:
@@ -67,26 +158,29 @@ def _computed(size: int, axis: int, inference: InferenceSpec) -> int:
 
 
 def labels_at_border(
-    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], region: CoarsePass
+    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], region: CoarsePass, in_parts: bool = False
 ) -> str | None:
     """Where labels reach the border of a region, so that some of what they belong to may lie beyond.
 
     Args:
         labels: of the whole scan. spacing_mm: of its voxels.
         region: with a start and a stop.
+        in_parts: look at the border of each part instead.
 
-    Returns: such as "first slice", of the region; None where they reach no border that is not the scan's own.
+    Returns: such as "first slice of the region"; None where they reach no border that is not the scan's own.
     """
     if region.start is None or region.stop is None:
         return None
-    inside = labels[tuple(slice(a, b) for a, b in zip(region.start, region.stop, strict=True))]
-    for axis, name in enumerate(("slice", "row", "column")):
-        face_mm2 = float(np.prod([mm for other, mm in enumerate(spacing_mm) if other != axis]))
-        for which, at, more_beyond in (
-            ("first", 0, region.start[axis] > 0),
-            ("last", -1, region.stop[axis] < labels.shape[axis]),
-        ):
-            face = inside.take(at, axis)
-            if more_beyond and np.count_nonzero(face) * face_mm2 >= TOUCHING_MM2:
-                return f"{which} {name}"
+    boxes = region.parts if in_parts else (Box(start=region.start, stop=region.stop),)
+    for box in boxes:
+        inside = labels[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
+        for axis, name in enumerate(("slice", "row", "column")):
+            face_mm2 = float(np.prod([mm for other, mm in enumerate(spacing_mm) if other != axis]))
+            for which, at, more_beyond in (
+                ("first", 0, box.start[axis] > 0),
+                ("last", -1, box.stop[axis] < labels.shape[axis]),
+            ):
+                face = inside.take(at, axis)
+                if more_beyond and np.count_nonzero(face) * face_mm2 >= TOUCHING_MM2:
+                    return f"{which} {name} of {'a part of ' if in_parts else ''}the region"
     return None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kitsseg.data.geometry.geometry import Geometry, averaged_labels, plan_geometry
 from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.inference.outputs import class_probabilities
-from kitsseg.inference.region import inside_region
+from kitsseg.inference.region import Part, parts_inside
 from kitsseg.inference.tiles3d import overlapping_probabilities, volume_probabilities
 from kitsseg.inference.windows2d import mirrored_mean, pad_to_multiple, slice_probabilities
 from kitsseg.recipe import InferenceSpec, PreprocessSpec, ReassignSmall, RemoveFar
@@ -43,6 +43,9 @@ __all__ = [
     "refined",
     "score_cached_cases",
 ]
+
+
+N_CLASSES = 3  # background, kidney, tumor
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,15 @@ def predict_labels(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scan in the preprocessing of one member: its planes, in order, and their Geometry."""
+    """A scan in the preprocessing of one member: its planes, in order, and their Geometry.
+
+    If there are parts, only these are computed.
+    """
 
     member: Member
     geometry: Geometry
     planes: Iterable[npt.NDArray[Any]]
+    parts: tuple[Part, ...] = ()
 
 
 def prepare_scan(
@@ -144,24 +151,24 @@ def prepare_scan(
 
     Returns: one item for each member, for ``ensemble_labels``.
     """
-    geometries = [plan_geometry(image, spacing_mm, member.spec) for member in members]
-    if region is not None:
-        geometries = [
-            inside_region(geometry, region, member.spec, member.inference)
-            if member.inference.coarse
-            else geometry
-            for member, geometry in zip(members, geometries, strict=True)
-        ]
+    seen: list[tuple[Geometry, tuple[Part, ...]]] = []
+    for member in members:
+        geometry = plan_geometry(image, spacing_mm, member.spec)
+        if region is not None and member.inference.coarse:
+            seen.append(parts_inside(geometry, region, member.spec, member.inference))
+        else:
+            seen.append((geometry, ()))
     dtypes = [np.dtype(np.uint8 if member.spec.windows else np.int16) for member in members]
     shapes = [
         geometry.shape if member.spec.windows is None else (*geometry.shape, member.spec.channels)
-        for member, geometry in zip(members, geometries, strict=True)
+        for member, (geometry, _) in zip(members, seen, strict=True)
     ]
     smaller = sum(math.prod(n) * t.itemsize for n, t in zip(shapes, dtypes, strict=True)) < image.nbytes
     prepared = []
-    for member, geometry, shape, dtype in zip(members, geometries, shapes, dtypes, strict=True):
+    for member, (geometry, parts), shape, dtype in zip(members, seen, shapes, dtypes, strict=True):
         planes = network_planes(image, geometry, member.spec)
-        prepared.append(_Prepared(member, geometry, _filled(shape, dtype, planes) if smaller else planes))
+        kept = _filled(shape, dtype, planes) if smaller else planes
+        prepared.append(_Prepared(member, geometry, kept, parts))
     return prepared
 
 
@@ -206,9 +213,52 @@ def ensemble_labels(
 
 
 def _probabilities(item: _Prepared, predict: Predict) -> Iterator[npt.NDArray[np.float32]]:
+    if item.parts:
+        return _of_parts(item, predict)
     return probabilities_of(
         item.planes, item.geometry.shape, predict, item.member.spec, item.member.inference
     )
+
+
+def _of_parts(item: _Prepared, predict: Predict) -> Iterator[npt.NDArray[np.float32]]:
+    """As ``probabilities_of``, of the parts alone: all else is background.
+
+    Where parts overlap because they have grown, the one that was wanted there counts.
+    """
+    spec, inference = item.member.spec, item.member.inference
+    if inference.tile is not None and len(inference.tile) == 3:
+        volume = item.planes
+        if not isinstance(volume, np.ndarray):
+            volume = _filled(item.geometry.shape, np.int16, volume)
+        streams = [
+            probabilities_of(box, box.shape, predict, spec, inference)
+            for box in (volume[part.computed] for part in item.parts)
+        ]
+        for k, plane in enumerate(volume):
+            pairs = zip(item.parts, streams, strict=True)
+            yield _together(plane, k, [(part, next(stream)) for part, stream in pairs if part.has(k)])
+        return
+    for k, plane in enumerate(item.planes):
+        found = []
+        for part in item.parts:
+            if part.has(k):
+                window = normalize(plane[part.computed[1:]], spec)
+                found.append((part, slice_probabilities(window, predict, inference)))
+        yield _together(plane, k, found)
+
+
+def _together(
+    plane: npt.NDArray[Any], k: int, found: Sequence[tuple[Part, npt.NDArray[np.float32]]]
+) -> npt.NDArray[np.float32]:
+    """Class probabilities of slice ``k`` from those of its parts."""
+    together = np.zeros((*plane.shape[:2], N_CLASSES), np.float32)
+    together[..., 0] = 1
+    for part, probabilities in found:
+        together[part.computed[1:]] = probabilities
+    for part, probabilities in found:
+        if part.wanted[0].start <= k < part.wanted[0].stop:
+            together[part.wanted[1:]] = probabilities[part.kept]
+    return together
 
 
 def _argmax_labels(item: _Prepared, progress: SliceProgress | None) -> npt.NDArray[np.uint8]:

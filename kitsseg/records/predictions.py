@@ -39,6 +39,7 @@ from kitsseg.records.scan_part import ScanPart
 
 __all__ = [
     "PREDICTIONS",
+    "Box",
     "CoarsePass",
     "FailedScan",
     "MadeBy",
@@ -112,17 +113,28 @@ class MadeBy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box of a scan: (slices, rows, columns) of its first voxel and behind its last one, in KiTS19's axes."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CoarsePass:
     """What the coarse pass found in a scan: where the kidneys lie, or why the networks saw the whole scan.
 
     Attributes:
         start, stop: (slices, rows, columns) of the region, in voxels of the scan in KiTS19's axes.
+        parts: boxes around single kidneys, which do not overlap and together hold what the region holds; empty where
+            there is only one.
         whole: why there is no region.
         seconds: of processor time.
     """
 
     start: tuple[int, ...] | None = None
     stop: tuple[int, ...] | None = None
+    parts: tuple[Box, ...] = ()
     whole: str | None = None
     seconds: float = 0.0
 

@@ -1,5 +1,6 @@
 """The coarse pass: nothing of a kidney is lost, and where that is doubtful the whole scan is taken."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,15 +11,16 @@ from kitsseg.data.formats.nifti import read_image, read_labels, write_image
 from kitsseg.data.geometry.geometry import Geometry, plan_geometry
 from kitsseg.data.layouts.scans import Scan
 from kitsseg.data.phantoms.synthesize import synthesize_cases
-from kitsseg.inference import cohort
+from kitsseg.files.json_records import as_builtins, converted
+from kitsseg.inference import coarse, cohort
 from kitsseg.inference.coarse import MARGIN_MM, find_region
 from kitsseg.inference.cohort import predict_cohort, predict_scan
 from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.options import PredictOptions
-from kitsseg.inference.region import inside_region, labels_at_border
+from kitsseg.inference.region import inside_region, labels_at_border, parts_inside
 from kitsseg.inference.scan import Member, ensemble_labels, prepare_scan
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
-from kitsseg.records.predictions import CoarsePass
+from kitsseg.records.predictions import Box, CoarsePass
 
 SHAPE, SPACING = (56, 72, 96), (4.0, 3.1, 3.1)
 LEFT, RIGHT = (26, 40, 30), (28, 40, 66)  # centers of the kidneys, in voxels
@@ -28,7 +30,9 @@ MODES = {
     "whole slices": InferenceSpec(tile=None, multiple=8, coarse=True),
     "mirrored": InferenceSpec(tile=None, multiple=8, mirror_axes=(0, 1), coarse=True),
     "2D tiles, mirrored": InferenceSpec(tile=(40, 48), gaussian=True, mirror_axes=(0,), coarse=True),
+    "many tiles": InferenceSpec(tile=(32, 32), coarse=True),
     "3D cores": InferenceSpec(tile=(28, 32, 32), margin=4, coarse=True),
+    "many 3D cores": InferenceSpec(tile=(20, 24, 24), margin=4, coarse=True),
     "3D tiles, mirrored": InferenceSpec(tile=(28, 36, 48), gaussian=True, mirror_axes=(2,), coarse=True),
 }
 
@@ -93,6 +97,45 @@ def test_the_region_holds_all_kidneys_and_a_margin(name):
         assert region.stop[axis] >= min(at[-1] + 1 + (MARGIN_MM - 6) / mm, SHAPE[axis])
 
 
+APART = {"two kidneys": 2, "cut through a kidney": 2, "cut through both": 2, "arms": 2}
+
+
+@pytest.mark.parametrize("name", PATIENTS)
+def test_each_kidney_has_a_box_of_its_own_where_they_lie_apart(name):
+    image, truth = PATIENTS[name]
+    region = find_region(image, SPACING, LOOKS)
+    assert len(region.parts) == APART.get(name, 0)
+    taken = np.zeros(SHAPE, int)
+    for part in region.parts:
+        inside = tuple(map(slice, part.start, part.stop))
+        taken[inside] += 1
+        margin = [max(round((MARGIN_MM - 6) / mm), 1) for mm in SPACING]
+        for axis, wide in enumerate(margin):  # of the part's own kidney
+            at = np.flatnonzero(truth[inside].any(axis=tuple(o for o in range(3) if o != axis)))
+            assert at[0] >= wide or part.start[axis] == 0
+            assert at[-1] < part.stop[axis] - part.start[axis] - wide or part.stop[axis] == SHAPE[axis]
+    if region.parts:
+        assert taken.max() == 1
+        assert taken[truth > 0].all()
+        at = np.argwhere(taken)
+        assert (tuple(at.min(axis=0)), tuple(at.max(axis=0) + 1)) == (region.start, region.stop)
+    assert converted(as_builtins(region), CoarsePass) == region
+
+
+def test_boxes_that_meet_only_after_others_were_joined_are_one():
+    """A and C lie apart until B, which overlaps both, joins them; D overlaps the box around A, B and C alone."""
+    boxes = {
+        "A": Box(start=(0, 0, 0), stop=(10, 10, 10)),
+        "C": Box(start=(20, 0, 0), stop=(30, 10, 10)),
+        "B": Box(start=(8, 0, 8), stop=(22, 10, 20)),
+        "D": Box(start=(2, 0, 14), stop=(5, 10, 18)),
+        "E": Box(start=(2, 0, 20), stop=(5, 10, 40)),  # touches them, and overlaps nothing
+    }
+    abcd = Box(start=(0, 0, 0), stop=(30, 10, 20))
+    for order in itertools.permutations(boxes):
+        assert coarse._joined([boxes[name] for name in order]) == [abcd, boxes["E"]]
+
+
 @pytest.mark.parametrize("name", DOUBTFUL)
 def test_the_whole_scan_is_taken_where_something_may_be_missing(name):
     (image, _), reason = DOUBTFUL[name]
@@ -120,6 +163,67 @@ def test_labels_are_those_of_the_whole_scan(mode, resampled):
         expected, found = (ensemble_labels(item, SPACING) for item in (whole, [cropped]))
         assert (found > 0)[truth > 0].mean() > 0.9
         np.testing.assert_array_equal(found, expected)
+
+
+def by_hu_inside(batch):
+    """As ``by_hu``, but blind in the outer four voxels of what it sees, as a network with zero padding nearly is."""
+    found = by_hu(batch)
+    seen = np.zeros(batch.shape[:-1], bool)
+    seen[(slice(None), *(slice(4, -4) if n > 8 else slice(None) for n in batch.shape[1:-1]))] = True
+    return np.where(seen[..., None], found, np.eye(3, dtype=np.float32)[0])
+
+
+@pytest.mark.parametrize("tile", [(48, 48), (40, 48, 48)])
+def test_where_grown_parts_overlap_the_one_that_was_wanted_there_counts(tile):
+    """Each tile is larger than a kidney's box, and reaches into the box of the other kidney with its blind border."""
+    image, _ = PATIENTS["two kidneys"]
+    region = find_region(image, SPACING, LOOKS)
+    member = Member(by_hu_inside, FINE, InferenceSpec(tile=tile, overlap=0.75, coarse=True))
+    [item] = prepare_scan(image, SPACING, [member], region)
+    one, other = item.parts
+    assert one.computed[2].stop > other.wanted[2].start
+    assert other.computed[2].start < one.wanted[2].stop
+    found = ensemble_labels([item], SPACING)
+    np.testing.assert_array_equal(found, by_hu((image[..., None] - 101) / 76.9).argmax(axis=-1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_are_computed_where_that_is_less_work(mode):
+    """Counted are the voxels that reach the network."""
+    image, _ = PATIENTS["two kidneys"]
+    region, seen = find_region(image, SPACING, LOOKS), []
+
+    def counted(batch):
+        seen.append(batch[..., 0].size)
+        return by_hu(batch)
+
+    work, parts = [], []
+    for taken in (region, replace(region, parts=())):
+        seen.clear()
+        [item] = prepare_scan(image, SPACING, [Member(counted, FINE, MODES[mode])], taken)
+        ensemble_labels([item], SPACING)
+        work.append(sum(seen))
+        parts.append(item.parts)
+    assert parts[1] == ()
+    assert work[0] < 0.95 * work[1] if parts[0] else work[0] == work[1]
+    assert bool(parts[0]) == (mode in ("whole slices", "mirrored", "many tiles", "many 3D cores"))
+
+
+def test_whole_slices_of_all_parts_have_one_size():
+    """For a second size TensorFlow would compile the network anew."""
+    geometry = Geometry((50, 400, 400), (2.0, 1.0, 1.0), (50, 400, 400), (0, 0, 0), (50, 400, 400))
+    boxes = Box(start=(10, 100, 20), stop=(30, 140, 60)), Box(start=(20, 100, 300), stop=(40, 190, 360))
+    region = CoarsePass(start=(10, 100, 20), stop=(40, 190, 360), parts=boxes)
+    together, parts = parts_inside(geometry, region, FINE, InferenceSpec(tile=None))
+    assert [tuple(s.stop - s.start for s in part.computed) for part in parts] == [(22, 96, 64), (22, 96, 64)]
+    assert [tuple(s.stop - s.start for s in part.wanted) for part in parts] == [(22, 42, 42), (22, 92, 62)]
+    assert together.shape[0] == 32
+    # twice 64 columns are no less than 128
+    near = Box(start=(10, 100, 61), stop=(30, 190, 121))
+    region = CoarsePass(start=(10, 100, 20), stop=(30, 190, 121), parts=(boxes[0], near))
+    one, none = parts_inside(geometry, region, FINE, InferenceSpec(tile=None))
+    assert none == ()
+    assert one == inside_region(geometry, region, FINE, InferenceSpec(tile=None))
 
 
 def test_members_without_a_coarse_pass_see_the_whole_scan():
@@ -178,12 +282,12 @@ def test_a_network_of_one_size_sees_fewer_slices_and_all_of_each():
 @pytest.mark.parametrize(
     ("first", "last", "border"),
     [
-        ((10, 20, 30), (12, 30, 40), "first slice"),
-        ((19, 20, 30), (20, 30, 40), "last slice"),
-        ((12, 10, 30), (18, 11, 40), "first row"),
-        ((12, 39, 30), (18, 40, 40), "last row"),
-        ((12, 20, 10), (18, 30, 11), "first column"),
-        ((12, 20, 49), (18, 30, 50), "last column"),
+        ((10, 20, 30), (12, 30, 40), "first slice of the region"),
+        ((19, 20, 30), (20, 30, 40), "last slice of the region"),
+        ((12, 10, 30), (18, 11, 40), "first row of the region"),
+        ((12, 39, 30), (18, 40, 40), "last row of the region"),
+        ((12, 20, 10), (18, 30, 11), "first column of the region"),
+        ((12, 20, 49), (18, 30, 50), "last column of the region"),
         ((11, 11, 11), (19, 39, 49), None),
         ((10, 20, 30), (12, 29, 31), None),  # 9 voxels of 9 mm2
         ((5, 5, 5), (9, 40, 60), None),  # beyond it
@@ -194,6 +298,39 @@ def test_labels_at_the_border_of_a_region_are_found(first, last, border):
     labels[tuple(map(slice, first, last))] = 2
     region = CoarsePass(start=(10, 10, 10), stop=(20, 40, 50))
     assert labels_at_border(labels, (3.0, 3.0, 3.0), region) == border
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "border"),
+    [
+        ((12, 20, 28), (18, 30, 32), "last column of a part of the region"),  # of the isthmus between both
+        ((15, 20, 34), (18, 30, 36), "first column of a part of the region"),
+        ((14, 20, 40), (15, 30, 46), "first slice of a part of the region"),
+        ((11, 20, 40), (13, 30, 46), None),  # in front of the second part
+    ],
+)
+def test_labels_at_the_border_of_a_part_are_found(first, last, border):
+    labels = np.zeros((30, 50, 60), np.uint8)
+    labels[tuple(map(slice, first, last))] = 1
+    boxes = Box(start=(10, 10, 10), stop=(20, 40, 30)), Box(start=(14, 10, 34), stop=(20, 40, 50))
+    region = CoarsePass(start=(10, 10, 10), stop=(20, 40, 50), parts=boxes)
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), region, in_parts=True) == border
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), region) is None
+
+
+def test_an_isthmus_between_the_kidneys_that_the_coarse_network_misses_is_labeled(tmp_path, monkeypatch):
+    image, truth = PATIENTS["a horseshoe"]
+    region = find_region(PATIENTS["two kidneys"][0], SPACING, LOOKS)
+    member = Member(by_hu, FINE, MODES["whole slices"])
+    [item] = prepare_scan(image, SPACING, [member], region)
+    assert item.parts
+    write_image(tmp_path / "scan.nii.gz", image, SPACING)
+    monkeypatch.setattr(cohort, "_opened", lambda ensemble: ([member], None, "known"))
+    monkeypatch.setattr(cohort, "find_region", lambda *seen: region)
+    (tmp_path / "out").mkdir()
+    entry, _ = predict_scan(Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
+    assert "column of a part" in entry.coarse.whole
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / entry.file).array > 0, truth > 0)
 
 
 def test_labels_may_reach_the_border_of_the_scan():
@@ -213,7 +350,7 @@ def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monke
     monkeypatch.setattr(cohort, "find_region", lambda *seen: region)
     (tmp_path / "out").mkdir()
     entry, _ = predict_scan(Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
-    assert "last slice of the" in entry.coarse.whole
+    assert "last slice of a part" in entry.coarse.whole
     found = read_labels(tmp_path / "out" / entry.file).array
     whole = ensemble_labels(prepare_scan(image, SPACING, [member]), SPACING)
     np.testing.assert_array_equal(found, whole)
@@ -269,5 +406,6 @@ def test_planes_outside_the_region_are_not_made():
     member = Member(counted, FINE, MODES["whole slices"])
     [item] = prepare_scan(image, SPACING, [member], region)
     ensemble_labels([item], SPACING)
-    assert len(seen) == region.stop[0] - region.start[0] + 2  # one more at either end, for the interpolation
-    assert plan_geometry(image, SPACING, FINE).shape[0] == SHAPE[0] > len(seen)
+    # one more at either end, for the interpolation
+    assert len(seen) == sum(part.stop[0] - part.start[0] + 2 for part in region.parts)
+    assert plan_geometry(image, SPACING, FINE).shape[0] == SHAPE[0] > len(seen) / len(region.parts)
