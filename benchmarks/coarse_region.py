@@ -1,9 +1,9 @@
 """What the region of the coarse pass misses: python benchmarks/coarse_region.py OPTIONS
 
-Four things are printed for each scan. First: which share of the true voxels of kidney with tumor, and of tumor, lies
-outside the box around the voxels that the starter network finds, with a margin of 0, 10, 20 and 30 mm around the box.
-Second: whether ``kitsseg predict --coarse on`` takes the region or the whole scan. Third: the region's share of the
-scan. Fourth: the processor time. ``--phantoms`` draws procedural patients
+Printed are for each scan: whether ``kitsseg predict --coarse on`` takes the region or the whole scan, the region's
+share of the scan, and that of its parts (the boxes around single kidneys); the processor time; which share of the true
+voxels of kidney with tumor, and of tumor, lies outside the parts, and outside the box around all voxels that the
+starter network finds, with a margin of 0, 10, 20 and 30 mm around the box. ``--phantoms`` draws procedural patients
 (of seeds that the starter was not trained with), ``--labels`` renders a CT for real label maps, ``--scan`` takes a real
 CT and its label map. ``--slices`` takes single real slices and measures the box of each slice
 alone. This is stricter, because the box of a scan surrounds the findings of all its slices.
@@ -22,6 +22,7 @@ from kitsseg.data.layouts.kits import Layout
 from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.inference.coarse import coarse_network, look_at, region_of
 from kitsseg.labels.components import components, paint
+from kitsseg.records.predictions import Box
 
 MARGINS = (0, 10, 20, 30)
 THRESHOLDS = (0.5, 0.2)
@@ -38,8 +39,8 @@ def main():
     a = parser.parse_args()
     coarse_network()
     print(
-        "case | taken | share of the scan | seconds | p | outside the box, % of kidney with tumor (of tumor) at 0, 10, "
-        "20, 30 mm"
+        "case | taken | share of the scan | parts, their share | seconds | outside the parts, % of kidney with tumor "
+        "(of tumor) | p | outside the box at 0, 10, 20, 30 mm"
     )
     with tempfile.TemporaryDirectory() as folder:
         for number in range(a.phantoms):  # one at a time: a large patient needs half a gigabyte
@@ -74,13 +75,17 @@ def measure(name, scan, labels):
     copy = look_at(scan.array, spacing)
     seconds = time.process_time() - started
     region = region_of(copy)
-    share = 1.0
-    if region.start is not None:
-        share = np.prod([b - a for a, b in zip(region.start, region.stop, strict=True)]) / truth.size
+    taken = [Box(start=region.start, stop=region.stop)] if region.start else []
+    parts = region.parts or taken
+    share, of_parts = (
+        sum(inside_of([box], truth.shape).mean() for box in boxes) or 1.0 for boxes in (taken, parts)
+    )
+    lost = outside_of(inside_of(parts, truth.shape), truth) if parts else "whole scan"
     for threshold in THRESHOLDS:
         found = bodies(copy.background < 1 - threshold, copy.geometry)
         print(
-            f"{name} | {region.whole or 'region'} | {share:.3f} | {seconds:.2f} | {threshold} | "
+            f"{name} | {region.whole or 'region'} | {share:.3f} | {len(region.parts)}, {of_parts:.3f} | "
+            f"{seconds:.2f} | {lost} | {threshold} | "
             f"{outside(box_of(found), copy.geometry, truth)}",
             flush=True,
         )
@@ -122,10 +127,23 @@ def outside(box, geometry, truth):
                 last = (high + geometry.start[axis]) * n / grid + margin / mm
                 part.append(slice(max(int(np.floor(first)), 0), int(np.ceil(last))))
             inside[tuple(part)] = True
-        tk, tu = truth > 0, truth == 2
-        of_tumor = f"{100 * (tu & ~inside).sum() / tu.sum():.2f}" if tu.any() else "-"
-        texts.append(f"{100 * (tk & ~inside).sum() / tk.sum():.2f} ({of_tumor})")
+        texts.append(outside_of(inside, truth))
     return ", ".join(texts)
+
+
+def inside_of(boxes, shape):
+    """The voxels of some boxes."""
+    inside = np.zeros(shape, bool)
+    for box in boxes:
+        inside[tuple(map(slice, box.start, box.stop))] = True
+    return inside
+
+
+def outside_of(inside, truth):
+    """Per cent of kidney with tumor, and of tumor, that are not inside."""
+    tk, tu = truth > 0, truth == 2
+    of_tumor = f"{100 * (tu & ~inside).sum() / tu.sum():.2f}" if tu.any() else "-"
+    return f"{100 * (tk & ~inside).sum() / tk.sum():.2f} ({of_tumor})"
 
 
 def measure_slices(folder):
