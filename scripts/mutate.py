@@ -169,6 +169,7 @@ def install(mutant: Mutant, tree: ast.Module, module: ModuleType) -> None:
     def value(default: ast.expr) -> Any:
         return eval(compile(ast.Expression(default), file, "eval"), names)
 
+    gc.unfreeze()  # the tests freeze what their imports left (tests/conftest.py); get_objects would leave that out
     for function in gc.get_objects():
         if not isinstance(function, FunctionType) or function.__module__ != module.__name__:
             continue
