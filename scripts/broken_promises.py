@@ -65,7 +65,7 @@ PROMISES = (
     ),
     Promise(
         "preprocess imports no TensorFlow",
-        "kitsseg/data/cache/build.py",
+        "kitsseg/data/cache/one_case.py",
         "\nimport numpy.typing as npt\n",
         "\nimport numpy.typing as npt\nimport tensorflow\n",
         ("tests/project/test_imports.py",),
