@@ -23,6 +23,7 @@ __all__ = [
     "check_regular",
     "check_utf8",
     "file_beside",
+    "file_id",
     "relative_path",
     "relative_paths",
 ]
@@ -42,6 +43,15 @@ def as_given(path: str | os.PathLike[str]) -> Path:
         last = len(path.parts) - path.parts[::-1].index("..")
         path = Path(os.path.realpath(Path(*path.parts[:last])), *path.parts[last:])
     return path
+
+
+def file_id(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """What tells a file from all others, whatever its paths and links are called; None if it is not there."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def check_utf8(name: str, where: object, advice: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from kitsseg.data.formats.slices import SliceImage
 from kitsseg.data.layouts.find import Layout
@@ -16,6 +17,7 @@ from kitsseg.data.layouts.scans import Found, Scan
 from kitsseg.data.layouts.search import find_scans
 from kitsseg.data.layouts.slices import slices_of_inputs
 from kitsseg.errors import InputError
+from kitsseg.files.paths import as_given, file_id
 from kitsseg.inference.engines import ENGINES
 from kitsseg.inference.ensemble import Ensemble, cases_of_run_part, computed_as, describe
 from kitsseg.inference.fastest import AUTO, as_known, check_options
@@ -23,9 +25,7 @@ from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.slices import check_2d, names_of_patients, slice_file
 from kitsseg.interfaces import Progress
 from kitsseg.records.predictions import FailedScan, PredictedScan, Predictions
-
-if TYPE_CHECKING:
-    import os
+from kitsseg.records.scan_part import part_of
 
 __all__ = ["Plan", "odd_name", "planned", "share_of"]
 
@@ -114,6 +114,7 @@ def planned(
         scans = {name: scan for name, scan in scans.items() if name in names}
         clashing = [one for one in clashing if one[0] in names]
         record = Predictions(Path(out), describe(ensemble, part), options.overwrite)
+        scans = _as_before(scans, {*found.scans, *(name for name, *_ in clashing)}, record)
         if options.engine in (None, AUTO) and record.header.engine in ENGINES:
             # the folder goes on as it was begun, perhaps on a machine with other engines
             options = replace(options, engine=record.header.engine)
@@ -130,16 +131,53 @@ def planned(
             clashing=clashing,
             inputs=inputs,
         )
-        _look_for_label_maps(plan, progress)
+        everything = [*found.scans.values(), *(scan for _, scan, _ in found.clashes())]
+        inputs_by_id = {found_at: scan for scan in everything if (found_at := file_id(scan.path))}
+        _look_for_label_maps(plan, inputs_by_id, progress)
         yield plan
 
 
-def _look_for_label_maps(plan: Plan, progress: Progress | None) -> None:
+def _as_before(scans: Mapping[str, Scan], names: Collection[str], record: Predictions) -> dict[str, Scan]:
+    """The scans, each under the name of its label map in the folder.
+
+    What is found beside a scan may give it another name: ``ct`` becomes ``p1_ct`` when the folder of a second patient
+    holds a file of this name. Its label map, if there is one, is still its label map.
+
+    Args:
+        scans: by name. names: of all scans that were found.
+        record: of the folder.
+    """
+    before = {
+        (os.path.normpath(entry.image), entry.part): name
+        for name, entry in record.entries.items()
+        if isinstance(entry, PredictedScan) and name not in names and record.label_map(name).is_file()
+    }
+    return {
+        before.get((str(as_given(scan.place)), part_of(scan)), name): scan for name, scan in scans.items()
+    }
+
+
+def _look_for_label_maps(
+    plan: Plan, inputs: Mapping[tuple[int, int], Scan], progress: Progress | None
+) -> None:
+    """Find out what is to be done with each scan. No label map may replace a scan, not even with ``overwrite``."""
+    out = file_id(plan.record.out)
     for index, (name, scan) in enumerate(plan.scans.items()):
         if progress:
             progress("look for label maps that are there", index, len(plan.scans))
+        target = plan.record.label_map(name)
         try:
-            if not plan.record.is_whole(name, scan.path, scan.place) or _other_values(
+            if out and scan.is_dicom and file_id(scan.path) == out:
+                plan.refused[name] = (
+                    f"{plan.record.out}: its label map would lie among the slices of the series. Choose another folder "
+                    "for --out."
+                )
+            elif (here := file_id(target)) and here in inputs:
+                plan.refused[name] = (
+                    f"{target}: its label map would replace {_whose(inputs[here], scan)}. Choose another folder "
+                    "for --out."
+                )
+            elif not plan.record.is_whole(name, scan.path, scan.place) or _other_values(
                 plan.slices.get(name), plan.record.entries[name]
             ):
                 plan.todo[name] = scan
@@ -148,6 +186,10 @@ def _look_for_label_maps(plan: Plan, progress: Progress | None) -> None:
         except OSError as error:
             plan.refused[name] = odd_name(error, plan.record.label_map(name), name)
             plan.badly_named.append(name)
+
+
+def _whose(replaced: Scan, scan: Scan) -> str:
+    return "the scan itself" if replaced == scan else f"another scan, {replaced.place}"
 
 
 def _other_values(item: SliceImage | None, entry: PredictedScan | FailedScan) -> bool:

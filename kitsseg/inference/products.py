@@ -132,11 +132,17 @@ def write_dicom_seg(out: Path, entry: PredictedScan, scan: Scan, made_by: str) -
     Raises: InputError as ``write_segmentation``.
     """
     from kitsseg.data.formats.dicom import slice_files
-    from kitsseg.data.formats.dicom_seg import write_segmentation
+    from kitsseg.data.formats.dicom_seg import is_segmentation, write_segmentation
 
     label_map, target = out / entry.file, out / seg_name(entry.file)
-    if target.is_file() and target.stat().st_mtime_ns >= label_map.stat().st_mtime_ns:
-        return
+    if target.is_file():
+        if not is_segmentation(target):
+            raise InputError(
+                f"{target}: is there, and is no DICOM SEG of kitsseg. Choose another folder for --out, or move "
+                "that file."
+            )
+        if target.stat().st_mtime_ns >= label_map.stat().st_mtime_ns:
+            return
     labels = read_labels(label_map)
     # the file's axes are columns, rows, slices
     slices = labels.grid.file_view(labels.array).transpose(2, 1, 0)

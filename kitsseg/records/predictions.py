@@ -337,7 +337,7 @@ class Predictions:
                 return False
             raise InputError(
                 f"{file}: is there, and {PREDICTIONS} does not say that kitsseg predict made it. Choose another folder "
-                "for the label maps, or remove the file."
+                "for the label maps, or move that file."
             )
         try:
             edited = crc32_of(file) != entry.crc32

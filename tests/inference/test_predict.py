@@ -300,7 +300,7 @@ def test_label_maps_never_replace_the_scans(runs, trained, tmp_path):
     """The folder of the scans is given for the label maps, which would have the same names."""
     shutil.copy(trained.data / "case_00000" / "imaging.nii.gz", tmp_path / "anna.nii.gz")
     whole = (tmp_path / "anna.nii.gz").read_bytes()
-    with pytest.raises(InputError, match=r"anna.nii.gz: is there, and predictions.json does not say"):
+    with pytest.raises(InputError, match=r"anna.nii.gz: its label map would replace the scan itself"):
         predict_cases(runs[0][0], [tmp_path / "anna.nii.gz"], tmp_path)
     assert (tmp_path / "anna.nii.gz").read_bytes() == whole
 

@@ -21,8 +21,9 @@ from kitsseg.errors import InputError, one_line
 from kitsseg.files.atomic import atomic_path
 from kitsseg.version import __version__
 
-__all__ = ["check_highdicom", "write_segmentation"]
+__all__ = ["check_highdicom", "is_segmentation", "write_segmentation"]
 
+MADE_BY = "kitsseg"
 _SERIES_ABOVE = 1000  # the number of the new series: that of the scan, and this
 
 
@@ -81,7 +82,7 @@ def write_segmentation(
                 series_number=int(source[0].get("SeriesNumber") or 0) + _SERIES_ABOVE,
                 sop_instance_uid=hd.UID(),
                 instance_number=1,
-                manufacturer="kitsseg",
+                manufacturer=MADE_BY,
                 manufacturer_model_name=made_by[:64],
                 software_versions=__version__,
                 device_serial_number="none",
@@ -94,6 +95,20 @@ def write_segmentation(
             ) from error
         with atomic_path(Path(path)) as temporary:
             made.save_as(temporary)
+
+
+def is_segmentation(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a DICOM Segmentation object that ``write_segmentation`` wrote."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        found = pydicom.dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError:
+        return False
+    return bool(
+        found.get("SOPClassUID") == pydicom.uid.SegmentationStorage and found.get("Manufacturer") == MADE_BY
+    )
 
 
 def _fill_thickness(source: Sequence[Any]) -> None:

@@ -3,7 +3,8 @@
 A folder is searched with all folders in it. These count as scans:
 
     case folders of KiTS, data sets of nnU-Net    as ``kitsseg.data.layouts.find`` finds them, named as there
-    NIfTI files                                   each; not what is called a label map (``seg``, ``mask`` ...)
+    NIfTI files                                   each; not what is called a label map (``seg``, ``mask`` ...), or what
+                                                  lies in a folder that is called so
     DICOM files                                   each CT series, however many lie in a folder, or across folders
     zip archives                                  what lies in them, unpacked into a temporary folder
 
@@ -45,7 +46,8 @@ from kitsseg.files.paths import check_regular
 
 __all__ = ["find_scans"]
 
-_LABEL_WORDS = {"seg", "segmentation", "mask", "masks", "label", "labels", "annotation", "prediction", "gt"}
+_LABEL_WORDS = {"seg", "segmentation", "mask", "label", "annotation", "prediction", "gt"}
+_LABEL_WORDS |= {f"{word}s" for word in _LABEL_WORDS}
 _OTHER_ARCHIVES = (
     ".tar",
     ".tgz",
@@ -184,6 +186,7 @@ class _Search:
         self.nifti: list[Path] = []
         self.dicom: list[Path] = []
         self.archives: list[Path] = []
+        self.of_labels: dict[Path, int] = {}
         self.others: dict[str, list[Path]] = {}
 
     def found(self) -> Found:
@@ -196,6 +199,11 @@ class _Search:
                 self._leave_out(path, "an archive in an archive")
             else:
                 _into_archive(path, self.layout, self.unpacked, self.result)
+        for folder, count in self.of_labels.items():
+            files = f"{count} NIfTI file{'s' * (count != 1)}"
+            self._leave_out(
+                folder, f"{files}, in a folder named as one of label maps; give that folder itself to take it"
+            )
         for ending, paths in sorted(self.others.items()):
             files = f"{len(paths)} file{'s' if len(paths) > 1 else ''} {ending or 'without an ending'}"
             # with names, so that a scan with a wrong name is seen
@@ -259,7 +267,7 @@ class _Search:
             maps = f"{len(predicted)} label map{'s' * (len(predicted) != 1)} of kitsseg predict"
             self._leave_out(here, f"{maps}, no CT")
             done |= {*predicted, here / PREDICTIONS, *here.glob(JOURNALS)}
-        for case in cases:
+        for case in [case for case in cases if not _scan_has_another_name(case)]:
             self._of_case(case, "KiTS case")
             # all of a case's folder is the case's
             done |= {case.scan.parent, *(case.scan.parent.iterdir() if case.scan.parent == here else ())}
@@ -299,9 +307,11 @@ class _Search:
         elif not path.is_file():
             self._leave_out(path, "no file but a pipe, a socket or a device")
         elif is_nifti(path):
-            if _LABEL_WORDS & set(re.split(r"[^a-z]+", stem_of(path.name).lower())):
+            if _is_named_as_labels(stem_of(path.name)):
                 why = "named as a label map; give the file itself to take it"
                 self._leave_out(path, why)
+            elif folder := self._label_folder(path):
+                self.of_labels[folder] = self.of_labels.get(folder, 0) + 1
             else:
                 self.nifti.append(path)
         elif _is_archive(path):
@@ -315,6 +325,11 @@ class _Search:
             if ending[1:].isdigit():  # a part of a DICOM UID
                 ending = ""
             self.others.setdefault(ending, []).append(path)
+
+    def _label_folder(self, path: Path) -> Path | None:
+        """The folder in which a file lies, if it or one above it, in the folder that was given, is named as labels."""
+        names = path.relative_to(self.folder).parts[:-1]
+        return path.parent if any(map(_is_named_as_labels, names)) else None
 
     def _add_series(self) -> None:
         if not self.dicom:
@@ -369,6 +384,20 @@ class _Search:
             below[-1] if below else ""
         )
         return _clean(f"{item.patient or top}_{series}")
+
+
+def _is_named_as_labels(name: str) -> bool:
+    return bool(_LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower())))
+
+
+def _scan_has_another_name(case: Case) -> bool:
+    """Whether the folder of a case holds no CT of KiTS's name, but another file that may be one, such as ct.nii.gz."""
+    if os.path.lexists(case.scan):
+        return False
+    files = (path for path in case.scan.parent.rglob("*") if path.is_file())
+    return any(
+        not _is_named_as_labels(stem_of(path.name)) if is_nifti(path) else is_dicom(path) for path in files
+    )
 
 
 def _predicted_in(folder: Path) -> set[Path]:

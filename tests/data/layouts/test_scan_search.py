@@ -94,6 +94,47 @@ def test_files_of_other_formats_are_counted_and_a_few_are_named(files, left_out,
     assert found.left_out == [(f"{tmp_path}: {what}", "neither NIfTI nor DICOM") for what in left_out]
 
 
+@pytest.mark.parametrize(
+    "name", ["masks", "labels", "Segmentations", "ground truth gt", "my_annotations/2020"]
+)
+def test_files_in_a_folder_named_as_label_maps_are_no_scans(name, tmp_path):
+    for patient in ("anna", "bert"):
+        scan(tmp_path / "ct" / f"{patient}.nii.gz")
+        scan(tmp_path / name / f"{patient}.nii.gz")
+    found = find_scans([tmp_path])
+    assert list(found.scans) == ["anna", "bert"]
+    [(what, why)] = found.left_out
+    assert what == str(tmp_path / name)
+    assert "2 NIfTI files" in why
+    # given itself, the folder is taken, and so are DICOM series in it
+    assert list(find_scans([tmp_path / name]).scans) == ["anna", "bert"]
+    series(tmp_path / name / "carl", "1.1")
+    assert "anna_3_abdomen" in find_scans([tmp_path]).scans
+
+
+def test_a_ct_of_another_name_beside_a_label_map_of_kits_is_a_scan(tmp_path):
+    """segmentation.nii.gz alone makes no case of KiTS; without any CT beside it, one is missing."""
+    scan(tmp_path / "p1" / "ct.nii.gz")
+    series(tmp_path / "p2" / "dicom", "1.1", patient="bert")
+    scan(tmp_path / "p4" / "imaging.nii.gz")
+    for name in ("p1", "p2", "p3", "p4"):
+        scan(tmp_path / name / "segmentation.nii.gz")
+    scan(tmp_path / "p3" / "kidney_mask.nii.gz")
+    found = find_scans([tmp_path])
+    assert places(found, tmp_path) == {
+        "bert_3_abdomen": "p2/dicom",
+        "ct": "p1/ct.nii.gz",
+        "p4": "p4/imaging.nii.gz",
+    }
+    assert sorted(what for what, _ in found.left_out) == [
+        str(tmp_path / name / "segmentation.nii.gz") for name in ("p1", "p2")
+    ]
+    [(what, why)] = found.wrong
+    assert "p3" in what
+    assert "imaging.nii.gz" in what + why
+    assert list(find_scans([tmp_path / "p1"]).scans) == ["ct"]
+
+
 def test_files_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):
     for name in ("anna/ct.nii.gz", "bert/ct.nii.gz", "only.nii.gz"):
         scan(tmp_path / name)
