@@ -59,6 +59,21 @@ def test_no_message_of_the_page_on_troubleshooting_has_an_empty_cell():
     assert [row for row in rows if "" in [cell.strip() for cell in row.strip("|").split("|")]] == []
 
 
+def test_the_page_on_troubleshooting_advises_in_words():
+    """No advice is only a placeholder; texts that the code chooses among are all there."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    advice = {said.strip(): remedy.strip(" |") for said, remedy, *_ in rows}
+    words = {said: re.sub(r"\*[^*]*\*", "", text) for said, text in advice.items()}
+    assert [said for said, text in words.items() if not re.search("[a-z]{2}", text)] == []
+    constant = "*beside*: expected the summary of *name* beside it, found nothing."
+    assert advice[constant] == "Run kitsseg evaluate again."
+    of_function = "*folder*: expected a new or empty folder for the run, found *found*."
+    assert advice[of_function].startswith("Choose another. Or: Go on: the same command with --resume.")
+    given = "not a network that this version can read"  # to the code that raises the error
+    assert given not in page
+
+
 def test_the_readme_is_short():
     """What a stranger needs; everything else has a page in docs/."""
     assert len((ROOT / "README.md").read_text().split()) <= 650
