@@ -94,7 +94,7 @@ release: $(VENV)/installed-test
 # behind the colon, such as setup.cfg, has changed.
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(call make_venv,$(PYTHON),$(VENV))
-	$(call install_into,$(VENV)) --editable .
+	$(call install_into,$(VENV)) --editable ".[dicom]"
 	touch $@
 
 $(VENV)/installed-test: setup.cfg pyproject.toml
@@ -109,7 +109,7 @@ $(COLAB_VENV)/installed: setup.cfg pyproject.toml .ci/colab-constraints.txt
 
 $(VENV)/installed-docs: setup.cfg pyproject.toml
 	$(call make_venv,$(PYTHON),$(VENV))
-	$(call install_into,$(VENV)) --editable ".[docs]"
+	$(call install_into,$(VENV)) --editable ".[dicom,docs]"
 	touch $@ $(VENV)/installed
 
 clean:
