@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -24,8 +25,10 @@ from kitsseg.data.layouts.find import Layout
 from kitsseg.errors import InputError
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins
-from kitsseg.scoring import cases
-from kitsseg.scoring.cases import count_files, read_boxes
+from kitsseg.records.predictions import PredictedScan
+from kitsseg.records.scan_part import ScanPart
+from kitsseg.scoring import cases, evaluate
+from kitsseg.scoring.cases import Pair, count_files, read_boxes
 from kitsseg.scoring.dice import SCORES, count_slices, score_case
 from kitsseg.scoring.evaluate import COLUMNS, evaluate_folders, find_pairs
 from kitsseg.scoring.ladder import RUNGS
@@ -197,6 +200,57 @@ def test_one_prediction_file(folders):
     assert (
         directly.rows[0]["tk_dice"] == score_case(predicted["case_00001"], truth["case_00001"], MM)["tk_dice"]
     )
+
+
+def test_one_pair_of_files_outside_of_case_folders_is_named_after_the_prediction(folders):
+    tmp, _, _ = folders
+    for name, source in (
+        ("anna.nii.gz", tmp / "predictions" / "prediction_00001.nii.gz"),
+        ("reference.nii.gz", tmp / "truth" / "case_00001" / "segmentation.nii.gz"),
+    ):
+        shutil.copy(source, tmp / name)
+    found = evaluate_folders(tmp / "anna.nii.gz", tmp / "reference.nii.gz", tmp / "scores.csv")
+    assert [row["case"] for row in found.rows] == ["anna"]
+    assert found.summary.cases["anna"].image is None
+    # a CT beside the truth is the case's; in a folder without one there is none
+    shutil.copy(tmp / "truth" / "case_00000" / "imaging.nii.gz", tmp / "imaging.nii.gz")
+    found = evaluate_folders(tmp / "anna.nii.gz", tmp / "reference.nii.gz", tmp / "scores.csv")
+    assert found.summary.cases["anna"].image == str(tmp / "imaging.nii.gz")
+
+
+def test_label_maps_of_another_scan_than_the_one_beside_the_truth_are_named(tmp_path):
+    """Of case_00000, whose CT lies beside the truth: another CT first, then the one that was segmented, copied."""
+    arrays = make_truth(tmp_path / "truth")
+    scans, out = segmented(tmp_path, arrays)
+    beside = tmp_path / "truth" / "case_00000" / "imaging.nii.gz"
+
+    def others():
+        return evaluate_folders(out, tmp_path / "truth", tmp_path / "scores.csv").summary.of_other_scans
+
+    assert others() == ["case_00000"]
+    shutil.copy(scans / "case_00000.nii.gz", beside)
+    os.utime(beside, (0, 0))
+    assert others() == []
+    # a label map of another name than the record's is not the one that predict made
+    shutil.copy(scans / "case_00001.nii.gz", beside)
+    (out / "prediction_00000.nii.gz").rename(out / "case_00000.nii.gz")
+    assert others() == []
+
+
+def test_a_scan_is_read_as_predict_read_it_where_it_is_the_one_beside_the_truth(tmp_path):
+    """The part says which series of a folder was segmented; it says nothing about another file."""
+    truth, scan = tmp_path / "case_1" / "segmentation.nii.gz", tmp_path / "ct"
+    scan.mkdir()
+    part = ScanPart(series="1.2.3")
+    made = PredictedScan(
+        file="prediction_1.nii.gz", image=str(scan), source=None, crc32=0, phantom=False, part=part
+    )
+    record = SimpleNamespace(cases={"case_1": made})
+    for beside, image, of in ((None, scan, part), (scan, scan, part), (truth, truth, None)):
+        [pair] = evaluate._with_scans(
+            [Pair("case_1", tmp_path / made.file, truth, (0, 1, 2), beside)], record
+        )
+        assert (pair.image, pair.part) == (image, of)
 
 
 def test_predictions_json_is_carried_over(folders):
