@@ -121,10 +121,10 @@ def region_of(copy: CoarseCopy) -> CoarsePass:
 
     geometry, middle, found = copy.geometry, copy.middle, copy.background < 1 - FOREGROUND
     voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
-    parts = components(found)
-    large = np.flatnonzero(parts.voxels * voxel_ml >= SMALLEST_ML)
+    pieces = components(found)
+    large = np.flatnonzero(pieces.voxels * voxel_ml >= SMALLEST_ML)
     bodies = np.zeros(found.shape, np.uint8)
-    paint(bodies, parts.runs.take(np.isin(parts.ids, large)), 1)
+    paint(bodies, pieces.runs.take(np.isin(pieces.ids, large)), 1)
     if not len(large):
         return CoarsePass(whole="no kidney was found")
     for side, half in (("left", bodies[..., :middle]), ("right", bodies[..., middle:])):
@@ -133,7 +133,7 @@ def region_of(copy: CoarseCopy) -> CoarsePass:
             return CoarsePass(
                 whole=f"{volume:.0f} ml of kidney were found in the {side} half of the slices, {SIDE_ML:.0f} expected"
             )
-    boxes = [_box(parts.runs.take(parts.ids == number), geometry) for number in large]
+    boxes = [_box(pieces.runs.take(pieces.ids == number), geometry) for number in large]
     region = _around(boxes)
     # a scan may end within a kidney; beside it, in front and behind there is more of the body
     for axis, name in ((1, "row"), (2, "column")):
@@ -143,9 +143,14 @@ def region_of(copy: CoarseCopy) -> CoarsePass:
         ):
             if at_edge:
                 return CoarsePass(whole=f"what was found reaches the {which} {name} of the scan")
+    # One box on each side of the body: of a kidney perhaps only both ends were found.
+    sides: tuple[list[Box], list[Box]] = [], []
+    for box in boxes:
+        sides[box.start[2] + box.stop[2] > 2 * (geometry.start[2] + middle)].append(box)
+    parts = tuple(_with_margin(_around(side), geometry) for side in sides if side)
     region = _with_margin(region, geometry)
-    apart = _joined([_with_margin(box, geometry) for box in boxes])
-    return CoarsePass(start=region.start, stop=region.stop, parts=tuple(apart) if len(apart) > 1 else ())
+    apart = len(parts) == 2 and not _overlap(*parts)
+    return CoarsePass(start=region.start, stop=region.stop, parts=parts if apart else ())
 
 
 def _box(runs: Runs, geometry: Geometry) -> Box:
@@ -175,18 +180,6 @@ def _with_margin(box: Box, geometry: Geometry) -> Box:
         start.append(max(int(np.floor(low * n / grid - margin)), 0))
         stop.append(min(int(np.ceil(high * n / grid + margin)), n))
     return Box(start=tuple(start), stop=tuple(stop))
-
-
-def _joined(boxes: Iterable[Box]) -> list[Box]:
-    """Boxes that overlap no other: those that do become the box around both."""
-    apart: list[Box] = []
-    for box in boxes:
-        # a box that has grown may overlap one that it did not before
-        while other := next((one for one in apart if _overlap(one, box)), None):
-            apart.remove(other)
-            box = _around([other, box])
-        apart.append(box)
-    return sorted(apart, key=lambda one: one.start[::-1])
 
 
 def _overlap(one: Box, other: Box) -> bool:

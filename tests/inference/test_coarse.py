@@ -1,6 +1,5 @@
 """The coarse pass: nothing of a kidney is lost, and where that is doubtful the whole scan is taken."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from kitsseg.data.geometry.geometry import Geometry, plan_geometry
 from kitsseg.data.layouts.scans import Scan
 from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.files.json_records import as_builtins, converted
-from kitsseg.inference import coarse, cohort
+from kitsseg.inference import cohort
 from kitsseg.inference.coarse import MARGIN_MM, find_region
 from kitsseg.inference.cohort import predict_cohort, predict_scan
 from kitsseg.inference.ensemble import Ensemble
@@ -122,18 +121,22 @@ def test_each_kidney_has_a_box_of_its_own_where_they_lie_apart(name):
     assert converted(as_builtins(region), CoarsePass) == region
 
 
-def test_boxes_that_meet_only_after_others_were_joined_are_one():
-    """A and C lie apart until B, which overlaps both, joins them; D overlaps the box around A, B and C alone."""
-    boxes = {
-        "A": Box(start=(0, 0, 0), stop=(10, 10, 10)),
-        "C": Box(start=(20, 0, 0), stop=(30, 10, 10)),
-        "B": Box(start=(8, 0, 8), stop=(22, 10, 20)),
-        "D": Box(start=(2, 0, 14), stop=(5, 10, 18)),
-        "E": Box(start=(2, 0, 20), stop=(5, 10, 40)),  # touches them, and overlaps nothing
-    }
-    abcd = Box(start=(0, 0, 0), stop=(30, 10, 20))
-    for order in itertools.permutations(boxes):
-        assert coarse._joined([boxes[name] for name in order]) == [abcd, boxes["E"]]
+def test_a_kidney_of_which_both_ends_were_found_is_in_one_box():
+    """Between the ends of the left kidney, 36 slices of 4 mm apart, the coarse network sees nothing."""
+    ends = [((12, 40, 30), (4, 8, 8)), ((46, 40, 30), (4, 8, 8))]
+    seen, _ = patient(*ends, (RIGHT, KIDNEY))
+    region = find_region(seen, SPACING, LOOKS)
+    one, other = region.parts
+    assert one.start[0] <= 8 and one.stop[0] >= 50
+    assert one.stop[2] <= other.start[2]
+
+
+def test_boxes_on_both_sides_that_overlap_are_no_parts():
+    """Two kidneys that lie near the spine: 20 mm around each reach across it."""
+    image, _ = patient(((26, 40, 38), (9, 8, 6)), ((28, 40, 54), (9, 8, 6)))
+    region = find_region(image, SPACING, LOOKS)
+    assert region.start is not None
+    assert region.parts == ()
 
 
 @pytest.mark.parametrize("name", DOUBTFUL)

@@ -122,6 +122,13 @@ def test_a_pixdim_that_is_no_size_beside_the_sform_is_refused(tmp_path, pixdim):
     assert "voxel size, found 3 x 2 x 5 mm in the sform" in error_of(path)
 
 
+@pytest.mark.parametrize("offset", [np.nan, np.inf])
+def test_a_place_that_is_no_number_is_refused(tmp_path, offset):
+    grid = np.diag([*SIZES, 1.0])
+    grid[1, 3] = offset
+    assert "expected a voxel grid in mm" in error_of(write_nifti(tmp_path / "scan.nii", scan(), grid))
+
+
 def test_an_sform_of_code_0_counts_nothing(tmp_path):
     path = write_nifti(tmp_path / "scan.nii", scan(), qform=np.diag([*SIZES, 1]), srow_x=[1, 0, 0, 0])
     assert sorted(read_image(path).grid.spacing_mm) == sorted(SIZES)
@@ -148,6 +155,7 @@ def test_sizes_that_no_patient_has_are_refused(tmp_path, factor, unit, forms, ki
         assert " x ".join(f"{size:.4g}" for size in sizes * factor) in message
         if unit:
             assert f"look like {unit}: multiply the affine" in message
+            assert f" by {1 / factor:g}" in message
 
 
 def test_a_field_of_units_other_than_mm_is_refused_with_what_to_do(tmp_path):
