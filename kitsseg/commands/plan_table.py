@@ -32,7 +32,7 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> int:
         all_rows: print a row for each scan, however many there are, and the reasons why scans will fail. A run tells
             them at its end.
 
-    Returns: the number of scans that are known to fail: of those with a row, and of those that cannot be looked at.
+    Returns: the number of scans with a row that are known to fail.
     """
     from rich.table import Table
     from rich.text import Text
@@ -73,7 +73,7 @@ def show_plan(plan: Plan, out: str, all_rows: bool = False) -> int:
             markup=False,
         )
     console.print(_numbers(plan, rows, kinds, out, all_rows), markup=False)
-    return sum(row.will in (FAIL, REFUSED) for row in rows) + len(plan.wrong)
+    return sum(row.will in (FAIL, REFUSED) for row in rows)
 
 
 def _numbers(plan: Plan, rows: Sequence[_Row], kinds: Counter[str], out: str, told: bool) -> str:

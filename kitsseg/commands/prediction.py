@@ -16,7 +16,9 @@ from kitsseg.errors import InputError, command_line, some_of
 if TYPE_CHECKING:
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.export.writers import ExportOptions
+    from kitsseg.inference.cohort import Outcome
     from kitsseg.inference.options import PredictOptions
+    from kitsseg.inference.plan import Plan
 
 __all__ = ["add", "export", "predict"]
 
@@ -249,12 +251,8 @@ def predict(
             )
         if dry_run or sum(map(len, (plan.scans, plan.wrong, plan.clashing, plan.left_out))) > 1:
             failing = show_plan(plan, str(out), all_rows=dry_run)
-            if dry_run and failing:
-                total = plan.found + len(plan.wrong)
-                raise InputError(
-                    f"{failing} of {total} scans would fail; the lines above say why. Without --dry-run the others are "
-                    "predicted."
-                )
+            if dry_run and (failing or plan.wrong):
+                _refuse(plan, failing)
         if dry_run:
             return
         if plan.todo and not (options and options.scheduler) and needs_keras(plan.ensemble):
@@ -280,8 +278,11 @@ def predict(
         for name, reason in outcome.failed.items() if many else ():
             console.print(reason if reason.startswith(name) else f"{name}: {reason}", markup=False)
         raise InputError(failures(outcome, out, reasons=not many))
-    there = f" ({outcome.kept} there already)" if outcome.kept else ""
-    beside = [] if plan.slices else ["colors for 3D Slicer and ITK-SNAP"]
+    made = len(outcome.written) - outcome.kept
+    if not outcome.written:
+        done("nothing to do: this shard has no scans")
+        return
+    beside = ["colors for 3D Slicer and ITK-SNAP"] if made and not plan.slices else []
     beside += ["statistics.csv and statistics.json"] if options and options.statistics else []
     segs = sum(plan.scans[name].is_dicom for name in plan.scans)
     beside += [f"{segs} DICOM SEG"] if options and options.dicom_seg else []
@@ -289,13 +290,34 @@ def predict(
         others = len(plan.scans) - segs
         text = "1 scan that is" if others == 1 else f"{others} scans that are"
         console.print(f"no DICOM SEG of {text} no DICOM series", markup=False)
-    n = len(outcome.written) - outcome.kept
+    also = ", beside them " if made else "; wrote "
     done(
-        f"wrote {n} label map{'s' * (n != 1)} to {out}{there}, computed by {outcome.engine}"
-        f"{', beside them ' if beside else ''}{', '.join(beside)}",
+        f"{_what_was_done(outcome, out)}{also if beside else ''}{', '.join(beside)}",
         command_line("evaluate", out, "TRUTH", "--out", "scores.csv"),
         command_line("report", out, "--out", "report.html"),
     )
+
+
+def _refuse(plan: Plan, failing: int) -> None:
+    """End a dry run in which ``failing`` of the scans would fail, or in which something cannot be looked at."""
+    found, wrong = plan.found, len(plan.wrong)
+    would = [f"{failing} of {found} scan{'s' * (found != 1)} would fail"] if failing else []
+    unseen = "1 file or folder" if wrong == 1 else f"{wrong} files or folders"
+    would_fail = " and ".join([*would, *([f"{unseen} cannot be looked at"] if wrong else [])])
+    if len(plan.todo) + len(plan.refused) + len(plan.clashing) > failing:  # the others wait for nothing
+        raise InputError(
+            f"{would_fail}; the lines above say why. Without --dry-run the others are predicted."
+        )
+    raise InputError(f"{would_fail}; the lines above say why.")
+
+
+def _what_was_done(outcome: Outcome, out: Path) -> str:
+    made, kept = len(outcome.written) - outcome.kept, outcome.kept
+    if not made:
+        there = "1 label map is" if kept == 1 else f"{kept} label maps are"
+        return f"{there} there already in {out}, nothing was computed"
+    there = f" ({kept} there already)" if kept else ""
+    return f"wrote {made} label map{'s' * (made != 1)} to {out}{there}, computed by {outcome.engine}"
 
 
 def _warn_of(texts: Sequence[str]) -> None:

@@ -271,6 +271,40 @@ def test_clashing_scans_are_rows_of_the_table_and_lines_of_the_error_and_all_oth
     assert sorted(told) == [0, 0, 0, 0, 2]
 
 
+def test_a_dry_run_counts_what_cannot_be_looked_at_beside_the_scans(here, kitsseg):
+    (here / "odd").mkdir()
+    (here / "odd" / "a.nii.gz").symlink_to(here / "nowhere")
+    code, out, err = kitsseg("predict starter odd --out pred --dry-run")
+    assert code == 1
+    assert "0 scans found (none)" in out and "1 that cannot be looked at" in out
+    assert err == "kitsseg: 1 file or folder cannot be looked at; the lines above say why.\n"
+    # beside scans, of which some fail and one remains
+    shutil.copy(here / "in" / "sub" / "real.nii.gz", here / "odd")
+    (here / "odd" / "b.nii.gz").symlink_to(here / "nowhere")
+    damage(here / "odd", 1)
+    err = kitsseg("predict starter odd --out pred --dry-run")[2]
+    assert "1 of 2 scans would fail and 2 files or folders cannot be looked at; " in err
+    assert "Without --dry-run the others are predicted" in err
+    # nothing remains where the only good scan has its label map
+    assert kitsseg("predict starter odd/real.nii.gz --out pred")[0] == 0
+    err = kitsseg("predict starter odd --out pred --dry-run")[2]
+    assert "1 of 2 scans would fail" in err and "others" not in err
+
+
+def test_where_nothing_is_computed_no_engine_is_named(here, kitsseg):
+    scan = "predict starter in/sub/real.nii.gz --out pred"
+    code, out, _ = kitsseg(f"{scan} --shard 1/2")
+    assert (code, out.splitlines()[-1]) == (0, "nothing to do: this shard has no scans")
+    assert kitsseg(scan)[1].count("computed by litert") == 1
+    code, out, _ = kitsseg(scan)
+    assert code == 0
+    assert "1 label map is there already in pred, nothing was computed\n" in out
+    assert "litert" not in out and "wrote" not in out and "colors" not in out
+    assert (
+        "nothing was computed; wrote statistics.csv and statistics.json" in kitsseg(f"{scan} --statistics")[1]
+    )
+
+
 def test_scans_without_a_row_in_the_table_of_a_run_are_counted_as_not_opened(here, kitsseg, monkeypatch):
     monkeypatch.setattr("kitsseg.commands.plan_table.SHOWN", 3)
     damage(here / "in", 1)
