@@ -293,8 +293,9 @@ def predict(
     also = ", beside them " if made else "; wrote "
     done(
         f"{_what_was_done(outcome, out)}{also if beside else ''}{', '.join(beside)}",
-        command_line("evaluate", out, "TRUTH", "--out", "scores.csv"),
-        command_line("report", out, "--out", "report.html"),
+        # a report shows whole scans
+        None if plan.slices else command_line("report", out, "--out", "report.html"),
+        with_truth=command_line("evaluate", out, "TRUTH", "--out", "scores.csv"),
     )
 
 

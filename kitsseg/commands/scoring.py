@@ -213,14 +213,12 @@ def report(source: Path, out: Path) -> None:
         reasons = some_of([f"{name}: {why.rstrip('.')}" for name, why in lacking.items()], NAMED, "; ")
         n = written.pictures
         warning(f"warning: {len(lacking)} of {n} picture{'s' * (n != 1)} missing: {reasons}")
-    done(f"wrote {out}: open it in a browser", _after_report(source))
-
-
-def _after_report(source: Path) -> str:
-    """The command that usually comes after a report about ``source``."""
     scores = source / "scores.csv" if source.is_dir() else source
+    following = evaluate = None
     if scores.exists():
-        return command_line("compare", scores, "OTHER_SCORES")
-    if (source / "run.json").exists():
-        return command_line("predict", source, "DATA", "--out", "PREDICTIONS")
-    return command_line("evaluate", source, "TRUTH", "--out", "scores.csv")
+        following = command_line("compare", scores, "OTHER_SCORES")
+    elif (source / "run.json").exists():
+        following = command_line("predict", source, "DATA", "--out", "PREDICTIONS")
+    else:
+        evaluate = command_line("evaluate", source, "TRUTH", "--out", "scores.csv")
+    done(f"wrote {out}: open it in a browser", following, with_truth=evaluate)

@@ -139,9 +139,17 @@ def without_next() -> Iterator[None]:
         _says_next = True
 
 
-def done(text: str, *next_commands: str | None) -> None:
-    """Print what was written, and the command that usually follows, or several commands to choose from."""
+def done(text: str, *next_commands: str | None, with_truth: str | None = None) -> None:
+    """Print what was written, and the command that usually follows, or several commands to choose from.
+
+    Args:
+        text: what was written.
+        next_commands: commands that can follow; None: left out.
+        with_truth: a command that can follow only where there are reference label maps.
+    """
     console.print(escape(text))
     if _says_next:
         for number, command in enumerate(filter(None, next_commands)):
             console.print(f"{'  or' if number else 'next'}: [bold]{escape(command)}[/bold]")
+        if with_truth:
+            console.print(f"with reference label maps: [bold]{escape(with_truth)}[/bold]")

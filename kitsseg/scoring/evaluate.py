@@ -147,11 +147,13 @@ def find_pairs(
             raise InputError(
                 f"{path}: expected a label map or a folder of them, found nothing. Check the path."
             )
-    if truth.is_file() and prediction.is_dir():
-        raise InputError(
-            f"{truth}: expected a folder in KiTS layout, as {prediction} is a folder; found a file."
-        )
     named = [(case_of_prediction(file), file) for file in _prediction_files(prediction)]
+    if truth.is_file() and prediction.is_dir():
+        file = dict(named).get(case_of_prediction(truth), named[0][1])
+        raise InputError(
+            f"{truth}: expected a folder of cases, as {prediction} is a folder; found a file. Give the prediction's "
+            f"file too ({file}), or the folder of the cases."
+        )
     if truth.is_file():
         case = folder_name(as_given(truth).parent) if in_case_folder(truth) else named[0][0]
         return Pairs([Pair(case, prediction, truth, (layout or Layout()).label_values, _beside(truth))])

@@ -955,8 +955,8 @@ def test_the_whole_road(kitsseg, tiny, tmp_path):
     (test,) = record["split"]["cases"]["test"]
     assert succeed("predict RUN DATA --out PREDICTIONS --part test") == [
         "wrote 1 label map to PREDICTIONS, computed by tensorflow, beside them colors for 3D Slicer and ITK-SNAP",
-        "next: kitsseg evaluate PREDICTIONS TRUTH --out scores.csv",
-        "  or: kitsseg report PREDICTIONS --out report.html",
+        "next: kitsseg report PREDICTIONS --out report.html",
+        "with reference label maps: kitsseg evaluate PREDICTIONS TRUTH --out scores.csv",
     ]
     file = Path("PREDICTIONS") / f"prediction_{test.removeprefix('case_')}.nii.gz"
     names = sorted([file.name, "predictions.json", *COLOR_TABLES])

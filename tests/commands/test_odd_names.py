@@ -167,14 +167,18 @@ def test_a_file_keeps_its_name_through_every_command_that_is_printed_as_next(tmp
     def succeed(*words):
         assert main(list(words)) == 0, capsys.readouterr().err
         lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
-        return [shlex.split(line)[1:] for start, _, line in lines if start.strip() in ("next", "or")]
+        return [
+            shlex.split(line)[1:]
+            for start, _, line in lines
+            if start.strip() in ("next", "with reference label maps")
+        ]
 
     after = succeed("predict", "starter", "of the hospital's", "--out", "label maps", "--statistics")
     assert {path.name for path in (tmp_path / "label maps").glob("*.nii.gz")} == {
         f"{n}.nii.gz" for n in names
     }
     assert cases_of(tmp_path / "label maps" / "statistics.csv") == sorted(names)
-    evaluate, report = after
+    report, evaluate = after
     assert (evaluate[1], report[1]) == ("label maps", "label maps")
     succeed(*report)
     page = html.unescape(Path("report.html").read_text(encoding="utf-8"))

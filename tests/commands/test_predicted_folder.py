@@ -291,6 +291,16 @@ def test_a_dry_run_counts_what_cannot_be_looked_at_beside_the_scans(here, kitsse
     assert "1 of 2 scans would fail" in err and "others" not in err
 
 
+def test_evaluate_is_named_last_and_for_those_with_reference_label_maps(here, kitsseg):
+    lines = kitsseg("predict starter in/sub/real.nii.gz --out pred")[1].splitlines()
+    evaluate = "with reference label maps: kitsseg evaluate pred TRUTH --out scores.csv"
+    assert lines[-2:] == ["next: kitsseg report pred --out report.html", evaluate]
+    assert kitsseg("report pred --out r.html")[1].splitlines()[-2:] == [
+        "wrote r.html: open it in a browser",
+        evaluate,
+    ]
+
+
 def test_where_nothing_is_computed_no_engine_is_named(here, kitsseg):
     scan = "predict starter in/sub/real.nii.gz --out pred"
     code, out, _ = kitsseg(f"{scan} --shard 1/2")

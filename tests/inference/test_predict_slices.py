@@ -71,6 +71,15 @@ def test_a_label_map_for_each_slice_is_written_once(sliced, tmp_path):
     assert "has changed since" in predict_cohort(run, [folder], tmp_path / "out").failed["p0_0.png"]
 
 
+def test_the_next_command_after_slices_is_no_report_which_shows_whole_scans(sliced, tmp_path, capsys):
+    folder, run = sliced
+    command = ["predict", str(run), str(folder / "images" / "p2_1.png"), "--out", str(tmp_path / "alone")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "kitsseg report" not in out and "next: " not in out
+    assert "\nwith reference label maps: kitsseg evaluate " in out
+
+
 def test_a_slice_is_labeled_by_itself(sliced, tmp_path):
     """Its neighbor in the table changes nothing."""
     folder, run = sliced

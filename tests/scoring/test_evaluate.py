@@ -438,13 +438,18 @@ def test_two_predictions_of_one_case(folders):
 def test_bad_arguments(folders):
     tmp, _, _ = folders
     (tmp / "nothing").mkdir()
-    truth_file = tmp / "truth" / "case_00000" / "segmentation.nii.gz"
     with pytest.raises(InputError, match=r"prediction_00000\.nii\.gz, found none"):
         find_pairs(tmp / "nothing", tmp / "truth")
     with pytest.raises(InputError, match=r"absent.*found nothing"):
         find_pairs(tmp / "absent", tmp / "truth")
-    with pytest.raises(InputError, match="folder in KiTS layout"):
+    truth_file = tmp / "truth" / "case_00001" / "segmentation.nii.gz"
+    with pytest.raises(
+        InputError, match=r"folder of cases.*found a file.*predictions.prediction_00001\.nii\.gz"
+    ):
         find_pairs(tmp / "predictions", truth_file)
+    other = shutil.copy(truth_file, tmp / "truth.nii.gz")  # of no case in the folder: any file of it may do
+    with pytest.raises(InputError, match=r"found a file.*prediction_00000\.nii\.gz.*the folder of the cases"):
+        find_pairs(tmp / "predictions", other)
     with pytest.raises(InputError, match=r"\.csv"):
         evaluate_folders(tmp / "predictions", tmp / "truth", tmp / "scores.txt")
 
