@@ -18,7 +18,7 @@ from kitsseg.data.layouts.names import (
     prediction_name,
 )
 from kitsseg.data.layouts.slices import has_slices
-from kitsseg.errors import InputError
+from kitsseg.errors import InputError, some_of
 from kitsseg.files.paths import as_given
 from kitsseg.files.tables import csv_path
 from kitsseg.interfaces import Progress
@@ -191,14 +191,27 @@ def pairs_of(predictions: Iterable[tuple[str, Path]], truth: Path, layout: Layou
             image if image and image.exists() else None,
         )
     if not found:
-        case, file = next(iter(alone.items()))
-        raise InputError(
-            f"{file}: no truth for this prediction{' or any other' if len(alone) > 1 else ''}; expected "
-            f"{truth / case / LABEL_NAMES[0]}, found truth of {', '.join(sorted(labels)[:3]) or 'no case'}. Name the "
-            "folder that holds the truth, or the label maps as their cases."
-        )
+        raise _no_pair(alone, sorted(labels), truth, layout or Layout())
     missing = [case for case in labels if case not in found]
     return Pairs([found[case] for case in sorted(found)], missing, sorted(alone))
+
+
+def _no_pair(alone: dict[str, Path], labels: Sequence[str], truth: Path, layout: Layout) -> InputError:
+    """The error for predictions, by case, of which none has a label map among those of the cases ``labels``."""
+    case, file = next(iter(alone.items()))
+    other = " or any other" if len(alone) > 1 else ""
+    cases = some_of(labels, 3) or "no case"
+    if labels and (layout.images is not None or layout.labels is not None):
+        same = "with --images" if layout.images is None else "with the same --images"
+        return InputError(
+            f"{file}: no truth for this prediction{other}; expected a label map of {case}, found label maps of "
+            f"{cases}. Predict again {same}, so that scans and label maps share names, or rename the prediction to "
+            f"{prediction_name(labels[0])}."
+        )
+    return InputError(
+        f"{file}: no truth for this prediction{other}; expected {truth / case / LABEL_NAMES[0]}, found truth of "
+        f"{cases}. Name the folder that holds the truth, or the label maps as their cases."
+    )
 
 
 def _of_other_scans(pairs: Iterable[Pair], record: PredictionsRecord | None) -> list[str]:

@@ -428,6 +428,22 @@ def test_prediction_without_truth(folders):
         find_pairs(tmp / "predictions", tmp / "truth")
 
 
+def test_where_patterns_name_the_truth_the_advice_is_about_the_names_they_give(folders):
+    tmp, _, _ = folders
+    shutil.move(tmp / "truth" / "case_00000" / "segmentation.nii.gz", tmp / "mine.nii.gz")
+    (tmp / "dd" / "p1").mkdir(parents=True)
+    shutil.move(tmp / "mine.nii.gz", tmp / "dd" / "p1" / "labels.nii.gz")
+    (tmp / "dd" / "p1" / "ct.nii.gz").touch()
+    for images, said in (("*/ct.nii.gz", "with the same --images"), (None, "with --images")):
+        layout = Layout(images=images, labels="*/labels.nii.gz")
+        with pytest.raises(InputError) as caught:
+            find_pairs(tmp / "predictions", tmp / "dd", layout)
+        text = str(caught.value)
+        assert "prediction_00000.nii.gz: no truth" in text and "found label maps of p1. " in text
+        assert f"Predict again {said}, " in text and text.endswith(" rename the prediction to p1.nii.gz.")
+        assert "segmentation.nii.gz" not in text  # where no label map of these patterns lies
+
+
 def test_two_predictions_of_one_case(folders):
     tmp, _, _ = folders
     shutil.copy(tmp / "predictions" / "prediction_00001.nii.gz", tmp / "predictions" / "case_00001.nii.gz")

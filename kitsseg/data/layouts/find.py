@@ -120,6 +120,12 @@ def _detected(
         cases = [Case(folder_name(path), path, None) for path in series]
     if not cases and has_images(folder):
         return slice_cases(folder, layout, need_labels)  # says what they lack
+    if not cases and need_image and not need_labels and not any(_below(folder)):
+        empty = "it holds no files" if any(folder.iterdir()) else "the folder is empty"
+        raise InputError(
+            f"{folder}: expected NIfTI files, DICOM series, PNG slices or .zip archives, found none: {empty}. "
+            "Check the path."
+        )
     if not cases:
         file = "imaging.nii.gz" if need_image or not need_labels else "segmentation.nii.gz"
         raise InputError(

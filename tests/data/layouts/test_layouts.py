@@ -334,7 +334,7 @@ def test_folders_named_like_files_are_no_files(tmp_path):
     with pytest.raises(InputError, match="found none"):
         find_cases(tmp_path, need_labels=False)
     (tmp_path / "x.nii").mkdir()
-    with pytest.raises(InputError, match=r"x.nii: expected cases .* found none"):
+    with pytest.raises(InputError, match=r"x.nii: expected NIfTI .* found none: the folder is empty"):
         find_scans([tmp_path / "x.nii"])
 
 

@@ -342,8 +342,15 @@ def test_other_folders_without_cases(tmp_path):
         find_cases(tmp_path / "mha", need_labels=False)
     assert "synthesize" not in str(caught.value)
     (tmp_path / "empty" / "inner").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds no files.*kitsseg synthesize"):
-        find_cases(tmp_path / "empty", need_labels=False)
+    with pytest.raises(InputError, match="empty/case_00000.*holds no files.*kitsseg synthesize"):
+        find_cases(tmp_path / "empty")
+    # where no labels are needed, any CT will do
+    for name, found in (("empty", "it holds no files"), ("empty/inner", "the folder is empty")):
+        with pytest.raises(InputError) as caught:
+            find_scans([tmp_path / name])
+        text = str(caught.value)
+        assert text.startswith(f"{tmp_path / name}: expected NIfTI files, DICOM series, PNG slices or .zip")
+        assert f", found none: {found}. Check the path" in text and "synthesize" not in text
     # a loop of links ends
     link(tmp_path / "loop" / "again", tmp_path / "loop")
     with pytest.raises(InputError, match="holds no files"):
