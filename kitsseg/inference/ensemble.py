@@ -25,7 +25,7 @@ from kitsseg.records.networks import (
 )
 from kitsseg.records.predictions import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.run import seen_patients
-from kitsseg.records.starter import network_path
+from kitsseg.records.starter import is_starter, network_path
 from kitsseg.runtime.hardware import may_have_gpu
 from kitsseg.version import __version__
 
@@ -151,6 +151,11 @@ def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
     """
     first = ensemble.networks[0]
     split = first.record.split
+    paper, reported = first.record.paper, first.record.reported
+    if is_starter(ensemble.runs[0]):  # its architecture is that of a paper, its training is not
+        paper = reported = None
+    elif _unrefined(first):
+        reported = first.record.reported_unrefined
     return MadeBy(
         kitsseg=__version__,
         run=ensemble.runs[0],
@@ -174,8 +179,8 @@ def describe(ensemble: Ensemble, part: str | None = None) -> MadeBy:
         postprocess=asdict(first.postprocess) if first.postprocess else None,
         cleanup=ensemble.cleanup,
         recipe=first.record.recipe,
-        paper=first.record.paper,
-        reported=first.record.reported_unrefined if _unrefined(first) else first.record.reported,
+        paper=paper,
+        reported=reported,
         split=PartOfSplit(name=split.name, hash=split.hash, part=part),
     )
 

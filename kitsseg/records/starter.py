@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kitsseg.errors import InputError, did_you_mean
 
-__all__ = ["STARTER", "STARTER_NOTE", "network_path"]
+__all__ = ["NO_PAPER", "STARTER", "STARTER_NOTE", "is_starter", "network_path"]
 
 STARTER = "starter"
 STARTER_NOTE = (
@@ -18,6 +18,18 @@ STARTER_NOTE = (
     "Dice on 79 real slices of 28 patients, chosen by somebody else: kidney with tumor 0.619 on the 7 patients set "
     "aside and 0.755 on the 21 whose slices tuned the synthetic patients, tumor 0.437 and 0.342."
 )
+
+
+NO_PAPER = "starter: the network in the package, trained on synthetic patients only; not a result of a paper"
+_FILE = ("kitsseg", "records", "starter.tflite")
+
+
+def is_starter(run: str | os.PathLike[str]) -> bool:
+    """Whether the path of a network, as a record has it, is that of the network in the package.
+
+    The package of another environment or machine, in which the record was written, counts too.
+    """
+    return Path(run).parts[-len(_FILE) :] == _FILE
 
 
 def network_path(run: str | os.PathLike[str]) -> Path:

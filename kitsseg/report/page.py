@@ -43,6 +43,7 @@ class Contents:
         folder: of these label maps.
         notes: sentences about missing files.
         cautions: sentences about the limits of the network.
+        no_paper: what is said in place of the paper, where the network is no result of the paper that a record names.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Contents:
     folder: Path = Path()
     notes: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
+    no_paper: str = ""
 
 
 def build_page(contents: Contents, pictures: Mapping[str, CasePicture]) -> str:
@@ -80,7 +82,7 @@ def build_page(contents: Contents, pictures: Mapping[str, CasePicture]) -> str:
         script=read_asset("kitsseg.report", "page.js"),
         colors={name.replace(" ", "-"): color for name, color in COLORS.items()},
         title=of("recipe") or "predictions",
-        paper=of("paper"),
+        paper=None if contents.no_paper else of("paper"),
         phantom=bool(scored.phantom if scored else run and run.phantom),
         mixed=synthetic_among(scored.synthetic, len(scored.cases)) if scored else "",
         trained_on_phantoms=bool(run and run.phantom),
@@ -97,7 +99,7 @@ def build_page(contents: Contents, pictures: Mapping[str, CasePicture]) -> str:
         tumors=found,
         tumors_shown=TUMORS_SHOWN,
         claims=claims(
-            None if predictions else of("reported"),
+            None if predictions or contents.no_paper else of("reported"),
             summary.beside_all_background if summary else None,
             of("recipe"),
             _recipes(summary),

@@ -16,7 +16,7 @@ from kitsseg.interfaces import Progress
 from kitsseg.records.exported import format_of, read_metadata
 from kitsseg.records.predictions import PredictedScan, PredictionsRecord, read_predictions
 from kitsseg.records.run import RunFacts, read_history, read_run, read_sparsity
-from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
+from kitsseg.records.starter import NO_PAPER, STARTER_NOTE, is_starter
 from kitsseg.report.page import Contents, build_page
 from kitsseg.report.pictures import case_picture, case_preview
 from kitsseg.report.views import ShownCase
@@ -155,6 +155,8 @@ def _read(source: Path) -> Contents:
             f"{command_line('predict', source, 'CASES', '--out', 'PREDICTIONS')}, then "
             f"{command_line('evaluate', 'PREDICTIONS', 'CASES', '--out', scores)}."
         )
+    if source.is_dir() and not (source / "run.json").exists():
+        raise _nothing_to_show(source, scores)
     folder: Path | None = source
     if not source.is_dir():
         folder = Path(summary.run) if summary and summary.run else None
@@ -168,7 +170,24 @@ def _read(source: Path) -> Contents:
         run, history, sparsity = run_of_report(folder), read_history(folder), read_sparsity(folder)
         return Contents(rows=rows, summary=summary, run=run, history=history, sparsity=sparsity, notes=notes)
     return Contents(
-        rows=rows, summary=summary, notes=notes, cautions=_cautions(folder, bool(summary and summary.phantom))
+        rows=rows,
+        summary=summary,
+        notes=notes,
+        cautions=_cautions(folder, bool(summary and summary.phantom)),
+        no_paper=_no_paper(folder),
+    )
+
+
+def _nothing_to_show(folder: Path, scores: Path) -> InputError:
+    """The error for a folder that is neither a run's nor one of label maps."""
+    if scores.exists():
+        return InputError(
+            f"{folder}: expected a run, a scores.csv or a folder of kitsseg predict, found scores without a run. Give "
+            f"the file: {command_line('report', scores)}"
+        )
+    return InputError(
+        f"{folder}: expected a run, a scores.csv or a folder of kitsseg predict; found neither run.json nor "
+        "predictions.json. Give one of these; for scans, run kitsseg predict first."
     )
 
 
@@ -178,13 +197,20 @@ def _of_predictions(source: Path, predictions: PredictionsRecord) -> Contents:
     folder = Path(predictions.run)
     run = run_of_report(folder) if _holds_a_run(folder) else None
     return Contents(
-        predictions=predictions, folder=source, cautions=_cautions(folder, predictions.phantom, run)
+        predictions=predictions,
+        folder=source,
+        cautions=_cautions(folder, predictions.phantom, run),
+        no_paper=_no_paper(folder),
     )
 
 
 def _check_whole_scans(source: Path, predictions: PredictionsRecord) -> None:
     if predictions.cases and all(scan.patient is not None for scan in predictions.cases.values()):
         raise InputError(f"{source}: expected label maps of whole scans, found those of single slices.")
+
+
+def _no_paper(network: Path | None) -> str:
+    return NO_PAPER if network is not None and is_starter(network) else ""
 
 
 def _no_curves(folder: Path) -> list[str]:
@@ -195,11 +221,14 @@ def _no_curves(folder: Path) -> list[str]:
 
 
 def _cautions(network: Path | None, phantom: bool, run: RunFacts | None = None) -> list[str]:
-    """Cautions about a network that was trained on synthetic patients, unless the whole page is marked as synthetic."""
+    """Cautions about a network that was trained on synthetic patients, unless the whole page is marked as synthetic.
+
+    What the starter finds in real scans is told on every page about it.
+    """
+    if network is not None and is_starter(network):
+        return [STARTER_NOTE]
     if network is None or phantom:
         return []
-    if network == network_path(STARTER):
-        return [STARTER_NOTE]
     if run is not None:
         return [PHANTOM_NETWORK] if run.phantom else []
     if _is_there(network) and format_of(network):

@@ -1,5 +1,6 @@
 """A folder of mixed scans: what predict says that it will do, and what report says and shows afterwards."""
 
+import html
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from support.dicom_files import write_series
 
 from kitsseg.cli import main
 from kitsseg.data.formats.nifti import PHANTOM, write_image
+from kitsseg.records.starter import NO_PAPER, STARTER_NOTE
 
 SHAPE, MM = (12, 48, 48), (4.0, 3.0, 3.0)
 
@@ -299,6 +301,49 @@ def test_evaluate_is_named_last_and_for_those_with_reference_label_maps(here, ki
         "wrote r.html: open it in a browser",
         evaluate,
     ]
+
+
+def test_a_page_about_the_starter_names_no_paper_and_gives_its_dice(here, kitsseg):
+    """Also where the scans are synthetic, and where an older version recorded the paper of the architecture."""
+    for name in ("real", "phantom"):
+        assert kitsseg(f"predict starter in/sub/{name}.nii.gz --out {name}")[0] == 0
+        record = json.loads((here / name / "predictions.json").read_text())
+        assert record.get("paper") is None and record.get("reported") is None
+        old = record | {"paper": "Chen and Jin, 2019", "reported": {"TK Dice": 0.9}}
+        for content in (record, old):
+            (here / name / "predictions.json").write_text(json.dumps(content))
+            assert kitsseg(f"report {name} --out r.html")[0] == 0
+            page = html.unescape((here / "r.html").read_text())
+            assert f'<p class="paper">{NO_PAPER}</p>' in page and STARTER_NOTE in page
+            assert "After the paper" not in page and "Chen and Jin" not in page
+
+
+def test_scores_of_the_starter_are_beside_no_figures_of_a_paper(here, kitsseg):
+    assert kitsseg("predict starter in/sub/real.nii.gz --out pred")[0] == 0
+    assert kitsseg("evaluate pred/real.nii.gz pred/real.nii.gz --out s.csv")[0] == 0
+    scores = json.loads((here / "s.json").read_text())
+    figures = {"paper": "Chen and Jin, 2019", "reported": {"TK Dice": 0.9}}
+    (here / "s.json").write_text(json.dumps(scores | figures))
+    assert kitsseg("report s.csv --out r.html")[0] == 0
+    page = html.unescape((here / "r.html").read_text())
+    assert NO_PAPER in page and STARTER_NOTE in page
+    assert "Chen and Jin" not in page and "What the paper reports" not in page
+    # of a folder that holds nothing but the scores, the file is to be given
+    (here / "lone").mkdir()
+    for ending in ("csv", "json"):
+        shutil.copy(here / f"s.{ending}", here / "lone" / f"scores.{ending}")
+    code, _, err = kitsseg("report lone")
+    assert code == 1
+    assert "lone: expected a run" in err and err.endswith("Give the file: kitsseg report lone/scores.csv\n")
+
+
+def test_report_of_a_folder_of_scans_says_what_it_takes(here, kitsseg):
+    code, _, err = kitsseg("report in")
+    assert code == 1
+    assert re.match(
+        r"kitsseg: in: expected a run, a scores\.csv or a folder of kitsseg predict; found neither", err
+    )
+    assert "run.json nor predictions.json" in err and "run kitsseg predict first" in err
 
 
 def test_where_nothing_is_computed_no_engine_is_named(here, kitsseg):

@@ -248,7 +248,7 @@ def test_bad_sources(project):
         write_report(project / "scores.csv", project / "report.txt")
     with pytest.raises(InputError, match="found nothing"):
         write_report(project / "absent", project / "report.html")
-    with pytest.raises(InputError, match=r"no run\.json"):
+    with pytest.raises(InputError, match=r"predictions: expected .* neither run\.json nor predictions\.json"):
         write_report(project / "predictions", project / "report.html")
     text = (project / "scores.csv").read_text()
     value = text.splitlines()[1].split(",")[1]
