@@ -34,6 +34,7 @@ from kitsseg.files.json_records import as_builtins, converted, read_record, reco
 from kitsseg.files.locks import claim, create_claimed
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
 from kitsseg.labels.volumes import Cleanup, Volumes
+from kitsseg.records.differences import differences
 from kitsseg.records.precision import PrecisionCheck
 from kitsseg.records.scan_part import ScanPart
 
@@ -55,7 +56,6 @@ __all__ = [
     "write_predictions",
 ]
 
-SAME = ("kitsseg", "networks", "engine", "inference", "postprocess", "cleanup")
 EXPECTED = "the record of kitsseg predict"
 ADVICE = "Choose another folder, or remove this one."
 MOST_NAMES = 20  # synthetic scans in a sentence
@@ -284,8 +284,8 @@ class Predictions:
 
     Args:
         out: the folder.
-        header: the networks and settings of this call. The fields in ``SAME`` must be the same in every call; an
-            ``engine`` of None agrees with any engine.
+        header: the networks and settings of this call. They must be the same in every call, as far as
+            ``differences`` compares them.
         overwrite: segment every scan, even if it has a label map, and replace any file with the name of its label map.
 
     Raises: InputError if the folder holds predictions that were made in another way, or a record is damaged.
@@ -562,13 +562,12 @@ def _record_of(
 
 
 def _check_same(path: Path, there: MadeBy, here: MadeBy) -> None:
-    for name in SAME:
-        before, now = as_builtins(getattr(there, name)), as_builtins(getattr(here, name))
-        if before != now and not (name == "engine" and None in (before, now)):
-            raise InputError(
-                f"{path}: expected predictions of this run with these settings, found others ({name} "
-                f"{_short(before)}, now {_short(now)}). {ADVICE}"
-            )
+    if found := differences(there, here):
+        before, now = (" and ".join(words) for words in zip(*found, strict=True))
+        raise InputError(
+            f"{path}: expected predictions of this run with these settings, found others: its label maps were made "
+            f"{before}, now {now}. Choose another folder, or remove this one."
+        )
 
 
 def _read(path: Path) -> PredictionsRecord | None:
@@ -635,8 +634,3 @@ def _modified(file: Path) -> int | None:
     with suppress(OSError):  # none of this name, or a name that no file can have: writing will tell
         return file.lstat().st_mtime_ns
     return None
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else f"{text[:57]}..."

@@ -257,9 +257,13 @@ def test_what_is_there_is_left_out_and_needs_no_network(runs, trained, tmp_path,
     assert predict_cohort(*arguments).kept == 8
     assert files_of(tmp_path / "out") == before
     # the same folder is refused to other settings, and to another network
-    with pytest.raises(InputError, match=r"predictions of this run.*settings.*Choose another"):
+    with pytest.raises(
+        InputError, match=r"predictions of this run.*made with --no-mirror, now with --mirror. Choose"
+    ):
         predict_cases(*arguments, options=PredictOptions(mirror=True))
-    with pytest.raises(InputError, match=r"found others \(networks .* Choose another folder"):
+    with pytest.raises(
+        InputError, match=rf"found others: .*/{run.name}, now with .*/{other.name}\. Choose another folder"
+    ):
         predict_cases(other, *arguments[1:])
     moved = shutil.move(run, tmp_path / "moved")
     assert predict_cohort(moved, *arguments[1:]).kept == 9  # the same weights elsewhere

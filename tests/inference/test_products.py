@@ -152,7 +152,9 @@ def test_other_cleanup_is_another_prediction(trained, tmp_path):
         "remove_small_mm3": 1e9,
         "tumors_on_kidneys": False,
     }
-    with pytest.raises(InputError, match="found others .cleanup"):
+    with pytest.raises(
+        InputError, match=r"made with --remove-small 1000000000, now without --remove-small\."
+    ):
         predict_cohort(trained.run, [case], tmp_path)
 
 

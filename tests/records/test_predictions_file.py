@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +22,7 @@ from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.records.predictions import (
     FailedScan,
     MadeBy,
+    NetworkUsed,
     PredictedScan,
     Predictions,
     read_predictions,
@@ -66,6 +67,77 @@ def header(**changes):
 def out(tmp_path):
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
+
+
+ONE = HEADER["networks"][0]
+WEIGHTS = r"runs/a \(weights 00\), now with runs/a \(weights 01\)"
+LARGE = {"remove_small_mm3": 500.0, "tumors_on_kidneys": False}
+TOUCHING = {"remove_small_mm3": 0.0, "tumors_on_kidneys": True}
+
+
+def one_network(**changes):
+    return {"networks": [ONE | changes]}
+
+
+def how(**changes):
+    """A setting of inference, as both fields record it."""
+    return one_network(inference=ONE["inference"] | changes) | {"inference": HEADER["inference"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"kitsseg": "2"}, "kitsseg 1, now with kitsseg 2"),
+        ({}, one_network(sha256="01"), WEIGHTS),
+        ({"run": "/x/kitsseg/records/starter.tflite"}, one_network(sha256="01"), "starter, now with runs/a"),
+        (
+            {},
+            {"also": ["/runs/b"], "networks": [ONE, ONE | {"sha256": "01"}]},
+            "with runs/a, now with runs/a, runs/b",
+        ),
+        ({}, one_network(precision="bfloat16"), "--precision float32, now with --precision bfloat16"),
+        ({}, one_network(recipe="unet2d"), "recipe None, now as recipe unet2d"),
+        ({}, one_network(preprocess="ab"), "preprocessing None, now with preprocessing ab"),
+        ({"engine": "litert"}, {"engine": "keras"}, "--engine litert, now with --engine keras"),
+        ({"engine": "litert, keras"}, {"engine": "keras"}, "with litert, keras, now with --engine keras"),
+        ({}, how(tile=None), "in tiles of 224 x 224, now with --whole-slices"),
+        ({}, how(tile=[9, 8]), "in tiles of 224 x 224, now in tiles of 9 x 8"),
+        (how(mirror_axes=[0, 1]), how(mirror_axes=[]), "--mirror, now with --no-mirror"),
+        (how(mirror_axes=[0, 1]), how(mirror_axes=[1, 2]), r"axes \[0, 1\], now with mirror_axes \[1, 2\]"),
+        (how(coarse=False), how(coarse=True), "--coarse off, now with --coarse on"),
+        ({}, how(coarse=False), "without a setting coarse, now with coarse False"),
+        (how(overlap=0.5), how(overlap=0.25), "overlap 0.5, now with overlap 0.25"),
+        ({"postprocess": {"keep": 2}}, {}, "--postprocess on, now with --postprocess off"),
+        (
+            {"postprocess": {"keep": 2}},
+            {"postprocess": {"keep": 1}},
+            "processing {'keep': 2}, now .*'keep': 1}",
+        ),
+        ({}, {"cleanup": LARGE}, "without --remove-small, now with --remove-small 500"),
+        (
+            {"cleanup": LARGE},
+            {"cleanup": LARGE | {"remove_small_mm3": 0.5}},
+            "-small 500, now .*--remove-small 0.5",
+        ),
+        ({"cleanup": TOUCHING}, {}, "with --tumors-on-kidneys, now without --tumors-on-kidneys"),
+        (
+            {"kitsseg": "0"},
+            {"cleanup": LARGE},
+            "with kitsseg 0 and without --remove-small, now with kitsseg 1 and with --remove-small 500",
+        ),
+    ],
+)
+def test_a_difference_is_told_in_words_of_the_options(out, before, now, said):
+    Predictions(out, header(**before)).begin("a", out / "a.nii.gz")
+    with pytest.raises(InputError, match=rf"{said}\. Choose another folder") as caught:
+        Predictions(out, header(**now))
+    assert str(caught.value).startswith(str(out / "predictions-"))
+    assert "null" not in str(caught.value)
+
+
+def test_every_field_of_a_network_is_compared():
+    compared = {"recipe", "sha256", "preprocess", "inference", "precision"}
+    assert {each.name for each in fields(NetworkUsed)} == compared
 
 
 def entry_of(out, image, name="prediction_00000.nii.gz"):
@@ -286,23 +358,23 @@ def test_a_file_that_nobody_has_recorded_is_not_replaced(out, written, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "said"),
     [
-        {"networks": [{"sha256": "01", "inference": {"tile": [224, 224]}}]},
-        {"inference": {"tile": None}},
-        {"postprocess": {"n_main": 2}},
-        {"kitsseg": "2"},
-        {"engine": "keras"},
+        ({"networks": [{"sha256": "01", "inference": {"tile": [224, 224]}}]}, "weights 00"),
+        ({"inference": {"tile": None}}, "with --whole-slices"),
+        ({"postprocess": {"n_main": 2}}, "with --postprocess on"),
+        ({"kitsseg": "2"}, "with kitsseg 2"),
+        ({"engine": "keras"}, "with --engine keras"),
     ],
     ids=str,
 )
-def test_predictions_made_in_another_way_are_an_error(out, written, changes):
+def test_predictions_made_in_another_way_are_an_error(out, written, changes, said):
     record = Predictions(out, header())
     record.made_by("tensorflow")
     record.add("case_00001", DAMAGED)
     # in the journal, and later, when it is gathered, in predictions.json
     for name in (r"predictions-\w+\.jsonl|predictions\.json", r"predictions\.json"):
-        with pytest.raises(InputError, match=rf"({name}): expected predictions .*\({next(iter(changes))} "):
+        with pytest.raises(InputError, match=rf"({name}): expected predictions .*{said}"):
             Predictions(out, header(**changes))
         record.finish()
     # where the run lies, and what it was asked for, is no setting
@@ -326,7 +398,7 @@ def test_another_engine_is_noticed_when_it_is_known(out, written):
     later.finish()
     assert read_json(out / "predictions.json")["engine"] == "tensorflow"
     later.made_by("tensorflow")
-    with pytest.raises(InputError, match=r'\(engine "tensorflow", now "keras"\)'):
+    with pytest.raises(InputError, match="with --engine tensorflow, now with --engine keras"):
         later.made_by("keras")
 
 
