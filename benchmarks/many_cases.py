@@ -151,7 +151,8 @@ def training(folder):
 
 
 def predicting(folder):
-    from kitsseg.records.predictions import MadeBy, PartOfSplit, PredictedScan, Predictions, Source
+    from kitsseg.records.made_by import MadeBy, PartOfSplit
+    from kitsseg.records.predictions import PredictedScan, Predictions, Source
 
     header = MadeBy(
         kitsseg="", run="run", networks=[], engine="none", inference={}, postprocess=None,

@@ -15,6 +15,7 @@ from kitsseg.inference.scan import Member, members_of
 from kitsseg.labels.volumes import Cleanup
 from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, format_of
+from kitsseg.records.made_by import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.networks import (
     FinishedRun,
     TrainedNetwork,
@@ -23,7 +24,6 @@ from kitsseg.records.networks import (
     quick_start_of,
     read_exported,
 )
-from kitsseg.records.predictions import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.run import seen_patients
 from kitsseg.records.starter import is_starter, network_path
 from kitsseg.runtime.hardware import may_have_gpu

@@ -19,7 +19,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,8 +33,8 @@ from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted, read_record, record_of, write_record
 from kitsseg.files.locks import claim, create_claimed
 from kitsseg.files.paths import absolute_paths, as_given, file_beside, relative_paths
-from kitsseg.labels.volumes import Cleanup, Volumes
-from kitsseg.records.differences import differences
+from kitsseg.labels.volumes import Volumes
+from kitsseg.records.made_by import MadeBy, differences
 from kitsseg.records.precision import PrecisionCheck
 from kitsseg.records.scan_part import ScanPart
 
@@ -43,9 +43,6 @@ __all__ = [
     "Box",
     "CoarsePass",
     "FailedScan",
-    "MadeBy",
-    "NetworkUsed",
-    "PartOfSplit",
     "PredictedScan",
     "Predictions",
     "PredictionsRecord",
@@ -59,57 +56,6 @@ __all__ = [
 EXPECTED = "the record of kitsseg predict"
 ADVICE = "Choose another folder, or remove this one."
 MOST_NAMES = 20  # synthetic scans in a sentence
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkUsed:
-    """A network that made label maps: its recipe, the SHA-256 of its weights, how it was used, and in which precision.
-
-    An exported file has a precision of its own; here it is float32.
-    """
-
-    recipe: str | None = None
-    sha256: str
-    preprocess: str | None = None
-    inference: dict[str, Any]
-    precision: str = "float32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartOfSplit:
-    """The split of the first run, and the part of it that was predicted; None if no single part was chosen."""
-
-    name: str | None
-    hash: str | None
-    part: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MadeBy:
-    """The networks and settings that made the label maps of a folder.
-
-    Attributes:
-        kitsseg: its version.
-        run: the first run, or exported network.
-        also: the other runs of an ensemble.
-        engine: the engine that computed the networks; None if it is not known yet.
-        inference, postprocess: of the first run.
-        cleanup: the pieces that the user asked to be removed afterwards; None: nothing.
-        recipe, paper, reported: of the first run.
-    """
-
-    kitsseg: str
-    run: str
-    also: list[str] = field(default_factory=list)
-    networks: list[NetworkUsed]
-    engine: str | None
-    inference: dict[str, Any]
-    postprocess: dict[str, Any] | None
-    cleanup: Cleanup | None = None
-    recipe: str | None = None
-    paper: str | None = None
-    reported: dict[str, Any] | None = None
-    split: PartOfSplit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class ScoredSplit:
 class Provenance:
     """The origin of the scored label maps, from ``predictions.json``; all None for label maps of other tools.
 
-    Attributes: as of ``kitsseg.records.predictions.MadeBy``.
+    Attributes: as of ``kitsseg.records.made_by.MadeBy``.
     """
 
     run: str | None = None

@@ -33,7 +33,8 @@ from kitsseg.files.locks import folder_lock
 from kitsseg.files.tables import write_rows
 from kitsseg.inference.cohort import check_all_done, predict_cohort
 from kitsseg.recipe import Recipe
-from kitsseg.records.predictions import PartOfSplit, PredictionsRecord, write_predictions
+from kitsseg.records.made_by import PartOfSplit
+from kitsseg.records.predictions import PredictionsRecord, write_predictions
 from kitsseg.records.run import RunFacts, RunRecord, read_history, update_run, write_history
 from kitsseg.report.page import Contents
 from kitsseg.report.report import draw_report

@@ -19,10 +19,9 @@ from kitsseg.errors import InputError
 from kitsseg.files import locks
 from kitsseg.files.checksums import crc32_of
 from kitsseg.files.json_records import as_builtins, converted
+from kitsseg.records.made_by import MadeBy, NetworkUsed
 from kitsseg.records.predictions import (
     FailedScan,
-    MadeBy,
-    NetworkUsed,
     PredictedScan,
     Predictions,
     read_predictions,

@@ -1,21 +1,68 @@
-"""How the label maps of a folder were made and how they would be made now, in the words of the options of predict."""
-
-from __future__ import annotations
+"""How the label maps of a folder were made, and what differs from how they would be made now, in words of options."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kitsseg.files.json_records import as_builtins
 from kitsseg.labels.volumes import Cleanup
 from kitsseg.records.starter import STARTER, is_starter
 
-if TYPE_CHECKING:
-    from kitsseg.records.predictions import MadeBy
-
-__all__ = ["differences"]
+__all__ = ["MadeBy", "NetworkUsed", "PartOfSplit", "differences"]
 
 _DIGITS = 8  # of a hash, enough to tell two apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkUsed:
+    """A network that made label maps: its recipe, the SHA-256 of its weights, how it was used, and in which precision.
+
+    An exported file has a precision of its own; here it is float32.
+    """
+
+    recipe: str | None = None
+    sha256: str
+    preprocess: str | None = None
+    inference: dict[str, Any]
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOfSplit:
+    """The split of the first run, and the part of it that was predicted; None if no single part was chosen."""
+
+    name: str | None
+    hash: str | None
+    part: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeBy:
+    """The networks and settings that made the label maps of a folder.
+
+    Attributes:
+        kitsseg: its version.
+        run: the first run, or exported network.
+        also: the other runs of an ensemble.
+        engine: the engine that computed the networks; None if it is not known yet.
+        inference, postprocess: of the first run.
+        cleanup: the pieces that the user asked to be removed afterwards; None: nothing.
+        recipe, paper, reported: of the first run.
+    """
+
+    kitsseg: str
+    run: str
+    also: list[str] = field(default_factory=list)
+    networks: list[NetworkUsed]
+    engine: str | None
+    inference: dict[str, Any]
+    postprocess: dict[str, Any] | None
+    cleanup: Cleanup | None = None
+    recipe: str | None = None
+    paper: str | None = None
+    reported: dict[str, Any] | None = None
+    split: PartOfSplit
 
 
 def differences(there: MadeBy, here: MadeBy) -> list[tuple[str, str]]:
