@@ -30,7 +30,13 @@ from kitsseg.inference.fastest import AUTO, as_known, choices_of, measure
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.plan import Plan, odd_name, planned
 from kitsseg.inference.precision import agreement
-from kitsseg.inference.products import check_products, with_volumes, write_dicom_seg, write_statistics
+from kitsseg.inference.products import (
+    check_products,
+    check_statistics,
+    with_volumes,
+    write_dicom_seg,
+    write_statistics,
+)
 from kitsseg.inference.region import labels_at_border
 from kitsseg.inference.scan import (
     ensemble_labels,
@@ -195,6 +201,8 @@ def plan_cohort(
                 "--tumors-on-kidneys": options.tumors_on_kidneys,
             },
         )
+        if options.statistics:
+            check_statistics(plan.record.out)
         yield plan
 
 

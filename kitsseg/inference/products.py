@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kitsseg.data.formats.nifti import read_labels
 from kitsseg.errors import InputError
 from kitsseg.files.atomic import atomic_path
-from kitsseg.files.json_records import write_record
+from kitsseg.files.json_records import read_record, write_record
 from kitsseg.files.tables import write_rows
 from kitsseg.labels.volumes import Volumes, volumes_of
 from kitsseg.records.predictions import PredictedScan
@@ -24,6 +24,7 @@ __all__ = [
     "CaseVolumes",
     "Statistics",
     "check_products",
+    "check_statistics",
     "seg_name",
     "with_volumes",
     "write_color_tables",
@@ -34,6 +35,7 @@ __all__ = [
 STATISTICS = ("statistics.csv", "statistics.json")
 COLOR_TABLES = ("colors_3d_slicer.ctbl", "colors_itk_snap.txt")
 _SIZES = ("left_kidney_ml", "right_kidney_ml", "left_tumor_ml", "right_tumor_ml")  # of Volumes
+_COLUMNS = ("case", *_SIZES, "tumors", "tumor_ml", "tumor_sides", "tumors_on_kidneys", "sides_by")
 # of the palette of Okabe and Ito, which color-blind people can tell apart
 _COLORS = {"kidney": (86, 180, 233), "tumor": (230, 159, 0)}
 
@@ -91,6 +93,19 @@ def with_volumes(out: Path, entry: PredictedScan) -> PredictedScan:
     return replace(entry, volumes=volumes_of(labels.array, labels.grid.spacing_mm))
 
 
+def check_statistics(out: Path) -> None:
+    """Check that statistics.csv and statistics.json, if they are there, are those of an earlier call.
+
+    Raises: InputError for a file of another origin.
+    """
+    table, record = (out / name for name in STATISTICS)
+    advice = "--statistics would replace it. Move it, or choose another folder for --out."
+    if table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
+        raise InputError(f"{table}: expected the table of an earlier call, found another file. {advice}")
+    if record.is_file():
+        read_record(record, Statistics, "the volumes of an earlier call", advice)
+
+
 def write_statistics(out: Path, cases: Mapping[str, PredictedScan]) -> None:
     """Write ``statistics.csv``, a row for each case, and ``statistics.json`` of all that have volumes."""
     rows, record = [], {}
@@ -110,8 +125,7 @@ def write_statistics(out: Path, cases: Mapping[str, PredictedScan]) -> None:
             }
         )
         record[name] = CaseVolumes(file=entry.file, volumes=volumes)
-    columns = ("case", *_SIZES, "tumors", "tumor_ml", "tumor_sides", "tumors_on_kidneys", "sides_by")
-    write_rows(out / STATISTICS[0], rows, columns)
+    write_rows(out / STATISTICS[0], rows, _COLUMNS)
     write_record(out / STATISTICS[1], Statistics(cases=record))
 
 

@@ -111,6 +111,26 @@ def test_a_dicom_file_that_is_no_segmentation_is_kept(tmp_path, capsys):
     assert kept.read_bytes() != first
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("statistics.csv", "patient,age\n7,61\n"), ("statistics.csv", ""), ("statistics.json", "[1, 2]")],
+)
+def test_statistics_of_another_origin_are_kept(name, content, tmp_path, capsys):
+    given, out = scan(tmp_path / "in" / "ct.nii.gz"), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(content)
+    command = [*STARTER, str(given), "--out", str(out), "--statistics"]
+    assert main(command) == 1
+    assert (out / name).read_text() == content
+    assert not list(out.glob("*.nii.gz"))
+    assert f"{out / name}: " in capsys.readouterr().err
+    # its own are written anew
+    (out / name).unlink()
+    for _ in range(2):
+        assert main(command) == 0
+    assert (out / "statistics.csv").read_text().startswith("case,left_kidney_ml")
+
+
 def test_label_maps_do_not_go_among_the_slices_of_a_series(tmp_path, capsys):
     """What lies there would be read as a slice, and spoil the series."""
     pytest.importorskip("pydicom")
