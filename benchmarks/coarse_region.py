@@ -1,12 +1,13 @@
 """What the region of the coarse pass misses: python benchmarks/coarse_region.py OPTIONS
 
-Printed are for each scan: whether ``kitsseg predict --coarse on`` takes the region or the whole scan, the region's
-share of the scan, and that of its parts (the boxes around single kidneys); the processor time; which share of the true
-voxels of kidney with tumor, and of tumor, lies outside the parts, and outside the box around all voxels that the
-starter network finds, with a margin of 0, 10, 20 and 30 mm around the box. ``--phantoms`` draws procedural patients
-(of seeds that the starter was not trained with), ``--labels`` renders a CT for real label maps, ``--scan`` takes a real
-CT and its label map. ``--slices`` takes single real slices and measures the box of each slice
-alone. This is stricter, because the box of a scan surrounds the findings of all its slices.
+Printed are for each scan: whether ``kitsseg predict --coarse on`` takes the region or the whole scan; the share of the
+region in the scan, and of its left and right part, without the columns between the kidneys; the processor time; which
+share of the true voxels of kidney with tumor, and of tumor, lies outside the parts, and outside the box around all
+voxels that the starter network finds, with a margin of 0, 10, 20 and 30 mm around the box.
+
+``--phantoms`` draws procedural patients (of seeds that the starter was not trained with), ``--labels`` renders a CT for
+real label maps, ``--scan`` takes a real CT and its label map. ``--slices`` takes single real slices and measures the
+box of each slice alone. This is stricter, because the box of a scan surrounds the findings of all its slices.
 """
 
 import argparse

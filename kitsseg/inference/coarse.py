@@ -3,7 +3,7 @@
 A KiTS19 scan holds the abdomen, often the chest, and air; its kidneys fill a twentieth of it. The starter network
 (``kitsseg.records.starter``) looks at a copy of 4 x 3 x 3 mm in about a second of one core. It need not outline
 anything well: the box around what it finds, and 20 mm more on every side, has to hold both kidneys and their tumors.
-So have the boxes around each kidney, which are taken where that is less work.
+So has this box without the columns between the kidneys, where that is less work.
 Where that is doubtful the whole scan is taken: here, before the recipe's network sees anything, and again where its own
 labels reach the border of the box (``labels_at_border``). ``benchmarks/coarse_region.py`` measures what the box misses.
 """
@@ -143,13 +143,17 @@ def region_of(copy: CoarseCopy) -> CoarsePass:
         ):
             if at_edge:
                 return CoarsePass(whole=f"what was found reaches the {which} {name} of the scan")
-    # One box on each side of the body: of a kidney perhaps only both ends were found.
+    # On each side of the body; of a kidney perhaps one end alone was found, so both sides have all slices and rows.
     sides: tuple[list[Box], list[Box]] = [], []
     for box in boxes:
         sides[box.start[2] + box.stop[2] > 2 * (geometry.start[2] + middle)].append(box)
-    parts = tuple(_with_margin(_around(side), geometry) for side in sides if side)
+    columns = [_with_margin(_around(side), geometry) for side in sides if side]
     region = _with_margin(region, geometry)
-    apart = len(parts) == 2 and not _overlap(*parts)
+    parts = tuple(
+        Box(start=(*region.start[:2], side.start[2]), stop=(*region.stop[:2], side.stop[2]))
+        for side in columns
+    )
+    apart = len(parts) == 2 and parts[0].stop[2] <= parts[1].start[2]
     return CoarsePass(start=region.start, stop=region.stop, parts=parts if apart else ())
 
 
@@ -180,9 +184,3 @@ def _with_margin(box: Box, geometry: Geometry) -> Box:
         start.append(max(int(np.floor(low * n / grid - margin)), 0))
         stop.append(min(int(np.ceil(high * n / grid + margin)), n))
     return Box(start=tuple(start), stop=tuple(stop))
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return all(
-        max(a, b) < min(c, d) for a, b, c, d in zip(one.start, other.start, one.stop, other.stop, strict=True)
-    )

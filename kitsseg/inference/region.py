@@ -69,7 +69,7 @@ def inside_region(
 def parts_inside(
     geometry: Geometry, region: CoarsePass, spec: PreprocessSpec, inference: InferenceSpec
 ) -> tuple[Geometry, tuple[Part, ...]]:
-    """What a network sees of a scan whose region has parts, such as a box around each kidney.
+    """What a network sees of a scan whose region has a left and a right part.
 
     Args: as ``inside_region``.
 

@@ -72,8 +72,8 @@ class CoarsePass:
 
     Attributes:
         start, stop: (slices, rows, columns) of the region, in voxels of the scan in KiTS19's axes.
-        parts: boxes around single kidneys, which do not overlap and together hold what the region holds; empty where
-            there is only one.
+        parts: the left and the right part of the region, without the columns between the kidneys; empty where there
+            are none between them.
         whole: why there is no region.
         seconds: of processor time.
     """

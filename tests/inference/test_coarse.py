@@ -121,14 +121,18 @@ def test_each_kidney_has_a_box_of_its_own_where_they_lie_apart(name):
     assert converted(as_builtins(region), CoarsePass) == region
 
 
-def test_a_kidney_of_which_both_ends_were_found_is_in_one_box():
-    """Between the ends of the left kidney, 36 slices of 4 mm apart, the coarse network sees nothing."""
-    ends = [((12, 40, 30), (4, 8, 8)), ((46, 40, 30), (4, 8, 8))]
-    seen, _ = patient(*ends, (RIGHT, KIDNEY))
+def test_a_kidney_of_which_one_end_alone_was_found_is_not_cut():
+    """Both parts have all slices and rows of the region: the other kidney tells how far the region goes."""
+    whole, truth = patient((LEFT, KIDNEY), (RIGHT, KIDNEY))
+    seen = whole.copy()
+    seen[LEFT[0] :, :, :48] = 40  # the lower half of the left kidney is not found
     region = find_region(seen, SPACING, LOOKS)
-    one, other = region.parts
-    assert one.start[0] <= 8 and one.stop[0] >= 50
-    assert one.stop[2] <= other.start[2]
+    assert len(region.parts) == 2
+    inside = np.zeros(SHAPE, bool)
+    for part in region.parts:
+        assert (part.start[:2], part.stop[:2]) == (region.start[:2], region.stop[:2])
+        inside[tuple(map(slice, part.start, part.stop))] = True
+    assert inside[truth > 0].all()
 
 
 def test_boxes_on_both_sides_that_overlap_are_no_parts():
