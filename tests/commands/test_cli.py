@@ -26,7 +26,7 @@ from support.recipes import micro_recipe_of_tests
 
 from kitsseg import cli, recipes
 from kitsseg.cli import main
-from kitsseg.data.cache import build as preprocess
+from kitsseg.data.cache import one_case
 from kitsseg.data.formats.nifti import read_image, read_labels, write_image, write_labels
 from kitsseg.inference.products import COLOR_TABLES
 from kitsseg.recipe import settings
@@ -339,7 +339,7 @@ def test_an_unknown_recipe(name, complaint, tmp_path):
         ),
         (
             "evaluate empty a.txt --out s.csv",
-            r"^a\.txt: .*folder in KiTS layout.*empty",
+            r"^empty: .*predictions.* none",
         ),
         (
             "evaluate empty empty --out s.txt",
@@ -351,7 +351,7 @@ def test_an_unknown_recipe(name, complaint, tmp_path):
         ),
         (
             "report empty --out r.html",
-            r"^empty: .*folder of a run.* no run\.json.*kitsseg train",
+            r"^empty: .*a run, a scores\.csv.*neither run\.json nor predictions\.json.*kitsseg predict",
         ),
         (
             "report a.txt --out r.html",
@@ -835,7 +835,7 @@ def test_ctrl_c(complaint, tmp_path, monkeypatch):
     def press(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preprocess, "_write_stream", press)
+    monkeypatch.setattr(one_case, "_write_stream", press)
     message = complaint(
         "preprocess", "unet2d:tiny", tmp_path / "data", tmp_path / "cache", code=130, kept=["spec.json"]
     )

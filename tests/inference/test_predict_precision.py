@@ -142,7 +142,7 @@ def test_a_call_says_how_far_both_agree_and_its_folder_takes_no_float32(trained,
     assert "0.9991" in told
     cases = read_json(tmp_path / "predictions.json")["cases"].values()
     assert [case["precision"][0]["tk_dice"] for case in cases if "precision" in case] == [0.9991]
-    with pytest.raises(InputError, match="networks"):
+    with pytest.raises(InputError, match="--precision bfloat16.* --precision float32"):
         predict_cohort(trained.run, inputs, tmp_path, "test", replace(options, precision="float32"))
 
 
