@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import inv_ornt_aff
 
-from kitsseg.data.formats.grid import grid_of
+from kitsseg.data.formats.grid import grid_of, kits_affine, mm_apart, tolerance_mm
 from kitsseg.data.formats.nifti import KITS_LABELS, LabelValues, read_labels
 from kitsseg.data.formats.nifti_stream import DAMAGE, open_stream, read_exactly, read_header, read_to_end
 from kitsseg.data.geometry.label_box import foreground_box
@@ -352,25 +351,13 @@ def _check_grids(
             f"{prediction}: has (slices, rows, columns) {predicted.shape}, its truth {truth} {true.shape}. "
             "Predict on the original scan, neither cropped nor resampled."
         )
-    affines = _kits_affine(predicted), _kits_affine(true)
-    ends = np.array(true.shape) - 1
-    corners = np.array([(*(ends * corner), 1) for corner in np.ndindex(2, 2, 2)]).T
-    shift = float(np.abs((affines[0] - affines[1]) @ corners)[:3].max())
-    if shift > min(true.spacing_mm) / 10:  # less is rounding: headers hold the affine in two float32 forms
-        found, expected = (affine[:3].round(4).tolist() for affine in affines)
+    shift = mm_apart(predicted, true)
+    if shift > tolerance_mm(true):
+        found, expected = (kits_affine(grid)[:3].round(4).tolist() for grid in (predicted, true))
         raise InputError(
             f"{prediction}: lies up to {shift:.4g} mm away from its truth {truth}: affine {found}, expected "
             f"{expected}. Write predictions with the affine of their scan."
         )
-
-
-def _kits_affine(grid: Grid) -> npt.NDArray[np.float64]:
-    """The affine of the volume in KiTS axes."""
-    ornt = np.array([(axis, -1 if grid.flipped[axis] else 1) for axis in grid.axes])
-    affine: npt.NDArray[np.float64] = grid.header.get_best_affine() @ inv_ornt_aff(
-        ornt, [grid.shape[axis] for axis in grid.axes]
-    )
-    return affine
 
 
 def _stored_alike(one: Grid, other: Grid) -> bool:

@@ -20,6 +20,7 @@ from kitsseg.data.cache.cases import CaseFile, StoredCounts, write_case
 from kitsseg.data.cache.compressed import write_compressed
 from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices
+from kitsseg.data.formats.grid import kits_affine, mm_apart, tolerance_mm
 from kitsseg.data.formats.label_doubts import doubts_about_labels, share_in_air, summary_of
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.formats.slices import read_masks, read_slices
@@ -103,24 +104,24 @@ def preprocess_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bo
 
 
 def check_pair(image: Volume, labels: Volume) -> None:
-    """Refuse an image and a label map that do not lie on the same voxels.
+    """Refuse an image and a label map that do not lie on the same voxels; the axes of their files may differ.
 
     Args:
         image, labels: Volume of each.
 
     Raises: InputError naming both files.
     """
-    shapes = image.grid.header.get_data_shape(), labels.grid.header.get_data_shape()
-    if shapes[0][:3] != shapes[1][:3]:
+    shapes = image.grid.shape, labels.grid.shape
+    if shapes[0] != shapes[1]:
         raise InputError(
-            f"{labels.path}: expected shape {shapes[0]} as {image.path.name} has, found {shapes[1]}. "
-            "Are these two files of the same scan?"
+            f"{labels.path}: expected shape {shapes[0]} as {image.path.name} has, found {shapes[1]} (slices, rows, "
+            "columns). Are these two files of the same scan?"
         )
-    affines = [volume.grid.header.get_best_affine() for volume in (image, labels)]
-    if not np.allclose(affines[0], affines[1], atol=1e-3, rtol=0):
+    if mm_apart(image.grid, labels.grid) > tolerance_mm(image.grid):
+        expected, found = (kits_affine(volume.grid).round(4).tolist() for volume in (image, labels))
         raise InputError(
-            f"{labels.path}: expected the affine of {image.path.name}, {affines[0].round(4).tolist()}, "
-            f"found {affines[1].round(4).tolist()}. Resample the labels onto the scan."
+            f"{labels.path}: expected the affine of {image.path.name}, {expected}, found {found}. Resample the labels "
+            "onto the scan."
         )
 
 

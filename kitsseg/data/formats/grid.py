@@ -17,12 +17,22 @@ from typing import Any, TypeVar
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 
 from kitsseg.errors import InputError
 
-__all__ = ["KITS_AXES", "Doubt", "Grid", "Volume", "check_pixels", "grid_of"]
+__all__ = [
+    "KITS_AXES",
+    "Doubt",
+    "Grid",
+    "Volume",
+    "check_pixels",
+    "grid_of",
+    "kits_affine",
+    "mm_apart",
+    "tolerance_mm",
+]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Each = TypeVar("Each")
@@ -166,6 +176,27 @@ def check_pixels(
             f"{where}: expected nearly square pixels, as every axial slice has, found pixels of {_by(lengths)} mm "
             "(rows x columns). Correct them, or make axial slices: the networks know no others."
         )
+
+
+def kits_affine(grid: Grid) -> npt.NDArray[np.float64]:
+    """The affine of a volume in KiTS axes: (slice, row, column) to mm in the patient."""
+    ornt = np.array([(axis, -1 if grid.flipped[axis] else 1) for axis in grid.axes])
+    affine: npt.NDArray[np.float64] = grid.header.get_best_affine() @ inv_ornt_aff(
+        ornt, [grid.shape[axis] for axis in grid.axes]
+    )
+    return affine
+
+
+def mm_apart(one: Grid, other: Grid) -> float:
+    """The largest distance in mm between the same voxel of two grids of one shape, whatever the axes of their files."""
+    ends = np.array(one.shape) - 1
+    corners = np.array([(*(ends * corner), 1) for corner in np.ndindex(2, 2, 2)]).T
+    return float(np.abs((kits_affine(one) - kits_affine(other)) @ corners)[:3].max())
+
+
+def tolerance_mm(grid: Grid) -> float:
+    """How far apart two grids may lie that are the same: headers hold the affine in two float32 forms, rounded."""
+    return min(grid.spacing_mm) / 10
 
 
 def _three(values: Sequence[Each]) -> tuple[Each, Each, Each]:

@@ -229,6 +229,39 @@ def test_image_and_labels_of_different_grids(tmp_path, spec):
     assert not list(cache_folder(tmp_path / "cache", spec).glob("*case*"))
 
 
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SAL", "PIR", "ASR"])
+def test_labels_in_other_axes_of_the_file_are_those_of_the_same_voxels(axes, tmp_path, spec):
+    """Another program has written the label map, on the same voxels, in its own order and directions."""
+    for name in ("one", "two"):
+        make_case(tmp_path / name / "case_00000")
+    path = tmp_path / "two" / "case_00000" / "segmentation.nii.gz"
+    labels = nib.load(path)
+    here, there = nib.orientations.io_orientation(labels.affine), nib.orientations.axcodes2ornt(axes)
+    nib.save(labels.as_reoriented(nib.orientations.ornt_transform(here, there)), path)
+    for name in ("one", "two"):
+        preprocess_cases(tmp_path / name, tmp_path / f"cache_{name}", spec)
+    one, two = (open_cache(tmp_path / f"cache_{name}", spec)["case_00000"] for name in ("one", "two"))
+    for k in range(8):
+        np.testing.assert_array_equal(one.labels(k), two.labels(k))
+        np.testing.assert_array_equal(one.image[k], two.image[k])
+
+
+@pytest.mark.parametrize(("shift_mm", "refused"), [(0.07, False), (0.09, True)])
+def test_labels_a_tenth_of_a_pixel_away_are_those_of_another_place(shift_mm, refused, tmp_path, spec):
+    """The pixels are 0.8 mm wide."""
+    make_case(tmp_path / "data" / "case_00000")
+    path = tmp_path / "data" / "case_00000" / "segmentation.nii.gz"
+    labels = nib.load(path)
+    affine = labels.affine.copy()
+    affine[1, 3] += shift_mm
+    nib.save(nib.Nifti1Image(np.asanyarray(labels.dataobj), affine, labels.header), path)
+    if refused:
+        with pytest.raises(InputError, match=r"segmentation.nii.gz: expected the affine"):
+            preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)
+    else:
+        assert preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)[1] == ["case_00000"]
+
+
 def test_missing_files_and_folders(tmp_path, spec):
     with pytest.raises(InputError, match="data: .*folder.*found nothing"):
         preprocess_cases(tmp_path / "data", tmp_path / "cache", spec)

@@ -183,6 +183,17 @@ def test_image_and_labels_apart_in_space_or_turned(data, manifest):
         assert found.found.startswith("affine [[")
 
 
+def test_labels_whose_file_has_other_axes_lie_on_the_image(data, manifest):
+    path = data / CASES[3] / LABELS
+    labels = nib.load(path)
+    turned = nib.as_closest_canonical(labels)
+    assert turned.shape != labels.shape
+    nib.save(turned, data / CASES[3] / "turned.nii.gz")
+    (data / CASES[3] / "turned.nii.gz").rename(path)
+    findings, _ = verify_data(data, [CASES[3]], manifest)
+    assert rows(findings) == [(CASES[3], "hash of the labels")]
+
+
 def test_label_3(data, manifest):
     def plant(labels):
         labels[0, 0, :7] = 3
