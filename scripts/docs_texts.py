@@ -106,7 +106,7 @@ COMMANDS = {
         "- **Input.** INPUT is a NIfTI file, a `.zip` archive (unpacked into a temporary folder, never beyond it), or "
         "a folder. In a folder the command looks through everything: NIfTI files, KiTS cases, nnU-Net's `imagesTr` and "
         "`imagesTs`, PNG and JPEG slices, and DICOM. Each CT series is a scan, however many lie in a folder. NIfTI files "
-        "that are named as label maps (`mask`, `seg`, `labels` and the like), or lie in a folder named so, are left out "
+        "that are named as label maps (`mask`, `seg`, `labels` and the like), or lie in a folder called so (`masks`, `labels`), are left out "
         "unless you give the file or that folder itself.\n"
         "- **Names.** If every series has a folder of its own, at most one level below INPUT, and INPUT is no archive, "
         "the folders name the scans. Otherwise all series are called `PATIENT_NUMBER_DESCRIPTION`: PATIENT is the "

@@ -329,7 +329,7 @@ class _Search:
     def _label_folder(self, path: Path) -> Path | None:
         """The folder in which a file lies, if it or one above it, in the folder that was given, is named as labels."""
         names = path.relative_to(self.folder).parts[:-1]
-        return path.parent if any(map(_is_named_as_labels, names)) else None
+        return path.parent if any(map(_is_label_folder, names)) else None
 
     def _add_series(self) -> None:
         if not self.dicom:
@@ -387,7 +387,17 @@ class _Search:
 
 
 def _is_named_as_labels(name: str) -> bool:
-    return bool(_LABEL_WORDS & set(re.split(r"[^a-z]+", name.lower())))
+    return bool(_LABEL_WORDS & _words(name))
+
+
+def _is_label_folder(name: str) -> bool:
+    """Whether the name of a folder says nothing but labels: "masks", not "kidney segmentation project"."""
+    words = _words(name)
+    return bool(words) and words <= _LABEL_WORDS | {"ground", "truth", "manual"}
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", name.lower()))
 
 
 def _scan_has_another_name(case: Case) -> bool:

@@ -95,7 +95,7 @@ def test_files_of_other_formats_are_counted_and_a_few_are_named(files, left_out,
 
 
 @pytest.mark.parametrize(
-    "name", ["masks", "labels", "Segmentations", "ground truth gt", "my_annotations/2020"]
+    "name", ["masks", "labels", "Segmentations", "ground truth", "manual_annotations-2/2020"]
 )
 def test_files_in_a_folder_named_as_label_maps_are_no_scans(name, tmp_path):
     for patient in ("anna", "bert"):
@@ -110,6 +110,12 @@ def test_files_in_a_folder_named_as_label_maps_are_no_scans(name, tmp_path):
     assert list(find_scans([tmp_path / name]).scans) == ["anna", "bert"]
     series(tmp_path / name / "carl", "1.1")
     assert "anna_3_abdomen" in find_scans([tmp_path]).scans
+
+
+@pytest.mark.parametrize("name", ["kidney segmentation project", "labels and scans", "seg2ct", "2020"])
+def test_a_folder_whose_name_says_more_than_labels_may_hold_scans(name, tmp_path):
+    scan(tmp_path / name / "patients" / "anna.nii.gz")
+    assert list(find_scans([tmp_path]).scans) == ["anna"]
 
 
 def test_a_ct_of_another_name_beside_a_label_map_of_kits_is_a_scan(tmp_path):
