@@ -181,6 +181,11 @@ def _filled(
     return volume
 
 
+def _as_volume(planes: Iterable[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The planes as one array, for a 3D network; those that are one already are not copied."""
+    return planes if isinstance(planes, np.ndarray) else _filled(shape, np.int16, planes)
+
+
 def ensemble_labels(
     prepared: Sequence[_Prepared],
     spacing_mm: Sequence[float],
@@ -227,9 +232,7 @@ def _of_parts(item: _Prepared, predict: Predict) -> Iterator[npt.NDArray[np.floa
     """
     spec, inference = item.member.spec, item.member.inference
     if inference.tile is not None and len(inference.tile) == 3:
-        volume = item.planes
-        if not isinstance(volume, np.ndarray):
-            volume = _filled(item.geometry.shape, np.int16, volume)
+        volume = _as_volume(item.planes, item.geometry.shape)
         streams = [
             probabilities_of(box, box.shape, predict, spec, inference)
             for box in (volume[part.computed] for part in item.parts)
@@ -321,7 +324,7 @@ def probabilities_of(
     def mirrored(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return mirrored_mean(batch[0], predict, inference.mirror_axes)[None]
 
-    volume = planes if isinstance(planes, np.ndarray) else _filled(shape, np.int16, planes)
+    volume = _as_volume(planes, shape)
     predict_tile = mirrored if inference.mirror_axes else predict
     air_hu = spec.lowest_hu
     if inference.margin is not None:

@@ -20,6 +20,8 @@ __all__ = [
     "check_name",
     "folder_name",
     "in_case_folder",
+    "is_label_folder",
+    "is_named_as_labels",
     "is_nifti",
     "nnunet_part",
     "pattern_of",
@@ -35,6 +37,8 @@ IMAGE_NAMES = ("imaging.nii.gz", "imaging.nii")
 LABEL_NAMES = ("segmentation.nii.gz", "segmentation.nii", "aggregated_MAJ_seg.nii.gz")  # the last: KiTS21
 _OF_FOLDERS = {name.lower() for name in IMAGE_NAMES + LABEL_NAMES}
 _ENDINGS = (".nii.gz", ".nii")
+_LABEL_WORDS = {"seg", "segmentation", "mask", "label", "annotation", "prediction", "gt"}
+_LABEL_WORDS |= {f"{word}s" for word in _LABEL_WORDS}
 
 
 def check_name(name: str, path: Path) -> None:
@@ -53,6 +57,21 @@ def folder_name(path: str | os.PathLike[str]) -> str:
 def is_nifti(path: Path) -> bool:
     """Whether a file's name ends as those of NIfTI files do, in small or capital letters."""
     return path.name.lower().endswith(_ENDINGS)
+
+
+def is_named_as_labels(name: str) -> bool:
+    """Whether a word of a name, without its ending, says that it is a label map: "anna_seg", "Mask 2"."""
+    return bool(_LABEL_WORDS & _words(name))
+
+
+def is_label_folder(name: str) -> bool:
+    """Whether the name of a folder says nothing but labels: "masks", not "kidney segmentation project"."""
+    words = _words(name)
+    return bool(words) and words <= _LABEL_WORDS | {"ground", "truth", "manual"}
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", name.lower()))
 
 
 def stem_of(name: str) -> str:

@@ -32,6 +32,8 @@ from kitsseg.data.layouts.names import (
     PREDICTIONS,
     check_name,
     folder_name,
+    is_label_folder,
+    is_named_as_labels,
     is_nifti,
     prediction_name,
     scan_name,
@@ -46,8 +48,6 @@ from kitsseg.files.paths import check_regular
 
 __all__ = ["find_scans"]
 
-_LABEL_WORDS = {"seg", "segmentation", "mask", "label", "annotation", "prediction", "gt"}
-_LABEL_WORDS |= {f"{word}s" for word in _LABEL_WORDS}
 _OTHER_ARCHIVES = (
     ".tar",
     ".tgz",
@@ -307,7 +307,7 @@ class _Search:
         elif not path.is_file():
             self._leave_out(path, "no file but a pipe, a socket or a device")
         elif is_nifti(path):
-            if _is_named_as_labels(stem_of(path.name)):
+            if is_named_as_labels(stem_of(path.name)):
                 why = "named as a label map; give the file itself to take it"
                 self._leave_out(path, why)
             elif folder := self._label_folder(path):
@@ -329,7 +329,7 @@ class _Search:
     def _label_folder(self, path: Path) -> Path | None:
         """The folder in which a file lies, if it or one above it, in the folder that was given, is named as labels."""
         names = path.relative_to(self.folder).parts[:-1]
-        return path.parent if any(map(_is_label_folder, names)) else None
+        return path.parent if any(map(is_label_folder, names)) else None
 
     def _add_series(self) -> None:
         if not self.dicom:
@@ -386,27 +386,13 @@ class _Search:
         return _clean(f"{item.patient or top}_{series}")
 
 
-def _is_named_as_labels(name: str) -> bool:
-    return bool(_LABEL_WORDS & _words(name))
-
-
-def _is_label_folder(name: str) -> bool:
-    """Whether the name of a folder says nothing but labels: "masks", not "kidney segmentation project"."""
-    words = _words(name)
-    return bool(words) and words <= _LABEL_WORDS | {"ground", "truth", "manual"}
-
-
-def _words(name: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", name.lower()))
-
-
 def _scan_has_another_name(case: Case) -> bool:
     """Whether the folder of a case holds no CT of KiTS's name, but another file that may be one, such as ct.nii.gz."""
     if os.path.lexists(case.scan):
         return False
     files = (path for path in case.scan.parent.rglob("*") if path.is_file())
     return any(
-        not _is_named_as_labels(stem_of(path.name)) if is_nifti(path) else is_dicom(path) for path in files
+        not is_named_as_labels(stem_of(path.name)) if is_nifti(path) else is_dicom(path) for path in files
     )
 
 
