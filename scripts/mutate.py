@@ -150,11 +150,17 @@ def reaching(mutant: Mutant, lines: dict[str, list[str]]) -> set[str]:
 
 
 def install(mutant: Mutant, tree: ast.Module, module: ModuleType) -> None:
-    """Put a mutant into a module that is in use: the code and defaults of a function, or the value of a name."""
+    """Put a mutant into a module that is in use: the code and defaults of a function, or the value of a name.
+
+    Raises: ImportError if the statement of a mutant at module level fails, so that the module cannot be imported.
+    """
     ast.fix_missing_locations(tree)
     file, names = str(module.__file__), dict(vars(module))
     if mutant.function is None:
-        exec(compile(ast.Module([mutant.statement], []), file, "exec"), names)
+        try:
+            exec(compile(ast.Module([mutant.statement], []), file, "exec"), names)
+        except Exception as error:
+            raise ImportError(f"{module.__name__} cannot be imported: {error}") from error
         for name in {node.id for node in ast.walk(mutant.statement) if isinstance(node, ast.Name)}:
             old = vars(module).get(name)
             for user in list(sys.modules.values()) if names.get(name) is not old else ():
@@ -286,7 +292,10 @@ class _Trial:
 
             def work(mutant: Mutant = mutant, tests: list[str] = tests) -> int:
                 mutant.swap()
-                install(mutant, tree, module)
+                try:
+                    install(mutant, tree, module)
+                except ImportError:
+                    return 1  # every test fails where its import fails
                 return int(not self._run(tests, lambda test: signal.alarm(30 + 10 * int(self.seconds[test]))))
 
             code = _forked(work) if tests else 0

@@ -127,3 +127,17 @@ def test_a_mutant_acts_in_a_module_that_is_in_use(tmp_path, monkeypatch):
         seen.add(mutant.line)
     gc.freeze()
     assert seen == {2, 4, 6, 13}  # the field of the class (line 10) is not changed
+
+
+def test_a_mutant_with_which_the_module_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    """``tuple[int, ...] | None`` becomes ``&``, for which types have no meaning: no test could pass."""
+    mutate = script("mutate")
+    (tmp_path / "no_import.py").write_text("Size = tuple[int, ...] | None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import no_import
+
+    tree = ast.parse("Size = tuple[int, ...] | None\n")
+    [mutant] = mutate.find_mutants(tree, random.Random(0))
+    mutant.swap()
+    with pytest.raises(ImportError, match="no_import"):
+        mutate.install(mutant, tree, no_import)

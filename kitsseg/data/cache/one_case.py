@@ -68,8 +68,11 @@ def preprocess_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bo
     low, high = spec.clip_hu or (-32768, 32767)
     hu = count_hu(np.clip(plane[mask > 0], low, high) for plane, mask in zip(in_scan, boxed, strict=True))
 
-    area = np.zeros((3, geometry.shape[0]), np.int64)
-    label_start, box = label_box(foreground_planes(boxed, first, geometry, area))
+    with_foreground = foreground_planes(boxed, first, geometry)
+    label_start, box = label_box(with_foreground)
+    kidney_area, tumor_area = area = np.zeros((2, geometry.shape[0]), np.int64)
+    for k, _, _, plane in with_foreground:
+        area[:, k] = np.bincount(plane.ravel(), minlength=3)[1:]
     planes = network_planes(image.array, geometry, spec)
     dtype, shape = (
         (np.int16, geometry.shape) if spec.channels == 1 else (np.uint8, (*geometry.shape, spec.channels))
@@ -91,8 +94,8 @@ def preprocess_case(case: Case, folder: Path, spec: PreprocessSpec, compress: bo
         label_shape=box.shape,
         labels_crc32=crc32_of_planes(box),
         chunks=chunks,
-        kidney_area=area[1].tolist(),
-        tumor_area=area[2].tolist(),
+        kidney_area=kidney_area.tolist(),
+        tumor_area=tumor_area.tolist(),
         hu_counts=StoredCounts(first=hu.first, counts=hu.counts.tolist()),
         phantom=is_phantom(image.grid.header),
         doubts=tuple(map(str, doubts)),

@@ -28,14 +28,13 @@ def foreground_box(labels: npt.NDArray[np.uint8]) -> tuple[tuple[int, int, int],
 
 
 def foreground_planes(
-    boxed: npt.NDArray[np.uint8], first: Sequence[int], geometry: Geometry, area: npt.NDArray[np.int64]
+    boxed: npt.NDArray[np.uint8], first: Sequence[int], geometry: Geometry
 ) -> list[tuple[int, int, int, npt.NDArray[np.uint8]]]:
     """Slices of the case's grid with foreground: (k, row offset, column offset, boxed labels).
 
     Args:
         boxed, first: from ``foreground_box``.
         geometry: Geometry of the case.
-        area: int64 (3, slices) of zeros, into which the pixels of each label are counted.
     """
     z, y, x = (
         nearest_index(n, m, a, b) - offset
@@ -46,12 +45,10 @@ def foreground_planes(
     rows, columns = (np.flatnonzero((i >= 0) & (i < n)) for i, n in zip((y, x), boxed.shape[1:], strict=True))
     planes = []
     for k, source in enumerate(z):
-        area[0, k] = len(y) * len(x)
         if not (0 <= source < boxed.shape[0] and len(rows) and len(columns)):
             continue
         plane = boxed[source][y[rows][:, None], x[columns]]
-        area[:, k] = np.bincount(plane.ravel(), minlength=3)
-        if area[1:, k].any():
+        if plane.any():
             planes.append((k, int(rows[0]), int(columns[0]), plane))
     return planes
 

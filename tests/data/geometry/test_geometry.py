@@ -1,5 +1,8 @@
 """Grid and box of a case, and the way back to the scan's voxels, against brute force (2D U-Net)."""
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
@@ -219,9 +222,74 @@ def test_a_real_label_map_survives_the_way_to_3_mm_and_back(real_data):
     assert overlap > 0.9
 
 
+def test_a_grid_has_at_least_one_pixel():
+    """One pixel halved: max(1, round(0.5)) = 1."""
+    spec = replace(spec_of(crop=False), in_plane_factor=0.5)
+    assert plan_geometry(np.zeros((2, 1, 4), np.int16), (1.0, 1.0, 1.0), spec).grid_shape == (2, 1, 2)
+
+
+def test_background_wins_a_tie():
+    """0.5 and 0.5 on the grid, and between two voxels, 0.75 and 0.25 of kidney: background."""
+    geometry = Geometry((1, 1, 1), (1.0, 1.0, 1.0), (1, 1, 2), (0, 0, 0), (1, 1, 2))
+    for left, right in ((0.5, 0.5), (0.75, 0.25)):
+        kidney = np.array([[[left, right]]], np.float32)
+        planes = np.stack([1 - kidney, kidney, 0 * kidney], axis=-1)
+        assert not labels_on_scan(iter(planes), geometry).any()
+
+
+def test_a_region_between_the_pixels_of_one_coarse_axis():
+    """As in both axes, along one of them: 2 rows read 12 of the grid at 2.5 and 8.5, the columns are the grid's own."""
+    for axis, shape in ((1, (1, 2, 12)), (2, (1, 12, 2))):
+        geometry = Geometry(shape, (1.0, 1.0, 1.0), (1, 12, 12), (0, 0, 0), (1, 12, 12))
+        labels = np.zeros((1, 12, 12), np.uint8)
+        labels[0, 5, 5] = 1
+        assert not labels_on_scan(iter(np.eye(3, dtype=np.float32)[labels]), geometry).any()
+        labels[0, 8, 8] = 2
+        back = labels_on_scan(iter(np.eye(3, dtype=np.float32)[labels]), geometry)
+        assert not back.any()  # half of it at 8.5: a tie
+        labels[0, 8:10, 8:10] = 2
+        back = labels_on_scan(iter(np.eye(3, dtype=np.float32)[labels]), geometry)
+        assert np.argwhere(back)[:, axis].tolist() == [1, 1]
+
+
+def test_two_slices_of_probabilities_are_kept_at_a_time():
+    """200 slices of 64 x 64 pixels and three classes are 9.8 MB: not a tenth of it is in memory at once."""
+    geometry = Geometry((200, 64, 64), (1.0, 1.0, 1.0), (200, 64, 64), (0, 0, 0), (200, 64, 64))
+    plane = np.tile(np.array([0.2, 0.7, 0.1], np.float32), (64, 64, 1))
+    tracemalloc.start()
+    try:
+        labels = labels_on_scan((plane for _ in range(200)), geometry)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (labels == 1).all()
+    assert peak - labels.nbytes < 20 * plane.nbytes
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_networks_that_look_at_different_corners(seed):
+    """Small boxes apart from each other: what one network sees lies beside the box of the other, in every direction."""
+    rng = np.random.default_rng(seed)
+    whole = plan_geometry(
+        np.zeros((9, 24, 21), np.int16), (3.0, 0.8, 0.6), spec_of((2.0, 0.8, 1.1), crop=False)
+    )
+    members, expected = [], 0
+    for weight in (4, 1, 1):
+        start = tuple(int(rng.integers(n - 3)) for n in whole.grid_shape)
+        geometry = replace(whole, start=start, stop=tuple(a + int(rng.integers(2, 4)) for a in start))
+        probabilities = random_probabilities(geometry.shape, rng, 0, background=-3)
+        members.append((iter(probabilities), geometry, weight))
+        expected = expected + brute_force(probabilities, geometry) * weight / 6
+    ours = averaged_labels(members)
+    top = np.sort(expected, axis=-1)
+    clear = top[..., 2] - top[..., 1] > 1e-5
+    np.testing.assert_array_equal(ours[clear], expected.argmax(-1)[clear])
+    assert ours.any()  # what the network of weight 4 says wins against the others' background
+
+
 @pytest.mark.parametrize("given", [0, 1, 5])
 def test_too_few_slices_of_probabilities_are_named(given):
-    geometry = Geometry((6, 4, 4), (1.0, 1.0, 1.0), (6, 4, 4), (0, 0, 0), (6, 4, 4))
+    geometry = Geometry((9, 4, 4), (1.0, 1.0, 1.0), (9, 4, 4), (2, 0, 0), (8, 4, 4))
     planes = (np.full((4, 4, 3), 1 / 3, np.float32) for _ in range(given))
     with pytest.raises(
         ValueError, match=f"expected probabilities of 6 slices, found {given}. Yield those of every"

@@ -145,6 +145,15 @@ def test_one_channel_resized_by_area_and_boxed():
     np.testing.assert_array_equal(planes, [whole[1][1:], whole[2][1:]])
 
 
+@pytest.mark.parametrize("slice_size", [None, (1, 4)])
+def test_values_are_clipped_to_the_integers_inside_the_limits(slice_size):
+    """HU are integers: between -79.5 and 303.5 lie -79 to 303, so that no rounded value lies outside."""
+    image = hu([[[-1000, -79, 303, 304]]])
+    spec = replace(spec_of_tests(), clip_hu=(-79.5, 303.5), slice_size=slice_size)
+    (plane,) = network_planes(image, plan_geometry(image, (1.0, 1.0, 1.0), spec), spec)
+    assert plane.tolist() == [[-79, -79, 303, 303]]
+
+
 def test_without_resampling_the_scan_comes_through():
     image = np.random.default_rng(0).integers(-1024, 3000, (3, 5, 6)).astype(np.int16)
     for spec in (spec_of_tests(), channels_spec()):
