@@ -474,6 +474,11 @@ class InferenceSpec:
             expected = f"less than half of each axis of the tile {tuple(self.tile)}"
             raise SettingError("margin", expected, self.margin, "InferenceSpec")
 
+    @property
+    def tile_3d(self) -> tuple[int, ...] | None:
+        """The tile (slices, rows, columns) of a 3D network; None for a network that sees single slices."""
+        return self.tile if self.tile is not None and len(self.tile) == 3 else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveFar:

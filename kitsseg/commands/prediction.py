@@ -278,11 +278,10 @@ def predict(
         for name, reason in outcome.failed.items() if many else ():
             console.print(reason if reason.startswith(name) else f"{name}: {reason}", markup=False)
         raise InputError(failures(outcome, out, reasons=not many))
-    made = len(outcome.written) - outcome.kept
     if not outcome.written:
         done("nothing to do: this shard has no scans")
         return
-    beside = ["colors for 3D Slicer and ITK-SNAP"] if made and not plan.slices else []
+    beside = ["colors for 3D Slicer and ITK-SNAP"] if outcome.made and not plan.slices else []
     beside += ["statistics.csv and statistics.json"] if options and options.statistics else []
     segs = sum(plan.scans[name].is_dicom for name in plan.scans)
     beside += [f"{segs} DICOM SEG"] if options and options.dicom_seg else []
@@ -290,7 +289,7 @@ def predict(
         others = len(plan.scans) - segs
         text = "1 scan that is" if others == 1 else f"{others} scans that are"
         console.print(f"no DICOM SEG of {text} no DICOM series", markup=False)
-    also = ", beside them " if made else "; wrote "
+    also = ", beside them " if outcome.made else "; wrote "
     done(
         f"{_what_was_done(outcome, out)}{also if beside else ''}{', '.join(beside)}",
         # a report shows whole scans
@@ -313,7 +312,7 @@ def _refuse(plan: Plan, failing: int) -> None:
 
 
 def _what_was_done(outcome: Outcome, out: Path) -> str:
-    made, kept = len(outcome.written) - outcome.kept, outcome.kept
+    made, kept = outcome.made, outcome.kept
     if not made:
         there = "1 label map is" if kept == 1 else f"{kept} label maps are"
         return f"{there} there already in {out}, nothing was computed"

@@ -110,6 +110,11 @@ class Outcome:
     agreement: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
 
+    @property
+    def made(self) -> int:
+        """How many label maps this call has written."""
+        return len(self.written) - self.kept
+
 
 def predict_cases(
     run: str | os.PathLike[str],

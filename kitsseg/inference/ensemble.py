@@ -13,7 +13,7 @@ from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.outputs import network_of_classes
 from kitsseg.inference.scan import Member, members_of
 from kitsseg.labels.volumes import Cleanup
-from kitsseg.recipe import InferenceSpec, ReassignSmall, RemoveFar
+from kitsseg.recipe import ReassignSmall, RemoveFar
 from kitsseg.records.exported import Exported, ExportMetadata, format_of
 from kitsseg.records.made_by import MadeBy, NetworkUsed, PartOfSplit
 from kitsseg.records.networks import (
@@ -191,7 +191,7 @@ def open_ensemble(ensemble: Ensemble) -> tuple[list[Member], RemoveFar | Reassig
     Returns: (members for ``ensemble_labels``, post-processing of the first run, name of the engine or engines).
     Raises: InputError for a damaged network, or an engine that cannot compute it.
     """
-    if any(_is_3d(network.inference) for network in ensemble.networks):
+    if any(network.inference.tile_3d for network in ensemble.networks):
         # TensorFlow pools what it has freed and takes ever larger pieces for it: 600 MiB at unet3d's tiles. It looks
         # here before its first tensor. The 2D networks would gain nothing and take a tenth longer
         os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
@@ -253,7 +253,7 @@ def _used_so(run: str, options: PredictOptions) -> TrainedNetwork:
     network = read_exported(run) if format_of(run) else finished_run(run)
     inference = network.inference
     if options.whole_slices:
-        if _is_3d(inference):
+        if inference.tile_3d:
             raise InputError(
                 f"--whole-slices: {network.record.recipe} is a 3D network; it predicts tiles of volumes only."
             )
@@ -263,7 +263,7 @@ def _used_so(run: str, options: PredictOptions) -> TrainedNetwork:
             )
         inference = replace(inference, tile=None)
     if options.mirror is not None:
-        in_plane = (1, 2) if _is_3d(inference) else (0, 1)
+        in_plane = (1, 2) if inference.tile_3d else (0, 1)
         inference = replace(inference, mirror_axes=in_plane if options.mirror else ())
     if options.coarse is not None:
         inference = replace(inference, coarse=options.coarse)
@@ -274,7 +274,3 @@ def _used_so(run: str, options: PredictOptions) -> TrainedNetwork:
         )
     postprocess = None if options.refine_labels is False else network.postprocess
     return replace(network, inference=inference, postprocess=postprocess)
-
-
-def _is_3d(inference: InferenceSpec) -> bool:
-    return inference.tile is not None and len(inference.tile) == 3

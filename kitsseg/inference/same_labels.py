@@ -66,8 +66,7 @@ def compared(
 
 def parts_of(geometry: Geometry, member: Member) -> Iterator[Geometry]:
     """Single slices, evenly spread; or the tile in the middle."""
-    tile = member.inference.tile
-    if tile is not None and len(tile) == 3:
+    if tile := member.inference.tile_3d:
         size = [min(n, t) for n, t in zip(geometry.shape, tile, strict=True)]
         start = tuple(a + (n - t) // 2 for a, n, t in zip(geometry.start, geometry.shape, size, strict=True))
         yield replace(geometry, start=start, stop=tuple(a + t for a, t in zip(start, size, strict=True)))

@@ -231,7 +231,7 @@ def _of_parts(item: _Prepared, predict: Predict) -> Iterator[npt.NDArray[np.floa
     Where parts overlap because they have grown, the one that was wanted there counts.
     """
     spec, inference = item.member.spec, item.member.inference
-    if inference.tile is not None and len(inference.tile) == 3:
+    if inference.tile_3d:
         volume = _as_volume(item.planes, item.geometry.shape)
         streams = [
             probabilities_of(box, box.shape, predict, spec, inference)

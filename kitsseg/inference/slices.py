@@ -51,8 +51,7 @@ def check_2d(ensemble: Ensemble, items: Collection[SliceImage]) -> None:
     Raises: InputError.
     """
     for run, network in zip(ensemble.runs, ensemble.networks, strict=True):
-        tile = network.inference.tile
-        if items and tile is not None and len(tile) == 3:
+        if items and network.inference.tile_3d:
             raise InputError(
                 f"{run}: expected a 2D network for single slices such as {next(iter(items)).name}, found the 3D "
                 f"network {network.record.recipe}. It needs whole scans."

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.formats.grid import grid_of, kits_affine, mm_apart, tolerance_mm
+from kitsseg.data.formats.grid import grid_of, kits_affine, mm_apart, on_the_same_voxels
 from kitsseg.data.formats.nifti import KITS_LABELS, LabelValues, read_labels
 from kitsseg.data.formats.nifti_stream import DAMAGE, open_stream, read_exactly, read_header, read_to_end
 from kitsseg.data.geometry.label_box import foreground_box
@@ -351,8 +351,8 @@ def _check_grids(
             f"{prediction}: has (slices, rows, columns) {predicted.shape}, its truth {truth} {true.shape}. "
             "Predict on the original scan, neither cropped nor resampled."
         )
-    shift = mm_apart(predicted, true)
-    if shift > tolerance_mm(true):
+    if not on_the_same_voxels(predicted, true):
+        shift = mm_apart(predicted, true)
         found, expected = (kits_affine(grid)[:3].round(4).tolist() for grid in (predicted, true))
         raise InputError(
             f"{prediction}: lies up to {shift:.4g} mm away from its truth {truth}: affine {found}, expected "

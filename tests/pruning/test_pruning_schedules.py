@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from kitsseg.pruning.schedules import at_step, constant_sparsity, polynomial_decay
+from kitsseg.pruning.schedules import at_step, constant_sparsity, polynomial_decay, schedule_of
+from kitsseg.recipe import Phase, Pruning
 
 pytest.importorskip("tensorflow_model_optimization")
 
@@ -30,6 +31,26 @@ def test_one_shot_draws_once():
 def test_a_schedule_that_would_miss_its_target_is_refused():
     with pytest.raises(ValueError, match="end_step .*multiple of frequency.* found 10 and 3"):
         polynomial_decay(0.5, 10, 3)
+
+
+def drawn_in(pruning):
+    """The steps of a phase of 2 epochs, 10 steps each, at which masks are drawn, and their sparsity."""
+    words = {"name": "prune", "sampler": None, "learning_rate": 1e-3, "steps_per_epoch": 10, "epochs": 2}
+    schedule = schedule_of(Phase(**words, pruning=pruning))
+    found = {step: at_step(schedule, step) for step in range(1, 40)}
+    return {step: float(sparsity) for step, (due, sparsity) in found.items() if due}
+
+
+def test_the_schedule_of_a_phase_is_the_one_that_it_names():
+    """0.5 from 0 until 60 % of 20 steps, every 4: 4, 8, 12; from 0.2 it is 0.5 - 0.3 (1 - step / 12)^3."""
+    assert drawn_in(Pruning(sparsity=0.75, schedule="one-shot")) == {1: 0.75}
+    rising = drawn_in(Pruning(sparsity=0.5, until=0.6, frequency=4, initial_sparsity=0.2))
+    assert rising == pytest.approx({4: 0.5 - 0.3 * (2 / 3) ** 3, 8: 0.5 - 0.3 / 27, 12: 0.5})
+
+
+def test_a_phase_without_pruning_has_no_schedule():
+    with pytest.raises(ValueError, match="Phase prune: expected one with pruning"):
+        drawn_in(None)
 
 
 KERAS_3 = """

@@ -20,7 +20,7 @@ from kitsseg.data.cache.cases import CaseFile, StoredCounts, write_case
 from kitsseg.data.cache.compressed import write_compressed
 from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices
-from kitsseg.data.formats.grid import kits_affine, mm_apart, tolerance_mm
+from kitsseg.data.formats.grid import kits_affine, on_the_same_voxels
 from kitsseg.data.formats.label_doubts import doubts_about_labels, share_in_air, summary_of
 from kitsseg.data.formats.nifti import is_phantom, read_image, read_labels
 from kitsseg.data.formats.slices import read_masks, read_slices
@@ -120,7 +120,7 @@ def check_pair(image: Volume, labels: Volume) -> None:
             f"{labels.path}: expected shape {shapes[0]} as {image.path.name} has, found {shapes[1]} (slices, rows, "
             "columns). Are these two files of the same scan?"
         )
-    if mm_apart(image.grid, labels.grid) > tolerance_mm(image.grid):
+    if not on_the_same_voxels(labels.grid, image.grid):
         expected, found = (kits_affine(volume.grid).round(4).tolist() for volume in (image, labels))
         raise InputError(
             f"{labels.path}: expected the affine of {image.path.name}, {expected}, found {found}. Resample the labels "

@@ -31,7 +31,7 @@ __all__ = [
     "grid_of",
     "kits_affine",
     "mm_apart",
-    "tolerance_mm",
+    "on_the_same_voxels",
 ]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -191,12 +191,16 @@ def mm_apart(one: Grid, other: Grid) -> float:
     """The largest distance in mm between the same voxel of two grids of one shape, whatever the axes of their files."""
     ends = np.array(one.shape) - 1
     corners = np.array([(*(ends * corner), 1) for corner in np.ndindex(2, 2, 2)]).T
-    return float(np.abs((kits_affine(one) - kits_affine(other)) @ corners)[:3].max())
+    apart = ((kits_affine(one) - kits_affine(other)) @ corners)[:3]
+    return float(np.linalg.norm(apart, axis=0).max())
 
 
-def tolerance_mm(grid: Grid) -> float:
-    """How far apart two grids may lie that are the same: headers hold the affine in two float32 forms, rounded."""
-    return min(grid.spacing_mm) / 10
+def on_the_same_voxels(one: Grid, other: Grid) -> bool:
+    """Whether two grids of one shape lie in the same place, to a tenth of a voxel of the second one.
+
+    Headers hold the affine in two float32 forms, rounded; programs round it further.
+    """
+    return mm_apart(one, other) <= min(other.spacing_mm) / 10
 
 
 def _three(values: Sequence[Each]) -> tuple[Each, Each, Each]:

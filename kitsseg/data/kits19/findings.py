@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.formats.grid import Grid, kits_affine, mm_apart, tolerance_mm
+from kitsseg.data.formats.grid import Grid, kits_affine, on_the_same_voxels
 from kitsseg.data.kits19.manifest import ManifestCase
 from kitsseg.data.kits19.trusted_hashes import HASHES_FILE, RecordedHash
 
@@ -117,7 +117,7 @@ def compare_pair(case: str, image: Grid, labels: Grid) -> list[Finding]:
         expected, found = (f"shape {_numbers(grid.shape)}" for grid in (image, labels))
     elif not _equal_mm(image.spacing_mm, labels.spacing_mm):
         expected, found = (f"spacing {_numbers(grid.spacing_mm)} mm" for grid in (image, labels))
-    elif mm_apart(image, labels) > tolerance_mm(image):
+    elif not on_the_same_voxels(labels, image):
         expected, found = (f"affine {kits_affine(grid)[:3].round(3).tolist()}" for grid in (image, labels))
     else:
         return []
