@@ -305,6 +305,9 @@ def test_one_axial_slice_2d_and_4d(tmp_path):
     assert "expected one 3-D volume, found 4-D data of shape (1, 3, 5, 2). Split it first" in error_of(
         write_scan(path, array.reshape(1, 3, 5, 2), np.eye(4))
     )
+    assert "found 5-D data of shape (1, 3, 5, 1, 2). Split it first" in error_of(
+        write_scan(path, array.reshape(1, 3, 5, 1, 2), np.eye(4))
+    )
     for extra in (1, 2, 4):  # one time point
         scan = write_scan(path, array.reshape(2, 3, 5), np.eye(4), extra=extra)
         volume = read_image(scan)

@@ -184,7 +184,9 @@ def test_a_scan_longer_than_a_patient_is_refused(tmp_path):
     long = scan((400, 4, 3))
     message = error_of(write_nifti(tmp_path / "scan.nii", long, np.diag([8.0, 8, 8, 1])))
     assert "3200 x 32 x 24 mm" in message
-    assert read_image(write_nifti(tmp_path / "scan.nii", long, np.diag([5.0, 8, 8, 1]))).grid.shape[2] == 400
+    for size, rows in ((5.0, 400), (8.0, 375)):  # 2 m, and 3 m, the longest that is read
+        path = write_nifti(tmp_path / "scan.nii", scan((rows, 4, 3)), np.diag([size, 8, 8, 1]))
+        assert read_image(path).grid.shape[2] == rows
 
 
 # the header's marks and its length
@@ -396,3 +398,37 @@ def test_forms_that_a_registration_turned_are_read_by_the_sform(tmp_path, degree
     turned = oblique(degrees) @ upright
     volume = read_image(write_nifti(tmp_path / "scan.nii", scan(), sform=turned, qform=upright))
     np.testing.assert_allclose(sorted(volume.grid.spacing_mm), sorted(SIZES), rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_angle_between_two_forms_is_told_in_every_axis_order(tmp_path, order):
+    upright = turned_grid(order, (-1, -1, 1), SIZES)
+    for degrees, angle in (((0, 50, 0), 50), ((0, 0, -48), 48)):
+        path = write_nifti(tmp_path / "scan.nii", scan(), sform=oblique(degrees) @ upright, qform=upright)
+        assert f"axes that lie {angle} degrees apart" in error_of(path)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_axes_halfway_between_two_directions_contradict_nothing(tmp_path, order):
+    """Turned by 50 degrees the nearest axes have changed places, turned by 10 degrees they have not: 40 apart."""
+    upright = turned_grid(order, (-1, -1, 1), SIZES)
+    far, near = (oblique((0, 0, degrees)) @ upright for degrees in (50, 10))
+    for forms in ({"sform": far, "qform": near}, {"sform": near, "qform": far}):
+        volume = read_image(write_nifti(tmp_path / "scan.nii", scan(), **forms))
+        np.testing.assert_allclose(sorted(volume.grid.spacing_mm), sorted(SIZES), rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_an_sform_that_is_no_number_beside_a_good_qform_is_refused(tmp_path, number):
+    good = turned_grid((0, 1, 2), (-1, -1, 1), SIZES)
+    wrong = good.copy()
+    wrong[0, 3] = number
+    path = write_nifti(tmp_path / "scan.nii", scan(), sform=wrong, qform=good)
+    assert "expected a voxel grid in mm" in error_of(path)
+
+
+@pytest.mark.parametrize("axes", [(0, 1), (1, 2), (2, 0)])
+def test_half_a_degree_of_shear_is_rounding_and_more_is_not(tmp_path, axes):
+    grid = turned_grid((0, 1, 2), (-1, -1, 1), SIZES)
+    assert read_image(write_nifti(tmp_path / "scan.nii", scan(), sheared(grid, 0.45, axes))).array.any()
+    assert "0.6 degrees" in error_of(write_nifti(tmp_path / "scan.nii", scan(), sheared(grid, 0.56, axes)))
