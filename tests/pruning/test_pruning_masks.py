@@ -68,8 +68,9 @@ def test_two_of_four_by_hand():
 def test_m_by_n_refuses_what_tfmot_refuses():
     with pytest.raises(ValueError, match=r"found shape \(3, 3, 3, 4, 4\). tfmot has none for 1D and 3D"):
         m_by_n_mask(np.ones((3, 3, 3, 4, 4)), (2, 4))
-    with pytest.raises(ValueError, match="expected 0 < m < n, found 4:4"):
-        m_by_n_mask(np.ones((4, 4)), (4, 4))
+    for m, n in ((4, 4), (0, 4), (5, 4)):
+        with pytest.raises(ValueError, match=f"expected 0 < m < n, found {m}:{n}"):
+            m_by_n_mask(np.ones((4, 4)), (m, n))
 
 
 def test_blocks_by_hand():

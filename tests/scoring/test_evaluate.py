@@ -439,9 +439,20 @@ def test_where_patterns_name_the_truth_the_advice_is_about_the_names_they_give(f
         with pytest.raises(InputError) as caught:
             find_pairs(tmp / "predictions", tmp / "dd", layout)
         text = str(caught.value)
-        assert "prediction_00000.nii.gz: no truth" in text and "found label maps of p1. " in text
+        assert "prediction_00000.nii.gz: no truth for this prediction or any other; " in text
+        assert "found label maps of p1. " in text
         assert f"Predict again {said}, " in text and text.endswith(" rename the prediction to p1.nii.gz.")
         assert "segmentation.nii.gz" not in text  # where no label map of these patterns lies
+
+
+def test_a_single_prediction_without_truth_stands_for_no_other(folders):
+    tmp, _, _ = folders
+    alone = tmp / "predictions" / "prediction_00000.nii.gz"
+    shutil.rmtree(tmp / "truth" / "case_00000")
+    with pytest.raises(
+        InputError, match=r"no truth for this prediction; expected .*found truth of case_00001"
+    ):
+        find_pairs(alone, tmp / "truth")
 
 
 def test_two_predictions_of_one_case(folders):
