@@ -287,6 +287,18 @@ def test_networks_that_look_at_different_corners(seed):
     assert ours.any()  # what the network of weight 4 says wins against the others' background
 
 
+@pytest.mark.parametrize("start", [(0, 6), (6, 0), (12, 6), (6, 12), (0, 0), (12, 12), (0, 12)])
+def test_a_network_that_sees_background_beside_the_other_ones_kidney(start):
+    """Kidney in 4 x 4 of 16 x 16 pixels; the box of the second network, 4 x 4 pixels, lies two pixels beside it."""
+    whole = Geometry((1, 16, 16), (1.0, 1.0, 1.0), (1, 16, 16), (0, 0, 0), (1, 16, 16))
+    beside = replace(whole, start=(0, *start), stop=(1, start[0] + 4, start[1] + 4))
+    labels = np.zeros((1, 16, 16), np.uint8)
+    labels[0, 6:10, 6:10] = 1
+    sees = np.eye(3, dtype=np.float32)
+    members = [(iter(sees[labels]), whole, 2), (iter(sees[np.zeros((1, 4, 4), np.uint8)]), beside, 1)]
+    np.testing.assert_array_equal(averaged_labels(members), labels)
+
+
 @pytest.mark.parametrize("given", [0, 1, 5])
 def test_too_few_slices_of_probabilities_are_named(given):
     geometry = Geometry((9, 4, 4), (1.0, 1.0, 1.0), (9, 4, 4), (2, 0, 0), (8, 4, 4))
