@@ -6,28 +6,42 @@ random would reach the border of the region, and the whole scan would be taken a
 of ``--slices`` slices of 512 x 512, or ``--scan FILE``.
 
 Each network labels the whole scan, and the region around the kidneys that the coarse pass finds (``--coarse on``), both
-in float32 and in bfloat16. Every measurement is a process of its own on one core;
-all of them run in turn within a round. Printed are medians: CPU time and wall time of the process from its start until
-it ends, its peak memory, and how many times less CPU time it takes than the first line of its network.
+in float32 and in bfloat16 by TensorFlow. If the packages of the extras export and openvino are installed, a 2D network
+labels the region by ONNX Runtime and OpenVINO too. The comparison of bfloat16 with float32, which a run makes once,
+is not part of the figures. Every measurement is a process of its own on one core; all of them run in turn within a
+round. Printed are medians: CPU time and wall time of the process from its start until it ends, its peak memory, and how
+many times less CPU time it takes than the first line of its network.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from predict_process import measure
 
+from kitsseg.records.precision import PrecisionCheck, keep_check
+from kitsseg.records.run import read_run
+
 RECIPES = ("unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d")
+TENSORFLOW, OPENVINO = ("--engine", "tensorflow"), ("--engine", "openvino")
 WHOLE, REGION = ("--coarse", "off"), ("--coarse", "on")
+BFLOAT16 = ("--precision", "bfloat16")
 WAYS = {
-    "whole scan": WHOLE,
-    "region": REGION,
-    "whole scan, bfloat16": (*WHOLE, "--precision", "bfloat16"),
-    "region, bfloat16": (*REGION, "--precision", "bfloat16"),
+    "whole scan": (*WHOLE, *TENSORFLOW),
+    "region": (*REGION, *TENSORFLOW),
+    "whole scan, bfloat16": (*WHOLE, *TENSORFLOW, *BFLOAT16),
+    "region, bfloat16": (*REGION, *TENSORFLOW, *BFLOAT16),
+}
+WAYS_2D = {
+    "region, ONNX Runtime": (*REGION, "--engine", "onnxruntime"),
+    "region, OpenVINO": (*REGION, *OPENVINO),
+    "region, OpenVINO, bfloat16": (*REGION, *OPENVINO, *BFLOAT16),
 }
 
 
@@ -37,28 +51,32 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=119, help="of the rendered scan (default: 119)")
     parser.add_argument("--scan", type=Path, help="a scan instead of the rendered one")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.make:
-        make_run(a.make[0], Path(a.make[1]))
+        make_run(a.make[0], *map(Path, a.make[1:]))
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        scan = a.scan or rendered(folder / "data", a.slices)
+        patient = rendered(folder / "data", a.slices)
+        scan = a.scan or patient
         jobs = {}
         for name in a.networks:
             trained = Path(name).is_dir()
             run = Path(name).resolve() if trained else folder / name
             if not trained:
-                subprocess.run([sys.executable, __file__, "--make", name, run], check=True)
-            jobs |= {(name, way): run for way in WAYS}
+                subprocess.run([sys.executable, __file__, "--make", name, run, folder], check=True)
+            ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
+            for number, (way, options) in enumerate(ways.items()):
+                of_its_own = folder / f"{Path(name).name}-{number}"
+                jobs[name, way] = (compared(run, of_its_own, options), options)
         spent = {job: [] for job in jobs}
         for number in range(a.rounds):
-            for index, ((name, way), run) in enumerate(jobs.items()):
+            for index, ((name, way), (run, options)) in enumerate(jobs.items()):
                 out = folder / f"out-{number}-{index}"
-                spent[name, way].append(measure(run, scan, out, WAYS[way]))
+                spent[name, way].append(measure(run, scan, out, options))
                 print(f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU", file=sys.stderr, flush=True)
     print_table(spent)
 
@@ -72,19 +90,46 @@ def rendered(data: Path, slices: int) -> Path:
     return next(data.glob("case_*"))
 
 
-def make_run(name: str, run: Path) -> None:
-    """A finished run of a recipe whose network has random weights."""
+def compared(run: Path, copy: Path, options: tuple[str, ...]) -> Path:
+    """The run; for bfloat16 a copy of it in which the comparison with float32 is recorded."""
+    if "bfloat16" not in options:
+        return run
+    shutil.copytree(run, copy, copy_function=os.link)
+    engine = "openvino" if "openvino" in options else "tensorflow"
+    weights = read_run(copy).model_sha256
+    check = PrecisionCheck(
+        precision="bfloat16",
+        weights_sha256=weights,
+        engine=f"{engine} in bfloat16",
+        slices=8,
+        tk_dice=1.0,
+        tu_dice=None,
+    )
+    (copy / "precision.json").unlink(missing_ok=True)  # a hard link: that of the run stays
+    keep_check(copy, check)
+    return copy
+
+
+def make_run(name: str, run: Path, data: Path) -> None:
+    """A finished run of a recipe whose network has random weights; of a 2D network with network.onnx.
+
+    Args:
+        name: of the recipe.
+        data: a folder with rendered patients in ``data``, of which the network that is written sees some slices.
+    """
     from dataclasses import replace
 
     from inference import random_statistics
 
-    from kitsseg import recipes
+    from kitsseg import preprocess_cases, recipes
     from kitsseg.data.splits import CaseSplit
+    from kitsseg.export.export import write_quick_start
     from kitsseg.files.checksums import sha256_of
     from kitsseg.records.run import create_run, read_run, update_run
 
     recipe = recipes.get(name)
-    create_run(run, recipe, CaseSplit("none", (), (), ()), 0, {"phantom": True})
+    cases = tuple(folder.name for folder in (data / "data").glob("case_*"))
+    create_run(run, recipe, CaseSplit("none", (), (), cases), 0, {"phantom": True})
     settings = {key: None if key == "weights" else value for key, value in recipe.model.items()}
     model = random_statistics(recipe.build_model(**settings))
     classes = model.outputs[-1].shape[-1]
@@ -94,6 +139,10 @@ def make_run(name: str, run: Path) -> None:
     model.save(run / "model.keras")
     done = replace(read_run(run), status="finished", model_sha256=sha256_of(run / "model.keras"))
     update_run(run, done)
+    if not recipe.is_3d and all(map(find_spec, ("tf2onnx", "onnxruntime"))):
+        cache = data / f"cache-{name}"
+        preprocess_cases(data / "data", cache, recipe.preprocess)
+        write_quick_start(run, cache)
 
 
 def print_table(spent: dict[tuple[str, str], list[tuple[float, float, float]]]) -> None:

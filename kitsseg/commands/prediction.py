@@ -133,8 +133,9 @@ def add(command: AddCommand) -> None:
         "--precision",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="bfloat16: compute the networks of runs in it; worth it on hardware that multiplies in it. Once for a run "
-        "its labels are compared with those of float32, and refused below a Dice of 0.995 between both",
+        help="bfloat16: compute the networks of runs in it, by TensorFlow or Keras, or by --engine openvino; worth it "
+        "on hardware that multiplies in it. Once for a run its labels are compared with those of float32, and refused "
+        "below a Dice of 0.995 between both",
     )
     sub.add_argument(
         "--also",

@@ -81,12 +81,12 @@ def open_network(
             the JAX backend Keras), for an exported network the one of its format.
         output: as ``InferenceSpec.output``, which says how many channels there must be; None: any number.
         shape: of an image that the network of a run must take, as ``TrainedNetwork.image_shape``; None: of any.
-        precision: "float32", or for a run "bfloat16": layers compute in it, those that give the logits in float32.
+        precision: "float32", or "bfloat16": for a run the layers compute in it, but for those that give the logits;
+            for an ONNX file OpenVINO decides which ones.
 
     Raises: InputError for a damaged file, a network of another form, an engine that cannot read it, or one that is not
         installed; when it computes, for images of another form than the network's, outputs of another form, and
-        numbers not finite. ValueError for a lower precision of an exported network: it was chosen when the network was
-        exported.
+        numbers not finite; for an engine that has no bfloat16.
     """
     exported = source if isinstance(source, Exported) else None
     path: str | os.PathLike[str] = source.path if isinstance(source, Exported) else source
@@ -103,22 +103,23 @@ def open_network(
                 else "Choose one of these engines."
             )
         )
-    if exported is not None and precision != "float32":
-        raise ValueError(
-            f"open_network: expected a run to compute in {precision}, found {path}, an exported network."
+    if exported is not None and precision != "float32" and engine != "openvino":
+        raise InputError(
+            f"--precision {precision}: {engine} computes {path} in float32 only. Choose --engine openvino, or for a "
+            "run tensorflow or keras."
         )
     if exported is None:
         scores = _checked(_run(path, engine, output, shape, precision), path, output)
-        engine = engine if precision == "float32" else f"{engine} in {precision}"
     else:
         load: dict[str, Callable[[str | os.PathLike[str]], Predict]] = {
             "litert": _litert,
             "onnxruntime": _onnxruntime,
-            "openvino": _openvino,
+            "openvino": functools.partial(_openvino, precision=precision),
             "tensorflow": _saved_model,
         }
         compute = _tried(load[engine], path, engine, exported.example)
         scores = _checked(_one_by_one(compute, exported.input_shape), path, output)
+    engine = engine if precision == "float32" else f"{engine} in {precision}"
     if exported is not None and exported.softmax:
         return Network(engine, scores, scores)
     return Network(engine, scores, lambda batch: softmax(scores(batch)))
@@ -320,13 +321,13 @@ def _onnxruntime(path: str | os.PathLike[str]) -> Predict:
     return lambda batch: session.run(None, {image.name: batch})[0]
 
 
-def _openvino(path: str | os.PathLike[str]) -> Predict:
+def _openvino(path: str | os.PathLike[str], precision: str) -> Predict:
     import openvino
 
-    # float32: on some CPUs it would take bfloat16 by itself
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        # said in any case: on some CPUs it would take bfloat16 by itself
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": _threads(),
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)

@@ -40,7 +40,8 @@ def check_options(precision: str, scheduler: str | None) -> None:
     """
     if precision != "float32":
         raise InputError(
-            f"--engine auto: --precision {precision} is computed by Keras only. Leave one of both out."
+            f"--engine auto: it compares engines in float32, found --precision {precision}. Name the engine, such as "
+            "openvino or tensorflow."
         )
     if scheduler:
         raise InputError(

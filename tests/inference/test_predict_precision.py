@@ -165,5 +165,5 @@ def test_an_exported_network_has_its_precision(tmp_path, trained):
         plan_cohort(starter, [trained.data], tmp_path / "out", options=options),
     ):
         pass
-    with pytest.raises(ValueError, match="exported network"):
+    with pytest.raises(InputError, match="--precision bfloat16: litert .*starter.* in float32 only"):
         open_network(read_exported(starter).source, precision="bfloat16")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -260,3 +261,41 @@ def test_export_without_out_writes_into_the_run(trained, tmp_path, capsys):
     assert "input 1 x any x any x 1" in out
     assert f"next: kitsseg predict {run} SCAN" in out
     assert (run / QUICK_START).is_file()
+
+
+def test_an_engine_without_bfloat16_is_refused(run, trained, tmp_path):
+    options = PredictOptions(engine="onnxruntime", precision="bfloat16")
+    with pytest.raises(
+        InputError, match=r"--precision bfloat16: onnxruntime .*network\.onnx in float32 only.*openvino"
+    ):
+        predict_cases(run, [trained.data / "case_00000"], tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16")])
+def test_openvino_is_told_its_precision(run, monkeypatch, precision, hint):
+    """A stand-in for the package: what it would be asked for, and that the engine's name says the precision."""
+    asked = []
+
+    class Core:
+        def compile_model(self, path, device, settings):
+            asked.append((path, device, settings["INFERENCE_PRECISION_HINT"]))
+            infer = SimpleNamespace(infer=lambda images: [np.zeros((*images[0].shape[:-1], 3), np.float32)])
+            return SimpleNamespace(create_infer_request=lambda: infer)
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
+    source = read_metadata(run / QUICK_START)[1]
+    network = open_network(source, "openvino", precision=precision)
+    assert asked == [(str(run / QUICK_START), "CPU", hint)]
+    assert network.engine == ("openvino" if precision == "float32" else "openvino in bfloat16")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
+def test_openvino_computes_a_run_in_bfloat16_and_compares_it_with_itself(run, trained, tmp_path):
+    options = PredictOptions(engine="openvino", precision="bfloat16")
+    [half] = predict_cases(run, [trained.data / "case_00000"], tmp_path / "half", options=options)
+    [full] = predict_cases(run, [trained.data / "case_00000"], tmp_path / "full")
+    assert engine_of(tmp_path / "half") == "openvino in bfloat16"
+    a, b = read_labels(half).array > 0, read_labels(full).array > 0
+    assert 2 * (a & b).sum() >= 0.995 * (a.sum() + b.sum()) > 0
+    assert read_json(run / "precision.json")["engine"] == "openvino in bfloat16"
