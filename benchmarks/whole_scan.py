@@ -22,6 +22,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from predict_process import measure
 
@@ -51,23 +52,22 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=119, help="of the rendered scan (default: 119)")
     parser.add_argument("--scan", type=Path, help="a scan instead of the rendered one")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.make:
-        make_run(a.make[0], *map(Path, a.make[1:]))
+        make_run(a.make[0], Path(a.make[1]))
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        patient = rendered(folder / "data", a.slices)
-        scan = a.scan or patient
+        scan = a.scan or rendered(folder / "data", a.slices)
         jobs = {}
         for name in a.networks:
             trained = Path(name).is_dir()
             run = Path(name).resolve() if trained else folder / name
             if not trained:
-                subprocess.run([sys.executable, __file__, "--make", name, run, folder], check=True)
+                subprocess.run([sys.executable, __file__, "--make", name, run], check=True)
             ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
             for number, (way, options) in enumerate(ways.items()):
                 of_its_own = folder / f"{Path(name).name}-{number}"
@@ -110,26 +110,19 @@ def compared(run: Path, copy: Path, options: tuple[str, ...]) -> Path:
     return copy
 
 
-def make_run(name: str, run: Path, data: Path) -> None:
-    """A finished run of a recipe whose network has random weights; of a 2D network with network.onnx.
-
-    Args:
-        name: of the recipe.
-        data: a folder with rendered patients in ``data``, of which the network that is written sees some slices.
-    """
+def make_run(name: str, run: Path) -> None:
+    """A finished run of a recipe whose network has random weights; of a 2D network with network.onnx."""
     from dataclasses import replace
 
     from inference import random_statistics
 
-    from kitsseg import preprocess_cases, recipes
+    from kitsseg import recipes
     from kitsseg.data.splits import CaseSplit
-    from kitsseg.export.export import write_quick_start
     from kitsseg.files.checksums import sha256_of
     from kitsseg.records.run import create_run, read_run, update_run
 
     recipe = recipes.get(name)
-    cases = tuple(folder.name for folder in (data / "data").glob("case_*"))
-    create_run(run, recipe, CaseSplit("none", (), (), cases), 0, {"phantom": True})
+    create_run(run, recipe, CaseSplit("none", (), (), ()), 0, {"phantom": True})
     settings = {key: None if key == "weights" else value for key, value in recipe.model.items()}
     model = random_statistics(recipe.build_model(**settings))
     classes = model.outputs[-1].shape[-1]
@@ -140,9 +133,35 @@ def make_run(name: str, run: Path, data: Path) -> None:
     done = replace(read_run(run), status="finished", model_sha256=sha256_of(run / "model.keras"))
     update_run(run, done)
     if not recipe.is_3d and all(map(find_spec, ("tf2onnx", "onnxruntime"))):
-        cache = data / f"cache-{name}"
-        preprocess_cases(data / "data", cache, recipe.preprocess)
-        write_quick_start(run, cache)
+        write_onnx(model, run, recipe)
+
+
+def write_onnx(model: Any, run: Path, recipe: Any) -> None:
+    """The file for a quick start; kitsseg export compares it with the network, where this network finds nothing."""
+    from dataclasses import asdict
+
+    import keras
+
+    from kitsseg.export.writers import ExportOptions, write_network
+    from kitsseg.records.run import read_run
+
+    size = recipe.inference.tile or recipe.preprocess.slice_size or (None, None)
+    shape = (*size, model.input_shape[-1])
+    example = (1, *(n or 64 for n in size), model.input_shape[-1])
+    metadata = {
+        "recipe": recipe.name,
+        "split": {"name": "none", "hash": "none"},
+        "settings": {
+            "preprocess": asdict(recipe.preprocess),
+            "inference": asdict(recipe.inference),
+            "postprocess": None,
+        },
+        "input": {"shape": (1, *shape)} | ({"example": example} if None in shape else {}),
+        "output": {"softmax": False},
+        "weights_sha256": read_run(run).model_sha256,
+    }
+    last = keras.Model(model.input, model.outputs[-1])
+    write_network(last, run / "network.onnx", shape, metadata, ExportOptions(format="onnx"))
 
 
 def print_table(spent: dict[tuple[str, str], list[tuple[float, float, float]]]) -> None:
