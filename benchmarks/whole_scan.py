@@ -52,6 +52,14 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=119, help="of the rendered scan (default: 119)")
     parser.add_argument("--scan", type=Path, help="a scan instead of the rendered one")
     parser.add_argument("--rounds", type=int, default=3)
+    every = {**WAYS, **WAYS_2D}
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=every,
+        default=list(every),
+        help="rows of the table to measure (default: all)",
+    )
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.make:
@@ -70,6 +78,8 @@ def main() -> None:
                 subprocess.run([sys.executable, __file__, "--make", name, run], check=True)
             ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
             for number, (way, options) in enumerate(ways.items()):
+                if way not in a.ways:
+                    continue
                 of_its_own = folder / f"{Path(name).name}-{number}"
                 jobs[name, way] = (compared(run, of_its_own, options), options)
         spent = {job: [] for job in jobs}
