@@ -103,7 +103,7 @@ def make_scan(folder, slices):
 
 def make_models(folder):
     """The full network in every exported form there is a package for, with the metadata of kitsseg export."""
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from inference import PACKAGES, installed, random_statistics
 
@@ -112,18 +112,8 @@ def make_models(folder):
 
     recipe = recipes.get("wp_unet")
     rows, columns, _ = shape = recipe.model["input_shape"]
-    settings = {
-        "preprocess": asdict(recipe.preprocess),
-        "inference": asdict(replace(recipe.inference, tile=(rows, columns))),
-        "postprocess": None,
-    }
-    metadata = {
-        "recipe": recipe.name,
-        "split": {"name": "none", "hash": "none"},
-        "settings": settings,
-        "input": {"shape": (1, *shape)},
-        "output": {"softmax": False},
-    }
+    tiled = replace(recipe, inference=replace(recipe.inference, tile=(rows, columns)))
+    metadata = metadata_of(tiled, shape)
     network = random_statistics(recipe.build_model(**recipe.model))
     noise = [np.random.default_rng(i).uniform(size=(1, *shape)).astype("float32") for i in range(8)]
     for precision in ("float32", "int8"):
@@ -132,6 +122,30 @@ def make_models(folder):
         write_network(network, path, shape, metadata, options, noise)
     if installed(PACKAGES["onnxruntime"]):
         write_network(network, folder / "wp_unet-float32.onnx", shape, metadata, ExportOptions(format="onnx"))
+
+
+def metadata_of(recipe, shape, weights_sha256=None):
+    """What a file says of the network of a recipe that was never trained; ``shape`` is that of an image."""
+    from dataclasses import asdict
+
+    from kitsseg import __version__
+    from kitsseg.records.exported import ExportedInput, ExportedOutput, ExportedSplit, ExportMetadata
+
+    example = (1, *(n or 64 for n in shape)) if None in shape else None
+    return ExportMetadata(
+        kitsseg=__version__,
+        recipe=recipe.name,
+        split=ExportedSplit(name="none", hash="none"),
+        settings={
+            "preprocess": asdict(recipe.preprocess),
+            "inference": asdict(recipe.inference),
+            "postprocess": None,
+        },
+        input=ExportedInput(shape=(1, *shape), example=example),
+        output=ExportedOutput(softmax=False, content="logits"),
+        precision="float32",
+        weights_sha256=weights_sha256,
+    )
 
 
 if __name__ == "__main__":

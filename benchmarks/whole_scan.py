@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from predict_process import measure
+from predict_process import measure, metadata_of
 
 from kitsseg.records.precision import PrecisionCheck, keep_check
 from kitsseg.records.run import read_run
@@ -148,28 +148,13 @@ def make_run(name: str, run: Path) -> None:
 
 def write_onnx(model: Any, run: Path, recipe: Any) -> None:
     """The file for a quick start; kitsseg export compares it with the network, where this network finds nothing."""
-    from dataclasses import asdict
-
     import keras
 
     from kitsseg.export.writers import ExportOptions, write_network
-    from kitsseg.records.run import read_run
 
     size = recipe.inference.tile or recipe.preprocess.slice_size or (None, None)
     shape = (*size, model.input_shape[-1])
-    example = (1, *(n or 64 for n in size), model.input_shape[-1])
-    metadata = {
-        "recipe": recipe.name,
-        "split": {"name": "none", "hash": "none"},
-        "settings": {
-            "preprocess": asdict(recipe.preprocess),
-            "inference": asdict(recipe.inference),
-            "postprocess": None,
-        },
-        "input": {"shape": (1, *shape)} | ({"example": example} if None in shape else {}),
-        "output": {"softmax": False},
-        "weights_sha256": read_run(run).model_sha256,
-    }
+    metadata = metadata_of(recipe, shape, read_run(run).model_sha256)
     last = keras.Model(model.input, model.outputs[-1])
     write_network(last, run / "network.onnx", shape, metadata, ExportOptions(format="onnx"))
 
