@@ -77,11 +77,9 @@ def main() -> None:
             if not trained:
                 subprocess.run([sys.executable, __file__, "--make", name, run], check=True)
             ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
-            for number, (way, options) in enumerate(ways.items()):
-                if way not in a.ways:
-                    continue
-                of_its_own = folder / f"{Path(name).name}-{number}"
-                jobs[name, way] = (compared(run, of_its_own, options), options)
+            for way in (way for way in ways if way in a.ways):
+                copy = folder / f"{run.name}, {way}"
+                jobs[name, way] = (compared(run, copy, ways[way]), ways[way])
         spent = {job: [] for job in jobs}
         for number in range(a.rounds):
             for index, ((name, way), (run, options)) in enumerate(jobs.items()):
@@ -104,18 +102,16 @@ def compared(run: Path, copy: Path, options: tuple[str, ...]) -> Path:
     """The run; for bfloat16 a copy of it in which the comparison with float32 is recorded."""
     if "bfloat16" not in options:
         return run
-    shutil.copytree(run, copy, copy_function=os.link)
+    shutil.copytree(run, copy)
     engine = "openvino" if "openvino" in options else "tensorflow"
-    weights = read_run(copy).model_sha256
     check = PrecisionCheck(
         precision="bfloat16",
-        weights_sha256=weights,
+        weights_sha256=read_run(copy).model_sha256,
         engine=f"{engine} in bfloat16",
         slices=8,
         tk_dice=1.0,
         tu_dice=None,
     )
-    (copy / "precision.json").unlink(missing_ok=True)  # a hard link: that of the run stays
     keep_check(copy, check)
     return copy
 
@@ -129,7 +125,7 @@ def make_run(name: str, run: Path) -> None:
     from kitsseg import recipes
     from kitsseg.data.splits import CaseSplit
     from kitsseg.files.checksums import sha256_of
-    from kitsseg.records.run import create_run, read_run, update_run
+    from kitsseg.records.run import create_run, update_run
 
     recipe = recipes.get(name)
     create_run(run, recipe, CaseSplit("none", (), (), ()), 0, {"phantom": True})

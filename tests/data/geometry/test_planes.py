@@ -140,6 +140,9 @@ def test_one_channel_resized_by_area_and_boxed():
     # slice 0: (0 + 1 + 4 + 5) / 4 = 2.5 -> 2 (to even), (2 + 3 + 6 + 7) / 4 = 4.5 -> 4, 10.5 -> 10, 12.5 -> 12
     np.testing.assert_array_equal(whole[0], [[2, 4], [10, 12]])
     assert [plane.dtype for plane in whole] == [np.int16] * 3
+    boxed = Geometry((3, 4, 4), (1.0, 1.0, 1.0), (3, 2, 2), (1, 1, 0), (3, 2, 2))
+    planes = list(network_planes(image, boxed, spec))
+    np.testing.assert_array_equal(planes, [whole[1][1:], whole[2][1:]])
     boxed = Geometry((3, 4, 4), (1.0, 1.0, 1.0), (3, 2, 2), (2, 0, 1), (3, 1, 2))
     np.testing.assert_array_equal(list(network_planes(image, boxed, spec)), [whole[2][:1, 1:]])
 
