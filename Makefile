@@ -87,6 +87,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini
 	$(BIN)/codespell kitsseg tests scripts benchmarks docs *.md
 
 # sdist and wheel in dist/, checked, installed in an empty environment, and the demo run from there

@@ -20,7 +20,7 @@ import argparse
 import itertools
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ def trains_alike(one: Recipe, other: Recipe) -> bool:
     )
 
 
-def figures(reported: object) -> dict[str, float]:
+def figures(reported: Mapping[str, float]) -> dict[str, float]:
     """The paper's Dice of kidney and tumor label, by the columns of ours."""
     named = dict(reported)
     found = {}

@@ -7,6 +7,7 @@ library's own.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def batchgenerators(order, workers=0):
                 images, labels = (np.stack(arrays) for arrays in zip(*slices, strict=True))
                 return {"data": images, "seg": labels}
 
-        spatial_and_mirror = batchgenerators_transform(SIZE, batches.augmentation)
+        spatial_and_mirror: Any = batchgenerators_transform(SIZE, batches.augmentation)
         spatial_and_mirror.transforms[0].order_data = order
         transform = Compose([spatial_and_mirror, Normalize()])
         if workers:

@@ -28,7 +28,7 @@ from process_memory import status_mib
 
 from kitsseg import preprocess_cases, recipes
 from kitsseg.data import write_image
-from kitsseg.data.cache.cases import read_record, write_record
+from kitsseg.data.cache.cases import read_case, write_case
 from kitsseg.recipe import Augmentation, PreprocessSpec, SliceSampler
 
 SPEC = PreprocessSpec(hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9)
@@ -76,7 +76,7 @@ def make(folder, count):
         write_image(case / "imaging.nii.gz", image, SPACING)
         write_image(case / "segmentation.nii.gz", labels, SPACING)
     cache, *_ = preprocess_cases(folder / "data", folder / "cache", SPEC)
-    records = [read_record(cache / f"case_{number:05d}") for number in range(MADE)]
+    records = [read_case(cache / f"case_{number:05d}") for number in range(MADE)]
     for out in ("truth", "predictions"):
         (folder / out).mkdir()
     for number in range(count):
@@ -85,9 +85,10 @@ def make(folder, count):
             (cache / name).mkdir()
             for file in ("image.npy", "labels.npy"):
                 os.link(cache / source / file, cache / name / file)
-            record = json.loads(json.dumps(records[number % MADE]))
-            record["hu_counts"]["counts"][0] += number  # else it would be the same patient
-            write_record(cache / name, record)
+            record = records[number % MADE]
+            first, *others = record.hu_counts.counts
+            counts = [first + number, *others]  # else it would be the same patient
+            write_case(cache / name, replace(record, hu_counts=replace(record.hu_counts, counts=counts)))
         (folder / "truth" / name).mkdir()
         map_of_source = folder / "data" / source / "segmentation.nii.gz"
         os.link(map_of_source, folder / "truth" / name / "segmentation.nii.gz")
@@ -151,8 +152,9 @@ def training(folder):
 
 
 def predicting(folder):
+    from kitsseg.data.cache.sources import Source
     from kitsseg.records.made_by import MadeBy, PartOfSplit
-    from kitsseg.records.predictions import PredictedScan, Predictions, Source
+    from kitsseg.records.predictions import PredictedScan, Predictions
 
     header = MadeBy(
         kitsseg="", run="run", networks=[], engine="none", inference={}, postprocess=None,

@@ -108,7 +108,7 @@ def main():
     )
     found = compare_scores(scores)
     for name, means in found.means.items():
-        totals = read_run(runs[name]).get("sparsity")
+        totals = read_run(runs[name]).sparsity
         size = f"gzip {totals['gzip_bytes'] / 1e6:.2f} MB" if totals else ""
         print(f"{name:16} TK {means['tk_dice'][0]:.3f} TU {means['tu_dice'][0]:.3f} {size}")
 

@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -268,7 +269,7 @@ class Bench:
     def _input_size(self, recipe: Recipe) -> tuple[int, int]:
         return recipe.preprocess.slice_size or (160, 160)
 
-    def scored(self, job: Job) -> list[dict[str, object]]:
+    def scored(self, job: Job) -> list[dict[str, Any]]:
         """A row for each test slice: its name, patient and table of labels; computed once."""
         if (there := self.there(job)) is not None:
             return there
@@ -289,7 +290,7 @@ class Bench:
             write_scores(self.file, self.steps, self.kept)
         return rows
 
-    def there(self, job: Job) -> list[dict[str, object]] | None:
+    def there(self, job: Job) -> list[dict[str, Any]] | None:
         """The rows of a job that was scored before, here or in the file of scores."""
         if job.folder in self.kept:
             return self.kept[job.folder]
@@ -311,9 +312,9 @@ class Bench:
             ]:
                 yield items
 
-    def all_scores(self, row: str, setting: str, seed: int) -> list[dict[str, object]] | None:
+    def all_scores(self, row: str, setting: str, seed: int) -> list[dict[str, Any]] | None:
         """The rows of all folds, if all are there."""
-        rows: list[dict[str, object]] = []
+        rows: list[dict[str, Any]] = []
         for fold in range(1 if setting == "a" else FOLDS):
             found = self.there(Job(0, row, seed, setting, fold))
             if found is None:
@@ -321,10 +322,10 @@ class Bench:
             rows += found
         return rows
 
-    def empty_map(self) -> list[dict[str, object]]:
+    def empty_map(self) -> list[dict[str, Any]]:
         return [_row(item, np.zeros_like(read_mask(item))) for item in self.items]
 
-    def single_pixels(self) -> list[dict[str, object]]:
+    def single_pixels(self) -> list[dict[str, Any]]:
         """Scores of a classifier that knows only a pixel's HU and place; four folds by patient.
 
         Each pixel gets the label that was most frequent in training for this HU and place.
@@ -348,10 +349,10 @@ class Bench:
 SCORES = ("row", "setting", "fold", "seed", "steps", "slice", "patient", "counts")
 
 
-def read_scores(path: Path, steps: int) -> dict[str, list[dict[str, object]]]:
+def read_scores(path: Path, steps: int) -> dict[str, list[dict[str, Any]]]:
     """Rows by the folder of their job; a file of trainings of another length is refused."""
     kinds = dict.fromkeys(SCORES, str) | dict.fromkeys(("fold", "seed", "steps"), int)
-    found: dict[str, list[dict[str, object]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for line in read_rows(path, kinds, None, "label counts of this benchmark", "Give another --scores."):
         if line["steps"] != steps:
             raise SystemExit(f"{path}: holds trainings of {line['steps']} steps, expected {steps}.")
@@ -362,7 +363,7 @@ def read_scores(path: Path, steps: int) -> dict[str, list[dict[str, object]]]:
     return found
 
 
-def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, object]]]) -> None:
+def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, Any]]]) -> None:
     """A line for each test slice of each job; counts are truth by prediction, rows after rows."""
     lines = []
     for folder, rows in sorted(kept.items()):
@@ -390,7 +391,7 @@ def _cells(item: SliceImage) -> tuple[npt.NDArray[np.intp], ...]:
     return y, x, np.clip(hu * BINS // 256, 0, BINS - 1).astype(np.intp)
 
 
-def _row(item: SliceImage, labels: npt.NDArray[np.uint8]) -> dict[str, object]:
+def _row(item: SliceImage, labels: npt.NDArray[np.uint8]) -> dict[str, Any]:
     return {
         "slice": item.name,
         "patient": item.patient,
@@ -405,7 +406,7 @@ def _stretched(phase: Phase, factor: float) -> Phase:
     return replace(phase, epochs=max(1, round(factor * phase.epochs)), validate_cases_every=None)
 
 
-def patient_dice(rows: list[dict[str, object]]) -> dict[str, tuple[float, float]]:
+def patient_dice(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """Patient -> mean TK and TU Dice of the slices; a slice without tumor counts 1 where none is found."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -414,7 +415,7 @@ def patient_dice(rows: list[dict[str, object]]) -> dict[str, tuple[float, float]
     return {patient: tuple(np.mean(values, axis=0)) for patient, values in sorted(found.items())}
 
 
-def pooled_dice(rows: list[dict[str, object]]) -> tuple[float, float]:
+def pooled_dice(rows: list[dict[str, Any]]) -> tuple[float, float]:
     """TK and TU Dice of all pixels of all slices together."""
     scores = score_counts(np.sum([row["counts"] for row in rows], axis=0), 1.0)
     return scores["tk_dice"], scores["tu_dice"]
@@ -425,7 +426,7 @@ def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return bootstrap_interval(values, bootstrap_draws(len(values)))
 
 
-def summary(seeds: list[list[dict[str, object]]]) -> dict[str, object]:
+def summary(seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """What a table says of one network in one setting.
 
     Args:
@@ -445,7 +446,7 @@ def summary(seeds: list[list[dict[str, object]]]) -> dict[str, object]:
     }
 
 
-def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, object]]:
+def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, Any]]:
     """Summaries by (row, setting) of what is there already."""
     found = {}
     for row in ROWS:
@@ -458,7 +459,7 @@ def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, objec
     return found
 
 
-def written(value: dict[str, object] | None, index: int) -> str:
+def written(value: dict[str, Any] | None, index: int) -> str:
     if value is None:
         return "not run"
     low, high = value["interval"][index]
@@ -467,7 +468,7 @@ def written(value: dict[str, object] | None, index: int) -> str:
     return f"{value['mean'][index]:.3f} ({low:.3f} to {high:.3f}{spread})"
 
 
-def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
+def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
     """Two tables, TK and TU, a row for each network with a figure; below, differences and what was not run."""
     lines = [
         f"Real KiTS19 images: {WHAT}. Mean over patients of the Dice of their slices (95 % interval over patients; "
@@ -520,7 +521,7 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def plot(path: Path, found: dict[tuple[str, str], dict[str, object]]) -> None:
+def plot(path: Path, found: dict[tuple[str, str], dict[str, Any]]) -> None:
     """A dot for each patient, a line for the mean, networks below each other, settings in colors."""
     import matplotlib
 

@@ -6,9 +6,9 @@ Each paper's network, as the paper states it, is trained on one fixed batch agai
 Adam. The engines are Keras on TensorFlow (as in ``kitsseg train``), on TensorFlow with XLA and on JAX, each in float32
 and mixed_bfloat16, and an equal PyTorch network (training_torch.py) in both of its memory layouts. Reading data is not
 measured here, but in benchmarks/data.py. Each engine has a process of its own; the engines run in turn within a round.
-Printed are medians over the rounds, the peak of the process' memory, and the arithmetic rate as a share of the rate
-that a large matrix product reaches on the same engine and precision. A training step counts as three passes of the
-network's multiply-adds, two operations each.
+Printed are medians over the rounds (of processor time on a CPU, of the clock on a GPU), the peak of the process'
+memory, and the arithmetic rate as a share of the rate that a large matrix product reaches on the same engine and
+precision. A training step counts as three passes of the network's multiply-adds, two operations each.
 """
 
 import argparse
@@ -142,12 +142,13 @@ def serve(name, engine, precision, batch):
     facts, train = start(name, engine, precision, images, labels)
     print(json.dumps(facts), flush=True)
     loss = facts["loss"]
+    clock = time.process_time if facts["device"].startswith("CPU") else time.perf_counter
     for line in sys.stdin:
         if not (steps := int(line)):
             break
-        begin = time.perf_counter()
+        begin = clock()
         loss = train(steps)
-        print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+        print(json.dumps({"seconds": clock() - begin}), flush=True)
     print(json.dumps({"mib": status_mib("VmHWM") or float("nan"), "loss": loss}), flush=True)
 
 
@@ -179,7 +180,7 @@ def start_keras(name, engine, precision, images, labels):
     if engine == "jax":
         import jax
 
-        device = jax.devices()[0].device_kind
+        device = "CPU" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
         jit = "auto"
     else:
         gpus = tf.config.list_physical_devices("GPU")
@@ -246,7 +247,8 @@ def start_torch(name, engine, precision, images, labels):
             optimizer.step()
         return value.item()
 
-    return {"loss": first, "difference": difference, "peak": torch_peak(precision)}, train
+    facts = {"device": f"CPU ({cores()} cores)", "loss": first, "difference": difference}
+    return facts | {"peak": torch_peak(precision)}, train
 
 
 def keras_peak(precision):

@@ -14,6 +14,7 @@ import argparse
 import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,9 @@ def seeded_tensor(name, shape):
 def squeezenet(nn, torch):
     """torchvision's ``squeezenet1_1().features``, its parameter names included."""
 
-    class Fire(nn.Module):
+    module: Any = nn.Module
+
+    class Fire(module):
         def __init__(self, n_in, squeeze, expand):
             super().__init__()
             self.squeeze = nn.Conv2d(n_in, squeeze, 1)
@@ -72,7 +75,9 @@ def squeezenet(nn, torch):
 def resnet(nn, n_blocks):
     """torchvision's ``resnet34()`` (blocks 3, 4, 6, 3) up to ``layer4``, its parameter names included."""
 
-    class BasicBlock(nn.Module):
+    module: Any = nn.Module
+
+    class BasicBlock(module):
         def __init__(self, n_in, n_out, stride):
             super().__init__()
             self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)

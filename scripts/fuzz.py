@@ -41,6 +41,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import voxel_sizes
 
 from kitsseg.cli import main as kitsseg
 
@@ -192,9 +193,7 @@ def same_as_nibabel(path: Path) -> None:
     assert np.array_equal(ours.grid.file_view(ours.array), values), "other values than nibabel"
     assert np.array_equal(ours.grid.header.get_best_affine(), theirs.affine), "another affine than nibabel"
     sizes = np.array(ours.grid.spacing_mm)[list(ours.grid.axes)]
-    assert np.allclose(sizes, nib.affines.voxel_sizes(theirs.affine), rtol=1e-6), (
-        "other voxel sizes than nibabel"
-    )
+    assert np.allclose(sizes, voxel_sizes(theirs.affine), rtol=1e-6), "other voxel sizes than nibabel"
     axes = nib.orientations.aff2axcodes(theirs.affine)
     for code, axis, target in zip(
         axes, ours.grid.axes, (ours.grid.flipped[axis] for axis in ours.grid.axes), strict=True
@@ -704,7 +703,9 @@ def torch_pickle(state: dict[str, npt.NDArray[np.float16]], more: tuple[object, 
             storage = Storage(self.key, int(np.prod(self.shape)))
             return rebuild, (storage, 0, self.shape, stride(self.shape), False, OrderedDict())
 
-    class Pickler(pickle._Pickler):
+    python_pickler: Any = pickle._Pickler  # its methods are no part of the declared class
+
+    class Pickler(python_pickler):
         def persistent_id(self, thing: object) -> object:
             if isinstance(thing, Storage):
                 return ("storage", half, thing.key, "cpu", thing.size, *more)

@@ -38,7 +38,7 @@ def with_versions(page: str, setup: str, constraints: str) -> str:
     Raises: ValueError if the rows of a table are not those of setup.cfg.
     """
     pins = dict(line.split("==") for line in constraints.splitlines() if "==" in line and line[0] != "#")
-    versions = {canonicalize_name(name): version for name, version in pins.items()}
+    versions = {str(canonicalize_name(name)): version for name, version in pins.items()}
     config = configparser.ConfigParser()
     config.read_string(setup)
     packages = {canonicalize_name(name) for name in needed(config["options"]["install_requires"])}

@@ -1,11 +1,13 @@
 """What each paper's notebook says in its own words. Facts about the papers stand in kitsseg/recipes with their evidence."""
 
+from typing import Any
+
 __all__ = ["TEXTS"]
 
 # For each paper: title; about: a paragraph on the method; demo_epochs: epochs of each phase of the demo, about a minute
 # and a half on 2 CPU cores; precision and accumulate: settings that fit the 15 GB of a T4, given if float32 and a whole
 # batch do not fit; look: whether the notebook shows how far the network looks; fair: what does not add up in the paper.
-TEXTS = {
+TEXTS: dict[str, dict[str, Any]] = {
     "unet2d": {
         "title": "A recursive 2D U-Net (Chen and Jin)",
         "about": "A plain 2D U-Net, six levels deep and 20 filters wide at the top, cross-entropy with soft Dice, "
