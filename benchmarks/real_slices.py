@@ -57,7 +57,7 @@ from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.inference.ensemble import ensemble_of, open_ensemble
 from kitsseg.inference.slices import label_slices
 from kitsseg.recipe import Phase, Plateau, RandomAppearance, Recipe
-from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval, count_labels, score_counts
+from kitsseg.scoring.dice import bootstrap_intervals, count_labels, score_counts
 from kitsseg.training.epochs import steps_of
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
@@ -423,7 +423,7 @@ def pooled_dice(rows: list[dict[str, Any]]) -> tuple[float, float]:
 
 def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     """The 95 % interval of the mean, by resampling patients; ``values`` holds one value for each patient."""
-    return bootstrap_interval(values, bootstrap_draws(len(values)))
+    return bootstrap_intervals([values])[0]
 
 
 def summary(seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:

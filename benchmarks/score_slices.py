@@ -15,7 +15,7 @@ import numpy as np
 from phantom_statistics import ASIDE
 
 from kitsseg.files.tables import read_rows
-from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
+from kitsseg.scoring.dice import bootstrap_intervals
 
 SCORES = {"TK": "slice_tk_dice", "TU": "slice_tu_dice"}
 TRUTH = {"TK": ("truth_kidney_pixels", "truth_tumor_pixels"), "TU": ("truth_tumor_pixels",)}
@@ -48,7 +48,7 @@ def _mean(rows: list[dict[str, Any]], patients: list[str], column: str) -> str:
     values = np.array(
         [np.mean([row[column] for row in rows if row["patient"] == patient]) for patient in patients]
     )
-    low, high = bootstrap_interval(values, bootstrap_draws(len(values)))
+    [(low, high)] = bootstrap_intervals([values])
     return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 

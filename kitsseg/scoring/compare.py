@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import wilcoxon
 
 from kitsseg.errors import InputError
 from kitsseg.files.tables import csv_path, write_rows
 from kitsseg.records.run import read_run, seen_patients
-from kitsseg.scoring.dice import bootstrap_draws, bootstrap_interval
+from kitsseg.scoring.dice import bootstrap_intervals
 from kitsseg.scoring.scores_file import read_scores
 from kitsseg.scoring.slices import holds_slice_scores, read_slice_scores
 from kitsseg.scoring.summary import Summary
@@ -104,21 +103,25 @@ def compare_scores(
         name: {metric: np.array([rows[case][metric] for case in cases]) for metric in METRICS}
         for name, rows in tables.items()
     }
-    drawn = bootstrap_draws(len(cases))
+    changes = {
+        (first, second, metric): values[second][metric] - values[first][metric]
+        for first, second in combinations(values, 2)
+        for metric in METRICS
+    }
+    columns = [column for of_run in values.values() for column in of_run.values()]
+    intervals = iter(bootstrap_intervals([*columns, *changes.values()]))
     means = {
-        name: {metric: _interval(column, drawn) for metric, column in columns.items()}
-        for name, columns in values.items()
+        name: {metric: (float(column.mean()), *next(intervals)) for metric, column in of_run.items()}
+        for name, of_run in values.items()
     }
     differences = []
-    for first, second in combinations(values, 2):
-        for metric in METRICS:
-            change = values[second][metric] - values[first][metric]
-            difference, low, high = _interval(change, drawn)
-            p = float(wilcoxon(change).pvalue) if np.any(change) else 1.0
-            differences.append(
-                {"first": first, "second": second, "metric": metric, "difference": difference}
-                | {"low": low, "high": high, "p": p, "patients": len(cases)}
-            )
+    for (first, second, metric), change in changes.items():
+        low, high = next(intervals)
+        p = float(wilcoxon(change).pvalue) if np.any(change) else 1.0
+        differences.append(
+            {"first": first, "second": second, "metric": metric, "difference": float(change.mean())}
+            | {"low": low, "high": high, "p": p, "patients": len(cases)}
+        )
     synthetic = _synthetic(cases, [summary for _, summary in read.values()])
     if out is not None:
         write_rows(out, differences)
@@ -153,11 +156,6 @@ def rank_runs(entries: Mapping[str, Sequence[float]]) -> list[tuple[str, int, in
     ranks = [(run, rank(0, run), rank(1, run)) for run in entries]
     table = [(run, first, second, (first + second) / 2) for run, first, second in ranks]
     return sorted(table, key=lambda row: (row[3], -entries[row[0]][2]))
-
-
-def _interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> tuple[float, float, float]:
-    """The mean with its interval."""
-    return float(values.mean()), *bootstrap_interval(values, drawn)
 
 
 def _knows_its_patients(summary: Provenance) -> bool:

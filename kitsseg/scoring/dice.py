@@ -29,8 +29,7 @@ __all__ = [
     "HEC_LABELS",
     "SCORES",
     "VOLUMES",
-    "bootstrap_draws",
-    "bootstrap_interval",
+    "bootstrap_intervals",
     "count_labels",
     "count_slices",
     "cysts_as_kidney",
@@ -55,6 +54,7 @@ SCORES = (
 VOLUMES = ("truth_kidney_ml", "predicted_kidney_ml", "truth_tumor_ml", "predicted_tumor_ml")
 HEC_LABELS = {"kidney_and_mass": (1, 2, 3), "mass": (2, 3), "tumor": (2,)}
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
+DRAWN_AT_ONCE = 2**20  # cases, of several resamples: all resamples of 10,000 cases would take 1.6 GB
 
 
 def score_case(
@@ -206,15 +206,21 @@ def cysts_as_kidney(tables: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return folded
 
 
-def bootstrap_draws(n: int) -> npt.NDArray[np.int64]:
-    """The cases, numbered from 0, that each of the 10,000 resamples draws: (resamples, n), always the same."""
-    return np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(RESAMPLES, n))
+def bootstrap_intervals(columns: Sequence[npt.NDArray[np.float64]]) -> list[tuple[float, float]]:
+    """Percentile intervals, 95 %, of the means of ``columns`` over 10,000 resamples of the cases, always the same ones.
 
-
-def bootstrap_interval(values: npt.NDArray[np.float64], drawn: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Percentile interval, 95 %, of the mean of ``values`` (one per case) over the resamples ``drawn``."""
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    Args:
+        columns: arrays of one value per case, all of the same cases.
+    """
+    n = len(columns[0])
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    means = np.empty((len(columns), RESAMPLES))
+    step = max(1, DRAWN_AT_ONCE // n)
+    for first in range(0, RESAMPLES, step):
+        drawn = generator.integers(n, size=(min(step, RESAMPLES - first), n))
+        for column, of_column in zip(columns, means, strict=True):
+            of_column[first : first + len(drawn)] = column[drawn].mean(axis=1)
+    return [(float(low), float(high)) for low, high in np.percentile(means, [2.5, 97.5], axis=1).T]
 
 
 def summarize_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -235,15 +241,15 @@ def summarize_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not rows:
         raise ValueError("summarize_scores: expected at least one case, found none.")
     table = {name: np.array([row[name] for row in rows], float) for name in SCORES}
-    drawn = bootstrap_draws(len(rows))
+    intervals = bootstrap_intervals(list(table.values()))
     scores: dict[str, dict[str, Any]] = {
         name: {
             "mean": float(values.mean()),
             "sd": float(values.std(ddof=1)) if len(rows) > 1 else None,
             "median": float(np.median(values)),
-            "interval_95": list(bootstrap_interval(values, drawn)),
+            "interval_95": list(interval),
         }
-        for name, values in table.items()
+        for (name, values), interval in zip(table.items(), intervals, strict=True)
     }
     halves = (scores["tk_dice"]["mean"] + scores["tu_dice"]["mean"]) / 2
     return {

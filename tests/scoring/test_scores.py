@@ -180,7 +180,7 @@ def test_summary_by_hand():
     assert (summary["n_cases"], summary["empty_cases"]) == (3, 1)
     # the lowest mean, three times 0.2, has probability 1/27 = 3.7 % > 2.5 %; so has the highest, of 0.9
     assert interval == summary["composite_interval_95"] == pytest.approx([0.2, 0.9])
-    assert scores.bootstrap_draws(3).shape == (summary["resamples"], 3) == (10_000, 3)
+    assert summary["resamples"] == 10_000
     again = summarize_scores(rows)
     assert again["composite_interval_95"] == interval  # the seed is fixed
 
@@ -190,6 +190,24 @@ def test_bootstrap_interval_is_near_the_normal_one():
     low, high = summarize_scores([row_with(value) for value in values])["composite_interval_95"]
     half = 1.96 * values.std() / math.sqrt(200)
     assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+
+
+@pytest.mark.parametrize("at_once", [1, 500, 2_003, 10**6])
+def test_resamples_are_the_same_however_many_are_drawn_at_once(monkeypatch, at_once):
+    columns = np.random.default_rng(0).uniform(size=(3, 37))
+    drawn = np.random.default_rng(0).integers(37, size=(10_000, 37))  # all at once, as the seed defines them
+    expected = [np.percentile(column[drawn].mean(axis=1), [2.5, 97.5]) for column in columns]
+    monkeypatch.setattr(scores, "DRAWN_AT_ONCE", at_once)
+    np.testing.assert_array_equal(scores.bootstrap_intervals(list(columns)), expected)
+
+
+def test_intervals_of_many_cases_take_little_memory():
+    values = np.random.default_rng(0).uniform(size=3_000)
+    tracemalloc.start()
+    scores.bootstrap_intervals([values, values])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 * 2**20  # the draws of all resamples alone are 229 MiB
 
 
 def test_two_cases_have_a_standard_deviation():
