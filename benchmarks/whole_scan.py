@@ -26,7 +26,8 @@ from typing import Any
 
 from predict_process import measure, metadata_of
 
-from kitsseg.records.precision import PrecisionCheck, keep_check
+from kitsseg.inference.ensemble import ensemble_of
+from kitsseg.records.precision import PrecisionCheck, keep_check, kept_check
 from kitsseg.records.run import read_run
 
 RECIPES = ("unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d")
@@ -106,13 +107,15 @@ def compared(run: Path, copy: Path, options: tuple[str, ...]) -> Path:
     engine = "openvino" if "openvino" in options else "tensorflow"
     check = PrecisionCheck(
         precision="bfloat16",
-        weights_sha256=read_run(copy).model_sha256,
+        weights_sha256=ensemble_of((copy,)).sha256[0],
         engine=f"{engine} in bfloat16",
         slices=8,
         tk_dice=1.0,
         tu_dice=None,
     )
     keep_check(copy, check)
+    if kept_check(copy, check.precision, check.weights_sha256, check.engine) is None:
+        raise SystemExit(f"{copy}: the comparison is not kept there, so that its time would be measured too")
     return copy
 
 
