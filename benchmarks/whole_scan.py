@@ -71,16 +71,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         scan = a.scan or rendered(folder / "data", a.slices)
-        jobs = {}
-        for name in a.networks:
-            trained = Path(name).is_dir()
-            run = Path(name).resolve() if trained else folder / name
-            if not trained:
-                subprocess.run([sys.executable, __file__, "--make", name, run], check=True)
-            ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
-            for way in (way for way in ways if way in a.ways):
-                copy = folder / f"{run.name}, {way}"
-                jobs[name, way] = (compared(run, copy, ways[way]), ways[way])
+        jobs = {
+            (name, way): job
+            for name in a.networks
+            for way, job in jobs_of(finished_run(name, folder), folder, a.ways).items()
+        }
         spent = {job: [] for job in jobs}
         for number in range(a.rounds):
             for index, ((name, way), (run, options)) in enumerate(jobs.items()):
@@ -88,6 +83,24 @@ def main() -> None:
                 spent[name, way].append(measure(run, scan, out, options))
                 print(f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU", file=sys.stderr, flush=True)
     print_table(spent)
+
+
+def finished_run(name: str, folder: Path) -> Path:
+    """The run of that name, or a new one of that recipe in ``folder``."""
+    if Path(name).is_dir():
+        return Path(name).resolve()
+    subprocess.run([sys.executable, __file__, "--make", name, folder / name], check=True)
+    return folder / name
+
+
+def jobs_of(run: Path, folder: Path, wanted: list[str]) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Way -> (the run or a copy of it, the options of predict), of the ways that this run can be computed in."""
+    ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
+    return {
+        way: (compared(run, folder / f"{run.name}, {way}", options), options)
+        for way, options in ways.items()
+        if way in wanted
+    }
 
 
 def rendered(data: Path, slices: int) -> Path:
