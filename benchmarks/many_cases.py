@@ -28,7 +28,7 @@ from process_memory import status_mib
 
 from kitsseg import preprocess_cases, recipes
 from kitsseg.data import write_image
-from kitsseg.data.cache.cases import read_case, write_case
+from kitsseg.data.cache.case_file import read_case, write_case
 from kitsseg.recipe import Augmentation, PreprocessSpec, SliceSampler
 
 SPEC = PreprocessSpec(hu_window=(-79.0, 304.0), hu_mean=101.0, hu_std=76.9)

@@ -371,7 +371,8 @@ def _statistics(arguments: argparse.Namespace) -> None:
 
 def statistics(recipe: Recipe, cache: Path, split: str | None) -> None:
     from kitsseg.commands.training import choose_split
-    from kitsseg.data.cache.cases import open_cache, training_counts
+    from kitsseg.data.cache.cases import open_cache
+    from kitsseg.data.cache.parts import training_counts
     from kitsseg.runtime.console import console
 
     chosen = choose_split(cache, recipe, split)

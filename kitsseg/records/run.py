@@ -180,7 +180,7 @@ class RunRecord:
         settings: all values of the recipe, as JSON has them.
         status: "training" or "finished".
         phantom: whether any training or validation case was synthesized.
-        patients: ``kitsseg.data.cache.cases.patients_digest`` of the training and validation patients.
+        patients: ``kitsseg.data.cache.parts.patients_digest`` of the training and validation patients.
         seconds: duration of the training.
         precision, accumulate, ema, devices: of TrainOptions.
         shrink: only in a shrunk run.

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from kitsseg.data.cache.cases import CachedCase, open_cache, patients_digest
+from kitsseg.data.cache.cases import CachedCase, open_cache
+from kitsseg.data.cache.parts import patients_digest
 from kitsseg.data.sampling.ahead import batches_ahead
 from kitsseg.data.sampling.slices import batch_dataset
 from kitsseg.data.splits import CaseSplit

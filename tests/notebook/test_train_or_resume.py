@@ -8,7 +8,8 @@ import pytest
 from support.cases import make_case, read_json
 
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache, patients_digest
+from kitsseg.data.cache.cases import open_cache
+from kitsseg.data.cache.parts import patients_digest
 from kitsseg.data.splits import CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.notebook import train_or_resume

@@ -18,14 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from kitsseg.data.cache.cases import (
-    CACHE_VERSION,
-    cache_folder,
-    check_specification,
-    open_case,
-    read_case,
-    write_specification,
-)
+from kitsseg.data.cache.case_file import CACHE_VERSION, check_specification, read_case, write_specification
+from kitsseg.data.cache.cases import cache_folder, open_case
 from kitsseg.data.cache.plan import free_bytes
 from kitsseg.data.cache.sources import unchanged
 from kitsseg.errors import InputError

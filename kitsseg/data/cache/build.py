@@ -14,8 +14,9 @@ from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kitsseg.data.cache.case_file import check_specification, read_case, write_specification
 from kitsseg.data.cache.case_sources import sources_unchanged
-from kitsseg.data.cache.cases import cache_folder, check_specification, read_case, write_specification
+from kitsseg.data.cache.cases import cache_folder
 from kitsseg.data.cache.compressed import require_blosc2
 from kitsseg.data.cache.one_case import preprocess_case
 from kitsseg.data.cache.plan import CachePlan, planned_bytes

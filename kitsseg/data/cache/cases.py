@@ -9,16 +9,13 @@
 
 A compressed cache has image.blosc2 and labels.blosc2 instead of the two ``.npy``. HU stay as they are: clipping and
 scaling cost microseconds a crop. A case folder appears whole or not at all. A case that is damaged, or that another
-specification or another version of this module made, is refused; it is never made anew without a word. Checksums
+specification or another version of ``case_file`` made, is refused; it is never made anew without a word. Checksums
 cover ``case.json``, the labels and all compressed arrays. ``image.npy`` is read in place and has no checksum.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,80 +24,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.cache.case_sources import CaseSources
+from kitsseg.data.cache.case_file import check_specification, read_case
 from kitsseg.data.cache.compressed import Chunks, CompressedArray
 from kitsseg.data.cache.hu_statistics import HuCounts
-from kitsseg.data.cache.mapped import NO_DAMAGE, MappedFile, check_open_files
+from kitsseg.data.cache.mapped import NO_DAMAGE, MappedFile
 from kitsseg.data.geometry.geometry import Geometry
-from kitsseg.data.splits import PARTS, CaseSplit
 from kitsseg.errors import InputError
 from kitsseg.files.arrays import mapped_array
 from kitsseg.files.checksums import crc32_of_planes
-from kitsseg.files.json_records import as_builtins, converted, read_object, read_record, write_record
 from kitsseg.recipe import PreprocessSpec
 
-__all__ = [
-    "CACHE_VERSION",
-    "CachedCase",
-    "CaseFile",
-    "StoredCounts",
-    "cache_folder",
-    "cases_of_part",
-    "check_specification",
-    "open_cache",
-    "open_case",
-    "patients_digest",
-    "read_case",
-    "training_counts",
-    "write_case",
-    "write_specification",
-]
-
-CACHE_VERSION = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSpecification:
-    """Content of ``spec.json``: what all cases of a cache were made with."""
-
-    spec: PreprocessSpec
-    version: int = CACHE_VERSION
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredCounts:
-    """``HuCounts`` as a file holds them."""
-
-    first: int
-    counts: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseFile:
-    """Content of ``case.json``, beside a checksum of it; fields as in CachedCase.
-
-    Attributes:
-        label_values: the classes that the labels 0, 1, 2, ... of its file became (``read_labels``).
-        doubts: a sentence about each thing that is doubtful about the scan.
-        label_doubts: a sentence about each thing that is doubtful about its label map.
-    """
-
-    sources: CaseSources
-    label_values: tuple[int | None, ...]
-    geometry: Geometry
-    label_start: tuple[int, ...]
-    label_shape: tuple[int, ...]
-    labels_crc32: list[int]
-    chunks: tuple[Chunks, Chunks] | None
-    kidney_area: list[int]
-    tumor_area: list[int]
-    hu_counts: StoredCounts
-    phantom: bool
-    channels: int
-    doubts: tuple[str, ...] = ()
-    label_doubts: tuple[str, ...] = ()
-    slices: tuple[str, ...] = ()
-    version: int = CACHE_VERSION
+__all__ = ["CachedCase", "cache_folder", "open_cache", "open_case"]
 
 
 @dataclass(frozen=True)
@@ -218,64 +152,6 @@ def open_cache(cache: str | os.PathLike[str], spec: PreprocessSpec) -> dict[str,
     return cases
 
 
-def write_specification(folder: Path, spec: PreprocessSpec) -> None:
-    """Write ``spec.json``, unless it is there."""
-    if not (folder / "spec.json").exists():
-        write_record(folder / "spec.json", CacheSpecification(spec=spec))
-
-
-def check_specification(folder: Path, spec: PreprocessSpec) -> None:
-    """Refuse a cache folder that another specification made, or another version of this package.
-
-    Raises: InputError.
-    """
-    path, advice = folder / "spec.json", "Remove the folder and run kitsseg preprocess again."
-    try:
-        version = read_object(path).get("version")
-    except (OSError, ValueError) as error:
-        check_open_files(error)
-        raise InputError(f"{path}: damaged ({error}). {advice}") from error
-    if version != CACHE_VERSION and isinstance(version, int):
-        raise InputError(
-            f"{folder}: expected a cache of version {CACHE_VERSION}, found version {version}, which another kitsseg "
-            f"made. {advice}"
-        )
-    made_by = read_record(path, CacheSpecification, "the specification of a cache", advice).spec
-    if made_by != spec:
-        raise InputError(
-            f"{folder}: expected a cache of version {CACHE_VERSION} made by {spec}, found {made_by}. "
-            "Use the recipe that made it, or run kitsseg preprocess with yours."
-        )
-
-
-def write_case(folder: Path, case: CaseFile) -> None:
-    """Write ``case.json``, with the digest of its own contents."""
-    record = as_builtins(case)
-    (folder / "case.json").write_text(json.dumps(record | {"sha256": _digest(record)}), encoding="utf-8")
-
-
-def read_case(folder: Path) -> CaseFile:
-    """What ``write_case`` wrote.
-
-    Raises: InputError if a character of it has changed.
-    """
-    path = folder / "case.json"
-    try:
-        record = read_object(path)
-        if record.pop("sha256") != _digest(record):
-            raise ValueError("its checksum is wrong")
-        return converted(record, CaseFile)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        check_open_files(error)
-        raise InputError(
-            f"{path}: damaged ({error!r}). Remove the folder and run kitsseg preprocess again."
-        ) from error
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
 def open_case(folder: Path) -> CachedCase:
     """One case of a cache. Raises: InputError if its record is damaged."""
     case = read_case(folder)
@@ -318,89 +194,3 @@ def _load(
 
 def _damaged(path: Path, reason: object) -> InputError:
     return InputError(f"{path}: missing or damaged ({reason}). Remove its folder and preprocess again.")
-
-
-def cases_of_part(cases: Mapping[str, CachedCase], split: CaseSplit, part: str) -> list[CachedCase]:
-    """The CachedCase of each case in a part of a split, after the checks that every sampler needs.
-
-    Args:
-        cases: dict from name to CachedCase (``open_cache``).
-        split: CaseSplit.
-        part: "train", "validation" or "test".
-
-    Raises: TypeError if ``split`` is not a CaseSplit; ValueError for an unknown part; InputError if the part is empty,
-        if one of its cases is not in ``cases``, or if a patient is in two parts, even under another name.
-    """
-    if not isinstance(split, CaseSplit):
-        raise TypeError(
-            f"a slice dataset is built from a CaseSplit, found {type(split).__name__}. See make_split."
-        )
-    if part not in PARTS:
-        raise ValueError(f"the part of a split is one of {', '.join(PARTS)}; found {part!r}.")
-    # checked again: a list given to CaseSplit can have grown since, and a subclass need not check at all
-    CaseSplit(split.name, tuple(split.train), tuple(split.validation), tuple(split.test))
-    _check_patients(cases, split)
-    names = getattr(split, part)
-    missing = [name for name in names if name not in cases]
-    if missing:
-        raise InputError(
-            f"split {split.name}: {len(missing)} of its {len(names)} {part} cases are not in the cache, for example "
-            f"{missing[0]}. Preprocess them, or use split.among(cases)."
-        )
-    if not names:
-        raise InputError(f"split {split.name}: its {part} part is empty.")
-    return [cases[name] for name in names]
-
-
-def patients_digest(cases: Mapping[str, CachedCase], names: Iterable[str]) -> str:
-    """Twelve hexadecimal digits that identify the patients behind these names, whatever the preprocessing.
-
-    Two data sets may use the same names for their cases, as phantoms and KiTS19 do. No two patients have the same
-    number of voxels of each HU in kidney and tumor, so these numbers tell patients apart.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        case = cases[name]
-        hu = case.hu_counts or HuCounts(0, np.zeros(0, np.int64))
-        first = hu.first if len(hu.counts) else 0
-        digest.update(f"{name} {case.geometry.scan_shape} {first} {hu.counts.tolist()}".encode())
-    return digest.hexdigest()[:12]
-
-
-def _check_patients(cases: Mapping[str, CachedCase], split: CaseSplit) -> None:
-    """Raise InputError if two names of a split are one patient: an alias in ``cases``, a link or a copy of a case."""
-    owners: dict[tuple[object, ...], str] = {}
-    for name in (name for part in PARTS for name in getattr(split, part) if name in cases):
-        case = cases[name]
-        keys: list[tuple[object, ...]] = [("folder", os.path.realpath(case.folder)), ("name", case.name)]
-        if case.hu_counts is not None and len(case.hu_counts.counts):
-            # no two patients have as many voxels of each HU in the same slices
-            counts = case.hu_counts.first, case.hu_counts.counts.tobytes()
-            keys.append((counts, case.kidney_area.tobytes(), case.tumor_area.tobytes()))
-        for key in keys:
-            if (other := owners.setdefault(key, name)) != name:
-                raise InputError(
-                    f"split {split.name}: {other} and {name} are the same patient ({case.folder}). Leave one of them "
-                    "out; otherwise the scores may be those of patients the network has seen."
-                )
-
-
-def training_counts(cases: Mapping[str, CachedCase], split: CaseSplit) -> HuCounts:
-    """HuCounts of all foreground voxels of the training cases; validation and test cases are not counted.
-
-    Args:
-        cases: dict from name to CachedCase (``open_cache``).
-        split: CaseSplit.
-
-    Raises: TypeError if ``split`` is not a CaseSplit; InputError if a case is missing or no case has foreground.
-    """
-    total = HuCounts(0, np.zeros(0, np.int64))
-    for case in cases_of_part(cases, split, "train"):
-        if case.hu_counts is not None:
-            total += case.hu_counts
-    if not total.voxels:
-        raise InputError(
-            f"split {split.name}: expected kidney or tumor in its {len(split.train)} training cases, found none. "
-            "Look at their segmentations."
-        )
-    return total

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kitsseg.data.cache.case_file import CaseFile, StoredCounts, write_case
 from kitsseg.data.cache.case_sources import sources_of
-from kitsseg.data.cache.cases import CaseFile, StoredCounts, write_case
 from kitsseg.data.cache.compressed import write_compressed
 from kitsseg.data.cache.hu_statistics import count_hu
 from kitsseg.data.formats.doubts import doubts_about, doubts_about_slices

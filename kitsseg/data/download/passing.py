@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitsseg.data.cache.build import fill_cache, plan_of_cases
-from kitsseg.data.cache.cases import cache_folder, check_specification, read_case
+from kitsseg.data.cache.case_file import check_specification, read_case
+from kitsseg.data.cache.cases import cache_folder
 from kitsseg.data.cache.plan import CachePlan, cached_bytes
 from kitsseg.data.cache.sources import unchanged
 from kitsseg.data.download.catalog import LABELS_URL, wanted_files

@@ -12,11 +12,8 @@ Nothing is left out silently: ``Found`` names everything that was left out, ever
 scans whose label maps would have one name, with the reason. A damaged scan is noticed when it is read.
 """
 
-import hashlib
 import json
 import os
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -31,15 +28,14 @@ from kitsseg.data.layouts.names import (
     JOURNALS,
     PREDICTIONS,
     check_name,
-    folder_name,
     is_label_folder,
     is_named_as_labels,
     is_nifti,
-    prediction_name,
     scan_name,
     stem_of,
 )
 from kitsseg.data.layouts.nnunet import nnunet_cases, nnunet_root
+from kitsseg.data.layouts.scan_names import clean_name, named_files, named_series
 from kitsseg.data.layouts.scans import Found, Scan
 from kitsseg.data.layouts.slices import has_slices
 from kitsseg.errors import InputError, some_of
@@ -60,7 +56,6 @@ _OTHER_ARCHIVES = (
     ".7z",
     ".rar",
 )
-_LONGEST_NAME = 60
 _FOREIGN = 3  # files that are named, of those with one ending that are neither NIfTI nor DICOM
 _NO_CT = "no CT"
 _MANY = 3  # single images in a folder: rather a series whose slices lost what they share than so many series
@@ -150,7 +145,7 @@ def _into_archive(archive: Path, layout: Layout, unpacked: Callable[[], Path] | 
     """Unpack an archive, and add what it holds."""
     if unpacked is None:
         raise InputError(f"{archive}: expected scans, found an archive. Unpack it first.")
-    target = unpacked() / (_clean(archive.stem))
+    target = unpacked() / clean_name(archive.stem)
     target.mkdir()
     try:
         unpack(archive, target)
@@ -164,7 +159,7 @@ def _into_archive(archive: Path, layout: Layout, unpacked: Callable[[], Path] | 
         found.wrong.append((str(archive), "holds no scans: neither NIfTI files nor DICOM series of CT"))
     for name in list(inside.scans):
         if found.is_of_another(name, inside.scans[name]):  # the name of the archive tells them apart
-            found.add(_clean(f"{archive.stem}_{name}"), inside.scans.pop(name))
+            found.add(clean_name(f"{archive.stem}_{name}"), inside.scans.pop(name))
     found.add_all(inside)
 
 
@@ -191,7 +186,7 @@ class _Search:
 
     def found(self) -> Found:
         self._look(self.folder, frozenset())
-        for name, path in _named_files(self.nifti, self.folder):
+        for name, path in named_files(self.nifti, self.folder):
             self._add(name, Scan(path))
         self._add_series()
         for path in self.archives:
@@ -359,31 +354,8 @@ class _Search:
                 self.result.left_out.append((what, f"{_NO_CT} volume but one image"))
             else:
                 taken.append(item)
-        for name, item in self._named_series(taken):
+        for name, item in named_series(taken, self.folder, self.archive is not None, self.result.knows):
             self._add(name, Scan(item.folder, "DICOM series", None if item.alone else item.uid))
-
-    def _named_series(self, series: list[DicomSeries]) -> Iterator[tuple[str, DicomSeries]]:
-        """Add DICOM series. Folders of one series each, at most one level deep, give the names; else the headers do."""
-        if self.archive is None and all(
-            item.alone and self.folder in (item.folder, item.folder.parent) for item in series
-        ):
-            yield from ((folder_name(item.folder), item) for item in series)
-            return
-        names = [self._name_of(item) for item in series]
-        counts = Counter(name.casefold() for name in names)
-        for name, item in zip(names, series, strict=True):
-            if counts[name.casefold()] > 1 or self.result.knows(name):
-                told = hashlib.sha256((item.uid or str(item.folder.relative_to(self.folder))).encode())
-                name = f"{name}_{told.hexdigest()[:8]}"
-            yield name, item
-
-    def _name_of(self, item: DicomSeries) -> str:
-        below = item.folder.relative_to(self.folder).parts
-        top = below[0] if below else folder_name(self.folder)
-        series = "_".join(part for part in (item.number, item.description) if part) or (
-            below[-1] if below else ""
-        )
-        return _clean(f"{item.patient or top}_{series}")
 
 
 def _scan_has_another_name(case: Case) -> bool:
@@ -419,23 +391,3 @@ def _label_maps_in(value: Any) -> Iterator[str]:
 
 def _is_one_image(item: DicomSeries) -> bool:
     return item.why_not is None and item.uid is not None and item.files < 2
-
-
-def _named_files(files: list[Path], folder: Path) -> list[tuple[str, Path]]:
-    """Add NIfTI files under their names, or, if several have the same name, under their paths in the folder."""
-    written = [prediction_name(scan_name(path)).casefold() for path in files]
-    counts = Counter(written)
-    named = []
-    for path, target in zip(files, written, strict=True):
-        name = scan_name(path)
-        if counts[target] > 1:
-            *folders, _ = path.relative_to(folder).parts
-            name = "_".join([*folders, stem_of(path.name)])
-        named.append((name, path))
-    return named
-
-
-def _clean(text: str) -> str:
-    """A name that every file system takes, of letters, digits, - and _."""
-    plain = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFKC", text))
-    return re.sub(r"_{2,}", "_", plain).strip("_-")[:_LONGEST_NAME].strip("_-") or "scan"

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kitsseg.data.cache.cases import CachedCase, cases_of_part
+from kitsseg.data.cache.cases import CachedCase
+from kitsseg.data.cache.parts import cases_of_part
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.data.sampling.augment import (
     Crop,

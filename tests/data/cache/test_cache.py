@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.cases import make_case, read_json
 
-from kitsseg.data.cache import cases
+from kitsseg.data.cache import case_file
 from kitsseg.data.cache.build import preprocess_cases
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.sampling.batches import Draws
@@ -217,7 +217,7 @@ def test_every_flipped_bit_of_the_index_is_noticed(one, spec):
 def test_an_index_that_was_written_wrong_names_the_field(one, spec):
     record = read_json(one / "case.json")
     record["geometry"]["start"], _ = "top", record.pop("sha256")
-    (one / "case.json").write_text(json.dumps(record | {"sha256": cases._digest(record)}))
+    (one / "case.json").write_text(json.dumps(record | {"sha256": case_file._digest(record)}))
     refused(one, spec, r"case.json: damaged .*geometry.start")
 
 

@@ -16,7 +16,8 @@ from support.cases import make_case, spec_of_tests
 from kitsseg.data.cache import cases as cases_module
 from kitsseg.data.cache import mapped
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache, read_case, write_case
+from kitsseg.data.cache.case_file import read_case, write_case
+from kitsseg.data.cache.cases import open_cache
 
 resource = pytest.importorskip("resource")
 

@@ -13,7 +13,8 @@ from support.cases import make_case, read_json
 from kitsseg.data.cache import build as preprocess
 from kitsseg.data.cache import one_case
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import cache_folder, open_cache, read_case
+from kitsseg.data.cache.case_file import read_case
+from kitsseg.data.cache.cases import cache_folder, open_cache
 from kitsseg.data.formats.nifti import PHANTOM, write_image
 from kitsseg.data.geometry.planes import normalize
 from kitsseg.errors import InputError

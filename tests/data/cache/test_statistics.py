@@ -5,8 +5,9 @@ import pytest
 from support.cases import make_case
 
 from kitsseg.data.cache.build import preprocess_cases
-from kitsseg.data.cache.cases import open_cache, training_counts
+from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.hu_statistics import HuCounts, count_hu
+from kitsseg.data.cache.parts import training_counts
 from kitsseg.data.formats.nifti import read_image, read_labels
 from kitsseg.data.splits import CaseSplit, make_split
 from kitsseg.errors import InputError
