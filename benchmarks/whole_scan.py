@@ -28,6 +28,7 @@ from predict_process import measure, metadata_of
 
 from kitsseg.inference.ensemble import ensemble_of
 from kitsseg.records.precision import PrecisionCheck, keep_check, kept_check
+from kitsseg.records.predictions import read_predictions
 from kitsseg.records.run import read_run
 
 RECIPES = ("unet2d", "wp_unet", "squeeze_unet", "enhanced_unet", "deeplab3d")
@@ -81,7 +82,11 @@ def main() -> None:
             for index, ((name, way), (run, options)) in enumerate(jobs.items()):
                 out = folder / f"out-{number}-{index}"
                 spent[name, way].append(measure(run, scan, out, options))
-                print(f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU", file=sys.stderr, flush=True)
+                note = f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU"
+                for case, scan_record in read_predictions(out).cases.items():
+                    if scan_record.coarse and scan_record.coarse.whole:
+                        note += f"; {case} was labelled as a whole ({scan_record.coarse.whole})"
+                print(note, file=sys.stderr, flush=True)
     print_table(spent)
 
 
@@ -150,7 +155,7 @@ def make_run(name: str, run: Path) -> None:
     classes = model.outputs[-1].shape[-1]
     for layer in model.layers:
         if getattr(layer, "bias", None) is not None and layer.bias.shape == (classes,):
-            layer.bias.assign([1000.0] + [0.0] * (classes - 1))
+            layer.bias.assign([1e6] + [0.0] * (classes - 1))  # far above any logit
     model.save(run / "model.keras")
     done = replace(read_run(run), status="finished", model_sha256=sha256_of(run / "model.keras"))
     update_run(run, done)
