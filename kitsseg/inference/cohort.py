@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from kitsseg.inference.products import (
     write_statistics,
 )
 from kitsseg.inference.region import labels_at_border
+from kitsseg.inference.same_labels import SLICES, View
 from kitsseg.inference.scan import (
     ensemble_labels,
     prepare_scan,
@@ -59,7 +60,6 @@ from kitsseg.runtime.cluster import on_cluster
 from kitsseg.runtime.memory import give_back_memory, too_little_memory
 
 if TYPE_CHECKING:
-    from kitsseg.data.formats.grid import Volume
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.inference.scan import Member
     from kitsseg.recipe import ReassignSmall, RemoveFar
@@ -435,6 +435,7 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
         ensemble = _with_engines(work)
         *_, engine = _opened(ensemble)
         work.record.made_by(engine)
+        sample = _sample(work)
         for index, (name, scan) in enumerate(_begun(work.todo, work.record, work.failed)):
 
             def within(done: int, total: int, index: int = index, name: str = name) -> None:
@@ -442,7 +443,7 @@ def _one_by_one(work: _Work, progress: Progress | None) -> Iterator[Result]:
                     progress(f"predict {name}", index + done / total, len(work.todo))
 
             item = work.slices.get(name)
-            yield name, *predict_scan(ensemble, name, scan, work.record.out, within, item)
+            yield name, *predict_scan(ensemble, name, scan, work.record.out, within, item, sample)
     finally:
         _opened.cache_clear()
 
@@ -453,20 +454,51 @@ def _with_engines(work: _Work) -> Ensemble:
     if ensemble.engine != AUTO:
         return ensemble
     for name, scan in work.todo.items():
-        item = work.slices.get(name)
-        try:
-            volume = read_image(scan.path, scan.series) if item is None else read_slices([item])
-        except Exception:  # when its turn comes, this scan fails for the same reason, and says so
-            continue
-        measure(ensemble if item is None else _of_slices(ensemble), volume.array, volume.grid.spacing_mm)
+        if name in work.slices:
+            views = _views(_sample(work))
+        else:
+            try:
+                volume = read_image(scan.path, scan.series)
+            except Exception:  # when its turn comes, this scan fails for the same reason, and says so
+                continue
+            views = [View(volume.array, volume.grid.spacing_mm)]
+        if not views:
+            break
+        measure(_of_slices(ensemble) if name in work.slices else ensemble, views)
         return as_known(ensemble)
     return replace(ensemble, engine=None)
 
 
+def _sample(work: _Work) -> tuple[SliceImage, ...]:
+    """A few of the single slices, evenly spread; one alone may hold too few voxels to compare two ways of labelling."""
+    items = [work.slices[name] for name in work.todo if name in work.slices]
+    count = min(SLICES, len(items))
+    return tuple(items[int((number + 0.5) * len(items) / count)] for number in range(count))
+
+
+def _views(items: Iterable[SliceImage]) -> list[View]:
+    """The slices that can be read; when its turn comes, one that cannot fails, and says why."""
+    found = []
+    for item in items:
+        with suppress(Exception):
+            volume = read_slices([item])
+            found.append(View(volume.array, volume.grid.spacing_mm))
+    return found
+
+
 def _by_cluster(address: str, work: _Work, progress: Progress | None) -> Iterator[Result]:
     out = as_given(work.record.out)
+    sample = _sample(work)
     jobs = [
-        (work.ensemble, name, replace(scan, path=as_given(scan.path)), out, None, work.slices.get(name))
+        (
+            work.ensemble,
+            name,
+            replace(scan, path=as_given(scan.path)),
+            out,
+            None,
+            work.slices.get(name),
+            sample,
+        )
         for name, scan in _begun(work.todo, work.record, work.failed)
     ]
     if progress:
@@ -485,6 +517,7 @@ def predict_scan(
     out: Path,
     progress: Callable[[int, int], object] | None = None,
     item: SliceImage | None = None,
+    sample: Sequence[SliceImage] = (),
 ) -> tuple[PredictedScan | FailedScan, str]:
     """Segment one scan and write its label map; the networks stay loaded for the next.
 
@@ -495,6 +528,7 @@ def predict_scan(
         out: folder for the label map.
         progress: called as progress(done, total) in slices.
         item: the SliceImage, if the scan is a single slice.
+        sample: slices on which a lower precision is compared with float32, if the scan is a single slice; none: itself.
 
     Returns: (PredictedScan, engine), or (FailedScan, engine) if the scan cannot be read or segmented.
     Raises: InputError if a network cannot be loaded, which concerns all scans. OSError if writing fails.
@@ -516,7 +550,15 @@ def predict_scan(
         if item is None and any(member.inference.coarse for member in members):
             region = find_region(volume.array, grid.spacing_mm)
         seen_so = ensemble if item is None else _of_slices(ensemble)
-        checked = _checked_precision(seen_so, engine, volume, region)
+        checked = None
+        if ensemble.precision != "float32" and seen_so not in _agreeing:
+            seen = [View(volume.array, grid.spacing_mm, region)]
+            if (
+                sample and seen_so not in _sampled
+            ):  # once: if nothing is found there, each slice is looked at by itself
+                _sampled.add(seen_so)
+                seen = _views(sample)
+            checked = _checked_precision(seen_so, engine, seen)
         prepared = prepare_scan(volume.array, grid.spacing_mm, members, region)
         del volume  # its memory too, unless what was prepared needs it
         give_back_memory()
@@ -580,18 +622,17 @@ class _OfAllScans(InputError):
 
 
 _agreeing: set[Ensemble] = set()  # whose precision was checked in this process
+_sampled: set[Ensemble] = set()  # whose precision was looked at on slices of the whole call
 
 
 def _checked_precision(
-    ensemble: Ensemble, engine: str, scan: Volume, region: CoarsePass | None
+    ensemble: Ensemble, engine: str, views: Sequence[View]
 ) -> tuple[PrecisionCheck, ...] | None:
-    """Checks of the networks' lower precision that this scan was needed for; None if there were none."""
-    if ensemble.precision == "float32" or ensemble in _agreeing:
-        return None
+    """Checks of the networks' lower precision that these views were needed for; None if there were none."""
     made, open_questions = [], False
     for alone in ensemble.single_networks():
         try:
-            check, now = agreement(alone, engine, scan.array, scan.grid.spacing_mm, region)
+            check, now = agreement(alone, engine, views)
         except InputError as error:
             raise _OfAllScans(str(error)) from error
         open_questions |= check is None

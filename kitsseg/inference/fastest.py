@@ -12,13 +12,10 @@ from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 
-import numpy as np
-import numpy.typing as npt
-
 from kitsseg.errors import InputError
 from kitsseg.inference.engines import ENGINE_PACKAGES, OF_ONNX
 from kitsseg.inference.ensemble import Ensemble, open_ensemble
-from kitsseg.inference.same_labels import compared, geometry_of, labels_of, parts_of
+from kitsseg.inference.same_labels import View, compared, geometry_of, labels_of, parts_of
 from kitsseg.records.engine_choice import EngineChoice, keep_choice, kept_choice, this_machine
 from kitsseg.records.exported import Exported
 from kitsseg.records.networks import FinishedRun, TrainedNetwork, has_quick_start, quick_start_of
@@ -66,21 +63,21 @@ def as_known(ensemble: Ensemble) -> Ensemble:
     return _as_chosen(ensemble, _choices)
 
 
-def measure(ensemble: Ensemble, image: npt.NDArray[np.int16], spacing_mm: Sequence[float]) -> None:
+def measure(ensemble: Ensemble, views: Sequence[View]) -> None:
     """Find out the fastest engine for each network where ``as_known`` does not know it, and keep it for ``as_known``.
 
     In a scan where no engine finds anything, nothing can be compared. The default is chosen then, for this process.
 
     Args:
         ensemble: whose engine is ``AUTO``.
-        image, spacing_mm: of a scan.
+        views: a scan, or a few single slices, of which the first one is timed.
 
     Raises: InputError if the default engine cannot compute a network.
     """
     for alone in ensemble.single_networks():
         [run], [sha256] = alone.runs, alone.sha256
         if (run, sha256) not in _choices:
-            choice, told = _measured(alone, image, spacing_mm)
+            choice, told = _measured(alone, views)
             _choices[run, sha256] = choice
             if told:
                 keep_choice(run, choice)
@@ -129,9 +126,7 @@ def _versions(network: TrainedNetwork) -> dict[str, str]:
     return {package: metadata.version(package) for package in packages}
 
 
-def _measured(
-    alone: Ensemble, image: npt.NDArray[np.int16], spacing_mm: Sequence[float]
-) -> tuple[EngineChoice, bool]:
+def _measured(alone: Ensemble, views: Sequence[View]) -> tuple[EngineChoice, bool]:
     """(the choice, whether labels were compared: in a scan without kidneys nothing is, and the default is chosen)."""
     [network], [sha256] = alone.networks, alone.sha256
     milliseconds: dict[str, float] = {}
@@ -147,8 +142,8 @@ def _measured(
                 raise
             refused[str(engine)] = str(error)
             continue
-        geometry = geometry_of(image, spacing_mm, member)
-        parts = list(parts_of(geometry, member))
+        image = views[0].image
+        parts = list(parts_of(geometry_of(views[0], member), member))
         part = parts[len(parts) // 2]
         labels_of(image, part, member)  # the first call plans and compiles
         times = []
@@ -160,7 +155,7 @@ def _measured(
         if first is None:
             first = member
             continue
-        _, tk, tu = compared(image, geometry, first, member)
+        _, tk, tu = compared(views, first, member)
         if tk is None:
             told = False
             refused[name] = "neither engine finds anything on the slices that are compared"

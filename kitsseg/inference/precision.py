@@ -9,52 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
 from kitsseg.errors import InputError
 from kitsseg.inference.ensemble import Ensemble, open_ensemble
-from kitsseg.inference.same_labels import compared, geometry_of
+from kitsseg.inference.same_labels import View, compared
 from kitsseg.records.precision import PrecisionCheck, keep_check, kept_check
-from kitsseg.records.predictions import CoarsePass
 
 __all__ = ["agreement", "check_precision"]
 
 LEAST = 0.995  # Dice between both
 
 
-def agreement(
-    alone: Ensemble,
-    engine: str,
-    image: npt.NDArray[np.int16],
-    spacing_mm: Sequence[float],
-    region: CoarsePass | None = None,
-) -> tuple[PrecisionCheck | None, bool]:
+def agreement(alone: Ensemble, engine: str, views: Sequence[View]) -> tuple[PrecisionCheck | None, bool]:
     """How far the labels of a run in a lower precision agree with those in float32.
 
     Args:
         alone: one network, of ``Ensemble.single_networks``. engine: what computes it in that precision.
-        image, spacing_mm: of a scan, looked at where the run folder holds no check. region: as in ``prepare_scan``.
+        views: of a scan or of a few single slices, looked at where the run folder holds no check.
 
-    Returns: (PrecisionCheck, whether it was made now, of this scan); (None, True) where neither finds anything there.
+    Returns: (PrecisionCheck, whether it was made now, of these views); (None, True) where neither finds anything there.
     Raises: InputError if a Dice is below ``LEAST``.
     """
     [run], [sha256] = alone.runs, alone.sha256
     if kept := kept_check(run, alone.precision, sha256, engine):
         return kept, False
-    found = check_precision(alone, engine, image, spacing_mm, region)
+    found = check_precision(alone, engine, views)
     if found is not None:
         keep_check(run, found)
     return found, True
 
 
-def check_precision(
-    alone: Ensemble,
-    engine: str,
-    image: npt.NDArray[np.int16],
-    spacing_mm: Sequence[float],
-    region: CoarsePass | None = None,
-) -> PrecisionCheck | None:
+def check_precision(alone: Ensemble, engine: str, views: Sequence[View]) -> PrecisionCheck | None:
     """Compare the labels of a few slices, or of one tile of a 3D network, with those of float32.
 
     Args: as ``agreement``.
@@ -63,8 +47,7 @@ def check_precision(
     Raises: InputError if a Dice is below ``LEAST``.
     """
     ([here], *_), ([there], *_) = open_ensemble(alone), open_ensemble(replace(alone, precision="float32"))
-    geometry = geometry_of(image, spacing_mm, here, region)
-    slices, tk, tu = compared(image, geometry, here, there)
+    slices, tk, tu = compared(views, here, there)
     if tk is None:
         return None
     found = PrecisionCheck(

@@ -6,7 +6,7 @@ A few slices, or one tile of a 3D network, are computed in both ways.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,48 +18,51 @@ from kitsseg.inference.region import inside_region
 from kitsseg.inference.scan import Member, probabilities_of
 from kitsseg.records.predictions import CoarsePass
 
-__all__ = ["compared", "geometry_of", "labels_of", "parts_of"]
+__all__ = ["SLICES", "View", "compared", "geometry_of", "labels_of", "parts_of"]
 
 SLICES = 8
 
 
-def geometry_of(
-    image: npt.NDArray[np.int16],
-    spacing_mm: Sequence[float],
-    member: Member,
-    region: CoarsePass | None = None,
-) -> Geometry:
-    """What a network sees of a scan.
+@dataclass(frozen=True)
+class View:
+    """What the labels of two ways are compared on.
 
-    Args:
-        image, spacing_mm: of the scan. region: as in ``prepare_scan``.
-        member: the network and its specifications.
+    Attributes:
+        image: int16 HU (slices, rows, columns), of a scan or of a single slice.
+        spacing_mm: of its voxels.
+        region: as in ``prepare_scan``.
     """
-    geometry = plan_geometry(image, spacing_mm, member.spec)
-    if region is not None and member.inference.coarse:
-        geometry = inside_region(geometry, region, member.spec, member.inference)
+
+    image: npt.NDArray[np.int16]
+    spacing_mm: Sequence[float]
+    region: CoarsePass | None = None
+
+
+def geometry_of(view: View, member: Member) -> Geometry:
+    """What a network sees of a scan; ``member`` is the network and its specifications."""
+    geometry = plan_geometry(view.image, view.spacing_mm, member.spec)
+    if view.region is not None and member.inference.coarse:
+        geometry = inside_region(geometry, view.region, member.spec, member.inference)
     return geometry
 
 
-def compared(
-    image: npt.NDArray[np.int16], geometry: Geometry, here: Member, there: Member
-) -> tuple[int, float | None, float | None]:
-    """Compare the labels of two ways to compute one network, on a few slices or one tile.
+def compared(views: Sequence[View], here: Member, there: Member) -> tuple[int, float | None, float | None]:
+    """Compare the labels of two ways to compute one network, on a few slices or one tile of each view.
 
     Args:
-        image: of a scan.
-        geometry: of ``geometry_of``.
+        views: a scan, or up to ``SLICES`` single slices. The voxels of all of them count together.
         here, there: the same network, computed in two ways.
 
     Returns: (slices, Dice between both of kidney with tumor, of tumor); None for a Dice where neither finds any.
     """
     counts = np.zeros((2, 3), np.int64)  # of kidney with tumor, of tumor: in one, in the other, in both
     slices = 0
-    for part in parts_of(geometry, here):
-        slices += part.shape[0]
-        ours, theirs = (labels_of(image, part, member) for member in (here, there))
-        for row, (a, b) in enumerate(((ours > 0, theirs > 0), (ours == 2, theirs == 2))):
-            counts[row] += a.sum(), b.sum(), (a & b).sum()
+    for view in views:
+        for part in parts_of(geometry_of(view, here), here):
+            slices += part.shape[0]
+            ours, theirs = (labels_of(view.image, part, member) for member in (here, there))
+            for row, (a, b) in enumerate(((ours > 0, theirs > 0), (ours == 2, theirs == 2))):
+                counts[row] += a.sum(), b.sum(), (a & b).sum()
     tk, tu = (2 * both / (a + b) if a + b else None for a, b, both in counts.tolist())
     return slices, tk, tu
 

@@ -17,6 +17,7 @@ from kitsseg.inference.cohort import predict_cohort
 from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.fastest import as_known, choices_of, measure
 from kitsseg.inference.options import PredictOptions
+from kitsseg.inference.same_labels import View
 from kitsseg.inference.scan import Member
 from kitsseg.recipe import InferenceSpec
 from kitsseg.records import engine_choice
@@ -61,7 +62,7 @@ def engines(monkeypatch):
 
 def measured(run, image=IMAGE):
     ensemble = Ensemble((str(run),), (None,), ("ab",), engine="auto")
-    measure(ensemble, image, (3.0, 1.0, 1.0))
+    measure(ensemble, [View(image, (3.0, 1.0, 1.0))])
     return as_known(ensemble).engines
 
 

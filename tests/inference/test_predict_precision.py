@@ -15,6 +15,7 @@ from kitsseg.inference.engines import open_network
 from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.precision import agreement
+from kitsseg.inference.same_labels import View
 from kitsseg.inference.scan import Member
 from kitsseg.models.fold import fold_batch_norm
 from kitsseg.models.loading import read_network
@@ -62,7 +63,8 @@ def compared(monkeypatch, run, ours, theirs, image, region=None):
         precision, "open_ensemble", lambda ensemble: ([members[ensemble.precision]], None, "known")
     )
     alone = Ensemble((str(run),), (None,), ("ab",), precision="bfloat16")
-    return agreement(alone, ENGINE, image, SPACING, region)
+    views = image if isinstance(image, list) else [View(image, SPACING, region)]
+    return agreement(alone, ENGINE, views)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,21 @@ def test_dice_between_both_is_that_of_their_voxels(monkeypatch, tmp_path, infere
     assert found.tu_dice is None
     assert "neither finds tumor" in str(found)
     assert found.slices == slices
+
+
+def test_the_pixels_of_several_single_slices_count_together(monkeypatch, tmp_path):
+    """20 x 20 pixels of one slice and 5 x 4 of a smaller one in both, 6 of the latter in one only."""
+    large = scan((slice(2, 22), slice(4, 24), 200))[:1]
+    small = np.zeros((1, 16, 24), np.int16)
+    small[0, 3:8, 4:8], small[0, 10:12, 10:13] = 200, 120
+    empty = np.zeros((1, 24, 24), np.int16)
+    views = [View(image, SPACING) for image in (small, empty, large)]
+    with pytest.raises(InputError, match=r"0\.8696 of kidney.* on 1 slice;"):  # 40 / 46
+        compared(monkeypatch, tmp_path, above(100), above(150), views[:1])
+    monkeypatch.setattr(precision, "LEAST", 0.99)
+    found, now = compared(monkeypatch, tmp_path, above(100), above(150), views)
+    assert (found.slices, now) == (3, True)
+    assert found.tk_dice == pytest.approx(2 * 420 / (420 + 426))
 
 
 def test_a_tumor_that_differs_is_refused_and_not_kept(monkeypatch, tmp_path):
@@ -128,7 +145,7 @@ def test_a_call_says_how_far_both_agree_and_its_folder_takes_no_float32(trained,
     start_keras()
     seen = []
 
-    def once(alone, engine, image, spacing_mm, region):
+    def once(alone, engine, views):
         seen.append((alone.precision, engine))
         return replace(KEPT, weights_sha256=alone.sha256[0]), True
 

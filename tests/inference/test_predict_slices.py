@@ -17,6 +17,7 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.layouts.find import Layout
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
+from kitsseg.inference import cohort
 from kitsseg.inference.cohort import predict_cases, predict_cohort
 from kitsseg.inference.options import PredictOptions
 from kitsseg.report.report import write_report
@@ -50,8 +51,49 @@ def truth_as_prediction(sliced, tmp_path):
     return tmp_path / "predicted"
 
 
+def hu_of(path):
+    return 2 * np.array(Image.open(path)).astype(np.int16) - 100  # WINDOW
+
+
 def read(path):
     return np.array(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("slices", "compared"), [(1, [0]), (3, [0, 1, 2]), (18, [1, 3, 5, 7, 10, 12, 14, 16])]
+)
+def test_a_lower_precision_is_compared_on_slices_of_the_whole_call(
+    sliced, tmp_path, monkeypatch, slices, compared
+):
+    folder, run = sliced
+    seen = []
+
+    def asked(alone, engine, views):
+        seen.append(views)
+        return None, True  # so that it is asked for every slice
+
+    monkeypatch.setattr(cohort, "agreement", asked)
+    monkeypatch.setattr(cohort, "_sampled", set())
+    images = sorted((folder / "images").iterdir())[:slices]
+    predict_cohort(run, images, tmp_path / "out", options=PredictOptions(precision="bfloat16"))
+    expected = [compared, *([number] for number in range(1, slices))]  # then each slice by itself
+    for views, numbers in zip(seen, expected, strict=True):
+        for view, number in zip(views, numbers, strict=True):
+            np.testing.assert_array_equal(view.image, hu_of(images[number])[None])
+
+
+def test_a_damaged_slice_is_not_compared(sliced, tmp_path, monkeypatch):
+    folder, run = sliced
+    shutil.copytree(folder, tmp_path / "slices")
+    images = sorted((tmp_path / "slices" / "images").iterdir())
+    images[3].write_bytes(images[3].read_bytes()[:60])
+    seen = []
+    monkeypatch.setattr(cohort, "agreement", lambda *asked: (None, bool(seen.append(asked[2]))))
+    monkeypatch.setattr(cohort, "_sampled", set())
+    options = PredictOptions(precision="bfloat16")
+    outcome = predict_cohort(run, [tmp_path / "slices"], tmp_path / "out", options=options)
+    assert len(outcome.failed) == 1
+    assert len(seen[0]) == 7
 
 
 def test_a_label_map_for_each_slice_is_written_once(sliced, tmp_path):
