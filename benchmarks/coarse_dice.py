@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from predict_process import measure
 
-from kitsseg.scoring import evaluate_folders
+from kitsseg.scoring.evaluate import evaluate_folders
 
 WHOLE, REGION = ("--coarse", "off"), ("--coarse", "on")
 SMALL, TENSORFLOW = ("--remove-small", "1000"), ("--engine", "tensorflow")

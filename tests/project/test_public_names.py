@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+from importlib.util import find_spec
 
 import pytest
 from support import ROOT
@@ -51,6 +52,32 @@ def not_public(text, python):
 
 def names_of(module):
     return {*importlib.import_module(module).__all__, *(name.rpartition(".")[2] for name in PUBLIC)}
+
+
+def unknown_imports(path):
+    """What a file imports from a package that imports its names on first use, and which this package does not have.
+
+    mypy cannot see it, because such a package answers to any name.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "") in PUBLIC:
+            package = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if name not in dir(package) and not find_spec(f"{node.module}.{name}"):
+                    yield f"{node.module}.{name}"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "kitsseg", "scripts"])
+def test_what_is_imported_from_a_package_is_there(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    found = {str(path.relative_to(ROOT)): [*unknown_imports(path)] for path in files}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_an_import_that_is_not_there_is_noticed(tmp_path):
+    file = tmp_path / "script.py"
+    file.write_text("def f():\n    from kitsseg.scoring import read_scores, evaluate_folders, dice\n")
+    assert [*unknown_imports(file)] == ["kitsseg.scoring.evaluate_folders"]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
