@@ -88,7 +88,11 @@ def compare(run: Path, scans: Path, out: Path) -> None:
     dice: dict[str, np.ndarray] = {}
     for number, (way, options) in enumerate(ways.items()):
         labels = out / f"labels-{number}"
-        _, cpu, megabytes = measure(copy, scans, labels, options)
+        try:
+            _, cpu, megabytes = measure(copy, scans, labels, options)
+        except SystemExit as refusal:  # of bfloat16
+            print(f"| {run.name} | {way} | {str(refusal).strip().splitlines()[-1]} |" + " |" * 6, flush=True)
+            continue
         rows = evaluate_folders(labels, scans, out / f"scores-{number}.csv").rows
         spent[way], dice[way] = cpu, np.array([[row[metric] for metric in METRICS] for row in rows], float)
         if len(rows) != len(list(scans.iterdir())):

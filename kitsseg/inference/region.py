@@ -16,6 +16,9 @@ from kitsseg.records.predictions import Box, CoarsePass
 
 __all__ = ["Part", "inside_region", "labels_at_border", "parts_inside"]
 
+CONTEXT_MM = (
+    48.0  # beside the region, for networks of whole slices: near the edge of what it sees a network errs
+)
 STEP = 32  # sizes of whole slices are multiples of it: a network is compiled anew for each size
 LESS = 0.9  # parts are computed one by one if that is at most this share of the work of their common box
 TOUCHING_MM2 = 100.0  # of labels in a face of the region; a kidney cut in two has more than ten times as much
@@ -49,8 +52,8 @@ def inside_region(
     """What a network sees of a scan: the part of its own box that lies in the region.
 
     The part grows, where the box has more, to the sizes that the network computes anyway: the tile, whole cores of
-    tiles, a multiple of the stride. A recipe that brings all slices to one size has a network of this size: it sees
-    whole slices, and fewer of them.
+    tiles, a multiple of the stride. Without tiles it also gets ``CONTEXT_MM`` of tissue beside it, in rows and columns.
+    A recipe that brings all slices to one size has a network of this size: it sees whole slices, and fewer of them.
 
     Args:
         geometry: of the network, for the whole scan.
@@ -62,7 +65,7 @@ def inside_region(
     wanted = _on_grid(Box(start=region.start, stop=region.stop), geometry, spec)
     if wanted is None:
         return geometry
-    size = tuple(_computed(b - a, axis, inference) for axis, (a, b) in enumerate(wanted))
+    size = tuple(_computed(b - a, axis, inference, geometry) for axis, (a, b) in enumerate(wanted))
     return _cut(geometry, _grown(wanted, size, geometry))
 
 
@@ -81,7 +84,10 @@ def parts_inside(
     wanted = [box for box in found if box is not None]
     if len(wanted) < 2 or len(wanted) < len(found) or spec.slice_size is not None:
         return one, ()
-    sizes = [tuple(_computed(b - a, axis, inference) for axis, (a, b) in enumerate(box)) for box in wanted]
+    sizes = [
+        tuple(_computed(b - a, axis, inference, geometry) for axis, (a, b) in enumerate(box))
+        for box in wanted
+    ]
     if inference.tile is None:  # one size in the plane: for another the network would be compiled anew
         common = tuple(map(max, zip(*(size[1:] for size in sizes), strict=True)))
         sizes = [(size[0], *common) for size in sizes]
@@ -143,12 +149,14 @@ def _work(shape: Sequence[int], inference: InferenceSpec) -> int:
     return work if len(tile) == 3 else work * shape[0]
 
 
-def _computed(size: int, axis: int, inference: InferenceSpec) -> int:
+def _computed(size: int, axis: int, inference: InferenceSpec, geometry: Geometry) -> int:
     """How many voxels of an axis are computed where ``size`` are wanted."""
     tile, in_plane = inference.tile, axis - 1
     if tile is None:
-        step = int(np.lcm(inference.multiple, STEP)) if axis else 1
-        return -(-size // step) * step
+        if not axis:
+            return size
+        step = int(np.lcm(inference.multiple, STEP))
+        return -(-(size + 2 * math.ceil(CONTEXT_MM / geometry.spacing_mm[axis])) // step) * step
     if len(tile) == 2:
         return max(size, tile[in_plane]) if axis else size
     if inference.margin is not None:

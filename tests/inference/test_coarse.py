@@ -12,6 +12,7 @@ from kitsseg.data.layouts.scans import Scan
 from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.inference import cohort
+from kitsseg.inference import region as region_module
 from kitsseg.inference.coarse import MARGIN_MM, find_region
 from kitsseg.inference.cohort import predict_cohort, predict_scan
 from kitsseg.inference.ensemble import Ensemble
@@ -83,6 +84,12 @@ DOUBTFUL = {
     "nothing": (patient(), "no kidney was found"),
     "specks": (patient((LEFT, (1, 1, 1)), (RIGHT, (1, 1, 1))), "no kidney was found"),
 }
+
+
+@pytest.fixture
+def no_context(monkeypatch):
+    """The patients of these tests are hardly larger than what a network of whole slices sees beside the region."""
+    monkeypatch.setattr(region_module, "CONTEXT_MM", 0.0)
 
 
 @pytest.mark.parametrize("name", PATIENTS)
@@ -194,6 +201,7 @@ def test_where_grown_parts_overlap_the_one_that_was_wanted_there_counts(tile):
     np.testing.assert_array_equal(found, by_hu((image[..., None] - 101) / 76.9).argmax(axis=-1))
 
 
+@pytest.mark.usefixtures("no_context")
 @pytest.mark.parametrize("mode", MODES)
 def test_parts_are_computed_where_that_is_less_work(mode):
     """Counted are the voxels that reach the network."""
@@ -222,10 +230,19 @@ def test_whole_slices_of_all_parts_have_one_size():
     boxes = Box(start=(10, 100, 20), stop=(30, 140, 60)), Box(start=(20, 100, 300), stop=(40, 190, 360))
     region = CoarsePass(start=(10, 100, 20), stop=(40, 190, 360), parts=boxes)
     together, parts = parts_inside(geometry, region, FINE, InferenceSpec(tile=None))
-    assert [tuple(s.stop - s.start for s in part.computed) for part in parts] == [(22, 96, 64), (22, 96, 64)]
+    assert [tuple(s.stop - s.start for s in part.computed) for part in parts] == [
+        (22, 192, 160),
+        (22, 192, 160),
+    ]
     assert [tuple(s.stop - s.start for s in part.wanted) for part in parts] == [(22, 42, 42), (22, 92, 62)]
     assert together.shape[0] == 32
-    # twice 64 columns are no less than 128
+    for part in parts:  # 48 mm beside it, unless the scan ends before
+        for axis in (1, 2):
+            before = part.wanted[axis].start - part.computed[axis].start
+            behind = part.computed[axis].stop - part.wanted[axis].stop
+            assert before >= 48 or part.computed[axis].start + together.start[axis] == 0
+            assert behind >= 48 or part.computed[axis].stop + together.start[axis] == 400
+    # twice 160 columns are more than 224
     near = Box(start=(10, 100, 61), stop=(30, 190, 121))
     region = CoarsePass(start=(10, 100, 20), stop=(30, 190, 121), parts=(boxes[0], near))
     one, none = parts_inside(geometry, region, FINE, InferenceSpec(tile=None))
@@ -249,8 +266,8 @@ def test_a_region_grows_to_what_is_computed_anyway():
     region = CoarsePass(start=(20, 100, 100), stop=(30, 140, 160))
     whole = CoarsePass(whole="no kidney was found")
     for inference, shape in (
-        (InferenceSpec(tile=None), (12, 64, 64)),  # 42 and 62 voxels, as multiples of 32
-        (InferenceSpec(tile=None, multiple=48), (12, 96, 96)),
+        (InferenceSpec(tile=None), (12, 160, 160)),  # 42 and 62 voxels, 48 at each side, as multiples of 32
+        (InferenceSpec(tile=None, multiple=48), (12, 192, 192)),
         (InferenceSpec(tile=(96, 48)), (12, 96, 62)),
         (InferenceSpec(tile=(512, 512)), (12, 280, 260)),  # no more than the box has
         (InferenceSpec(tile=(20, 48, 48), margin=4), (12, 80, 80)),  # cores of 12, 40, 40
@@ -325,6 +342,7 @@ def test_labels_at_the_border_of_a_part_are_found(first, last, border):
     assert labels_at_border(labels, (3.0, 3.0, 3.0), region) is None
 
 
+@pytest.mark.usefixtures("no_context")
 def test_an_isthmus_between_the_kidneys_that_the_coarse_network_misses_is_labeled(tmp_path, monkeypatch):
     image, truth = PATIENTS["a horseshoe"]
     region = find_region(PATIENTS["two kidneys"][0], SPACING, LOOKS)
@@ -346,6 +364,7 @@ def test_labels_may_reach_the_border_of_the_scan():
     assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(whole="no kidney was found")) is None
 
 
+@pytest.mark.usefixtures("no_context")
 def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monkeypatch):
     """The coarse network, which finds the kidneys alone, knows nothing of a tumor that goes on far beyond 20 mm."""
     image, truth = patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((42, 40, 66), (13, 8, 8))])
@@ -401,6 +420,7 @@ def test_the_note_says_where_the_networks_saw_the_whole_scan(trained, tmp_path):
     assert "coarse" not in read_json(tmp_path / "None" / "predictions.json")["cases"]["case_00000"]
 
 
+@pytest.mark.usefixtures("no_context")
 def test_planes_outside_the_region_are_not_made():
     image, _ = PATIENTS["two kidneys"]
     region = find_region(image, SPACING, LOOKS)
