@@ -19,32 +19,29 @@ comparison with float32 that a run makes once.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from predict_process import measure
+from predict_process import measure, on_one_core
+from whole_scan import WAYS as WHOLE_SCANS
+from whole_scan import WAYS_2D, has_openvino
 
 from kitsseg.scoring.evaluate import evaluate_folders
 
-WHOLE, REGION = ("--coarse", "off"), ("--coarse", "on")
-SMALL, TENSORFLOW = ("--remove-small", "1000"), ("--engine", "tensorflow")
-BFLOAT16 = ("--precision", "bfloat16")
+SMALL = ("--remove-small", "1000")
 FIRST, CLEANED = "whole scan", "whole scan, pieces removed"
 WAYS = {
-    FIRST: (*WHOLE, *TENSORFLOW),
-    CLEANED: (*WHOLE, *TENSORFLOW, *SMALL),
-    "region": (*REGION, *TENSORFLOW),
-    "region, pieces removed": (*REGION, *TENSORFLOW, *SMALL),
-    "whole scan, bfloat16": (*WHOLE, *TENSORFLOW, *BFLOAT16),
-    "region, bfloat16": (*REGION, *TENSORFLOW, *BFLOAT16),
+    FIRST: WHOLE_SCANS[FIRST],
+    CLEANED: (*WHOLE_SCANS[FIRST], *SMALL),
+    "region": WHOLE_SCANS["region"],
+    "region, pieces removed": (*WHOLE_SCANS["region"], *SMALL),
+    **{way: WHOLE_SCANS[way] for way in ("whole scan, bfloat16", "region, bfloat16")},
 }
-BY_OPENVINO = {"region, OpenVINO, bfloat16": (*REGION, "--engine", "openvino", *BFLOAT16)}
+BY_OPENVINO = {way: WAYS_2D[way] for way in ("region, OpenVINO, bfloat16",)}
 SHAPE, SEED = (60, 256, 256), 1000
 METRICS = ("tk_dice", "tu_dice")
 
@@ -54,8 +51,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--phantoms", type=int, default=24)
     a = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
+    on_one_core()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         scans = folder / "scans"
@@ -83,7 +79,7 @@ def compare(run: Path, scans: Path, out: Path) -> None:
     """The rows of one run; its folder is copied, since a comparison of precisions is recorded in it."""
     copy = out / "run"
     shutil.copytree(run, copy)
-    ways = WAYS | (BY_OPENVINO if (run / "network.onnx").is_file() and find_spec("openvino") else {})
+    ways = WAYS | (BY_OPENVINO if has_openvino(run) else {})
     spent: dict[str, float] = {}
     dice: dict[str, np.ndarray] = {}
     for number, (way, options) in enumerate(ways.items()):

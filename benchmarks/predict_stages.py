@@ -17,7 +17,6 @@ Printed is the CPU time of each stage:
 import argparse
 import functools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from whole_scan import RECIPES, WAYS, WAYS_2D, finished_run, jobs_of, rendered
+from predict_process import on_one_core
+from whole_scan import finished_run, jobs_of, parser_of, rendered
 
 STAGES = ("start", "open", "read", "coarse pass", "network", "labels", "write", "end")
 
@@ -58,26 +58,14 @@ class Stopwatch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=RECIPES)
-    parser.add_argument("--slices", type=int, default=119, help="of the rendered scan (default: 119)")
-    parser.add_argument("--scan", type=Path, help="a scan instead of the rendered one")
-    every = {**WAYS, **WAYS_2D}
-    parser.add_argument(
-        "--ways",
-        nargs="+",
-        choices=every,
-        default=list(every),
-        help="rows of the table to measure (default: all)",
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.child:
         *paths, options = a.child
         print(json.dumps(stages_of(*paths, options=json.loads(options))))
         return
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
+    on_one_core()
     print(
         "| network | what it sees | "
         + " | ".join(STAGES)

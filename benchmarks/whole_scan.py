@@ -14,7 +14,6 @@ many times less CPU time it takes than the first line of its network.
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from predict_process import measure, metadata_of
+from predict_process import measure, metadata_of, on_one_core
 
 from kitsseg.inference.ensemble import ensemble_of
 from kitsseg.records.precision import PrecisionCheck, keep_check, kept_check
@@ -49,26 +48,14 @@ WAYS_2D = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=RECIPES)
-    parser.add_argument("--slices", type=int, default=119, help="of the rendered scan (default: 119)")
-    parser.add_argument("--scan", type=Path, help="a scan instead of the rendered one")
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    every = {**WAYS, **WAYS_2D}
-    parser.add_argument(
-        "--ways",
-        nargs="+",
-        choices=every,
-        default=list(every),
-        help="rows of the table to measure (default: all)",
-    )
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.make:
         make_run(a.make[0], Path(a.make[1]))
         return
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
+    on_one_core()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         scan = a.scan or rendered(folder / "data", a.slices)
@@ -90,6 +77,23 @@ def main() -> None:
     print_table(spent)
 
 
+def parser_of(about: str) -> argparse.ArgumentParser:
+    """The arguments that choose the networks, the scan and the ways; ``about`` is the text of the script."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=RECIPES)
+    parser.add_argument("--slices", type=int, default=119, help="of the rendered scan (default: 119)")
+    parser.add_argument("--scan", type=Path, help="a scan instead of the rendered one")
+    every = {**WAYS, **WAYS_2D}
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=every,
+        default=list(every),
+        help="rows of the table to measure (default: all)",
+    )
+    return parser
+
+
 def finished_run(name: str, folder: Path) -> Path:
     """The run of that name, or a new one of that recipe in ``folder``."""
     if Path(name).is_dir():
@@ -98,9 +102,14 @@ def finished_run(name: str, folder: Path) -> Path:
     return folder / name
 
 
+def has_openvino(run: Path) -> bool:
+    """Whether OpenVINO can compute the run."""
+    return (run / "network.onnx").is_file() and find_spec("openvino") is not None
+
+
 def jobs_of(run: Path, folder: Path, wanted: list[str]) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """Way -> (the run or a copy of it, the options of predict), of the ways that this run can be computed in."""
-    ways = WAYS | (WAYS_2D if (run / "network.onnx").is_file() and find_spec("openvino") else {})
+    ways = WAYS | (WAYS_2D if has_openvino(run) else {})
     return {
         way: (compared(run, folder / f"{run.name}, {way}", options), options)
         for way, options in ways.items()

@@ -38,7 +38,7 @@ from kitsseg.inference.products import (
     write_statistics,
 )
 from kitsseg.inference.region import labels_at_border
-from kitsseg.inference.same_labels import SLICES, View
+from kitsseg.inference.same_labels import View, few_of
 from kitsseg.inference.scan import (
     ensemble_labels,
     prepare_scan,
@@ -453,27 +453,26 @@ def _with_engines(work: _Work) -> Ensemble:
     ensemble = work.ensemble
     if ensemble.engine != AUTO:
         return ensemble
-    for name, scan in work.todo.items():
-        if name in work.slices:
-            views = _views(_sample(work))
-        else:
-            try:
-                volume = read_image(scan.path, scan.series)
-            except Exception:  # when its turn comes, this scan fails for the same reason, and says so
-                continue
-            views = [View(volume.array, volume.grid.spacing_mm)]
-        if not views:
-            break
-        measure(_of_slices(ensemble) if name in work.slices else ensemble, views)
-        return as_known(ensemble)
-    return replace(ensemble, engine=None)
+    views = _views(_sample(work)) if work.slices else _first_scan(work)
+    if not views:
+        return replace(ensemble, engine=None)
+    measure(_of_slices(ensemble) if work.slices else ensemble, views)
+    return as_known(ensemble)
+
+
+def _first_scan(work: _Work) -> list[View]:
+    """The first scan that can be read; when its turn comes, one that cannot fails, and says why."""
+    for scan in work.todo.values():
+        with suppress(Exception):
+            volume = read_image(scan.path, scan.series)
+            return [View(volume.array, volume.grid.spacing_mm)]
+    return []
 
 
 def _sample(work: _Work) -> tuple[SliceImage, ...]:
     """A few of the single slices, evenly spread; one alone may hold too few voxels to compare two ways of labelling."""
     items = [work.slices[name] for name in work.todo if name in work.slices]
-    count = min(SLICES, len(items))
-    return tuple(items[int((number + 0.5) * len(items) / count)] for number in range(count))
+    return tuple(items[number] for number in few_of(len(items)))
 
 
 def _views(items: Iterable[SliceImage]) -> list[View]:
@@ -550,15 +549,7 @@ def predict_scan(
         if item is None and any(member.inference.coarse for member in members):
             region = find_region(volume.array, grid.spacing_mm)
         seen_so = ensemble if item is None else _of_slices(ensemble)
-        checked = None
-        if ensemble.precision != "float32" and seen_so not in _agreeing:
-            seen = [View(volume.array, grid.spacing_mm, region)]
-            if (
-                sample and seen_so not in _sampled
-            ):  # once: if nothing is found there, each slice is looked at by itself
-                _sampled.add(seen_so)
-                seen = _views(sample)
-            checked = _checked_precision(seen_so, engine, seen)
+        checked = _checked_precision(seen_so, engine, View(volume.array, grid.spacing_mm, region), sample)
         prepared = prepare_scan(volume.array, grid.spacing_mm, members, region)
         del volume  # its memory too, unless what was prepared needs it
         give_back_memory()
@@ -626,9 +617,16 @@ _sampled: set[Ensemble] = set()  # whose precision was looked at on slices of th
 
 
 def _checked_precision(
-    ensemble: Ensemble, engine: str, views: Sequence[View]
+    ensemble: Ensemble, engine: str, view: View, sample: Sequence[SliceImage]
 ) -> tuple[PrecisionCheck, ...] | None:
-    """Checks of the networks' lower precision that these views were needed for; None if there were none."""
+    """Checks of the networks' lower precision that this scan was needed for; None if there were none."""
+    if ensemble.precision == "float32" or ensemble in _agreeing:
+        return None
+    views = [view]
+    if sample and ensemble not in _sampled:
+        # once: if nothing is found on the sample, each slice is looked at by itself
+        _sampled.add(ensemble)
+        views = _views(sample)
     made, open_questions = [], False
     for alone in ensemble.single_networks():
         try:

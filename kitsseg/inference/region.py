@@ -16,9 +16,8 @@ from kitsseg.records.predictions import Box, CoarsePass
 
 __all__ = ["Part", "inside_region", "labels_at_border", "parts_inside"]
 
-CONTEXT_MM = (
-    48.0  # beside the region, for networks of whole slices: near the edge of what it sees a network errs
-)
+# tissue that networks of whole slices see beside the region: near the edge of what it sees a network errs
+CONTEXT_MM = 48.0
 STEP = 32  # sizes of whole slices are multiples of it: a network is compiled anew for each size
 LESS = 0.9  # parts are computed one by one if that is at most this share of the work of their common box
 TOUCHING_MM2 = 100.0  # of labels in a face of the region; a kidney cut in two has more than ten times as much
@@ -65,8 +64,7 @@ def inside_region(
     wanted = _on_grid(Box(start=region.start, stop=region.stop), geometry, spec)
     if wanted is None:
         return geometry
-    size = tuple(_computed(b - a, axis, inference, geometry) for axis, (a, b) in enumerate(wanted))
-    return _cut(geometry, _grown(wanted, size, geometry))
+    return _cut(geometry, _grown(wanted, _sizes(wanted, geometry, inference), geometry))
 
 
 def parts_inside(
@@ -84,10 +82,7 @@ def parts_inside(
     wanted = [box for box in found if box is not None]
     if len(wanted) < 2 or len(wanted) < len(found) or spec.slice_size is not None:
         return one, ()
-    sizes = [
-        tuple(_computed(b - a, axis, inference, geometry) for axis, (a, b) in enumerate(box))
-        for box in wanted
-    ]
+    sizes = [_sizes(box, geometry, inference) for box in wanted]
     if inference.tile is None:  # one size in the plane: for another the network would be compiled anew
         common = tuple(map(max, zip(*(size[1:] for size in sizes), strict=True)))
         sizes = [(size[0], *common) for size in sizes]
@@ -147,6 +142,10 @@ def _work(shape: Sequence[int], inference: InferenceSpec) -> int:
         else:
             work *= len(tile_starts(n, t, inference.overlap)) * t
     return work if len(tile) == 3 else work * shape[0]
+
+
+def _sizes(box: Sequence[tuple[int, int]], geometry: Geometry, inference: InferenceSpec) -> tuple[int, ...]:
+    return tuple(_computed(b - a, axis, inference, geometry) for axis, (a, b) in enumerate(box))
 
 
 def _computed(size: int, axis: int, inference: InferenceSpec, geometry: Geometry) -> int:

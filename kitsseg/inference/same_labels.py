@@ -18,7 +18,7 @@ from kitsseg.inference.region import inside_region
 from kitsseg.inference.scan import Member, probabilities_of
 from kitsseg.records.predictions import CoarsePass
 
-__all__ = ["SLICES", "View", "compared", "geometry_of", "labels_of", "parts_of"]
+__all__ = ["View", "compared", "few_of", "geometry_of", "labels_of", "parts_of"]
 
 SLICES = 8
 
@@ -67,6 +67,12 @@ def compared(views: Sequence[View], here: Member, there: Member) -> tuple[int, f
     return slices, tk, tu
 
 
+def few_of(n: int) -> list[int]:
+    """Up to ``SLICES`` of the numbers below ``n``, evenly spread."""
+    count = min(SLICES, n)
+    return [int((number + 0.5) * n / count) for number in range(count)]
+
+
 def parts_of(geometry: Geometry, member: Member) -> Iterator[Geometry]:
     """Single slices, evenly spread; or the tile in the middle."""
     if tile := member.inference.tile_3d:
@@ -74,9 +80,8 @@ def parts_of(geometry: Geometry, member: Member) -> Iterator[Geometry]:
         start = tuple(a + (n - t) // 2 for a, n, t in zip(geometry.start, geometry.shape, size, strict=True))
         yield replace(geometry, start=start, stop=tuple(a + t for a, t in zip(start, size, strict=True)))
         return
-    count = min(SLICES, geometry.shape[0])
-    for number in range(count):
-        k = geometry.start[0] + int((number + 0.5) * geometry.shape[0] / count)
+    for number in few_of(geometry.shape[0]):
+        k = geometry.start[0] + number
         yield replace(geometry, start=(k, *geometry.start[1:]), stop=(k + 1, *geometry.stop[1:]))
 
 
