@@ -2,7 +2,8 @@
 
 All networks get the same patients (real KiTS19 label maps, synthesized CT), the same split by case, and about the same
 number of gradient steps: 1,920 to 2,760 (STEPS), in phases as long beside each other as in the tiny variants.
-Preprocessing, network, loss, sampling, phases and post-processing are each paper's own. The test cases are those of
+All other settings are those of each paper's tiny variant. Each network is trained with ``--seeds`` seeds; the split is
+the same for all. The test cases are those of
 MLPerf's 42 named cases that --labels holds. Every sixth of the other cases is used to choose the best epoch. Without
 --labels procedural patients are made.
 
@@ -55,7 +56,7 @@ from kitsseg.workflows.fine_tune import FromRun
 STEPS = {"unet2d": 2400, "wp_unet": 2760, "squeeze_unet": 1920, "enhanced_unet": 2400, "deeplab3d": 2520}
 DENSE, SHRUNK, SHRUNK_EPOCHS = "wp_unet-dense", "wp_unet-shrunk", 60
 NETWORKS = ("unet2d", "wp_unet", DENSE, SHRUNK, "squeeze_unet", "enhanced_unet", "deeplab3d")
-# the longest first; the shrunk network is made after the dense one, by the same process
+# the longest first; the shrunk network is made after the dense one, by the same process. The scripts have one seed
 JOBS = (
     *("deeplab3d", "squeeze_unet", "slice_leak", DENSE),
     *("enhanced_unet", "unet2d", "wp_unet", "squeeze_speed"),
@@ -67,10 +68,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--labels", type=Path, help="folder of label maps in KiTS19 layout")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of those steps")
     parser.add_argument("--only", nargs="*", choices=JOBS, default=JOBS, metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--pages", nargs="*", type=Path, default=[], help="pages to write the tables into")
-    parser.add_argument("--here", action="store_true", help="one job, in this process")
+    parser.add_argument("--here", type=int, metavar="SEED", help="one job with this seed, in this process")
     a = parser.parse_args()
     data, started = a.out / "data", time.monotonic()
     if not data.is_dir():
@@ -78,55 +80,73 @@ def main():
             render_cases(a.labels, data)
         else:
             synthesize_cases(data, 24, (40, 128, 128))
-    if a.here:
+    if a.here is not None:
         (name,) = a.only
-        measured(name, a.out, data, bool(a.labels), a.share)
+        measured(name, a.out, data, bool(a.labels), a.share, a.here)
         if name == DENSE:
-            measured(SHRUNK, a.out, data, bool(a.labels), a.share)
+            measured(SHRUNK, a.out, data, bool(a.labels), a.share, a.here)
         return
     options = ["--share", str(a.share), *(["--labels", str(a.labels)] if a.labels else [])]
-    run_jobs([name for name in JOBS if name in a.only and not is_done(name, a.out)], a.out, options)
+    wanted = [
+        (name, seed)
+        for seed in range(a.seeds)
+        for name in JOBS
+        if name in a.only and not (name in SCRIPTS and seed) and not is_done(name, seed, a.out)
+    ]
+    run_jobs(wanted, a.out, options)
     facts = {
-        name: json.loads(file.read_text())
+        name: seeds
         for name in NETWORKS
-        if (file := a.out / name / "facts.json").is_file()
+        if (seeds := [read_facts(file) for file in facts_files(name, a.seeds, a.out) if file.is_file()])
     }
     write_tables(a.out, facts, [name for name in SCRIPTS if name in a.only], a.pages)
     print(f"{(time.monotonic() - started) / 60:.0f} min in all")
 
 
-def is_done(name, out):
+def folder_of(name, seed, out):
+    return out / f"seed-{seed}" / name
+
+
+def facts_files(name, seeds, out):
+    return [folder_of(name, seed, out) / "facts.json" for seed in range(seeds)]
+
+
+def read_facts(file):
+    return json.loads(file.read_text()) | {"scores": file.with_name("scores.csv")}
+
+
+def is_done(name, seed, out):
     """Whether all that a job writes is there already."""
     if name in SCRIPTS:
         return (out / "tables" / f"{name}.md").is_file()
-    return all(
-        (out / made / "facts.json").is_file() for made in ((DENSE, SHRUNK) if name == DENSE else (name,))
-    )
+    made = (DENSE, SHRUNK) if name == DENSE else (name,)
+    return all((folder_of(one, seed, out) / "facts.json").is_file() for one in made)
 
 
-def run_jobs(names, out, options):
-    """Each job in a process of its own that has one core to itself, the longest first; what they say: OUT/JOB.log."""
-    here, waiting, running = Path(__file__), list(names), {}
+def run_jobs(wanted, out, options):
+    """Each job in a process of its own that has one core to itself; what it says: OUT/JOB-SEED.log."""
+    here, waiting, running = Path(__file__), list(wanted), {}
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     while waiting or running:
         for core in [core for core in cores if core not in running][: len(waiting)]:
-            name = waiting.pop(0)
-            command = [sys.executable, here, out, *options, "--only", name, "--here"]
+            name, seed = waiting.pop(0)
+            command = [sys.executable, here, out, *options, "--only", name, "--here", str(seed)]
             if name in SCRIPTS:
                 table = out / "tables" / f"{name}.md"
                 command = [sys.executable, here.with_name(f"{name}.py"), "--out", table, *SCRIPTS[name]]
-            with (out / f"{name}.log").open("w") as log, only_core(core, cores):
-                running[core] = name, time.monotonic(), subprocess.Popen(command, stdout=log, stderr=log)
+            job = f"{name}-{seed}"
+            with (out / f"{job}.log").open("w") as log, only_core(core, cores):
+                running[core] = job, time.monotonic(), subprocess.Popen(command, stdout=log, stderr=log)
         time.sleep(1)
-        for core, (name, started, process) in list(running.items()):
+        for core, (job, started, process) in list(running.items()):
             if process.poll() is None:
                 continue
             del running[core]
             if process.returncode:
                 for *_, other in running.values():
                     other.terminate()
-                sys.exit(f"{name}: ended with {process.returncode}; see {out / f'{name}.log'}")
-            print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
+                sys.exit(f"{job}: ended with {process.returncode}; see {out / f'{job}.log'}")
+            print(f"{job}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
 
 
 @contextmanager
@@ -142,13 +162,14 @@ def only_core(core, cores):
         os.sched_setaffinity(0, cores)
 
 
-def measured(name, out, data, real, share):
-    """Preprocess, train, predict and score one network; what the table says of it goes to OUT/NAME/facts.json."""
-    recipe, folder = recipe_of(name, share), out / name
+def measured(name, out, data, real, share, seed):
+    """Preprocess, train, predict and score one network; what the table says of it: OUT/seed-N/NAME/facts.json."""
+    recipe, folder = recipe_of(name, share), folder_of(name, seed, out)
     if (folder / "facts.json").is_file():
         return
     # one for each process; the shrunk network follows the dense one in the same
-    cache, run = out / (DENSE if name == SHRUNK else name) / "cache", folder / "run"
+    dense = folder_of(DENSE, seed, out)
+    cache, run = (dense if name == SHRUNK else folder) / "cache", folder / "run"
     preprocess_cases(data, cache, recipe.preprocess)
     cases = open_cache(cache, recipe.preprocess)
     split = named_split(cases) if real else make_split(cases, (0.6, 0.15, 0.25))
@@ -157,17 +178,17 @@ def measured(name, out, data, real, share):
         resume = (run / "run.json").is_file()
         if name == SHRUNK:
             shrink_run(
-                FromRun(recipe, out / DENSE / "run", cache),
+                FromRun(recipe, dense / "run", cache),
                 run,
                 0.5,
                 TrainOptions(epochs=epochs, resume=resume),
             )
         else:
-            train_recipe(recipe, cache, split, run, TrainOptions(resume=resume))
+            train_recipe(recipe, cache, split, run, TrainOptions(seed=seed, resume=resume))
     seconds = read_run(run).seconds
     if name == SHRUNK:
         steps += epochs * recipe.phases[-1].steps_per_epoch
-        seconds += read_run(out / DENSE / "run").seconds
+        seconds += read_run(dense / "run").seconds
     started = time.process_time()
     predict_cases(run, [data], folder / "predictions", part="test")
     predict_s = time.process_time() - started

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from kitsseg import compare_scores
 from kitsseg.files.atomic import atomic_path
 from kitsseg.scoring import read_scores
+from kitsseg.scoring.dice import bootstrap_intervals
 
 __all__ = ["write_tables"]
 
+DICE = ("tk_dice", "tu_dice")
 # what the tables call a network
 LABELS = {
     "wp_unet": "`wp_unet`, pruned to 50 %",
@@ -21,16 +22,15 @@ def write_tables(out, facts, scripts, pages):
 
     Args:
         out: folder of ``comparison.py``.
-        facts: what it found, by the name of the network.
+        facts: what it found, by the name of the network: one dict of each seed, whose "scores" is a scores.csv.
         scripts: names of the tables that other scripts have written already.
         pages: files with the marks ``<!-- table NAME -->`` and ``<!-- end of table -->`` around where each goes.
     """
     tables = {name: (out / "tables" / f"{name}.md").read_text().strip() for name in scripts}
-    scores = {name: out / name / "scores.csv" for name in facts}
-    papers = {name: file for name, file in scores.items() if "-" not in name}  # as their recipes train them
-    if len(papers) > 1:  # one alone is compared with nothing
-        tables |= network_tables(facts, scores, papers)
-        plot(out / "comparison.png", scores)
+    if facts:
+        dice = {name: dice_of([fact["scores"] for fact in seeds]) for name, seeds in facts.items()}
+        tables |= {"networks": network_table(facts, dice)}
+        plot(out / "comparison.png", dice)
     (out / "tables").mkdir(exist_ok=True)
     for name, text in tables.items():
         print(f"{name}\n\n{text}\n")
@@ -40,34 +40,42 @@ def write_tables(out, facts, scripts, pages):
         put_tables(page, tables)
 
 
-def network_tables(facts, scores, papers):
-    """The table of the networks, with the clear differences between the papers."""
-    found = compare_scores(scores)
+def dice_of(files):
+    """Dice as an array (seeds, patients, (TK, TU)) of the scores.csv of each seed."""
+    rows = [sorted(read_scores(file)[0], key=lambda row: row["case"]) for file in files]
+    cases = [[row["case"] for row in one] for one in rows]
+    if any(names != cases[0] for names in cases):
+        raise SystemExit(f"{', '.join(map(str, files))}: expected scores of the same patients.")
+    return np.array([[[row[key] for key in DICE] for row in one] for one in rows], float)
+
+
+def written(values):
+    """Mean over seeds and patients, its interval over patients, and the range of the seeds."""
+    low, high = bootstrap_intervals([values.mean(axis=0)])[0]
+    seeds = values.mean(axis=1)
+    spread = f"seeds {seeds.min():.3f} to {seeds.max():.3f}" if len(seeds) > 1 else "one seed"
+    return f"{values.mean():.3f} ({low:.3f} to {high:.3f}; {spread})"
+
+
+def network_table(facts, dice):
     rows = [
-        "| network | TK Dice (95 %) | TU Dice (95 %) | parameters | multiply-adds a pixel or voxel | training | CPU a "
-        "slice of the scan | file |",
+        "| network | TK Dice (95 % over patients; seeds) | TU Dice | parameters | multiply-adds a pixel or voxel | "
+        "training of a seed | CPU a slice of the scan | file |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, fact in facts.items():
-        label = LABELS.get(name, f"`{name}`")
-        dice = ["{:.3f} ({:.3f} to {:.3f})".format(*found.means[name][key]) for key in ("tk_dice", "tu_dice")]
+    for name, seeds in facts.items():
+        minutes, ms = (np.mean([fact[key] for fact in seeds]) for key in ("train_s", "predict_ms"))
+        fact, (tk, tu) = seeds[0], (written(dice[name][..., i]) for i in range(len(DICE)))
         rows.append(
-            f"| {label} | {dice[0]} | {dice[1]} | {fact['parameters']:,} | {fact['macs'] / 1e3:.1f} k | "
-            f"{fact['steps']:,} steps, {fact['train_s'] / 60:.1f} min | {fact['predict_ms']:.0f} ms | "
-            f"{fact['megabytes']:.2f} MB |"
+            f"| {LABELS.get(name, f'`{name}`')} | {tk} | {tu} | "
+            f"{fact['parameters']:,} | {fact['macs'] / 1e3:.1f} k | {fact['steps']:,} steps, {minutes / 60:.1f} min | "
+            f"{ms:.0f} ms | {fact['megabytes']:.2f} MB |"
         )
-    empty = read_scores(next(iter(scores.values())))[1]["beside_all_background"]["all_background"]
+    scored, summary = read_scores(next(iter(facts.values()))[0]["scores"])
+    empty = summary["beside_all_background"]["all_background"]
     rows.append(f"| all background | {empty['tk_dice']:.3f} | {empty['tu_dice']:.3f} |" + " |" * 5)
-    pairs = [row for row in compare_scores(papers).differences if row["metric"] != "composite"]
-    clear = [
-        f"{row['second']} against {row['first']}: {row['metric'].split('_')[0].upper()} {row['difference']:+.3f}"
-        for row in pairs
-        if row["p"] < 0.05
-    ]
-    text = f"{len(found.cases)} test patients: {', '.join(found.cases)}. Of {len(pairs)} differences among the papers, "
-    text += "TK and TU, these have p below 0.05 by Wilcoxon's test, not corrected for their number: "
-    text += f"{'; '.join(clear) or 'none'}."
-    return {"networks": "\n".join([*rows, "", text])}
+    cases = ", ".join(sorted(row["case"] for row in scored))
+    return "\n".join([*rows, "", f"{len(scored)} test patients: {cases}."])
 
 
 def put_tables(page, tables):
@@ -86,27 +94,26 @@ def put_tables(page, tables):
         temporary.write_text(text, encoding="utf-8")
 
 
-def plot(path, scores):
-    """A dot for each patient and network."""
+def plot(path, dice):
+    """A dot for each patient (the mean of the seeds) and network, a line for each seed's mean."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.1), sharey=True, layout="constrained")
-    for axis, key, title in zip(
-        axes, ("tk_dice", "tu_dice"), ("kidney with tumor (TK)", "tumor (TU)"), strict=True
-    ):
-        for y, file in enumerate(scores.values()):
-            values = [row[key] for row in read_scores(file)[0]]
-            axis.plot(values, [y] * len(values), "o", color="#1769aa", alpha=0.5, markeredgewidth=0)
-            axis.plot([np.mean(values)], [y], "|", color="black", markersize=16)
-        axis.set_yticks(range(len(scores)), [name.replace("-", ", ") for name in scores])
+    for i, (axis, title) in enumerate(zip(axes, ("kidney with tumor (TK)", "tumor (TU)"), strict=True)):
+        for y, values in enumerate(dice.values()):
+            dots, means = values[..., i].mean(axis=0), values[..., i].mean(axis=1)
+            axis.plot(dots, [y] * len(dots), "o", color="#1769aa", alpha=0.5, markeredgewidth=0)
+            axis.plot(means, [y] * len(means), "|", color="black", markersize=16)
+        axis.set_yticks(range(len(dice)), [name.replace("-", ", ") for name in dice])
         axis.set(xlim=(-0.03, 1.03), title=f"Dice of {title}")
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
     figure.suptitle(
-        "phantoms: real label maps, synthesized CT; a dot is a test patient, a line the mean", fontsize=9
+        "phantoms: real label maps, synthesized CT; a dot is a test patient, a line the mean of a seed",
+        fontsize=9,
     )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

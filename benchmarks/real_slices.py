@@ -75,6 +75,7 @@ SETTINGS = {
     "c": "rendered, then real",
     "d": "real, by slice (leak)",
 }
+HALF = (8, 16, 24, 48, 48)  # filters of what kitsseg shrink leaves of wp_unet:tiny
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,17 @@ class Row:
         label: what the table calls it.
         recipe: whose tiny variant is trained.
         model: changes of its model.
-        parent: the row whose network is pruned, shrunk or exported; None: it is trained.
+        parent: the row whose network is pruned, shrunk, exported or trained on; None: it is trained.
+        length: how many times as long as the others it is trained.
+        settings: those in which it is trained.
     """
 
     label: str
     recipe: str
     model: tuple[tuple[str, object], ...] = ()
     parent: str | None = None
+    length: int = 1
+    settings: str = "abcd"
 
 
 ROWS = {
@@ -103,6 +108,17 @@ ROWS = {
     "wp_unet-pruned-80": Row("`wp_unet`, pruned to 80 %", "wp_unet", parent="wp_unet"),
     "wp_unet-shrunk": Row("`wp_unet`, shrunk to half its channels", "wp_unet", parent="wp_unet"),
     "wp_unet-shrunk-int8": Row("the same as int8", "wp_unet", parent="wp_unet-shrunk"),
+    "wp_unet-longer": Row("`wp_unet`, trained twice as long", "wp_unet", parent="wp_unet", settings="b"),
+    "wp_unet-half": Row(
+        "`wp_unet`, with half of its channels from the start, trained twice as long",
+        "wp_unet",
+        (("filters", HALF),),
+        length=2,
+        settings="b",
+    ),
+    "wp_unet-shrunk-random": Row(
+        "`wp_unet`, shrunk to half its channels at random", "wp_unet", parent="wp_unet", settings="b"
+    ),
     "squeeze_unet": Row("`squeeze_unet`, with skips", "squeeze_unet"),
     "squeeze_unet-no-skips": Row(
         "`squeeze_unet`, without skips", "squeeze_unet", (("skips", False), ("decoder", "fastai"))
@@ -110,6 +126,15 @@ ROWS = {
     "enhanced_unet": Row("`enhanced_unet`", "enhanced_unet"),
 }
 FIRST = "unet2d"
+# what the second is to be compared with, in setting b
+BESIDE = (
+    ("wp_unet-longer", "wp_unet-pruned-50"),
+    ("wp_unet-longer", "wp_unet-pruned-80"),
+    ("wp_unet-longer", "wp_unet-shrunk"),
+    ("wp_unet-half", "wp_unet-shrunk"),
+    ("wp_unet-shrunk-random", "wp_unet-shrunk"),
+    ("wp_unet-shrunk", "wp_unet-shrunk-int8"),
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -135,6 +160,7 @@ def jobs(rows: list[str], settings: str, seeds: int) -> list[Job]:
         for name in rows
         for seed in range(seeds)
         for setting in settings
+        if setting in ROWS[name].settings
         for fold in range(1 if setting == "a" else FOLDS)
     ]
     return sorted(found, key=lambda job: (job.rank, job.seed, order[job.row], job.setting, job.fold))
@@ -220,7 +246,7 @@ class Bench:
         row = ROWS[name]
         tiny = recipes.get(f"{row.recipe}:tiny")
         phases = [phase for phase in tiny.phases if not phase.pruning]
-        factor = self.steps / sum(map(steps_of, phases))
+        factor = row.length * self.steps / sum(map(steps_of, phases))
         if setting == "a" and tiny.preprocess.windows is None:
             phases = [
                 replace(phase, augmentation=replace(phase.augmentation, appearance=APPEARANCE))
@@ -241,14 +267,14 @@ class Bench:
             return run if run.is_dir() else folder / "int8.tflite"
         cache = self.cache(recipe, kind)
         resume = (run / "run.json").is_file()
-        if row.parent is None:
-            start = self.made(replace(job, setting="a", fold=0)) if job.setting == "c" else None
+        parent = self.made(replace(job, row=row.parent)) if row.parent else None
+        if parent is None or job.row.endswith("longer"):
+            start = self.made(replace(job, setting="a", fold=0)) if job.setting == "c" else parent
             split = self.split(kind, job.fold, sorted(open_cache(cache, recipe.preprocess)))
             train_recipe(
                 recipe, cache, split, run, TrainOptions(seed=job.seed, resume=resume, start_from=start)
             )
             return run
-        parent = self.made(replace(job, row=row.parent))
         last = recipe.phases[-1]
         epochs = max(2, round(self.steps / last.steps_per_epoch))
         if job.row.endswith("int8"):
@@ -261,7 +287,7 @@ class Bench:
             return folder / "int8.tflite"
         origin, options = FromRun(recipe, parent, cache), TrainOptions(epochs=epochs, resume=resume)
         if "shrunk" in job.row:
-            shrink_run(origin, run, 0.5, options)
+            shrink_run(origin, run, 0.5, options, by="random" if job.row.endswith("random") else "magnitude")
         else:
             prune_run(origin, run, int(job.row.rpartition("-")[2]) / 100, options)
         return run
@@ -468,6 +494,16 @@ def written(value: dict[str, Any] | None, index: int) -> str:
     return f"{value['mean'][index]:.3f} ({low:.3f} to {high:.3f}{spread})"
 
 
+def changes(one: dict[str, Any], two: dict[str, Any]) -> str:
+    """The mean differences ``two`` minus ``one`` of the patients, with intervals."""
+    change = two["of_patients"] - one["of_patients"]
+    parts = []
+    for index, key in enumerate(("TK", "TU")):
+        low, high = interval(change[:, index])
+        parts.append(f"{key} {change[:, index].mean():+.3f} ({low:+.3f} to {high:+.3f})")
+    return ", ".join(parts)
+
+
 def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
     """Two tables, TK and TU, a row for each network with a figure; below, differences and what was not run."""
     lines = [
@@ -482,7 +518,10 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
         ]
         lines += ["|---" * (1 + len(SETTINGS)) + "|"]
         for name, row in ROWS.items():
-            cells = [written(found.get((name, setting)), index) for setting in SETTINGS]
+            cells = [
+                written(found.get((name, setting)), index) if setting in row.settings else ""
+                for setting in SETTINGS
+            ]
             if any((name, setting) in found for setting in SETTINGS):
                 lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
         for label, rows in beside.items():
@@ -502,14 +541,14 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
         for first, second in (("b", "c"), ("b", "d")):
             one, two = found.get((name, first)), found.get((name, second))
             if one and two:
-                change = two["of_patients"] - one["of_patients"]
-                parts = []
-                for index, key in enumerate(("TK", "TU")):
-                    low, high = interval(change[:, index])
-                    parts.append(f"{key} {change[:, index].mean():+.3f} ({low:+.3f} to {high:+.3f})")
                 lines.append(
-                    f"{row.label}: ({second}) minus ({first}), patient by patient: {', '.join(parts)}."
+                    f"{row.label}: ({second}) minus ({first}), patient by patient: {changes(one, two)}."
                 )
+    for first, second in BESIDE:
+        one, two = found.get((first, "b")), found.get((second, "b"))
+        if one and two:
+            names = f"{ROWS[second].label}, minus {ROWS[first].label}"
+            lines.append(f"{names}, (b), patient by patient: {changes(one, two)}.")
     if missing := [row.label for name, row in ROWS.items() if all((name, s) not in found for s in SETTINGS)]:
         lines += ["", f"Not run: {'; '.join(missing)}."]
     pooled = [

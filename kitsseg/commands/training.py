@@ -120,9 +120,10 @@ def add(command: AddCommand) -> None:
     )
     sub.add_argument(
         "--by",
-        choices=("magnitude", "batch_norm"),
+        choices=("magnitude", "batch_norm", "random"),
         default="magnitude",
-        help="rank channels by their weights (default), or the scales of their batch normalization",
+        help="rank channels by their weights (default), by the scales of their batch normalization, or at random: the "
+        "baseline of both",
     )
     sub.add_argument(
         "--multiple",

@@ -80,7 +80,7 @@ def build_squeeze_unet(
         encoder: ``"squeezenet1_1"``, ``"resnet18"``, ``"resnet34"`` or ``"resnet50"``. The last has 339
             million parameters with fastai's decoder.
         skips: False leaves out the skip connections: for SqueezeNet what ``unet_learner`` really builds.
-        decoder: ``"fastai"``, or ``"lite"``: (256, 128, 64, ...) filters, bilinear upsampling, no residual
+        decoder: ``"fastai"``, or ``"lite"``: (128, 64, 32, ...) filters, bilinear upsampling, no residual
             block at full size.
         weights: of the encoder. ``None``: random. A path: torchvision's ``.pth`` file. ``"imagenet"``: that
             file is downloaded once and cached. With one input channel the first kernel is summed over its
@@ -186,8 +186,8 @@ def _lite_decoder(
         x = layers.UpSampling2D(interpolation="bilinear", name=f"up{level}")(x)
         x = _fit(x, skip, f"up{level}_resize")
         x = layers.Concatenate(name=f"up{level}_concat")([x, skip])
-        x = _conv(x, 512 // 2**level, f"up{level}_conv1")
-        x = _conv(x, 512 // 2**level, f"up{level}_conv2")
+        x = _conv(x, 256 // 2**level, f"up{level}_conv1")
+        x = _conv(x, 256 // 2**level, f"up{level}_conv2")
     x = layers.UpSampling2D(interpolation="bilinear", name="full")(x)
     return _fit(x, image, "full_resize")
 

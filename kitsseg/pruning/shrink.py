@@ -3,6 +3,7 @@
 Scores: the norm of the kernels that produce a channel (Li et al., "Pruning Filters for Efficient ConvNets",
     ICLR 2017; there the sum of absolute values), or the scale of its batch normalization (Liu et al., "Learning
     Efficient Convolutional Networks through Network Slimming", ICCV 2017; there one threshold for all layers).
+    Random scores are the baseline of both.
 Ours:   the same share of every group of channels (see ``channel_groups``), the L2 norm over all producers of a
     group, whole multiples of a number of channels, as the kernels of CPUs work on eight or sixteen at a time.
 
@@ -26,16 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["channel_scores", "choose_channels", "masked_model", "shrink_model"]
 
-SCORES = ("magnitude", "batch_norm")
+SCORES = ("magnitude", "batch_norm", "random")
 
 
-def channel_scores(model: keras.Model, by: str = "magnitude") -> dict[str, npt.NDArray[np.float64]]:
+def channel_scores(
+    model: keras.Model, by: str = "magnitude", seed: int = 0
+) -> dict[str, npt.NDArray[np.float64]]:
     """The importance of each channel that could be removed.
 
     Args:
         model: functional ``keras.Model``, channels last.
         by: ``"magnitude"``: L2 norm of all kernels that produce the channel; ``"batch_norm"``: sum of the absolute
-            scales of the batch normalizations that it passes.
+            scales of the batch normalizations that it passes; ``"random"``: a random number above 0, which is the
+            baseline of the two others.
+        seed: of the random numbers.
 
     Returns: dict from the name of a group (its first producing layer) to float array (channels,).
     Raises: ValueError for an unknown ``by``, a group without batch normalization, or a network that cannot be
@@ -44,6 +49,9 @@ def channel_scores(model: keras.Model, by: str = "magnitude") -> dict[str, npt.N
     if by not in SCORES:
         raise ValueError(f"channel_scores: by must be one of {', '.join(SCORES)}; got {by!r}.")
     channels = map_channels(model)
+    if by == "random":
+        rng = np.random.default_rng(seed)
+        return {name: 1 - rng.random(len(group.numbers)) for name, group in channels.groups.items()}
     squares: dict[int, float] = {}
     scales: dict[int, float] = {}
     for name, weights in channels.axes.items():

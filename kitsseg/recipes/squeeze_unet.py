@@ -246,14 +246,12 @@ SPREAD = (
 )
 
 
-def _fine_tuning(
-    phase: Phase, frozen_epochs: int, rate_factors: tuple[tuple[str, float], ...]
-) -> tuple[tuple[Phase, Phase], dict[str, str]]:
+def _fine_tuning(phase: Phase) -> tuple[tuple[Phase, Phase], dict[str, str]]:
     """The two phases of fine_tune and their evidence."""
     first = replace(
         phase,
         name="frozen",
-        epochs=frozen_epochs,
+        epochs=1,
         learning_rate=2e-3,
         rate_factors=FROZEN,
         schedule=replace(_CYCLE, rise=0.99),
@@ -262,7 +260,7 @@ def _fine_tuning(
         phase,
         name="unfrozen",
         learning_rate=1e-3,
-        rate_factors=rate_factors,
+        rate_factors=SPREAD,
         schedule=replace(_CYCLE, rise=0.3, start_divisor=5.0),
     )
     evidence = {key: text for key, text in PAPER.evidence.items() if not key.startswith("phases.")}
@@ -284,9 +282,7 @@ def _fine_tuning(
 
 
 _PHASES, _EVIDENCE = _fine_tuning(
-    replace(PAPER.phases[0], epochs=10, sampler=replace(_SAMPLER, patch_size=(256, 256))),
-    1,
-    SPREAD,
+    replace(PAPER.phases[0], epochs=10, sampler=replace(_SAMPLER, patch_size=(256, 256)))
 )
 PRACTICAL = replace(
     PAPER,
@@ -299,37 +295,33 @@ PRACTICAL = replace(
 )
 
 _TINY = "ours: small enough for the demo on two CPU cores"
-_PHASES, _EVIDENCE = _fine_tuning(
-    replace(
-        PAPER.phases[0],
-        sampler=SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
-        augmentation=Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
-        epochs=7,
-        steps_per_epoch=30,
-        steps_from=None,
-        validate_cases_every=4,
-    ),
-    1,
-    (("encoder_features_0", 0.5), ("encoder_", 0.75)),
-)
 TINY = replace(
     PAPER,
     name="squeeze_unet:tiny",
     model={**PAPER.model, "input_shape": (None, None, 3), "decoder": "lite", "weights": None},
-    phases=tuple(replace(phase, learning_rate=2e-3) for phase in _PHASES),
-    evidence=_EVIDENCE
+    phases=(
+        replace(
+            PAPER.phases[0],
+            sampler=SliceSampler(batch_size=8, positive=6, patch_size=(96, 96)),
+            augmentation=Augmentation(scale_range=(0.8, 1.25), scale_probability=0.5, flip_probability=0.5),
+            epochs=8,
+            steps_per_epoch=80,
+            steps_from=None,
+            learning_rate=2e-3,
+            validate_cases_every=4,
+        ),
+    ),
+    evidence=PAPER.evidence
     | {
         "model.decoder": _TINY,
         "model.input_shape": "ours: crops of 96 x 96",
         **{
-            f"phases.{name}.augmentation.{key}": "ours: the demo has too few patients to train without "
+            f"phases.train.augmentation.{key}": "ours: the demo has too few patients to train without "
             "augmentation"
-            for name in ("frozen", "unfrozen")
             for key in ("scale_range", "scale_probability", "flip_probability")
         },
         **{
-            f"phases.{name}.{key}": _TINY
-            for name in ("frozen", "unfrozen")
+            f"phases.train.{key}": _TINY
             for key in (
                 "sampler.batch_size",
                 "sampler.positive",
@@ -337,11 +329,9 @@ TINY = replace(
                 "sampler.unit",
                 "epochs",
                 "steps_per_epoch",
+                "learning_rate",
             )
         },
-        "phases.unfrozen.rate_factors": "ours: without pretrained weights the encoder learns at about the "
-        "same rate",
-        "phases.unfrozen.learning_rate": _TINY,
     },
 )
 

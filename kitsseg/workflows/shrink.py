@@ -35,7 +35,7 @@ def shrink_run(
         out: folder for the new run.
         keep, multiple: as in ``choose_channels``; if ``keep`` is None, only channels whose weights are all 0 are
             removed.
-        by: as ``shrink.channel_scores``.
+        by: as ``shrink.channel_scores``; random numbers have the seed of the options, or else of the run.
         options: TrainOptions; ``EPOCHS`` by default, each as long as one of the recipe's last phase.
 
     Returns: ``out``. The entry "shrink" of its ``run.json`` holds the parameters before and after.
@@ -47,9 +47,11 @@ def shrink_run(
         raise InputError(f"epochs: expected at least 1, found {epochs}.")
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"--keep: expected a share above 0 and up to 1, such as 0.5; found {keep:g}.")
-    model = network_of(finished_run(run))
+    network = finished_run(run)
+    model = network_of(network)
+    seed = network.record.seed if options.seed is None else options.seed
     try:
-        removed = choose_channels(channel_scores(model, by), keep, multiple)
+        removed = choose_channels(channel_scores(model, by, seed), keep, multiple)
     except ValueError as error:
         raise InputError(f"{run}: {error}") from error
     if not removed:

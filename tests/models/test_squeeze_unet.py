@@ -238,11 +238,11 @@ def test_normalize_applies_imagenet_statistics():
 
 def test_lite_is_light(lite_unet):
     # convolutions of 3x3 with biases, (channels in * 9 + 1) * filters:
-    up1 = ((512 + 256) * 9 + 1) * 256 + (256 * 9 + 1) * 256
-    up2 = ((256 + 128) * 9 + 1) * 128 + (128 * 9 + 1) * 128
-    up3 = ((128 + 64) * 9 + 1) * 64 + (64 * 9 + 1) * 64
-    assert lite_unet.count_params() == 722_496 + up1 + up2 + up3 + 64 * 3 + 3
-    assert lite_unet.count_params() < 19_704_180 / 5
+    up1 = ((512 + 256) * 9 + 1) * 128 + (128 * 9 + 1) * 128
+    up2 = ((128 + 128) * 9 + 1) * 64 + (64 * 9 + 1) * 64
+    up3 = ((64 + 64) * 9 + 1) * 32 + (32 * 9 + 1) * 32
+    assert lite_unet.count_params() == 722_496 + up1 + up2 + up3 + 32 * 3 + 3
+    assert lite_unet.count_params() < 19_704_180 / 9
 
 
 def test_initial_values_of_the_fastai_decoder(skips_unet):

@@ -128,10 +128,26 @@ def test_scores_by_batch_norm_add_up_absolute_scales():
     np.testing.assert_allclose(channel_scores(model, "batch_norm")["a"], [3, 0.75])
 
 
+def test_random_scores_depend_on_the_seed_alone_and_remove_as_many_channels():
+    model, other = built("wp_unet"), built("wp_unet", seed=1)
+    first, again, second = (channel_scores(m, "random", s) for m, s in ((model, 3), (other, 3), (model, 4)))
+    for name, values in channel_scores(model).items():
+        assert first[name].shape == values.shape
+        assert np.all((first[name] > 0) & (first[name] <= 1))
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], second[name])
+    removed, ranked = (choose_channels(s, 0.5) for s in (first, channel_scores(model)))
+    assert {name: len(gone) for name, gone in removed.items()} == {
+        name: len(gone) for name, gone in ranked.items()
+    }
+    assert removed != ranked
+    assert choose_channels(first) == {}  # none counts as zero
+
+
 def test_scores_that_cannot_be_had_are_refused():
     with pytest.raises(ValueError, match="no batch normalization .*scale.* enc1_conv1, .*magnitude"):
         channel_scores(built("wp_unet"), "batch_norm")
-    with pytest.raises(ValueError, match="magnitude, batch_norm; got 'taylor'"):
+    with pytest.raises(ValueError, match="magnitude, batch_norm, random; got 'taylor'"):
         channel_scores(built("wp_unet"), "taylor")
 
 
