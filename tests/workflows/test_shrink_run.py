@@ -13,6 +13,7 @@ from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
 from kitsseg.records.networks import finished_run
 from kitsseg.records.run import Shrunk, read_history, read_run
 from kitsseg.training.options import TrainOptions
+from kitsseg.workflows import shrink
 from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.shrink import shrink_run
 
@@ -62,6 +63,28 @@ def test_it_has_been_trained_on_and_predicts(shrunk, trained, tmp_path):
     moved = [not np.array_equal(a, b) for a, b in zip(start.get_weights(), end.get_weights(), strict=True)]
     assert np.mean(moved) > 0.9
     assert len(predict_cases(shrunk, [trained.data / "case_00000"], tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("given", "seed"), [(None, 5), (3, 3)])
+def test_random_channels_have_the_seed_of_the_options_or_of_the_run(
+    trained, tmp_path, monkeypatch, given, seed
+):
+    assert read_run(trained.run).seed == 5
+    asked = []
+
+    def scores(model, by, seed):
+        asked.append((by, seed))
+        return channel_scores(model, by, seed)
+
+    monkeypatch.setattr(shrink, "channel_scores", scores)
+    origin = FromRun(trained.recipe, trained.run, trained.cache)
+    out = shrink_run(
+        origin, tmp_path / "run", 0.5, TrainOptions(epochs=1, seed=given), by="random", multiple=1
+    )
+    assert asked == [("random", seed)]
+    record = read_run(out)
+    assert (record.shrink.by, record.seed) == ("random", seed)
+    assert read_network(out / "model.keras").get_layer("bottom_1_conv").filters == 8
 
 
 @pytest.mark.slow
