@@ -147,24 +147,30 @@ def compared(run: Path, copy: Path, options: tuple[str, ...]) -> Path:
 
 
 def make_run(name: str, run: Path) -> None:
-    """A finished run of a recipe whose network has random weights; of a 2D network with network.onnx."""
-    from dataclasses import replace
-
+    """A finished run of a recipe whose network has random weights."""
     from inference import random_statistics
 
     from kitsseg import recipes
-    from kitsseg.data.splits import CaseSplit
-    from kitsseg.files.checksums import sha256_of
-    from kitsseg.records.run import create_run, update_run
 
     recipe = recipes.get(name)
-    create_run(run, recipe, CaseSplit("none", (), (), ()), 0, {"phantom": True})
     settings = {key: None if key == "weights" else value for key, value in recipe.model.items()}
     model = random_statistics(recipe.build_model(**settings))
     classes = model.outputs[-1].shape[-1]
     for layer in model.layers:
         if getattr(layer, "bias", None) is not None and layer.bias.shape == (classes,):
             layer.bias.assign([1e6] + [0.0] * (classes - 1))  # far above any logit
+    save_run(model, run, recipe)
+
+
+def save_run(model: Any, run: Path, recipe: Any) -> None:
+    """A finished run of this network, of a 2D network with network.onnx."""
+    from dataclasses import replace
+
+    from kitsseg.data.splits import CaseSplit
+    from kitsseg.files.checksums import sha256_of
+    from kitsseg.records.run import create_run, update_run
+
+    create_run(run, recipe, CaseSplit("none", (), (), ()), 0, {"phantom": True})
     model.save(run / "model.keras")
     done = replace(read_run(run), status="finished", model_sha256=sha256_of(run / "model.keras"))
     update_run(run, done)
