@@ -50,6 +50,7 @@ from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.slices import find_slices
 from kitsseg.data.phantoms.synthesize import render_cases
 from kitsseg.data.splits import CaseSplit
+from kitsseg.errors import InputError
 from kitsseg.export.export import export_run
 from kitsseg.export.writers import ExportOptions
 from kitsseg.files.atomic import atomic_folder, atomic_path
@@ -259,8 +260,11 @@ class Bench:
             phases=tuple(_stretched(phase, factor) for phase in phases),
         )
 
-    def made(self, job: Job) -> Path:
-        """The network of a job: its run folder, or for int8 its file. It is trained if it is not there."""
+    def made(self, job: Job) -> Path | None:
+        """The network of a job: its run folder, or for int8 its file, None if it was refused.
+
+        It is trained if it is not there.
+        """
         folder, row, recipe = self.out / "jobs" / job.folder, ROWS[job.row], self.recipe(job.row, job.setting)
         run, kind = folder / "run", {"a": "rendered", "d": "slices"}.get(job.setting, "patients")
         if (run / "model.keras").is_file() or (folder / "int8.tflite").is_file():
@@ -279,11 +283,17 @@ class Bench:
         epochs = max(2, round(self.steps / last.steps_per_epoch))
         if job.row.endswith("int8"):
             folder.mkdir(parents=True, exist_ok=True)
-            export_run(
-                parent,
-                folder / "int8.tflite",
-                ExportOptions(precision="int8", size=self._input_size(recipe), cache=cache),
-            )
+            try:
+                export_run(
+                    parent,
+                    folder / "int8.tflite",
+                    ExportOptions(precision="int8", size=self._input_size(recipe), cache=cache),
+                )
+            except InputError as error:
+                if "its labels differ" not in str(error):
+                    raise
+                print(error, flush=True)
+                return None
             return folder / "int8.tflite"
         origin, options = FromRun(recipe, parent, cache), TrainOptions(epochs=epochs, resume=resume)
         if "shrunk" in job.row:
@@ -296,17 +306,20 @@ class Bench:
         return recipe.preprocess.slice_size or (160, 160)
 
     def scored(self, job: Job) -> list[dict[str, Any]]:
-        """A row for each test slice: its name, patient and table of labels; computed once."""
+        """A row for each test slice: its name, patient and table of labels; computed once.
+
+        None at all for an int8 file that kitsseg export refused, because it gives other labels than the network.
+        """
         if (there := self.there(job)) is not None:
             return there
         file = self.out / "jobs" / job.folder / "scores.json"
         if not file.is_file():
-            network = self.made(job)
-            members, postprocess, _ = open_ensemble(ensemble_of((network,)))
-            rows = []
-            for items in self._tested(job):
-                found = label_slices(items, members, postprocess)
-                rows += [_row(item, labels) for item, labels in zip(items, found, strict=True)]
+            network, rows = self.made(job), []
+            if network is not None:
+                members, postprocess, _ = open_ensemble(ensemble_of((network,)))
+                for items in self._tested(job):
+                    found = label_slices(items, members, postprocess)
+                    rows += [_row(item, labels) for item, labels in zip(items, found, strict=True)]
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(rows))
             keras.backend.clear_session()
@@ -343,10 +356,19 @@ class Bench:
         rows: list[dict[str, Any]] = []
         for fold in range(1 if setting == "a" else FOLDS):
             found = self.there(Job(0, row, seed, setting, fold))
-            if found is None:
+            if not found:
                 return None
             rows += found
         return rows
+
+    def refused(self, row: str, setting: str, seeds: int) -> str:
+        """What the table says of a row whose files were refused; nothing if none was."""
+        there = [
+            self.there(Job(0, row, seed, setting, fold)) for seed in range(seeds) for fold in range(FOLDS)
+        ]
+        tried = [rows for rows in there if rows is not None]
+        refusals = sum(not rows for rows in tried)
+        return f"refused by `kitsseg export`: {refusals} of {len(tried)}" if refusals else ""
 
     def empty_map(self) -> list[dict[str, Any]]:
         return [_row(item, np.zeros_like(read_mask(item))) for item in self.items]
@@ -383,9 +405,12 @@ def read_scores(path: Path, steps: int) -> dict[str, list[dict[str, Any]]]:
         if line["steps"] != steps:
             raise SystemExit(f"{path}: holds trainings of {line['steps']} steps, expected {steps}.")
         job = Job(0, line["row"], line["seed"], line["setting"], line["fold"])
+        found.setdefault(job.folder, [])
+        if not line["slice"]:  # the only line of a network that was refused
+            continue
         counts = np.array(line["counts"].split(), np.int64).reshape(3, 3).tolist()
         row = {"slice": line["slice"], "patient": line["patient"], "counts": counts}
-        found.setdefault(job.folder, []).append(row)
+        found[job.folder].append(row)
     return found
 
 
@@ -395,6 +420,8 @@ def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, Any]]]) 
     for folder, rows in sorted(kept.items()):
         name, setting, fold, seed = re.fullmatch(r"(.+)/(.)-fold(\d+)-seed(\d+)", folder).groups()
         job = {"row": name, "setting": setting, "fold": fold, "seed": seed, "steps": steps}
+        if not rows:
+            lines.append(job | dict.fromkeys(("slice", "patient", "counts"), ""))
         for row in rows:
             counts = " ".join(str(n) for line in row["counts"] for n in line)
             lines.append(job | {"slice": row["slice"], "patient": row["patient"], "counts": counts})
@@ -485,9 +512,12 @@ def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, Any]]
     return found
 
 
+NOT_RUN = "not run"
+
+
 def written(value: dict[str, Any] | None, index: int) -> str:
     if value is None:
-        return "not run"
+        return NOT_RUN
     low, high = value["interval"][index]
     seeds = value["of_seeds"][:, index]
     spread = f"; seeds {seeds.min():.3f} to {seeds.max():.3f}" if len(seeds) > 1 else "; one seed"
@@ -504,12 +534,13 @@ def changes(one: dict[str, Any], two: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
+def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]], seeds: int) -> str:
     """Two tables, TK and TU, a row for each network with a figure; below, differences and what was not run."""
     lines = [
         f"Real KiTS19 images: {WHAT}. Mean over patients of the Dice of their slices (95 % interval over patients; "
     ]
     lines[0] += f"range over seeds); {bench.steps} steps a training, c after as many on rendered CT."
+    shown: set[str] = set()
     beside = {"empty label map": bench.empty_map(), "classifier of single pixels": bench.single_pixels()}
     for index, words in enumerate(("TK, kidney with tumor", "TU, tumor")):
         lines += [
@@ -519,10 +550,13 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
         lines += ["|---" * (1 + len(SETTINGS)) + "|"]
         for name, row in ROWS.items():
             cells = [
-                written(found.get((name, setting)), index) if setting in row.settings else ""
+                bench.refused(name, setting, seeds) or written(found.get((name, setting)), index)
+                if setting in row.settings
+                else ""
                 for setting in SETTINGS
             ]
-            if any((name, setting) in found for setting in SETTINGS):
+            if any(cell not in ("", NOT_RUN) for cell in cells):
+                shown.add(name)
                 lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
         for label, rows in beside.items():
             cell = written(summary([rows]), index).replace("; one seed", "")
@@ -549,7 +583,7 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]]) -> str:
         if one and two:
             names = f"{ROWS[second].label}, minus {ROWS[first].label}"
             lines.append(f"{names}, (b), patient by patient: {changes(one, two)}.")
-    if missing := [row.label for name, row in ROWS.items() if all((name, s) not in found for s in SETTINGS)]:
+    if missing := [row.label for name, row in ROWS.items() if name not in shown]:
         lines += ["", f"Not run: {'; '.join(missing)}."]
     pooled = [
         f"{ROWS[name].label} ({setting}) {value['pooled'][0]:.3f} and {value['pooled'][1]:.3f}"
@@ -594,7 +628,7 @@ def plot(path: Path, found: dict[tuple[str, str], dict[str, Any]]) -> None:
 
 def write_pages(bench: Bench, seeds: int, pages: list[Path]) -> str:
     found = collected(bench, seeds)
-    text = table(bench, found)
+    text = table(bench, found, seeds)
     (bench.out / "tables").mkdir(exist_ok=True)
     with atomic_path(bench.out / "tables" / "real-slices.md") as temporary:
         temporary.write_text(text + "\n")
@@ -633,10 +667,9 @@ def main() -> None:
         if bench.there(job) is not None:
             continue
         begun = time.monotonic()
-        mean = np.mean(list(patient_dice(bench.scored(job)).values()), axis=0)
-        print(
-            f"{job.folder}: TK {mean[0]:.3f} TU {mean[1]:.3f}, {time.monotonic() - begun:.0f} s", flush=True
-        )
+        if rows := bench.scored(job):
+            tk, tu = np.mean(list(patient_dice(rows).values()), axis=0)
+            print(f"{job.folder}: TK {tk:.3f} TU {tu:.3f}, {time.monotonic() - begun:.0f} s", flush=True)
         write_pages(bench, a.seeds, [])
     print(write_pages(bench, a.seeds, a.pages))
     print(f"{(time.monotonic() - started) / 60:.0f} min in all")
