@@ -32,7 +32,7 @@ ONE = spec_of_tests()
 MODELS = {
     "deeplab3d": {"input_shape": (None, None, None, 1), "width_divisor": 16},
     "enhanced_unet": {"base": 16},
-    "squeeze_unet": {},
+    "squeeze_unet": {"input_shape": (None, None, 3), "decoder": "lite", "weights": None},
     "unet2d": {"start_filters": 4, "n_pools": 2},
     "unet3d": {"filters": (4, 8)},
     "wp_unet": {"filters": (4, 4, 8, 8, 8)},
@@ -40,8 +40,11 @@ MODELS = {
 
 
 def micro(name):
-    """The recipe NAME:tiny with its own phases, losses and schedules, but little to compute."""
-    tiny, size = recipes.get(f"{name}:tiny"), (32, 32)
+    """The recipe NAME:tiny with its own phases, losses and schedules, but little to compute.
+
+    Of squeeze_unet it is NAME:practical, the only recipe with a frozen phase.
+    """
+    tiny, size = recipes.get(f"{name}:{'practical' if name == 'squeeze_unet' else 'tiny'}"), (32, 32)
     phases = []
     for number, phase in enumerate(tiny.phases):
         sampler = SliceSampler(batch_size=2, positive=1, patch_size=size)
@@ -53,6 +56,8 @@ def micro(name):
             "epochs": EPOCHS,
             "steps_per_epoch": STEPS,
         }
+        if name == "squeeze_unet":
+            changes |= {"validate_cases_every": 4, "steps_from": None}  # as its tiny variant
         if phase.pruning:  # the final sparsity is reached with the fourth step, in the second epoch
             changes["pruning"] = replace(phase.pruning, until=0.7, frequency=1)
         if phase.progressive:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kitsseg.pruning.shrink import channel_scores, choose_channels, shrink_model
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -32,7 +34,10 @@ def row(patient, true, both, slice_name="s"):
 
 def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
     found = bench.jobs(list(bench.ROWS), "abcd", 3)
-    assert len(found) == len({job.folder for job in found}) == len(bench.ROWS) * 3 * 13
+    # thirteen trainings of a row and seed: one in setting a, four folds in b, c and d; of three rows only b
+    assert len(found) == len({job.folder for job in found}) == 3 * (11 * 13 + 3 * 4)
+    baselines = {"wp_unet-longer", "wp_unet-half", "wp_unet-shrunk-random"}
+    assert {job.setting for job in found if job.row in baselines} == {"b"}
     assert [(job.row, job.seed) for job in found[:13]] == [("unet2d", 0)] * 13
     assert [(job.setting, job.fold) for job in found[:6]] == [
         ("a", 0),
@@ -40,7 +45,8 @@ def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
         ("c", 0),
     ]
     assert {(job.row, job.seed) for job in found[13:39]} == {("unet2d", 1), ("unet2d", 2)}
-    assert {job.seed for job in found[39 : 39 + 13 * 10]} == {0}
+    assert {job.seed for job in found[39 : 39 + 13 * 10 + 4 * 3]} == {0}
+    assert {job.seed for job in found[39 + 13 * 10 + 4 * 3 :]} == {1, 2}
     assert not {job.row for job in found[39:]} & {"unet2d"}
 
 
@@ -82,22 +88,42 @@ def test_folds_hold_every_patient_once_and_leave_some_to_choose_by(bench, tmp_pa
 def test_the_work_folder_is_made_and_every_row_has_a_recipe(bench, real_data, tmp_path, monkeypatch):
     made = bench.Bench(tmp_path / "out", real_data / "kits19_slices", real_data / "kits19", 600)
     assert (len(made.items), len(made.patients)) == (79, 28)
-    for name in bench.ROWS:
+    for name, kind in bench.ROWS.items():
         recipe = made.recipe(name)
-        steps = sum(bench.steps_of(phase) for phase in recipe.phases)
+        steps = sum(bench.steps_of(phase) for phase in recipe.phases) / kind.length
         assert 500 <= steps <= 720 and recipe.preprocess.clip_hu == (0.0, 255.0), name
     few = [item for item in made.items if item.patient == "case_00025"]
     monkeypatch.setattr(made, "items", few)
     monkeypatch.setattr(made, "single_pixels", made.empty_map)  # takes a while
-    text = bench.table(made, {})
+    text = bench.table(made, {}, 3)
     every = "; ".join(row.label for row in bench.ROWS.values())
     assert f"\nNot run: {every}." in text and "| not run |" not in text and bench.WHAT in text
     assert "| empty label map | 0.000" in text
+    made.kept = {
+        "wp_unet-shrunk-int8/b-fold0-seed0": [],
+        "wp_unet-shrunk-int8/b-fold1-seed0": [row("a", 20, 10)],
+    }
+    text = bench.table(made, {}, 3)
+    assert "| the same as int8 | not run | refused by `kitsseg export`: 1 of 2 | not run | not run |" in text
+    assert "the same as int8" not in text.partition("Not run: ")[2]
+    assert made.all_scores("wp_unet-shrunk-int8", "b", 0) is None
+
+
+def test_a_baseline_is_the_shrunk_network_with_fresh_weights(bench):
+    tiny = bench.recipes.get("wp_unet:tiny")
+    model = tiny.build_model(**tiny.model)
+    small = shrink_model(model, choose_channels(channel_scores(model), 0.5, 8))
+    half = tiny.build_model(**(tiny.model | dict(bench.ROWS["wp_unet-half"].model)))
+    assert [weight.shape for weight in half.weights] == [weight.shape for weight in small.weights]
 
 
 def test_label_counts_are_kept_and_count_as_done(bench, tmp_path):
     file, rows = tmp_path / "scores.csv", [row("a", 20, 10, "s1"), row("b", 5, 0, "s2")]
-    kept = {"unet2d/a-fold0-seed1": rows, "wp_unet-pruned-50/b-fold3-seed0": [row("c", 1, 1)]}
+    kept = {
+        "wp_unet-shrunk-int8/b-fold0-seed0": [],
+        "unet2d/a-fold0-seed1": rows,
+        "wp_unet-pruned-50/b-fold3-seed0": [row("c", 1, 1)],
+    }
     bench.write_scores(file, 600, kept)
     assert bench.read_scores(file, 600) == kept
     with pytest.raises(SystemExit, match="600 steps, expected 300"):
