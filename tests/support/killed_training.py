@@ -14,11 +14,10 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from kitsseg import recipes
 from kitsseg.recipe import PatchSampler, Plateau
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
-from support.recipes import micro, split_of_cases
+from support.recipes import micro, split_of_cases, uncut
 
 SEED = 7
 # epochs of each phase or round, and their steps
@@ -32,10 +31,10 @@ SIZES = {
 
 
 def cut_down(name):
-    """NAME:tiny with its augmentation, schedules, pruning and rounds, but few epochs of one or two steps."""
-    tiny, small = recipes.get(f"{name}:tiny"), micro(name)
+    """The recipe with its augmentation, schedules, pruning and rounds, but few epochs of one or two steps."""
+    small = micro(name)
     phases, (epochs, steps) = [], SIZES[name]
-    for full, phase, n in zip(tiny.phases, small.phases, epochs, strict=True):
+    for full, phase, n in zip(uncut(name).phases, small.phases, epochs, strict=True):
         changes = {"augmentation": full.augmentation, "epochs": n, "steps_per_epoch": steps}
         changes["validate_cases_every"] = 2 if name == "unet2d" else None
         if isinstance(phase.schedule, Plateau):  # the rate drops after every epoch but the first

@@ -23,6 +23,7 @@ __all__ = [
     "micro_recipe_of_tests",
     "split_of_cases",
     "stages",
+    "uncut",
 ]
 
 CASES = tuple(f"case_{i:05d}" for i in range(5))
@@ -39,12 +40,14 @@ MODELS = {
 }
 
 
-def micro(name):
-    """The recipe NAME:tiny with its own phases, losses and schedules, but little to compute.
+def uncut(name):
+    """The recipe that ``micro`` cuts down: NAME:tiny; of squeeze_unet NAME:practical, which has a frozen phase."""
+    return recipes.get(f"{name}:{'practical' if name == 'squeeze_unet' else 'tiny'}")
 
-    Of squeeze_unet it is NAME:practical, the only recipe with a frozen phase.
-    """
-    tiny, size = recipes.get(f"{name}:{'practical' if name == 'squeeze_unet' else 'tiny'}"), (32, 32)
+
+def micro(name):
+    """The recipe with its own phases, losses and schedules, but little to compute."""
+    tiny, size = uncut(name), (32, 32)
     phases = []
     for number, phase in enumerate(tiny.phases):
         sampler = SliceSampler(batch_size=2, positive=1, patch_size=size)
