@@ -72,7 +72,7 @@ def network_table(facts, dice):
             f"{ms:.0f} ms | {fact['megabytes']:.2f} MB |"
         )
     scored, summary = read_scores(next(iter(facts.values()))[0]["scores"])
-    empty = summary["beside_all_background"]["all_background"]
+    empty = summary.beside_all_background.all_background
     rows.append(f"| all background | {empty['tk_dice']:.3f} | {empty['tu_dice']:.3f} |" + " |" * 5)
     cases = ", ".join(sorted(row["case"] for row in scored))
     return "\n".join([*rows, "", f"{len(scored)} test patients: {cases}."])
