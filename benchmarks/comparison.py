@@ -3,9 +3,8 @@
 All networks get the same patients (real KiTS19 label maps, synthesized CT), the same split by case, and about the same
 number of gradient steps: 1,920 to 2,760 (STEPS), in phases as long beside each other as in the tiny variants.
 All other settings are those of each paper's tiny variant. Each network is trained with ``--seeds`` seeds; the split is
-the same for all. The test cases are those of
-MLPerf's 42 named cases that --labels holds. Every sixth of the other cases is used to choose the best epoch. Without
---labels procedural patients are made.
+the same for all. The test cases are those of MLPerf's 42 named cases that --labels holds. Every sixth of the other
+cases is used to choose the best epoch. Without --labels procedural patients are made.
 
 Two networks are added to those of the five papers: WP-UNet trained without masks for as many steps, and this network
 shrunk to half of its channels. Two more tables show the score that a split by slice claims (slice_leak.py), and the
@@ -94,11 +93,7 @@ def main():
         if name in a.only and not (name in SCRIPTS and seed) and not is_done(name, seed, a.out)
     ]
     run_jobs(wanted, a.out, options)
-    facts = {
-        name: seeds
-        for name in NETWORKS
-        if (seeds := [read_facts(file) for file in facts_files(name, a.seeds, a.out) if file.is_file()])
-    }
+    facts = {name: seeds for name in NETWORKS if (seeds := read_facts(name, a.seeds, a.out))}
     write_tables(a.out, facts, [name for name in SCRIPTS if name in a.only], a.pages)
     print(f"{(time.monotonic() - started) / 60:.0f} min in all")
 
@@ -107,12 +102,14 @@ def folder_of(name, seed, out):
     return out / f"seed-{seed}" / name
 
 
-def facts_files(name, seeds, out):
-    return [folder_of(name, seed, out) / "facts.json" for seed in range(seeds)]
-
-
-def read_facts(file):
-    return json.loads(file.read_text()) | {"scores": file.with_name("scores.csv")}
+def read_facts(name, seeds, out):
+    """What is there of the seeds of a network; "scores" is the file of its scores."""
+    files = [folder_of(name, seed, out) / "facts.json" for seed in range(seeds)]
+    return [
+        json.loads(file.read_text()) | {"scores": file.with_name("scores.csv")}
+        for file in files
+        if file.is_file()
+    ]
 
 
 def is_done(name, seed, out):

@@ -6,7 +6,7 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.scoring import read_scores
 from kitsseg.scoring.dice import bootstrap_intervals
 
-__all__ = ["write_tables"]
+__all__ = ["in_words", "put_tables", "write_tables"]
 
 DICE = ("tk_dice", "tu_dice")
 # what the tables call a network
@@ -49,12 +49,15 @@ def dice_of(files):
     return np.array([[[row[key] for key in DICE] for row in one] for one in rows], float)
 
 
+def in_words(mean, interval, seeds):
+    """A mean, its interval over patients, and the range of the means of the seeds."""
+    spread = f"seeds {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "one seed"
+    return f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f}; {spread})"
+
+
 def written(values):
-    """Mean over seeds and patients, its interval over patients, and the range of the seeds."""
-    low, high = bootstrap_intervals([values.mean(axis=0)])[0]
-    seeds = values.mean(axis=1)
-    spread = f"seeds {seeds.min():.3f} to {seeds.max():.3f}" if len(seeds) > 1 else "one seed"
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f}; {spread})"
+    """What the table says of an array (seeds, patients)."""
+    return in_words(values.mean(), bootstrap_intervals([values.mean(axis=0)])[0], values.mean(axis=1))
 
 
 def network_table(facts, dice):

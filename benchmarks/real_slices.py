@@ -39,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import numpy.typing as npt
-from comparison_page import put_tables
+from comparison_page import in_words, put_tables
 from phantom_statistics import ASIDE, OVERLAP
 
 from kitsseg import recipes
@@ -518,10 +518,7 @@ NOT_RUN = "not run"
 def written(value: dict[str, Any] | None, index: int) -> str:
     if value is None:
         return NOT_RUN
-    low, high = value["interval"][index]
-    seeds = value["of_seeds"][:, index]
-    spread = f"; seeds {seeds.min():.3f} to {seeds.max():.3f}" if len(seeds) > 1 else "; one seed"
-    return f"{value['mean'][index]:.3f} ({low:.3f} to {high:.3f}{spread})"
+    return in_words(value["mean"][index], value["interval"][index], value["of_seeds"][:, index])
 
 
 def changes(one: dict[str, Any], two: dict[str, Any]) -> str:

@@ -34,10 +34,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = {way: [] for way in WAYS}
         for number, run in enumerate(a.runs):
+            copy = Path(scratch) / f"{number}-run"  # a comparison of precisions is recorded in it
+            shutil.copytree(run, copy)
             for way, options in WAYS.items():
                 out = Path(scratch) / f"{number}-{way}"
-                copy = Path(scratch) / f"{number}-{way}-run"  # a comparison of precisions is recorded in it
-                shutil.copytree(run, copy)
                 measure(copy, a.slices, out, (*part, *options))
                 found = evaluate_slices(out, a.slices, out.with_suffix(".csv"), layout=Layout(hu_window=HU))
                 rows[way] += found.rows
