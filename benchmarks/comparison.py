@@ -55,12 +55,12 @@ from kitsseg.workflows.fine_tune import FromRun
 STEPS = {"unet2d": 2400, "wp_unet": 2760, "squeeze_unet": 1920, "enhanced_unet": 2400, "deeplab3d": 2520}
 DENSE, SHRUNK, SHRUNK_EPOCHS = "wp_unet-dense", "wp_unet-shrunk", 60
 NETWORKS = ("unet2d", "wp_unet", DENSE, SHRUNK, "squeeze_unet", "enhanced_unet", "deeplab3d")
-# the longest first; the shrunk network is made after the dense one, by the same process. The scripts have one seed
+# the longest first; the shrunk network is made after the dense one, by the same process
 JOBS = (
     *("deeplab3d", "squeeze_unet", "slice_leak", DENSE),
     *("enhanced_unet", "unet2d", "wp_unet", "squeeze_speed"),
 )
-SCRIPTS = {"slice_leak": ("--epochs", "12"), "squeeze_speed": ()}
+SCRIPTS = ("slice_leak", "squeeze_speed")  # have seeds of their own
 
 
 def main():
@@ -130,7 +130,7 @@ def run_jobs(wanted, out, options):
             command = [sys.executable, here, out, *options, "--only", name, "--here", str(seed)]
             if name in SCRIPTS:
                 table = out / "tables" / f"{name}.md"
-                command = [sys.executable, here.with_name(f"{name}.py"), "--out", table, *SCRIPTS[name]]
+                command = [sys.executable, here.with_name(f"{name}.py"), "--out", table]
             job = f"{name}-{seed}"
             with (out / f"{job}.log").open("w") as log, only_core(core, cores):
                 running[core] = job, time.monotonic(), subprocess.Popen(command, stdout=log, stderr=log)

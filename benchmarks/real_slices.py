@@ -522,29 +522,27 @@ def written(value: dict[str, Any] | None, index: int) -> str:
 
 
 def changes(one: dict[str, Any], two: dict[str, Any]) -> str:
-    """The mean differences ``two`` minus ``one`` of the patients, with intervals."""
+    """The mean differences ``two`` minus ``one`` of the patients, with intervals: the TK and the TU cell of a table."""
     change = two["of_patients"] - one["of_patients"]
-    parts = []
-    for index, key in enumerate(("TK", "TU")):
+    cells = []
+    for index in (0, 1):
         low, high = interval(change[:, index])
-        parts.append(f"{key} {change[:, index].mean():+.3f} ({low:+.3f} to {high:+.3f})")
-    return ", ".join(parts)
+        cells.append(f"{change[:, index].mean():+.3f} ({low:+.3f} to {high:+.3f})")
+    return " | ".join(cells)
 
 
 def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]], seeds: int) -> str:
-    """Two tables, TK and TU, a row for each network with a figure; below, differences and what was not run."""
+    """Tables of TK, TU, differences and pooled Dice, a row for each network with a figure; below, what was not run."""
     lines = [
         f"Real KiTS19 images: {WHAT}. Mean over patients of the Dice of their slices (95 % interval over patients; "
     ]
     lines[0] += f"range over seeds); {bench.steps} steps a training, c after as many on rendered CT."
+    columns = " | ".join(f"({key}) {text}" for key, text in SETTINGS.items()) + " |"
+    rule = "|---" * (1 + len(SETTINGS)) + "|"
     shown: set[str] = set()
     beside = {"empty label map": bench.empty_map(), "classifier of single pixels": bench.single_pixels()}
     for index, words in enumerate(("TK, kidney with tumor", "TU, tumor")):
-        lines += [
-            "",
-            f"| {words} | " + " | ".join(f"({key}) {text}" for key, text in SETTINGS.items()) + " |",
-        ]
-        lines += ["|---" * (1 + len(SETTINGS)) + "|"]
+        lines += ["", f"| {words} | {columns}", rule]
         for name, row in ROWS.items():
             cells = [
                 bench.refused(name, setting, seeds) or written(found.get((name, setting)), index)
@@ -560,35 +558,59 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]], seeds: int
             lines.append(
                 f"| {label} | | {cell} | | |" if "pixels" in label else f"| {label} |" + f" {cell} |" * 4
             )
-    lines.append("")
-    for name, row in ROWS.items():
-        if one := found.get((name, "a")):
-            aside = [i for i, patient in enumerate(one["patients"]) if patient in ASIDE]
-            tk, tu = one["of_patients"][aside].mean(axis=0)
-            lines.append(
-                f"{row.label}: (a) on the {len(aside)} patients set aside from the rendering: TK {tk:.3f}, "
-                f"TU {tu:.3f}."
-            )
-        for first, second in (("b", "c"), ("b", "d")):
-            one, two = found.get((name, first)), found.get((name, second))
-            if one and two:
-                lines.append(
-                    f"{row.label}: ({second}) minus ({first}), patient by patient: {changes(one, two)}."
-                )
-    for first, second in BESIDE:
-        one, two = found.get((first, "b")), found.get((second, "b"))
-        if one and two:
-            names = f"{ROWS[second].label}, minus {ROWS[first].label}"
-            lines.append(f"{names}, (b), patient by patient: {changes(one, two)}.")
     if missing := [row.label for name, row in ROWS.items() if name not in shown]:
         lines += ["", f"Not run: {'; '.join(missing)}."]
-    pooled = [
-        f"{ROWS[name].label} ({setting}) {value['pooled'][0]:.3f} and {value['pooled'][1]:.3f}"
-        for (name, setting), value in found.items()
-    ]
-    if pooled:
-        lines += ["", f"Pooled over all pixels, TK and TU: {'; '.join(pooled)}."]
+    if differences := difference_rows(found):
+        lines += ["", "| difference, patient by patient | TK | TU |", "|---|---|---|", *differences]
+    if pooled := pooled_rows(found):
+        lines += ["", f"| pooled over all pixels, TK and TU | {columns}", rule, *pooled]
+    if found_aside := aside(found):
+        lines += [
+            "",
+            f"(a) on the {len(ASIDE)} patients set aside from the rendering, TK and TU: {found_aside}.",
+        ]
     return "\n".join(lines)
+
+
+def difference_rows(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """The settings of a network beside each other, and the networks of BESIDE in setting b."""
+    pairs = [
+        (f"{row.label}: ({second}) minus ({first})", (name, first), (name, second))
+        for name, row in ROWS.items()
+        for first, second in (("b", "c"), ("b", "d"))
+    ] + [
+        (f"(b): {ROWS[second].label}, minus {ROWS[first].label}", (first, "b"), (second, "b"))
+        for first, second in BESIDE
+    ]
+    return [
+        f"| {words} | {changes(found[one], found[two])} |"
+        for words, one, two in pairs
+        if one in found and two in found
+    ]
+
+
+def pooled_rows(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    return [
+        f"| {row.label} | "
+        + " | ".join(
+            "{:.3f}, {:.3f}".format(*found[name, setting]["pooled"]) if (name, setting) in found else ""
+            for setting in SETTINGS
+        )
+        + " |"
+        for name, row in ROWS.items()
+        if any((name, setting) in found for setting in SETTINGS)
+    ]
+
+
+def aside(found: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """The scores of setting a of the patients that the rendering was not tuned on."""
+    words = []
+    for name, row in ROWS.items():
+        if one := found.get((name, "a")):
+            chosen = [i for i, patient in enumerate(one["patients"]) if patient in ASIDE]
+            tk, tu = one["of_patients"][chosen].mean(axis=0)
+            words.append(f"{row.label} {tk:.3f} and {tu:.3f}")
+    return "; ".join(words)
 
 
 def plot(path: Path, found: dict[tuple[str, str], dict[str, Any]]) -> None:

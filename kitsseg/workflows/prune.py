@@ -71,7 +71,7 @@ def prune_run(
     if schedule == "polynomial" and steps < 2:
         raise InputError(f"epochs: a polynomial schedule needs two steps, found {steps}. Train longer.")
     # the recipe's own learning rate: with a tenth of it, a WP-UNet of 80 % zeros lost 0.04 of Dice and did not come
-    # back; with all of it, it lost nothing (docs/results.md)
+    # back; with all of it, it lost nothing (docs/phantoms.md)
     phase = replace(
         base,
         name="prune",

@@ -66,6 +66,30 @@ def test_means_are_over_slices_then_patients_then_seeds(bench):
     np.testing.assert_allclose(found["pooled"], [(2 / 3 + 1) / 2] * 2)
 
 
+def test_differences_are_patient_by_patient_and_only_of_what_is_there(bench):
+    # patient a: 2 * 10 / 30 instead of 1; patient b: 1 instead of 2 * 10 / 30
+    one = bench.summary([[row("a", 20, 20), row("b", 20, 10)]])
+    two = bench.summary([[row("a", 20, 10), row("b", 20, 20)]])
+    found = {("unet2d", "b"): one, ("unet2d", "d"): two, ("wp_unet-longer", "b"): one}
+    assert bench.difference_rows(found) == [
+        "| `unet2d`, 12 filters: (d) minus (b) | +0.000 (-0.333 to +0.333) | +0.000 (-0.333 to +0.333) |"
+    ]
+    found["wp_unet-shrunk", "b"] = bench.summary([[row("a", 20, 20), row("b", 20, 20)]])
+    assert bench.difference_rows(found)[1:] == [
+        "| (b): `wp_unet`, shrunk to half its channels, minus `wp_unet`, trained twice as long "
+        "| +0.167 (+0.000 to +0.333) | +0.167 (+0.000 to +0.333) |"
+    ]
+    # pooled: 2 * 30 / (40 + 30)
+    assert bench.pooled_rows({("unet2d", "b"): one}) == ["| `unet2d`, 12 filters |  | 0.857, 0.857 |  |  |"]
+
+
+def test_the_patients_set_aside_have_a_mean_of_their_own(bench):
+    rows = [row(patient, 20, 20 if patient == bench.ASIDE[0] else 0) for patient in bench.ASIDE]
+    tuned = bench.summary([[*rows, row("case_00000", 20, 20)]])
+    assert bench.aside({("wp_unet", "a"): tuned}) == "`wp_unet` 0.143 and 0.143"  # 1 of 7
+    assert bench.aside({("wp_unet", "b"): tuned}) == ""
+
+
 def test_what_is_not_run_is_called_so(bench):
     assert bench.written(None, 0) == "not run"
     one = bench.summary([[row("a", 20, 20), row("b", 20, 20)]])
