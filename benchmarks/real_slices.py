@@ -11,7 +11,7 @@ and sampling as far as single slices allow, are trained and tested in four setti
     d  as b, but four folds of slices, so that a patient is in several folds: the leak
 
 The table also shows an empty label map, and a classifier of single pixels, which knows only the HU and the place of a
-pixel (four folds by patient). Scores are taken on the images' own pixels. The Dice of each slice is averaged over the
+pixel (four folds by patient). What is made of wp_unet, and the networks beside which it stands, have setting b alone. Scores are taken on the images' own pixels. The Dice of each slice is averaged over the
 slices of a patient, then over the patients.
 
 Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. Finished jobs are kept, so that a stopped call
@@ -105,10 +105,12 @@ ROWS = {
     "wp_unet": Row("`wp_unet`", "wp_unet"),
     "wp_unet-unet": Row("`wp_unet`, its ordinary U-Net", "wp_unet", (("variant", "unet"),)),
     "wp_unet-dw_unet": Row("`wp_unet`, its depth-wise U-Net", "wp_unet", (("variant", "dw_unet"),)),
-    "wp_unet-pruned-50": Row("`wp_unet`, pruned to 50 %", "wp_unet", parent="wp_unet"),
-    "wp_unet-pruned-80": Row("`wp_unet`, pruned to 80 %", "wp_unet", parent="wp_unet"),
-    "wp_unet-shrunk": Row("`wp_unet`, shrunk to half its channels", "wp_unet", parent="wp_unet"),
-    "wp_unet-shrunk-int8": Row("the same as int8", "wp_unet", parent="wp_unet-shrunk"),
+    "wp_unet-pruned-50": Row("`wp_unet`, pruned to 50 %", "wp_unet", parent="wp_unet", settings="b"),
+    "wp_unet-pruned-80": Row("`wp_unet`, pruned to 80 %", "wp_unet", parent="wp_unet", settings="b"),
+    "wp_unet-shrunk": Row(
+        "`wp_unet`, shrunk to half its channels", "wp_unet", parent="wp_unet", settings="b"
+    ),
+    "wp_unet-shrunk-int8": Row("the same as int8", "wp_unet", parent="wp_unet-shrunk", settings="b"),
     "wp_unet-longer": Row("`wp_unet`, trained twice as long", "wp_unet", parent="wp_unet", settings="b"),
     "wp_unet-half": Row(
         "`wp_unet`, with half of its channels from the start, trained twice as long",
