@@ -10,9 +10,10 @@ and sampling as far as single slices allow, are trained and tested in four setti
     c  on rendered CT first, then on real slices (``kitsseg train --from``), the same folds
     d  as b, but four folds of slices, so that a patient is in several folds: the leak
 
-The table also shows an empty label map, and a classifier of single pixels, which knows only the HU and the place of a
-pixel (four folds by patient). What is made of wp_unet, and the networks beside which it stands, have setting b alone. Scores are taken on the images' own pixels. The Dice of each slice is averaged over the
-slices of a patient, then over the patients.
+What is made of wp_unet, and the networks beside which it stands, have setting b alone. The table also shows an empty
+label map, and a classifier of single pixels, which knows only the HU and the place of a pixel (four folds by patient).
+Scores are taken on the images' own pixels. The Dice of each slice is averaged over the slices of a patient, then over
+the patients.
 
 Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. Finished jobs are kept, so that a stopped call
 goes on. The table (OUT/tables/real-slices.md) and the figure (OUT/real_slices.png) are written anew after each job. At
