@@ -237,8 +237,8 @@ def _check_cached(case: Case, folder: Path, compress: bool) -> None:
     values = cached.label_values  # a label beyond these did not occur: it would have been refused
     if not sources_unchanged(case, cached.sources) or case.label_values[: len(values)] != values:
         raise InputError(
-            f"{folder}: made from other files than those in {case.scan.parent} (size, time, contents or meaning of "
-            "labels differ). Remove this folder to preprocess the case again, or use another cache folder."
+            f"{folder}: made from other files than those in {case.scan.parent} (contents or meaning of labels "
+            "differ). Remove this folder to preprocess the case again, or use another cache folder."
         )
     if compress != (cached.chunks is not None):
         was, option = ("not compressed", "without") if compress else ("compressed", "with")

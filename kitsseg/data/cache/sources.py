@@ -71,17 +71,19 @@ def size_of(path: Path) -> int:
 def unchanged(source: Source, path: Path) -> bool:
     """Whether a file is still the one that ``source_of`` described. Nothing is read if stat tells the same as then.
 
-    A gzip file may have another time, such as after copying, because its checksum tells that it is the same. A file of
-    another format must have the same time.
+    A file may have another time, such as after copying, if its contents are the same. The record of an older version
+    holds no checksum of them: then a file must have the same time, unless it is gzip.
 
     Raises: OSError if it cannot be read.
     """
-    seen = _Seen(path, of_older_version=source.contents is None)
+    if source.contents is not None:
+        return same_contents(source, path)
+    seen = _Seen(path, of_older_version=True)
     if (told := seen.told_by_stat(source)) is not None:
         return told
     if seen.modified_ns != source.modified_ns and not seen.is_gzip():
         return False
-    return seen.ends_sha256() == source.ends_sha256 and seen.has_contents_of(source)
+    return seen.ends_sha256() == source.ends_sha256
 
 
 def same_contents(source: Source, path: Path) -> bool:
