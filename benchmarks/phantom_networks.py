@@ -40,7 +40,8 @@ BALANCED = {"sampler.batch_size": 8, "sampler.positive": 6, "sampler.unit": "cas
 TRAINED: dict[str, dict[str, object]] = {
     "unet2d": {"sampler.batch_size": 4, "sampler.positive": 3, "learning_rate": 1e-3},
     "wp_unet": {**BALANCED, "learning_rate": 3e-3},
-    "squeeze_unet": {**BALANCED, "learning_rate": 2e-3},
+    # by the validation loss, the first epoch would be kept, which finds nothing
+    "squeeze_unet": {**BALANCED, "learning_rate": 2e-3, "validate_cases_every": 4},
     "enhanced_unet": {
         "sampler.batch_size": 4,
         "sampler.positive": 3,
@@ -90,13 +91,8 @@ def shortened(name: str, epochs: int) -> Recipe:
     """The recipe with one short phase, and without weights from elsewhere."""
     recipe = recipes.get(name)
     phase = recipe.phases[0]
-    changes = {f"phases.{phase.name}.{key}": value for key, value in TRAINED[name].items()}
-    changes |= {
-        f"phases.{phase.name}.epochs": epochs,
-        f"phases.{phase.name}.steps_per_epoch": 60,
-        f"phases.{phase.name}.steps_from": None,
-        f"phases.{phase.name}.validate_cases_every": None,
-    }
+    every = {"epochs": epochs, "steps_per_epoch": 60, "steps_from": None, "validate_cases_every": None}
+    changes = {f"phases.{phase.name}.{key}": value for key, value in (every | TRAINED[name]).items()}
     if "weights" in recipe.model:
         changes["model.weights"] = None
     return changed(replace(recipe, phases=(phase,)), changes, dict.fromkeys(changes, "for a benchmark"))
