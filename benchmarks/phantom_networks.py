@@ -41,7 +41,7 @@ TRAINED: dict[str, dict[str, object]] = {
     "unet2d": {"sampler.batch_size": 4, "sampler.positive": 3, "learning_rate": 1e-3},
     "wp_unet": {**BALANCED, "learning_rate": 3e-3},
     # by the validation loss, the first epoch would be kept, which finds nothing
-    "squeeze_unet": {**BALANCED, "learning_rate": 2e-3, "validate_cases_every": 4},
+    "squeeze_unet": {**BALANCED, "learning_rate": 2e-3, "kept_epoch": "last"},
     "enhanced_unet": {
         "sampler.batch_size": 4,
         "sampler.positive": 3,

@@ -287,6 +287,8 @@ class Phase:
             decide which round is kept, and nothing else.
         validate_cases: number of validation cases that are scored. They are spread evenly over all validation cases
             and are the same each time. None: all.
+        kept_epoch: "last" keeps the weights of the phase's last epoch and hands them on; None those of the epoch with
+            the lowest validation loss. A progressive phase keeps those of its best round.
     """
 
     name: str
@@ -302,9 +304,14 @@ class Phase:
     rate_factors: tuple[tuple[str, Annotated[float, Range(0, 1000)]], ...] = ()
     validate_cases_every: Count | None = None
     validate_cases: Count | None = None
+    kept_epoch: Annotated[str, OneOf("last")] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.kept_epoch and self.progressive:
+            raise ValueError(
+                f"Phase {self.name}: kept_epoch goes with a phase without rounds; the best round is kept here."
+            )
         if self.pruning and self.progressive:
             raise ValueError(
                 f"Phase {self.name}: pruning in progressive rounds is not supported; add a phase."

@@ -65,7 +65,8 @@ COMMANDS = {
         "kitsseg statistics unet2d CACHE --split mlperf42",
     ),
     "train": (
-        "Splits by patient, runs the recipe's phases in order, keeps the best weights of each, and writes a run folder. "
+        "Splits by patient, runs the recipe's phases in order, and writes a run folder. Of each phase the weights of the epoch "
+        "with the lowest validation loss are kept; `--set phases.PHASE.kept_epoch=last` keeps those of the last one. "
         "`--resume` goes on exactly where the last finished epoch ended. With `--ema` each step also averages the weights; "
         "the averages are validated, pruned, handed from phase to phase and kept, while training goes on with the weights "
         "themselves. Statistics of batch normalization are not averaged. [Splits](../splits.md) lists the named splits.",

@@ -18,6 +18,7 @@ __all__ = [
     "best_epoch",
     "checkpoint",
     "checkpoints_of",
+    "kept_epoch",
     "losses_of",
     "needed_checkpoints",
     "needed_files",
@@ -39,14 +40,14 @@ def steps_of(phase: Phase) -> int:
 
 
 def needed_checkpoints(folder: Path, phase: Phase, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Checkpoints of the last and of the best epoch of a phase.
+    """Checkpoints of the last epoch of a phase, and of the epoch that is kept.
 
     Args:
         folder: from ``checkpoints_of``.
         phase: Phase.
         rows: of the phase in the history.
     """
-    numbers = [rows[-1]["epoch"], best_epoch(rows, phase.first_choice)] if rows else []
+    numbers = [rows[-1]["epoch"], kept_epoch(phase, rows)] if rows else []
     return [checkpoint(folder, phase, number) for number in numbers]
 
 
@@ -64,6 +65,16 @@ def checkpoint(folder: Path, phase: Phase, epoch: int) -> Path:
 def pruning_state(path: Path) -> Path:
     """Path of the pruning masks that belong to a checkpoint."""
     return path.with_suffix(".npz")
+
+
+def kept_epoch(phase: Phase, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Number of the epoch whose weights are kept and handed on, of those that are over.
+
+    Args:
+        phase: Phase.
+        rows: of the phase, at least one.
+    """
+    return int(rows[-1]["epoch"]) if phase.kept_epoch == "last" else best_epoch(rows, phase.first_choice)
 
 
 def best_epoch(rows: Sequence[Mapping[str, Any]], first: int = 1) -> int:

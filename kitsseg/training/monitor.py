@@ -34,6 +34,7 @@ __all__ = ["LARGEST_SHARE", "Monitor", "WatchedBatches", "check_training_labels"
 
 Answer = TypeVar("Answer")
 LARGEST_SHARE = 0.1  # of the time spent training, for whole cases
+MANY_EPOCHS, EARLY_SHARE = 8, 0.25  # a phase of so many, of which one so early is kept, is worth a warning
 
 
 def check_training_labels(
@@ -215,6 +216,18 @@ class Monitor:
             )
         if tensorboard := self.tensorboard:
             self._outside(lambda: tensorboard.epoch(len(training.history), row, cases))
+
+    def early_epoch(self, phase: Phase, kept: int, epochs: int) -> None:
+        """Warn, at the end of a phase, of weights that are kept although most of the training came after them.
+
+        A cross-entropy that grows with a few pixels of great confidence can hide that all other pixels get better.
+        """
+        if epochs >= MANY_EPOCHS and kept <= EARLY_SHARE * epochs:
+            self.warn(
+                f"phase {phase.name}: the weights of epoch {kept} of {epochs} are kept, because its validation loss is "
+                "the lowest. Compare the other columns of history.csv; to keep those of the last epoch, train again "
+                f"with --set phases.{phase.name}.kept_epoch=last."
+            )
 
     def finish(self) -> None:
         """Record and report the time that whole cases took, as a share of all other time."""

@@ -72,6 +72,9 @@ def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
     settings: dict[str, Any] = as_builtins(recipe.as_dict())
     if settings["postprocess"] and "kind" not in (record.settings.get("postprocess") or {}):
         del settings["postprocess"]["kind"]
+    for phase, before in zip(settings["phases"], record.settings["phases"], strict=False):
+        if phase["kept_epoch"] is None and "kept_epoch" not in before:
+            del phase["kept_epoch"]
     return settings
 
 

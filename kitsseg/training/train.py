@@ -39,8 +39,8 @@ from kitsseg.runtime.execution import check_execution, computing_in
 from kitsseg.runtime.memory import too_little_memory
 from kitsseg.training.epoch_log import EpochLog
 from kitsseg.training.epochs import (
-    best_epoch,
     checkpoint,
+    kept_epoch,
     needed_files,
     phase_finished,
     pruning_state,
@@ -397,7 +397,8 @@ def _train_phase(
                     each for each in (pruning, training.options.ema and ValidateAverages(), log) if each
                 ],
             )
-    return checkpoint(training.checkpoints, phase, best_epoch(rows, phase.first_choice))
+            monitor.early_epoch(phase, kept_epoch(phase, rows), len(rows))
+    return checkpoint(training.checkpoints, phase, kept_epoch(phase, rows))
 
 
 def _train_progressively(
@@ -463,7 +464,8 @@ class _Rounds:
 
     def _of_round(self, number: int) -> Phase:
         rate = self.phase.learning_rate * self.words.round_decay**number
-        return replace(self.phase, name=f"{self.phase.name}-{number}", learning_rate=rate, progressive=None)
+        name = f"{self.phase.name}-{number}"
+        return replace(self.phase, name=name, learning_rate=rate, progressive=None, kept_epoch="last")
 
     def _last_epoch(self, number: int) -> Path:
         return checkpoint(self.training.checkpoints, self._of_round(number), self.phase.epochs)

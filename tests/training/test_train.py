@@ -4,12 +4,14 @@ import csv
 import json
 import multiprocessing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from support.cases import StopAfter, read_json
 
+from kitsseg import recipes
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.sampling.slices import SliceBatches, ValidationSlices
 from kitsseg.data.splits import make_split
@@ -18,9 +20,12 @@ from kitsseg.losses import CrossEntropySoftDice
 from kitsseg.models import build_unet2d
 from kitsseg.optimizers.schedules import plateau_learning_rate
 from kitsseg.recipe import Plateau, changed
-from kitsseg.records.run import read_history
-from kitsseg.training.epochs import best_epoch
+from kitsseg.records.run import read_history, read_run
+from kitsseg.training import epochs
+from kitsseg.training.epochs import best_epoch, kept_epoch
+from kitsseg.training.monitor import Monitor
 from kitsseg.training.options import TrainOptions
+from kitsseg.training.state import differences
 from kitsseg.training.train import train_recipe
 
 NAMES = [f"case_{i:05d}" for i in range(9)]
@@ -64,18 +69,19 @@ def test_a_run_folder_holds_what_the_other_commands_need(trained):
 
 def test_the_best_epoch_is_what_is_kept(trained):
     """The saved network reproduces the lowest validation loss of the history."""
-    recipe = trained.recipe
+    again = validation_loss(trained.recipe, trained, trained.run)
+    np.testing.assert_allclose(again, min(row["val_loss"] for row in read_history(trained.run)), rtol=1e-4)
+
+
+def validation_loss(recipe, trained, run):
     cases = open_cache(trained.cache, recipe.preprocess)
     validation = ValidationSlices(
         cases, trained.split, "validation", recipe.phases[0].sampler, recipe.preprocess
     )
-    model = keras.models.load_model(trained.run / "model.keras", compile=False)
+    model = keras.models.load_model(run / "model.keras", compile=False)
     loss = recipe.build_loss(**recipe.loss)
-    again = [
-        float(loss(y, model(x, training=False))) for x, y in map(validation.batch, range(len(validation)))
-    ]
-    np.testing.assert_allclose(
-        np.mean(again), min(row["val_loss"] for row in read_history(trained.run)), rtol=1e-4
+    return np.mean(
+        [float(loss(y, model(x, training=False))) for x, y in map(validation.batch, range(len(validation)))]
     )
 
 
@@ -223,6 +229,51 @@ def test_best_epoch_takes_the_first_of_equals():
         )
         == 2
     )
+
+
+def test_a_phase_keeps_its_last_epoch_if_told_so(micro_recipe):
+    phase = micro_recipe.phases[0]
+    rows = [{"epoch": i, "val_loss": loss} for i, loss in enumerate((3.0, 1.0, 2.0), 1)]
+    assert kept_epoch(phase, rows) == 2
+    assert kept_epoch(replace(phase, kept_epoch="last"), rows) == 3
+    assert kept_epoch(replace(phase, kept_epoch="last"), rows[:1]) == 1
+    with pytest.raises(ValueError, match="expected one of last|kept_epoch"):
+        replace(phase, kept_epoch="first")
+    progressive = recipes.get("enhanced_unet").phases[0]
+    with pytest.raises(ValueError, match="the best round is kept"):
+        replace(progressive, kept_epoch="last")
+
+
+@pytest.mark.parametrize("kept", [None, "last"])
+def test_the_kept_epoch_is_the_run_s_network(trained, tmp_path, eager, monkeypatch, kept):
+    monkeypatch.setattr(epochs, "best_epoch", lambda rows, first=1: 1)  # as if its loss were the lowest
+    phase = replace(trained.recipe.phases[0], epochs=2, kept_epoch=kept)
+    recipe = replace(trained.recipe, phases=(phase,))
+    run = train_recipe(recipe, trained.cache, trained.split, tmp_path / "run", TrainOptions(seed=5))
+    first, last = (row["val_loss"] for row in read_history(run))
+    assert abs(first - last) > 1e-2
+    np.testing.assert_allclose(validation_loss(recipe, trained, run), last if kept else first, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kept", "of", "warned"), [(2, 8, True), (3, 8, False), (1, 7, False), (5, 20, True), (6, 20, False)]
+)
+def test_an_early_epoch_that_is_kept_is_told(micro_recipe, kept, of, warned):
+    said = []
+    Monitor.early_epoch(SimpleNamespace(warn=said.append), micro_recipe.phases[0], kept, of)
+    assert bool(said) == warned
+    if warned:
+        assert f"epoch {kept} of {of} are kept" in said[0]
+        assert "--set phases.train.kept_epoch=last" in said[0]
+
+
+def test_a_run_of_an_older_version_is_the_same_run(trained):
+    record = read_run(trained.run)
+    for phase in record.settings["phases"]:
+        del phase["kept_epoch"]
+    assert differences(record, trained.recipe, trained.split, 5, {}) is None
+    last = replace(trained.recipe, phases=(replace(trained.recipe.phases[0], kept_epoch="last"),))
+    assert "kept_epoch was None, is last" in differences(record, last, trained.split, 5, {})
 
 
 def test_unet2d_the_loss_of_one_batch_falls(cached, spec, micro_recipe, eager):
