@@ -76,6 +76,8 @@ COARSE = {
         "inference.margin": 8,
         "phases.scratch.validate_cases_every": None,
         "phases.finetune.validate_cases_every": None,
+        "phases.scratch.kept_epoch": None,
+        "phases.finetune.kept_epoch": None,
     },
     "unet2d": {
         "preprocess.spacing_mm": (None, 4.0, 4.0),

@@ -246,7 +246,8 @@ FIXED = {
     "label_resampling": ("nearest neighbor", "ours: the paper says trilinear, of scans"),
     "best_epoch": (
         "lowest validation loss",
-        "ours: the weights of the epoch with the lowest validation loss are kept; the paper does not say",
+        "ours: the weights of the epoch with the lowest validation loss are kept, or the last ones if kept_epoch says "
+        "so; the paper does not say",
     ),
     "validation": (
         "of every validation case one patch of each class, always the same ones",
@@ -426,6 +427,7 @@ TINY = replace(
             learning_rate=5e-3,
             schedule=replace(_PLATEAU, patience=3),
             validate_cases_every=7,
+            kept_epoch="last",
         ),
         replace(
             PAPER.phases[1],
@@ -437,10 +439,12 @@ TINY = replace(
             learning_rate=5e-4,
             validate_cases_every=2,
             validate_cases=1,
+            kept_epoch="last",
         ),
     ),
     inference=InferenceSpec(tile=(16, 64, 64), margin=4),
-    evidence=PAPER.evidence
+    fixed={name: value for name, value in PAPER.fixed.items() if name != "best_epoch"},
+    evidence={name: text for name, text in PAPER.evidence.items() if name != "fixed.best_epoch"}
     | {
         "preprocess.spacing_mm": _TINY,
         "model.width_divisor": _TINY,
@@ -454,6 +458,10 @@ TINY = replace(
         **{
             f"phases.{name}.augmentation.flip_probability": "ours: the demo has too few patients to train "
             "without"
+            for name in ("scratch", "finetune")
+        },
+        **{
+            f"phases.{name}.kept_epoch": "ours: the loss of a few patches of two validation cases tells little"
             for name in ("scratch", "finetune")
         },
         "phases.scratch.schedule.patience": _TINY,

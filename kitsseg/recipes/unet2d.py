@@ -143,7 +143,8 @@ FIXED = {
     "percentiles": ("0.5 and 99.5", "code: nnU-Net's; the values are nnU-Net's too"),
     "best_epoch": (
         "lowest validation loss",
-        "ours: the weights of the epoch with the lowest validation loss are kept; the paper does not say",
+        "ours: the weights of the epoch with the lowest validation loss are kept, or the last ones if kept_epoch says "
+        "so; the paper does not say",
     ),
     "validation": (
         "of every validation case 7 center crops, 5 of them positive, always the same ones",

@@ -174,7 +174,8 @@ FIXED = {
     "pruned_share": ("half of the weights", "ours: the paper gives no share"),
     "best_epoch": (
         "lowest validation loss",
-        "ours: the weights of the epoch with the lowest validation loss are kept; the paper does not say",
+        "ours: the weights of the epoch with the lowest validation loss are kept, or the last ones if kept_epoch says "
+        "so; the paper does not say",
     ),
     "validation": (
         "of every validation case as many slices as a batch holds, in the same mixture, always the same ones",
