@@ -29,9 +29,10 @@ from kitsseg.files.checksums import sha256_of
 from kitsseg.files.locks import folder_lock
 from kitsseg.models.loading import misfit
 from kitsseg.optimizers.ema import ValidateAverages
+from kitsseg.optimizers.group_adamw import GroupAdamW
 from kitsseg.pruning.sparsity import sparsity_rows, sparsity_totals, write_sparsity
 from kitsseg.pruning.weights import prunable_weights
-from kitsseg.recipe import GIVEN, PatchSampler, Recipe, changed, steps_of_epoch, value_of
+from kitsseg.recipe import GIVEN, OneCycle, PatchSampler, Recipe, changed, steps_of_epoch, value_of
 from kitsseg.records.checkpoints import go_back
 from kitsseg.records.model_card import write_model_card
 from kitsseg.records.run import create_run, read_run, update_run
@@ -266,10 +267,23 @@ def _checked(recipe: Recipe, options: TrainOptions) -> tuple[Recipe, str | None]
         recipe = _validated_every(recipe, options.validate_cases_every)
     for phase in recipe.phases:
         options.devices.check(phase.sampler.images, accumulate)
+        _check_schedule(recipe, phase)
     one_by_one = check_execution(recipe, options.devices, options.xla, options.steps_per_execution)
     if options.ema is not None and not 0 < options.ema < 1:
         raise InputError(f"--ema: expected a number between 0 and 1, such as 0.999; found {options.ema:g}.")
     return recipe, one_by_one
+
+
+def _check_schedule(recipe: Recipe, phase: Phase) -> None:
+    """Raise InputError if the schedule sets what the optimizer keeps as a number that nobody can change."""
+    if not isinstance(phase.schedule, OneCycle):
+        return
+    optimizer = recipe.build_optimizer(phase)
+    if not isinstance(optimizer, GroupAdamW):
+        raise InputError(
+            f"{recipe.name}, phase {phase.name}: the schedule OneCycle sets beta_1 before each step; "
+            f"{type(optimizer).__name__} keeps it as it is. Use the optimizer GroupAdamW, or the schedule Plateau."
+        )
 
 
 def _with_steps_of(recipe: Recipe, split: CaseSplit, cases: Mapping[str, CachedCase]) -> Recipe:

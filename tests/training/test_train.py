@@ -267,6 +267,14 @@ def test_an_early_epoch_that_is_kept_is_told(micro_recipe, kept, of, warned):
         assert "--set phases.train.kept_epoch=last" in said[0]
 
 
+def test_a_schedule_that_the_optimizer_cannot_follow_is_refused_before_a_folder_is_made(trained, tmp_path):
+    cycle = recipes.get("squeeze_unet").phases[0].schedule
+    recipe = replace(trained.recipe, phases=(replace(trained.recipe.phases[0], schedule=cycle),))
+    with pytest.raises(InputError, match="phase train: the schedule OneCycle sets beta_1 .* Adam keeps it"):
+        train_recipe(recipe, trained.cache, trained.split, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_of_an_older_version_is_the_same_run(trained):
     record = read_run(trained.run)
     for phase in record.settings["phases"]:
