@@ -221,6 +221,11 @@ class Monitor:
         """Warn, at the end of a phase, of weights that are kept although most of the training came after them.
 
         A cross-entropy that grows with a few pixels of great confidence can hide that all other pixels get better.
+
+        Args:
+            phase: Phase.
+            kept: number of the epoch that is kept.
+            epochs: number of epochs that the phase had.
         """
         if epochs >= MANY_EPOCHS and kept <= EARLY_SHARE * epochs:
             self.warn(
