@@ -73,8 +73,8 @@ def _settings_as_in(record: RunRecord, recipe: Recipe) -> dict[str, Any]:
     if settings["postprocess"] and "kind" not in (record.settings.get("postprocess") or {}):
         del settings["postprocess"]["kind"]
     for phase, before in zip(settings["phases"], record.settings["phases"], strict=False):
-        if phase["kept_epoch"] is None and "kept_epoch" not in before:
-            del phase["kept_epoch"]
+        for key in [key for key, value in phase.items() if value is None and key not in before]:
+            del phase[key]  # a setting that this version added, which leaves the phase as it was
     return settings
 
 

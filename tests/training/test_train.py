@@ -237,7 +237,7 @@ def test_a_phase_keeps_its_last_epoch_if_told_so(micro_recipe):
     assert kept_epoch(phase, rows) == 2
     assert kept_epoch(replace(phase, kept_epoch="last"), rows) == 3
     assert kept_epoch(replace(phase, kept_epoch="last"), rows[:1]) == 1
-    with pytest.raises(ValueError, match="expected one of last|kept_epoch"):
+    with pytest.raises(ValueError, match="kept_epoch.*last.*first"):
         replace(phase, kept_epoch="first")
     progressive = recipes.get("enhanced_unet").phases[0]
     with pytest.raises(ValueError, match="the best round is kept"):

@@ -163,7 +163,9 @@ def test_one_voxel_changed_is_noticed(tmp_path, spec):
             path.write_bytes(stored[:-8] + new)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert path.stat().st_size == stat.st_size
-        with pytest.raises(InputError, match=r"made from other files .*contents"):
+        with pytest.raises(
+            InputError, match=r"made from other files .*\(contents or meaning of labels differ\)"
+        ):
             preprocess_cases(case.parent, cache, spec)
 
 
