@@ -90,10 +90,10 @@ def main() -> None:
 def stages_of(run: str, scan: str, out: str, options: list[str]) -> dict[str, float]:
     """Predict in this process, with a stopwatch around the functions that make up a stage."""
     from kitsseg.cli import main as kitsseg
-    from kitsseg.inference import cohort
+    from kitsseg.inference import cohort, one_scan
 
     watch = Stopwatch()
-    opened = cohort._opened
+    opened = one_scan.opened
 
     def open_timed(ensemble: Any) -> Any:
         members, postprocess, engine = opened(ensemble)
@@ -107,7 +107,12 @@ def stages_of(run: str, scan: str, out: str, options: list[str]) -> dict[str, fl
         ]
         return timed, postprocess, engine
 
-    cohort._opened = functools.lru_cache(maxsize=1)(watch.timed("open", open_timed))
+    def put(name: str, instead: Any) -> None:
+        for module in (one_scan, cohort):  # the second has the names that it imports from the first
+            if hasattr(module, name):
+                setattr(module, name, instead)
+
+    put("opened", functools.lru_cache(maxsize=1)(watch.timed("open", open_timed)))
     for name, stage in {
         "read_image": "read",
         "find_region": "coarse pass",
@@ -116,8 +121,8 @@ def stages_of(run: str, scan: str, out: str, options: list[str]) -> dict[str, fl
         "labels_at_border": "labels",
         "write_labels": "write",
     }.items():
-        setattr(cohort, name, watch.timed(stage, getattr(cohort, name)))
-    predict_scan = cohort.predict_scan
+        put(name, watch.timed(stage, getattr(one_scan, name)))
+    predict_scan = one_scan.predict_scan
 
     def then_the_end(*arguments: Any, **words: Any) -> Any:
         try:
@@ -125,7 +130,7 @@ def stages_of(run: str, scan: str, out: str, options: list[str]) -> dict[str, fl
         finally:
             watch.enter("end")
 
-    cohort.predict_scan = then_the_end
+    put("predict_scan", then_the_end)
     if status := kitsseg(["predict", run, scan, "--out", out, *options, "--quiet"]):
         sys.exit(status)
     watch.enter("end")

@@ -3,7 +3,8 @@
     pip install "kitsseg[bench]" jax torch
 
 Each paper's network, as the paper states it, is trained on one fixed batch again and again, with the paper's loss and
-Adam. The engines are Keras on TensorFlow (as in ``kitsseg train``), on TensorFlow with XLA and on JAX, each in float32
+Adam. The engines are Keras on TensorFlow (as in ``kitsseg train``), on TensorFlow without oneDNN (its own choice on
+Linux for a CPU without AVX-512 instructions for neural networks), on TensorFlow with XLA and on JAX, each in float32
 and mixed_bfloat16, and an equal PyTorch network (training_torch.py) in both of its memory layouts. Reading data is not
 measured here, but in benchmarks/data.py. Each engine has a process of its own; the engines run in turn within a round.
 Printed are medians over the rounds (of processor time on a CPU, of the clock on a GPU), the peak of the process'
@@ -23,6 +24,7 @@ from process_memory import status_mib
 
 ENGINES = (
     ("tensorflow", "float32"),
+    ("tensorflow-no-onednn", "float32"),
     ("tensorflow-xla", "float32"),
     ("jax", "float32"),
     ("torch", "float32"),
@@ -106,13 +108,15 @@ class Worker:
     def __init__(self, recipe, engine, precision, batch):
         self.engine, self.precision, self.facts, self.problem = engine, precision, None, ""
         backend = "jax" if engine == "jax" else "tensorflow"
+        onednn = "0" if engine.endswith("no-onednn") else "1"
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--one", f"{recipe},{engine},{precision},{batch}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=os.environ
+            | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": onednn},
         )
         line = self._process.stdout.readline()
         if line:

@@ -82,7 +82,7 @@ def _cross_validate(arguments: argparse.Namespace) -> None:
     a = arguments
     # a misspelt name is told before Keras starts
     recipe = with_given(recipes.get(a.recipe), a.given, steps=a.steps)
-    start_keras()
+    start_keras(trains=True)
     from kitsseg.workflows.cross_validate import Scans, score_folds, train_folds
 
     options = options_of(a)

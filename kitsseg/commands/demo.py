@@ -39,7 +39,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.start_keras import start_keras
 
     recipe = recipes.get(f"{arguments.recipe}:tiny")  # a misspelt name is told before Keras starts
-    start_keras()
+    start_keras(trains=True)
     demo(recipe, arguments.out, arguments.cases, arguments.seed)
 
 

@@ -16,8 +16,8 @@ from kitsseg.errors import InputError, command_line, some_of
 if TYPE_CHECKING:
     from kitsseg.data.layouts.kits import Layout
     from kitsseg.export.writers import ExportOptions
-    from kitsseg.inference.cohort import Outcome
     from kitsseg.inference.options import PredictOptions
+    from kitsseg.inference.outcome import Outcome
     from kitsseg.inference.plan import Plan
 
 __all__ = ["add", "export", "predict"]
@@ -229,8 +229,9 @@ def predict(
 ) -> None:
     from kitsseg import recipes
     from kitsseg.commands.plan_table import show_plan
-    from kitsseg.inference.cohort import NAMED, carry_out, failures, plan_cohort
+    from kitsseg.inference.cohort import carry_out, plan_cohort
     from kitsseg.inference.ensemble import needs_keras
+    from kitsseg.inference.outcome import NAMED, failures
     from kitsseg.inference.products import write_color_tables
     from kitsseg.records.starter import STARTER, STARTER_NOTE, network_path
     from kitsseg.runtime.console import console, done, progress_bar, warning
@@ -323,7 +324,7 @@ def _what_was_done(outcome: Outcome, out: Path) -> str:
 
 def _warn_of(texts: Sequence[str]) -> None:
     """Print the first of some warnings, one for a scan, and the number of the others."""
-    from kitsseg.inference.cohort import NAMED
+    from kitsseg.inference.outcome import NAMED
     from kitsseg.runtime.console import warning
 
     # a single other one is told, not counted

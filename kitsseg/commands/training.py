@@ -145,7 +145,7 @@ def _train(arguments: argparse.Namespace) -> None:
     # before Keras, whose import takes seconds: a misspelt name or a missing cache is told at once
     recipe = with_given(recipes.get(a.recipe), a.given, steps=a.steps, batch_size=a.batch_size)
     split = choose_split(a.cache, recipe, a.split)
-    start_keras()
+    start_keras(trains=True)
     options = options_of(a)
     train_on(recipe, a.cache, split, a.run, options)
 
@@ -175,7 +175,7 @@ def _prune(arguments: argparse.Namespace) -> None:
     from kitsseg.runtime.start_keras import start_keras
 
     recipe = recipes.of_record(read_run(a.run), a.run / "run.json")
-    start_keras()
+    start_keras(trains=True)
     if several:
         _sweep(recipe, a)
         return
@@ -237,7 +237,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
     a = arguments
     recipe = recipes.of_record(read_run(a.run), a.run / "run.json")
-    start_keras()
+    start_keras(trains=True)
     from kitsseg.training.options import TrainOptions
     from kitsseg.workflows.fine_tune import FromRun
     from kitsseg.workflows.shrink import shrink_run

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -16,12 +17,21 @@ BACKENDS = ("tensorflow", "jax")  # that kitsseg can use
 UNUSED = ("IPython", "jax", "matplotlib", "pandas", "sklearn", "torch")
 
 
-def start_keras() -> None:
+def start_keras(trains: bool = False) -> None:
     """Import Keras and its backend without their start-up notices; if the import fails, they are shown.
+
+    Args:
+        trains: whether this process is going to train: TensorFlow then uses oneDNN on every x86-64 CPU, unless
+            TF_ENABLE_ONEDNN_OPTS says otherwise. By itself TensorFlow leaves oneDNN out on Linux where a CPU has no
+            AVX-512 instructions for neural networks, and a step takes 1.5 to 2 times as long
+            (``benchmarks/training.py``). Single slices are another matter: plain convolutions of one image are
+            slower with oneDNN on such a CPU, and a prediction leaves the choice to TensorFlow.
 
     Raises: InputError, naming what chose the backend, for one that kitsseg cannot use or that is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if trains and platform.machine() in ("x86_64", "AMD64"):
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     backend, chosen_by = _backend()
     if backend not in BACKENDS:
         raise InputError(

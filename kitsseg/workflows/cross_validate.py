@@ -31,7 +31,8 @@ from kitsseg.files.atomic import atomic_path
 from kitsseg.files.json_records import as_builtins, converted
 from kitsseg.files.locks import folder_lock
 from kitsseg.files.tables import write_rows
-from kitsseg.inference.cohort import check_all_done, predict_cohort
+from kitsseg.inference.cohort import predict_cohort
+from kitsseg.inference.outcome import check_all_done
 from kitsseg.recipe import Recipe
 from kitsseg.records.made_by import PartOfSplit
 from kitsseg.records.predictions import PredictionsRecord, write_predictions

@@ -392,7 +392,7 @@ def test_a_recipe_given_to_predict_is_told_to_have_no_trained_network(name, tmp_
 def test_a_misspelt_recipe_or_a_missing_cache_is_told_before_keras_starts(
     words, tmp_path, monkeypatch, capsys
 ):
-    def started():
+    def started(trains):
         raise AssertionError("Keras was started")
 
     monkeypatch.chdir(tmp_path)

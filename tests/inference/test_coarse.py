@@ -11,10 +11,10 @@ from kitsseg.data.geometry.geometry import Geometry, plan_geometry
 from kitsseg.data.layouts.scans import Scan
 from kitsseg.data.phantoms.synthesize import synthesize_cases
 from kitsseg.files.json_records import as_builtins, converted
-from kitsseg.inference import cohort
+from kitsseg.inference import one_scan
 from kitsseg.inference import region as region_module
 from kitsseg.inference.coarse import MARGIN_MM, find_region
-from kitsseg.inference.cohort import predict_cohort, predict_scan
+from kitsseg.inference.cohort import predict_cohort
 from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.options import PredictOptions
 from kitsseg.inference.region import inside_region, labels_at_border, parts_inside
@@ -350,10 +350,12 @@ def test_an_isthmus_between_the_kidneys_that_the_coarse_network_misses_is_labele
     [item] = prepare_scan(image, SPACING, [member], region)
     assert item.parts
     write_image(tmp_path / "scan.nii.gz", image, SPACING)
-    monkeypatch.setattr(cohort, "_opened", lambda ensemble: ([member], None, "known"))
-    monkeypatch.setattr(cohort, "find_region", lambda *seen: region)
+    monkeypatch.setattr(one_scan, "opened", lambda ensemble: ([member], None, "known"))
+    monkeypatch.setattr(one_scan, "find_region", lambda *seen: region)
     (tmp_path / "out").mkdir()
-    entry, _ = predict_scan(Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
+    entry, _ = one_scan.predict_scan(
+        Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    )
     assert "column of a part" in entry.coarse.whole
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / entry.file).array > 0, truth > 0)
 
@@ -372,10 +374,12 @@ def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monke
     assert region.stop[0] <= np.flatnonzero(truth.any(axis=(1, 2)))[-1]
     write_image(tmp_path / "scan.nii.gz", image, SPACING)
     member = Member(by_hu, FINE, MODES["whole slices"])
-    monkeypatch.setattr(cohort, "_opened", lambda ensemble: ([member], None, "known"))
-    monkeypatch.setattr(cohort, "find_region", lambda *seen: region)
+    monkeypatch.setattr(one_scan, "opened", lambda ensemble: ([member], None, "known"))
+    monkeypatch.setattr(one_scan, "find_region", lambda *seen: region)
     (tmp_path / "out").mkdir()
-    entry, _ = predict_scan(Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
+    entry, _ = one_scan.predict_scan(
+        Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    )
     assert "last slice of a part" in entry.coarse.whole
     found = read_labels(tmp_path / "out" / entry.file).array
     whole = ensemble_labels(prepare_scan(image, SPACING, [member]), SPACING)

@@ -21,9 +21,10 @@ from kitsseg.data.geometry.planes import network_planes, normalize
 from kitsseg.data.layouts.search import find_scans
 from kitsseg.errors import InputError
 from kitsseg.inference import ensemble
-from kitsseg.inference.cohort import Outcome, failures, predict_cases, predict_cohort
+from kitsseg.inference.cohort import predict_cases, predict_cohort
 from kitsseg.inference.engines import Network, open_network, softmax
 from kitsseg.inference.options import PredictOptions
+from kitsseg.inference.outcome import Outcome, failures
 from kitsseg.inference.scan import Member, predict_labels
 from kitsseg.inference.windows2d import slice_probabilities
 from kitsseg.recipe import InferenceSpec

@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from scipy.ndimage import gaussian_filter, zoom
 
 from kitsseg.data.layouts.scans import Scan
-from kitsseg.inference import cohort as predict
+from kitsseg.inference import one_scan
 from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.scan import Member
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
@@ -67,9 +67,9 @@ def random_scan(path, rng):
 
 def written(scan, member, out, monkeypatch):
     """The label map of a scan, written by what the command runs for each, as nibabel reads it."""
-    monkeypatch.setattr(predict, "_opened", lambda ensemble: ([member], None, "known"))
+    monkeypatch.setattr(one_scan, "opened", lambda ensemble: ([member], None, "known"))
     out.mkdir(exist_ok=True)
-    entry, _ = predict.predict_scan(Ensemble((), (), ()), "case_00000", Scan(scan), out)
+    entry, _ = one_scan.predict_scan(Ensemble((), (), ()), "case_00000", Scan(scan), out)
     assert isinstance(entry, PredictedScan), entry
     found, source = nib.load(out / entry.file), nib.load(scan)
     assert found.shape == source.shape

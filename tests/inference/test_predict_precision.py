@@ -9,7 +9,7 @@ import pytest
 from support.cases import read_json, spec_of_tests
 
 from kitsseg.errors import InputError
-from kitsseg.inference import cohort, precision
+from kitsseg.inference import one_scan, precision
 from kitsseg.inference.cohort import plan_cohort, predict_cohort
 from kitsseg.inference.engines import open_network
 from kitsseg.inference.ensemble import Ensemble
@@ -35,7 +35,7 @@ KEPT = PrecisionCheck(
 
 @pytest.fixture(autouse=True)
 def _nothing_checked(monkeypatch):
-    monkeypatch.setattr(cohort, "_agreeing", set())
+    monkeypatch.setattr(one_scan, "_agreeing", set())
 
 
 def scan(*bodies):
@@ -149,7 +149,7 @@ def test_a_call_says_how_far_both_agree_and_its_folder_takes_no_float32(trained,
         seen.append((alone.precision, engine))
         return replace(KEPT, weights_sha256=alone.sha256[0]), True
 
-    monkeypatch.setattr(cohort, "agreement", once)
+    monkeypatch.setattr(one_scan, "agreement", once)
     inputs, options = [trained.data], PredictOptions(precision="bfloat16")
     outcome = predict_cohort(trained.run, inputs, tmp_path, "test", options)
     assert seen == [("bfloat16", outcome.engine)]
@@ -167,7 +167,7 @@ def test_a_refusal_concerns_all_scans(trained, tmp_path, monkeypatch):
     def refuse(*_):
         raise InputError("other labels")
 
-    monkeypatch.setattr(cohort, "agreement", refuse)
+    monkeypatch.setattr(one_scan, "agreement", refuse)
     with pytest.raises(InputError, match="other labels"):
         predict_cohort(
             trained.run, [trained.data], tmp_path / "out", options=PredictOptions(precision="bfloat16")

@@ -17,7 +17,7 @@ from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.layouts.find import Layout
 from kitsseg.data.splits import make_split
 from kitsseg.errors import InputError
-from kitsseg.inference import cohort
+from kitsseg.inference import one_scan
 from kitsseg.inference.cohort import predict_cases, predict_cohort
 from kitsseg.inference.options import PredictOptions
 from kitsseg.report.report import write_report
@@ -72,8 +72,8 @@ def test_a_lower_precision_is_compared_on_slices_of_the_whole_call(
         seen.append(views)
         return None, True  # so that it is asked for every slice
 
-    monkeypatch.setattr(cohort, "agreement", asked)
-    monkeypatch.setattr(cohort, "_sampled", set())
+    monkeypatch.setattr(one_scan, "agreement", asked)
+    monkeypatch.setattr(one_scan, "_sampled", set())
     images = sorted((folder / "images").iterdir())[:slices]
     predict_cohort(run, images, tmp_path / "out", options=PredictOptions(precision="bfloat16"))
     expected = [compared, *([number] for number in range(1, slices))]  # then each slice by itself
@@ -88,8 +88,8 @@ def test_a_damaged_slice_is_not_compared(sliced, tmp_path, monkeypatch):
     images = sorted((tmp_path / "slices" / "images").iterdir())
     images[3].write_bytes(images[3].read_bytes()[:60])
     seen = []
-    monkeypatch.setattr(cohort, "agreement", lambda *asked: (None, bool(seen.append(asked[2]))))
-    monkeypatch.setattr(cohort, "_sampled", set())
+    monkeypatch.setattr(one_scan, "agreement", lambda *asked: (None, bool(seen.append(asked[2]))))
+    monkeypatch.setattr(one_scan, "_sampled", set())
     options = PredictOptions(precision="bfloat16")
     outcome = predict_cohort(run, [tmp_path / "slices"], tmp_path / "out", options=options)
     assert len(outcome.failed) == 1

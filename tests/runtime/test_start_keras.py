@@ -12,6 +12,8 @@ from support.cases import make_case
 from kitsseg import recipes
 from kitsseg.cli import main
 from kitsseg.data.cache.build import preprocess_cases
+from kitsseg.errors import InputError
+from kitsseg.runtime.start_keras import start_keras
 
 WITHOUT_JAX = "raise ModuleNotFoundError(\"No module named 'jax'\", name='jax')\n"
 SAY = "from kitsseg.runtime.start_keras import start_keras; start_keras(); import keras; print(keras.backend.backend())"
@@ -92,3 +94,55 @@ def test_no_configuration_or_one_that_keras_leaves_out_gives_the_default(text, h
         (home / "keras.json").write_text(text)
     done = process(tmp_path, {}, "-c", SAY)
     assert (done.returncode, done.stdout.strip()) == (0, "tensorflow"), done.stderr
+
+
+# oneDNN: TensorFlow leaves it out on many CPUs, where a step of training then takes longer
+
+
+@pytest.mark.parametrize(
+    ("machine", "of_user", "trains", "expected"),
+    [
+        ("x86_64", None, True, "1"),
+        ("AMD64", None, True, "1"),  # as Windows calls it
+        ("x86_64", "0", True, "0"),
+        ("x86_64", None, False, None),
+        ("aarch64", None, True, None),
+        ("arm64", "1", True, "1"),
+    ],
+)
+def test_a_training_has_onednn_unless_the_user_says_otherwise(
+    machine, of_user, trains, expected, home, monkeypatch
+):
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    monkeypatch.setenv(name, of_user or "")  # so that it is as before in the end
+    if of_user is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    start_keras(trains=trains)
+    assert os.environ.get(name) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train"],
+        ["prune", "run", "cache", "out", "--sparsity", "0.5"],
+        ["shrink", "run", "cache", "out"],
+        ["cross-validate", "unet2d:tiny", "cache", "folds"],
+        ["demo"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_that_trains_says_so_when_it_starts_keras(words, train, monkeypatch, tmp_path):
+    said = []
+
+    def started(trains=False):
+        said.append(trains)
+        raise InputError("no further")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kitsseg.runtime.start_keras.start_keras", started)
+    monkeypatch.setattr("kitsseg.records.run.read_run", lambda folder: None)
+    monkeypatch.setattr("kitsseg.recipes.of_record", lambda record, path: recipes.get("unet2d:tiny"))
+    assert main(list(train) if words == ["train"] else words) == 1
+    assert said == [True]

@@ -118,9 +118,9 @@ def test_other_errors_of_training_stay_what_they_are(trained, tmp_path, monkeypa
 def test_a_scan_that_does_not_fit_fails_with_one_line_and_the_others_are_done(
     error, trained, tmp_path, monkeypatch
 ):
-    from kitsseg.inference import cohort
+    from kitsseg.inference import one_scan
 
-    computed = cohort.ensemble_labels
+    computed = one_scan.ensemble_labels
 
     def labels(prepared, *rest):
         if not (tmp_path / "tried").exists():
@@ -128,7 +128,7 @@ def test_a_scan_that_does_not_fit_fails_with_one_line_and_the_others_are_done(
             raise error()
         return computed(prepared, *rest)
 
-    monkeypatch.setattr(cohort, "ensemble_labels", labels)
+    monkeypatch.setattr(one_scan, "ensemble_labels", labels)
     cases = [trained.data / f"case_0000{i}" for i in range(2)]
     outcome = predict_cohort(trained.run, cases, tmp_path / "out")
     assert [path.name for path in outcome.written] == ["prediction_00001.nii.gz"]
