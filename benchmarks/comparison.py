@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as kitsseg train
 
 import numpy as np
 from comparison_page import write_tables

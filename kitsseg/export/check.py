@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kitsseg.errors import InputError
 
-__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Agreement", "check", "check_loads", "compare"]
+__all__ = ["LEAST_AGREEMENT", "LEAST_DICE", "Agreement", "OtherLabels", "check", "check_loads", "compare"]
 
 # Least Dice between the labels of both, pooled over the images: (kidney with tumor, tumor). Chosen (ours):
 LEAST_DICE = {
@@ -32,6 +32,10 @@ from ai_edge_litert.interpreter import Interpreter
 Interpreter(model_path=sys.argv[1]).allocate_tensors()
 """
 FEW = 10  # voxels: so many may differ in all images, whatever share of a tiny tumor that is
+
+
+class OtherLabels(InputError):
+    """An exported network gives other labels than the network it came from."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,12 @@ def compare(outputs: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
 
 
 def check(comparison: Agreement, precision: str) -> None:
-    """Raise InputError if the labels differ by more than is allowed for this precision.
+    """Compare the agreement with the least that is allowed for this precision.
 
     Args:
         comparison: Agreement. precision: a key of ``LEAST_DICE``.
+
+    Raises: OtherLabels if there is less.
     """
     c, reasons = comparison, []
     found = (("kidney with tumor", c.tk_dice, c.tk_differing), ("tumor", c.tu_dice, c.tu_differing))
@@ -119,6 +125,6 @@ def check(comparison: Agreement, precision: str) -> None:
         reasons.append(f"equal labels on {c.agreement:.3%} of voxels, expected {LEAST_AGREEMENT:.2%}")
     if reasons:
         advice = "Train again." if precision == "float32" else "Choose a higher --precision, or train longer."
-        raise InputError(
+        raise OtherLabels(
             f"its labels differ from those of the network on {c.images} cached images: {'; '.join(reasons)}. {advice}"
         )

@@ -21,7 +21,7 @@ import numpy as np
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
 from kitsseg.errors import InputError
-from kitsseg.export.check import LEAST_DICE, Agreement, check, check_loads, compare
+from kitsseg.export.check import LEAST_DICE, Agreement, OtherLabels, check, check_loads, compare
 from kitsseg.export.writers import ExportOptions, write_network
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.engines import open_network
@@ -86,8 +86,9 @@ def export_run(
         progress: called as progress(description, done, total).
 
     Returns: ExportResult.
-    Raises: InputError for an unfinished run, a missing package, options that do not go together, or a file whose labels
-        differ too much from the network's (``kitsseg.export.check``). No file is kept then.
+    Raises: InputError for an unfinished run, a missing package, or options that do not go together; OtherLabels (an
+        InputError) for a file whose labels differ too much from the network's (``kitsseg.export.check``). No file is
+        kept then.
     """
     out, options = Path(out), options or ExportOptions()
     precision, softmax, cache = options.precision, options.softmax, options.cache
@@ -151,8 +152,9 @@ def write_quick_start(
         cache: of ``kitsseg preprocess``; None: the cache that the run was trained on.
 
     Returns: ExportResult.
-    Raises: InputError for an unfinished run, a 3D network, a missing package, another backend than TensorFlow, or a
-        file whose labels differ from those of the network. A former file of that name is not replaced then.
+    Raises: InputError for an unfinished run, a 3D network, a missing package, another backend than TensorFlow;
+        OtherLabels for a file whose labels differ from those of the network. A former file of that name is not
+        replaced then.
     """
     run_network = finished_run(run)
     spec, inference = run_network.preprocess, run_network.inference
@@ -258,7 +260,7 @@ def _written_and_checked(
         calibration: as in ``write_network``.
         checking: called when the file is written and the comparison begins.
 
-    Raises: InputError if the labels of both differ too much.
+    Raises: OtherLabels if the labels of both differ too much.
     """
     format, shape, softmax = options.format, metadata.input.shape, options.softmax
     output = metadata.settings["inference"]["output"]
@@ -280,7 +282,8 @@ def _written_and_checked(
             comparison = compare(_outputs(compute, exported, images, softmax, output))
             check(comparison, options.precision)
         except InputError as error:
-            raise InputError(f"{out}: not kept: {error}") from error
+            kind = OtherLabels if isinstance(error, OtherLabels) else InputError
+            raise kind(f"{out}: not kept: {error}") from error
         n_bytes = sum(path.stat().st_size for path in (temporary, *temporary.rglob("*")) if path.is_file())
     return ExportResult(out, format or "", options.precision, shape, n_bytes, comparison)
 

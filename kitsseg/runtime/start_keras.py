@@ -23,9 +23,9 @@ def start_keras(trains: bool = False) -> None:
     Args:
         trains: whether this process is going to train: TensorFlow then uses oneDNN on every x86-64 CPU, unless
             TF_ENABLE_ONEDNN_OPTS says otherwise. By itself TensorFlow leaves oneDNN out on Linux where a CPU has no
-            AVX-512 instructions for neural networks, and a step takes 1.5 to 2 times as long
-            (``benchmarks/training.py``). Single slices are another matter: plain convolutions of one image are
-            slower with oneDNN on such a CPU, and a prediction leaves the choice to TensorFlow.
+            AVX-512 instructions for neural networks, and most steps take longer then: 0.9 to 2.2 times as long
+            (``benchmarks/training.py``). A prediction leaves the choice to TensorFlow: on such a CPU oneDNN is slower
+            for plain convolutions of a single slice.
 
     Raises: InputError, naming what chose the backend, for one that kitsseg cannot use or that is not installed.
     """

@@ -34,8 +34,9 @@ def row(patient, true, both, slice_name="s"):
 
 def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
     found = bench.jobs(list(bench.ROWS), "abcd", 3)
-    # thirteen trainings of a row and seed: one in setting a, four folds in b, c and d; only b of what wp_unet leads to
-    assert len(found) == len({job.folder for job in found}) == 3 * (7 * 13 + 7 * 4)
+    # thirteen trainings of a row and seed: one in setting a, four folds in b, c and d; only b of what wp_unet leads
+    # to, and no d with our settings
+    assert len(found) == len({job.folder for job in found}) == 3 * (7 * 13 + 7 * 4 + 9)
     from_it = {name for name, row in bench.ROWS.items() if row.parent} | {"wp_unet-half"}
     assert len(from_it) == 7 and {job.setting for job in found if job.row in from_it} == {"b"}
     assert [(job.row, job.seed) for job in found[:13]] == [("unet2d", 0)] * 13
@@ -45,8 +46,9 @@ def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
         ("c", 0),
     ]
     assert {(job.row, job.seed) for job in found[13:39]} == {("unet2d", 1), ("unet2d", 2)}
-    assert {job.seed for job in found[39 : 39 + 13 * 6 + 4 * 7]} == {0}
-    assert {job.seed for job in found[39 + 13 * 6 + 4 * 7 :]} == {1, 2}
+    first_seeds = 39 + 13 * 6 + 4 * 7 + 9
+    assert {job.seed for job in found[39:first_seeds]} == {0}
+    assert {job.seed for job in found[first_seeds:]} == {1, 2}
     assert not {job.row for job in found[39:]} & {"unet2d"}
 
 
@@ -152,3 +154,34 @@ def test_label_counts_are_kept_and_count_as_done(bench, tmp_path):
     assert bench.read_scores(file, 600) == kept
     with pytest.raises(SystemExit, match="600 steps, expected 300"):
         bench.read_scores(file, 300)
+
+
+def test_our_settings_are_those_of_no_other_row(bench, tmp_path):
+    """Averaged weights, random appearance of real slices, mirrored predictions; rendered CT looks as for the others."""
+    work = object.__new__(bench.Bench)
+    work.steps = 600
+    ours, plain = ({s: work.recipe(name, s) for s in "abc"} for name in ("unet2d-ours", "unet2d"))
+    for setting, probability in (("a", 0.8), ("b", 0.5), ("c", 0.5)):
+        [phase] = ours[setting].phases
+        assert phase.augmentation.appearance.probability == probability
+        assert ours[setting].inference.mirror_axes == (0, 1)
+    assert ours["b"].model == plain["b"].model
+    assert plain["a"].phases == ours["a"].phases
+    assert plain["b"].phases[0].augmentation.appearance is None
+    assert plain["b"].inference.mirror_axes == ()
+
+
+def test_the_second_of_a_pair_is_compared_in_each_setting_that_both_have(bench):
+    def of(*patients):
+        return bench.summary([[row("a", 20, 10 + n), row("b", 20, n)] for n in patients])
+
+    found = {
+        ("unet2d", "b"): of(0),
+        ("unet2d", "c"): of(0),
+        ("unet2d-ours", "b"): of(5),
+        ("unet2d-ours", "c"): of(0),
+        ("unet2d", "d"): of(0),
+    }
+    lines = [line for line in bench.difference_rows(found) if "our settings, minus" in line]
+    assert [line[2:5] for line in lines] == ["(b)", "(c)"]
+    assert "| +0.2" in lines[0] and "| +0.000 (+0.000 to +0.000)" in lines[1]
