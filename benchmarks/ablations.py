@@ -1,4 +1,4 @@
-"""The rows of the papers' tables under one protocol: python benchmarks/ablations.py OUT [--pages docs/results.md]
+"""The rows of the papers' tables under one protocol: python benchmarks/ablations.py OUT [--pages docs/phantoms.md]
     [--scores benchmarks/ablations.csv]
 
 For deeplab3d and unet2d, a row is the tiny recipe, made narrower and put on a coarser grid, with the changes of one
