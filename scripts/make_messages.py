@@ -11,7 +11,7 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -215,14 +215,26 @@ def _message(
     return said, advice
 
 
-def _errors(node: ast.AST, around: Sequence[ast.AST]) -> Iterator[tuple[ast.expr, Sequence[ast.AST]]]:
-    """The text of every InputError below a node, and the functions that the error is in."""
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError" and node.args:
+def _kinds(trees: Iterable[ast.Module]) -> frozenset[str]:
+    """The names of InputError and of the classes made from it."""
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    kinds, before = {"InputError"}, 0
+    while before < len(kinds):
+        before = len(kinds)
+        kinds |= {node.name for node in classes if kinds & {getattr(base, "id", "") for base in node.bases}}
+    return frozenset(kinds)
+
+
+def _errors(
+    node: ast.AST, around: Sequence[ast.AST], kinds: frozenset[str]
+) -> Iterator[tuple[ast.expr, Sequence[ast.AST]]]:
+    """The text of every error of these kinds below a node, and the functions that the error is in."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds and node.args:
         yield node.args[0], around
     if isinstance(node, ast.Module | ast.FunctionDef):
         around = [*around, node]
     for child in ast.iter_child_nodes(node):
-        yield from _errors(child, around)
+        yield from _errors(child, around, kinds)
 
 
 def messages() -> dict[str, list[tuple[str, str]]]:
@@ -230,6 +242,7 @@ def messages() -> dict[str, list[tuple[str, str]]]:
     found: dict[str, set[tuple[str, str]]] = {}
     paths = sorted((ROOT / "kitsseg").rglob("*.py"))
     trees = {path: ast.parse(path.read_text()) for path in paths}
+    kinds = _kinds(trees.values())
     package = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): tree
         for path, tree in trees.items()
@@ -245,7 +258,7 @@ def messages() -> dict[str, list[tuple[str, str]]]:
             None,
         )
         constants = _constants(tree, package)
-        for node, around in _errors(tree, []):
+        for node, around in _errors(tree, [], kinds):
             message = _message(node, around, constants)
             if message is None:
                 continue
