@@ -78,8 +78,8 @@ def main() -> None:
         scan = a.scan or rendered(folder / "data", a.slices)
         for name in a.networks:
             run = finished_run(name, folder)
-            for number, (way, (copy, choices)) in enumerate(jobs_of(run, folder, a.ways).items()):
-                out = folder / f"out-{run.name}-{number}"
+            for way, (copy, choices) in jobs_of(run, folder, a.ways).items():
+                out = Path(tempfile.mkdtemp(dir=folder)) / "out"
                 command = [sys.executable, __file__, "--child", copy, scan, out, json.dumps(choices)]
                 child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 seconds = json.loads(child.stdout.splitlines()[-1])

@@ -110,8 +110,9 @@ def has_openvino(run: Path) -> bool:
 def jobs_of(run: Path, folder: Path, wanted: list[str]) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """Way -> (the run or a copy of it, the options of predict), of the ways that this run can be computed in."""
     ways = WAYS | (WAYS_2D if has_openvino(run) else {})
+    own = Path(tempfile.mkdtemp(dir=folder))  # a recipe and a run may have one name
     return {
-        way: (compared(run, folder / f"{run.name}, {way}", options), options)
+        way: (compared(run, own / f"{run.name}, {way}", options), options)
         for way, options in ways.items()
         if way in wanted
     }
