@@ -71,8 +71,10 @@ def main() -> None:
                 spent[name, way].append(measure(run, scan, out, options))
                 note = f"{name}, {way}: {spent[name, way][-1][1]:.1f} s of CPU"
                 for case, scan_record in read_predictions(out).cases.items():
-                    if scan_record.coarse and scan_record.coarse.whole:
-                        note += f"; {case} was labelled as a whole ({scan_record.coarse.whole})"
+                    if (seen := scan_record.coarse) and seen.whole:
+                        note += f"; {case} was labelled as a whole ({seen.whole})"
+                    elif seen and seen.widened:
+                        note += f"; the region of {case} was made wider ({seen.widened})"
                 print(note, file=sys.stderr, flush=True)
     print_table(spent)
 

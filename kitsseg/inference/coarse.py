@@ -4,8 +4,9 @@ A KiTS19 scan holds the abdomen, often the chest, and air; its kidneys fill a tw
 (``kitsseg.records.starter``) looks at a copy of 4 x 3 x 3 mm in about a second of one core. It need not outline
 anything well: the box around what it finds, and 20 mm more on every side, has to hold both kidneys and their tumors.
 So has this box without the columns between the kidneys, where that is less work.
-Where that is doubtful the whole scan is taken: here, before the recipe's network sees anything, and again where its own
-labels reach the border of the box (``labels_at_border``). ``benchmarks/coarse_region.py`` measures what the box misses.
+Where that is doubtful the whole scan is taken: here, before the recipe's network sees anything. Where its own labels
+reach the border of the box, it sees a wider one, and then the whole scan (``kitsseg.inference.region.wider_region``).
+``benchmarks/coarse_region.py`` measures what the box misses.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ from kitsseg.inference.ensemble import Ensemble, open_ensemble
 from kitsseg.inference.familiar import unlike_kits19
 from kitsseg.inference.plan import odd_name
 from kitsseg.inference.precision import agreement
-from kitsseg.inference.region import labels_at_border
+from kitsseg.inference.region import labels_at_border, wider_region
 from kitsseg.inference.same_labels import View
 from kitsseg.inference.scan import ensemble_labels, prepare_scan
 from kitsseg.labels.volumes import cleaned
 from kitsseg.records.precision import PrecisionCheck
-from kitsseg.records.predictions import CoarsePass, FailedScan, PredictedScan
+from kitsseg.records.predictions import FailedScan, PredictedScan
 from kitsseg.records.scan_part import part_of
 from kitsseg.runtime.memory import give_back_memory, too_little_memory
 
@@ -86,11 +86,19 @@ def predict_scan(
         del volume  # its memory too, unless what was prepared needs it
         give_back_memory()
         labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
-        in_parts = any(one.parts for one in prepared)
-        if region is not None and (border := labels_at_border(labels, grid.spacing_mm, region, in_parts)):
-            region = CoarsePass(whole=f"labels reach the {border}", seconds=region.seconds)
+        cut_in_plane = any(member.spec.slice_size is None for member in members)
+        while region is not None and (
+            faces := labels_at_border(
+                labels,
+                grid.spacing_mm,
+                region,
+                in_parts=any(one.parts for one in prepared),
+                in_plane=cut_in_plane,
+            )
+        ):
+            region = wider_region(region, faces, grid.spacing_mm, labels.shape)
             again = read_image(scan.path, scan.series).array
-            prepared = prepare_scan(again, grid.spacing_mm, members)
+            prepared = prepare_scan(again, grid.spacing_mm, members, region)
             del again
             labels = ensemble_labels(prepared, grid.spacing_mm, postprocess, progress)
         if ensemble.cleanup is not None:

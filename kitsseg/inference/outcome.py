@@ -36,7 +36,7 @@ class Outcome:
         record: what ``predictions.json`` says of the folder now, with absolute paths.
         warnings: sentences for the user; one for each scan that is doubtful, with its name.
         notes: sentences for the user about networks and scans that do not fit together, but may be meant, and about
-            scans of which the networks saw the whole though a coarse pass was asked for.
+            scans of which the networks saw the whole, or more than the coarse pass had found.
         agreement: sentences about the agreement of the networks' lower precision with float32.
         choices: sentences about the engines that were chosen for the networks.
     """
@@ -121,7 +121,7 @@ def outcome_of(
         engine=record.header.engine,
         renewed=renewed,
         warnings=warned,
-        notes=(*_seen_whole(done), *_phantoms_only(plan, done), *_unlike(done)),
+        notes=(*_seen_more(done), *_phantoms_only(plan, done), *_unlike(done)),
         agreement=tuple(_agreement(plan, record.header.engine, done)),
         choices=tuple(choices_of(plan.ensemble)) if options.engine == AUTO else (),
     )
@@ -151,15 +151,18 @@ def _unlike(done: Mapping[str, PredictedScan]) -> Iterator[str]:
             yield f"{name}: {remark}"
 
 
-def _seen_whole(done: Mapping[str, PredictedScan]) -> Iterator[str]:
-    """One sentence about the scans whose coarse pass found no region."""
-    whole = [
-        f"{name} ({entry.coarse.whole})"
-        for name, entry in done.items()
-        if entry.coarse is not None and entry.coarse.whole is not None
-    ]
-    if whole:
-        yield f"the networks saw the whole scan, not a region of it: {some_of(whole, NAMED, '; ')}"
+def _seen_more(done: Mapping[str, PredictedScan]) -> Iterator[str]:
+    """A sentence about the scans whose coarse pass found no region, and one about those whose region was too small."""
+    passes = {name: entry.coarse for name, entry in done.items() if entry.coarse is not None}
+    for words, reasons in (
+        ("the networks saw the whole scan, not a region of it", {n: one.whole for n, one in passes.items()}),
+        (
+            "the networks saw more of the scan than the coarse pass had found",
+            {n: one.widened for n, one in passes.items()},
+        ),
+    ):
+        if told := [f"{name} ({reason})" for name, reason in reasons.items() if reason is not None]:
+            yield f"{words}: {some_of(told, NAMED, '; ')}"
 
 
 def _agreement(plan: Plan, engine: str | None, done: Mapping[str, PredictedScan]) -> Iterator[str]:

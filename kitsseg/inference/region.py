@@ -14,13 +14,15 @@ from kitsseg.inference.windows2d import tile_starts
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
 from kitsseg.records.predictions import Box, CoarsePass
 
-__all__ = ["Part", "inside_region", "labels_at_border", "parts_inside"]
+__all__ = ["Face", "Part", "inside_region", "labels_at_border", "parts_inside", "wider_region"]
 
 # tissue that networks of whole slices see beside the region: near the edge of what it sees a network errs
 CONTEXT_MM = 48.0
 STEP = 32  # sizes of whole slices are multiples of it: a network is compiled anew for each size
 LESS = 0.9  # parts are computed one by one if that is at most this share of the work of their common box
 TOUCHING_MM2 = 100.0  # of labels in a face of the region; a kidney cut in two has more than ten times as much
+WIDER_MM = 40.0  # more of the scan behind a face that labels reach
+MOST_TWICE = 0.5  # of the scan is worth a second look; for more the whole scan is taken
 
 
 @dataclass(frozen=True)
@@ -164,30 +166,89 @@ def _computed(size: int, axis: int, inference: InferenceSpec, geometry: Geometry
     return max(size, tile[axis])
 
 
+@dataclass(frozen=True)
+class Face:
+    """A side of the region, or of one of its parts.
+
+    Attributes:
+        axis: 0 to 2, for a slice, a row or a column.
+        last: whether it is the last of them, or the first.
+        of_part: whether it is a side of a part.
+        within: whether it faces the other part, so that the region goes on behind it.
+    """
+
+    axis: int
+    last: bool
+    of_part: bool = False
+    within: bool = False
+
+    def __str__(self) -> str:
+        name = ("slice", "row", "column")[self.axis]
+        return f"{'last' if self.last else 'first'} {name} of {'a part of ' * self.of_part}the region"
+
+
 def labels_at_border(
-    labels: npt.NDArray[np.uint8], spacing_mm: Sequence[float], region: CoarsePass, in_parts: bool = False
-) -> str | None:
+    labels: npt.NDArray[np.uint8],
+    spacing_mm: Sequence[float],
+    region: CoarsePass,
+    *,
+    in_parts: bool = False,
+    in_plane: bool = True,
+) -> tuple[Face, ...]:
     """Where labels reach the border of a region, so that some of what they belong to may lie beyond.
 
     Args:
         labels: of the whole scan. spacing_mm: of its voxels.
-        region: with a start and a stop.
+        region: of the coarse pass.
         in_parts: look at the border of each part instead.
+        in_plane: look at rows and columns; not needed where the networks saw whole slices.
 
-    Returns: such as "first slice of the region"; None where they reach no border that is not the scan's own.
+    Returns: the faces that labels reach; none where the scan itself ends.
     """
     if region.start is None or region.stop is None:
-        return None
-    boxes = region.parts if in_parts else (Box(start=region.start, stop=region.stop),)
-    for box in boxes:
+        return ()
+    found: dict[Face, None] = {}
+    for box in region.parts if in_parts else (Box(start=region.start, stop=region.stop),):
         inside = labels[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
-        for axis, name in enumerate(("slice", "row", "column")):
+        for axis in range(3 if in_plane else 1):
             face_mm2 = float(np.prod([mm for other, mm in enumerate(spacing_mm) if other != axis]))
-            for which, at, more_beyond in (
-                ("first", 0, box.start[axis] > 0),
-                ("last", -1, box.stop[axis] < labels.shape[axis]),
+            for last, here, its, end in (
+                (False, box.start[axis], region.start[axis], 0),
+                (True, box.stop[axis], region.stop[axis], labels.shape[axis]),
             ):
-                face = inside.take(at, axis)
-                if more_beyond and np.count_nonzero(face) * face_mm2 >= TOUCHING_MM2:
-                    return f"{which} {name} of {'a part of ' if in_parts else ''}the region"
-    return None
+                area = np.count_nonzero(inside.take(-1 if last else 0, axis)) * face_mm2
+                if here != end and area >= TOUCHING_MM2:
+                    found[Face(axis, last, in_parts, within=here != its)] = None
+    return tuple(found)
+
+
+def wider_region(
+    region: CoarsePass, faces: Sequence[Face], spacing_mm: Sequence[float], shape: Sequence[int]
+) -> CoarsePass:
+    """What the networks see next, because labels reach some faces of the region: more of the scan, or all of it.
+
+    The region is made wider once, by ``WIDER_MM`` behind each of these faces, and loses its parts. Where labels reach
+    the border again, or most of the scan would be seen for a second time, it is the whole scan.
+
+    Args:
+        region: with a start and a stop.
+        faces: of ``labels_at_border``. spacing_mm, shape: of the scan.
+    """
+    whole = CoarsePass(whole=f"labels reach the {faces[0]}", seconds=region.seconds)
+    if region.start is None or region.stop is None or region.widened:
+        return whole
+    start, stop = list(region.start), list(region.stop)
+    for face in faces:
+        voxels = math.ceil(WIDER_MM / spacing_mm[face.axis])
+        if face.within:
+            continue  # the region without its parts goes on there
+        if face.last:
+            stop[face.axis] = min(stop[face.axis] + voxels, shape[face.axis])
+        else:
+            start[face.axis] = max(start[face.axis] - voxels, 0)
+    share = math.prod(b - a for a, b in zip(start, stop, strict=True)) / math.prod(shape)
+    if share > MOST_TWICE:
+        return whole
+    return replace(
+        region, start=tuple(start), stop=tuple(stop), parts=(), widened=f"labels reached the {faces[0]}"
+    )

@@ -74,6 +74,7 @@ class CoarsePass:
         start, stop: (slices, rows, columns) of the region, in voxels of the scan in KiTS19's axes.
         parts: the left and the right part of the region, without the columns between the kidneys; empty where there
             are none between them.
+        widened: why the region is wider than what the pass found; None: it is not.
         whole: why there is no region.
         seconds: of processor time.
     """
@@ -81,6 +82,7 @@ class CoarsePass:
     start: tuple[int, ...] | None = None
     stop: tuple[int, ...] | None = None
     parts: tuple[Box, ...] = ()
+    widened: str | None = None
     whole: str | None = None
     seconds: float = 0.0
 

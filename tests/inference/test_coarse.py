@@ -17,7 +17,7 @@ from kitsseg.inference.coarse import MARGIN_MM, find_region
 from kitsseg.inference.cohort import predict_cohort
 from kitsseg.inference.ensemble import Ensemble
 from kitsseg.inference.options import PredictOptions
-from kitsseg.inference.region import inside_region, labels_at_border, parts_inside
+from kitsseg.inference.region import Face, inside_region, labels_at_border, parts_inside, wider_region
 from kitsseg.inference.scan import Member, ensemble_labels, prepare_scan
 from kitsseg.recipe import InferenceSpec, PreprocessSpec
 from kitsseg.records.predictions import Box, CoarsePass
@@ -303,6 +303,12 @@ def test_a_network_of_one_size_sees_fewer_slices_and_all_of_each():
     assert (cropped > 0)[truth > 0].mean() > 0.9
 
 
+def told(faces):
+    """The only face, in words; None if there is none."""
+    assert len(faces) <= 1
+    return str(faces[0]) if faces else None
+
+
 @pytest.mark.parametrize(
     ("first", "last", "border"),
     [
@@ -321,7 +327,7 @@ def test_labels_at_the_border_of_a_region_are_found(first, last, border):
     labels = np.zeros((30, 50, 60), np.uint8)
     labels[tuple(map(slice, first, last))] = 2
     region = CoarsePass(start=(10, 10, 10), stop=(20, 40, 50))
-    assert labels_at_border(labels, (3.0, 3.0, 3.0), region) == border
+    assert told(labels_at_border(labels, (3.0, 3.0, 3.0), region)) == border
 
 
 @pytest.mark.parametrize(
@@ -338,8 +344,55 @@ def test_labels_at_the_border_of_a_part_are_found(first, last, border):
     labels[tuple(map(slice, first, last))] = 1
     boxes = Box(start=(10, 10, 10), stop=(20, 40, 30)), Box(start=(14, 10, 34), stop=(20, 40, 50))
     region = CoarsePass(start=(10, 10, 10), stop=(20, 40, 50), parts=boxes)
-    assert labels_at_border(labels, (3.0, 3.0, 3.0), region, in_parts=True) == border
-    assert labels_at_border(labels, (3.0, 3.0, 3.0), region) is None
+    assert told(labels_at_border(labels, (3.0, 3.0, 3.0), region, in_parts=True)) == border
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), region) == ()
+
+
+def test_a_network_that_sees_whole_slices_has_no_border_in_them():
+    labels = np.zeros((30, 50, 60), np.uint8)
+    labels[12:18, 5:45, 5:55] = 1  # beyond all rows and columns
+    region = CoarsePass(start=(10, 10, 10), stop=(20, 40, 50))
+    assert len(labels_at_border(labels, (3.0, 3.0, 3.0), region)) == 4
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), region, in_plane=False) == ()
+    labels[19, 5:45, 5:55] = 1
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), region, in_plane=False) == (Face(0, last=True),)
+
+
+FOUND = CoarsePass(
+    start=(20, 20, 10),
+    stop=(30, 40, 50),
+    parts=(Box(start=(20, 20, 10), stop=(30, 40, 24)), Box(start=(20, 20, 34), stop=(30, 40, 50))),
+    seconds=1.5,
+)
+
+
+@pytest.mark.parametrize(
+    ("faces", "start", "stop"),
+    [
+        ([Face(0, last=False)], (12, 20, 10), (30, 40, 50)),  # 40 mm are 8 slices
+        ([Face(0, last=True)], (20, 20, 10), (38, 40, 50)),
+        (
+            [Face(1, last=True), Face(2, last=False)],
+            (20, 20, 0),
+            (30, 60, 50),
+        ),  # 20 voxels; the scan ends at 0
+        ([Face(2, last=True, of_part=True)], (20, 20, 10), (30, 40, 70)),
+        ([Face(2, last=True, of_part=True, within=True)], (20, 20, 10), (30, 40, 50)),
+    ],
+)
+def test_a_region_is_made_wider_behind_the_faces_that_labels_reach(faces, start, stop):
+    wider = wider_region(FOUND, faces, (5.0, 2.0, 2.0), (60, 80, 100))
+    assert (wider.start, wider.stop, wider.parts, wider.seconds) == (start, stop, (), 1.5)
+    assert wider.widened == f"labels reached the {faces[0]}" and wider.whole is None
+
+
+def test_where_labels_reach_the_border_again_or_the_region_is_large_the_whole_scan_is_taken():
+    once = wider_region(FOUND, [Face(0, last=True)], (5.0, 2.0, 2.0), (60, 80, 100))
+    # 24 x 30 x 46 voxels of 32 x 40 x 50 are more than half
+    large = CoarsePass(start=(14, 10, 4), stop=(30, 40, 50), seconds=1.5)
+    for region, shape in ((once, (60, 80, 100)), (large, (32, 40, 50))):
+        whole = wider_region(region, [Face(0, last=False)], (5.0, 2.0, 2.0), shape)
+        assert whole == CoarsePass(whole="labels reach the first slice of the region", seconds=1.5)
 
 
 @pytest.mark.usefixtures("no_context")
@@ -356,20 +409,21 @@ def test_an_isthmus_between_the_kidneys_that_the_coarse_network_misses_is_labele
     entry, _ = one_scan.predict_scan(
         Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
     )
-    assert "column of a part" in entry.coarse.whole
+    assert "column of a part" in entry.coarse.widened
+    assert entry.coarse.whole is None and not entry.coarse.parts
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / entry.file).array > 0, truth > 0)
 
 
 def test_labels_may_reach_the_border_of_the_scan():
     labels = np.ones((30, 50, 60), np.uint8)
-    assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(start=(0, 0, 0), stop=(30, 50, 60))) is None
-    assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(whole="no kidney was found")) is None
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(start=(0, 0, 0), stop=(30, 50, 60))) == ()
+    assert labels_at_border(labels, (3.0, 3.0, 3.0), CoarsePass(whole="no kidney was found")) == ()
 
 
 @pytest.mark.usefixtures("no_context")
-def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monkeypatch):
+def test_a_tumor_that_reaches_beyond_the_region_is_labeled_in_a_wider_one(tmp_path, monkeypatch):
     """The coarse network, which finds the kidneys alone, knows nothing of a tumor that goes on far beyond 20 mm."""
-    image, truth = patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((42, 40, 66), (13, 8, 8))])
+    image, truth = patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((38, 40, 66), (11, 8, 8))])
     region = find_region(patient((LEFT, KIDNEY), (RIGHT, KIDNEY))[0], SPACING, LOOKS)
     assert region.stop[0] <= np.flatnonzero(truth.any(axis=(1, 2)))[-1]
     write_image(tmp_path / "scan.nii.gz", image, SPACING)
@@ -380,11 +434,40 @@ def test_a_tumor_that_reaches_beyond_the_region_is_labeled_whole(tmp_path, monke
     entry, _ = one_scan.predict_scan(
         Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
     )
-    assert "last slice of a part" in entry.coarse.whole
+    assert "last slice of a part" in entry.coarse.widened
+    assert entry.coarse.whole is None
+    assert entry.coarse.stop[0] == region.stop[0] + 10  # 40 mm in slices of 4 mm
     found = read_labels(tmp_path / "out" / entry.file).array
     whole = ensemble_labels(prepare_scan(image, SPACING, [member]), SPACING)
     np.testing.assert_array_equal(found, whole)
     assert (found == 2)[truth == 2].mean() > 0.9
+
+
+@pytest.mark.usefixtures("no_context")
+def test_a_tumor_that_reaches_beyond_the_wider_region_too_is_labeled_whole(tmp_path, monkeypatch):
+    """The region of a few slices is made wider by 40 mm, and the tumor goes on behind them."""
+    image, truth = patient((LEFT, KIDNEY), (RIGHT, KIDNEY), tumors=[((36, 40, 66), (18, 8, 8))])
+    region = CoarsePass(start=(20, 24, 14), stop=(34, 56, 82))
+    assert np.flatnonzero(truth.any(axis=(1, 2)))[-1] > 34 + 10
+    write_image(tmp_path / "scan.nii.gz", image, SPACING)
+    member, seen = Member(by_hu, FINE, MODES["whole slices"]), []
+    monkeypatch.setattr(one_scan, "opened", lambda ensemble: ([member], None, "known"))
+    monkeypatch.setattr(one_scan, "find_region", lambda *looked_at: region)
+    monkeypatch.setattr(
+        one_scan,
+        "prepare_scan",
+        lambda image, spacing_mm, members, region: (
+            seen.append(region) or prepare_scan(image, spacing_mm, members, region)
+        ),
+    )
+    (tmp_path / "out").mkdir()
+    entry, _ = one_scan.predict_scan(
+        Ensemble((), (), ()), "case", Scan(tmp_path / "scan.nii.gz"), tmp_path / "out"
+    )
+    assert [one.widened is not None for one in seen] == [False, True, False]
+    assert "slice of the region" in entry.coarse.whole and entry.coarse.start is None
+    found = read_labels(tmp_path / "out" / entry.file).array
+    np.testing.assert_array_equal(found, ensemble_labels(prepare_scan(image, SPACING, [member]), SPACING))
 
 
 def test_the_networks_box_and_the_region_have_to_meet():
