@@ -10,12 +10,13 @@ The ranges are wide: they refuse what cannot be meant, such as a probability of 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any
 
 from kitsseg.ranges import Lengths, NotEmpty, OneOf, Range, Rising, SettingError, check_ranges
 
 __all__ = [
+    "ADDED",
     "GIVEN",
     "METRIC_NAMES",
     "MOST_IMAGES",
@@ -76,9 +77,8 @@ Volume = Annotated[float, Range(0, 1e9)]  # in mm3
 class RandomAppearance:
     """Random contrast, texture, noise and objects in a training crop; the labels stay.
 
-    It is meant for training on phantoms: a network that has seen every tissue in every brightness does not rely on
-    the contrast of one scanner (the idea of SynthSeg, Billot et al., Medical Image Analysis 2023). None of the five
-    papers does it.
+    A network that has seen every tissue in every brightness does not rely on the contrast of one scanner, nor on that
+    of phantoms (the idea of SynthSeg, Billot et al., Medical Image Analysis 2023). None of the five papers does it.
 
     Attributes:
         probability: share of the crops that are changed.
@@ -90,6 +90,10 @@ class RandomAppearance:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+# groups that a user may give to a recipe without them (``changed``), by the name of their field
+ADDED = {"appearance": RandomAppearance}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -577,6 +581,7 @@ class Recipe:
         check_ranges(self)
         _check_output(self)
         _check_axes(self)
+        _check_appearance(self)
 
     @property
     def is_3d(self) -> bool:
@@ -641,6 +646,19 @@ def _check_axes(recipe: Recipe) -> None:
         raise SettingError("inference.mirror_axes", f"some of {known} {network}", inference.mirror_axes)
 
 
+def _check_appearance(recipe: Recipe) -> None:
+    """Raise SettingError if a random appearance is wanted for other images than slices in HU."""
+    for phase in recipe.phases:
+        if phase.augmentation.appearance is not None:
+            name = f"phases.{phase.name}.augmentation.appearance"
+            if isinstance(phase.sampler, PatchSampler):
+                raise SettingError(name, "none for a 3D network", "one: it is drawn for slices only")
+            if recipe.preprocess.hu_window is None:
+                raise SettingError(
+                    name, "none for a recipe without hu_window", "one: it changes HU, not 8-bit windows"
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of a paper's tables: the paper's recipe with named changes, and nothing else.
@@ -687,7 +705,8 @@ def changed(recipe: Recipe, changes: Mapping[str, object], evidence: Mapping[str
     Args:
         recipe: any.
         changes: dotted name, as of ``settings``, -> value. A name may be that of a group (``postprocess``,
-            ``phases.prune``), whose value None leaves the group out.
+            ``phases.prune``), whose value None leaves the group out. Names in a group of ``ADDED`` that the recipe
+            lacks add the group.
         evidence: for each of these names; settings that are gone lose theirs.
 
     Raises: KeyError for a name that is no setting; SettingError for a value outside its range, by its dotted name;
@@ -744,7 +763,26 @@ def _changed(owner: Any, tree: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _new(old: Any, change: Any, name: str) -> Any:
-    return change.value if isinstance(change, _Value) else _changed(old, change, f"{name}.")
+    if isinstance(change, _Value):
+        return change.value
+    if old is None and (kind := ADDED.get(name.rpartition(".")[2])):
+        return _added(kind, change, f"{name}.")
+    return _changed(old, change, f"{name}.")
+
+
+def _added(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
+    """A new group; what is not given has its default."""
+    optional = {f.name: f.default is not MISSING for f in fields(kind)}
+    for name, change in tree.items():
+        if name not in optional or not isinstance(change, _Value):
+            raise KeyError(f"{prefix}{name}")
+    for name, has_default in optional.items():
+        if name not in tree and not has_default:
+            raise SettingError(f"{prefix}{name}", "a value too, because the recipe has none", "none")
+    try:
+        return kind(**{name: change.value for name, change in tree.items()})
+    except SettingError as error:
+        raise error.within(prefix) from error
 
 
 def value_of(recipe: Recipe, name: str) -> Any:

@@ -7,13 +7,13 @@ import operator
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields
 from types import GenericAlias
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from kitsseg import recipes
 from kitsseg.errors import InputError, did_you_mean
-from kitsseg.recipe import Phase, Recipe, SliceSampler, given_settings, settings, value_of
+from kitsseg.recipe import ADDED, Phase, Recipe, SliceSampler, given_settings, settings, value_of
 
 __all__ = ["spoken_settings", "with_given"]
 
@@ -53,8 +53,8 @@ def with_given(
         try:
             values[name] = _converted(_read(value, hint), hint)
         except TypeError as error:
-            now = value_of(recipe, name)
-            such = f", such as the recipe's {_said(now)}" if now is not None and not is_dataclass(now) else ""
+            now = dict(settings(recipe)).get(name)  # None for a group
+            such = f", such as the recipe's {_said(now)}" if now is not None else ""
             raise InputError(f"--set {text}: {name} is {error}{such}; found {value!r}.") from error
     for name in values:
         if whole := next((other for other in values if name.startswith(f"{other}.")), None):
@@ -105,6 +105,12 @@ def _said(value: object) -> str:
 def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
     """The type of a setting: the type of its field. An option of a builder or a loss has the type of its value."""
     known = [key for key, _ in settings(recipe) if not key.startswith("fixed.")]
+    added = {
+        f"{key}.{field.name}": get_type_hints(kind)[field.name]
+        for key, value in settings(recipe)
+        if value is None and (kind := ADDED.get(key.rpartition(".")[2])) is not None
+        for field in fields(kind)
+    }
     groups = [key.rpartition(".")[0] for key in known if key.count(".") > 2] + ["postprocess"]
     if only and not name.startswith(f"{only}."):
         raise InputError(
@@ -112,10 +118,13 @@ def _hint_of(recipe: Recipe, name: str, only: str | None) -> Any:
         )
     if name.startswith("fixed.") and name in dict(settings(recipe)):
         raise InputError(f"--set {name}: the code fixes it, and no option changes it. Set another.")
+    if name in added:
+        return added[name]
     if name not in known and name not in groups:
+        near = did_you_mean(name, [*known, *added])
         raise InputError(
-            f"--set {name}: {recipe.name} has no such setting.{did_you_mean(name, known)} kitsseg recipes show "
-            f"{recipe.name} lists all of them."
+            f"--set {name}: {recipe.name} has no such setting.{near} kitsseg recipes show {recipe.name} lists all "
+            "of them."
         )
     parent, _, last = name.rpartition(".")
     owner = value_of(recipe, parent) if parent else recipe

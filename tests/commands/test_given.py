@@ -10,7 +10,7 @@ from support.records import run_record
 from kitsseg import recipes
 from kitsseg.commands.given import spoken_settings, with_given
 from kitsseg.errors import InputError
-from kitsseg.recipe import GIVEN, settings, value_of
+from kitsseg.recipe import GIVEN, RandomAppearance, given_settings, settings, value_of
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,20 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ("preprocess.hu_std=0", ["--set preprocess.hu_std: expected a number from 0.001", "0.0"]),
         ("preprocess.spacing_mm=3,-1,1", ["spacing_mm: ", "3 values", "a number from 0.01", "-1.0"]),
         ("phases.train.augmentation.appearance=on", ["augmentation.appearance is", "set to none;", "'on'"]),
+        ("phases.train.augmentation.appearance.strength=2", ["appearance.probability: expected a value too"]),
+        (
+            "phases.train.augmentation.appearance.probability=5",
+            ["--set phases.train.augmentation.appearance.probability: ", "a number from 0 to 1", "found 5"],
+        ),
+        ("phases.train.augmentation.appearance.probability=often", ["is a number", "'often'"]),
+        (
+            "phases.train.augmentation.appearance.strenght=1",
+            ["Did you mean phases.train.augmentation.appearance.st"],
+        ),
+        (
+            "phases.train.progressive.rounds=3",
+            ["no such setting"],
+        ),  # a group of which half a dozen values are needed
         ("fixed.dropout=0.2", ["--set fixed.dropout: the code fixes it"]),
         ("__class__=3", ["no such setting"]),
         ("evidence=3", ["no such setting"]),
@@ -325,3 +339,29 @@ def test_another_batch_size_keeps_the_share_of_slices_with_kidney():
         with_given(paper, [f"{name}=4"], batch_size=3)
     with pytest.raises(InputError, match="--batch-size 3: deeplab3d draws three patches .*cases_per_batch"):
         with_given(recipes.get("deeplab3d"), [], batch_size=3)
+
+
+def test_a_random_appearance_can_be_given_to_a_recipe_without_one():
+    recipe = recipes.get("unet2d:tiny")
+    name = "phases.train.augmentation.appearance"
+    found = with_given(recipe, [f"{name}.probability=0.5"])
+    assert found.phases[0].augmentation.appearance == RandomAppearance(probability=0.5, strength=1.0)
+    assert given_settings(found) == {f"{name}.probability": 0.5}
+    assert recipe.phases[0].augmentation.appearance is None
+    both = with_given(recipe, [f"{name}.probability=0.5", f"{name}.strength=2"])
+    assert both.phases[0].augmentation.appearance == RandomAppearance(probability=0.5, strength=2.0)
+    # a run that is read again has the same recipe
+    assert recipes.given(recipe, given_settings(both)) == both
+    with pytest.raises(InputError, match="leaves it out. Give one of them"):
+        with_given(recipe, [f"{name}=none", f"{name}.probability=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "phase", "why"),
+    [("deeplab3d:tiny", "scratch", "3D network"), ("squeeze_unet:tiny", "train", "8-bit")],
+)
+def test_a_random_appearance_of_what_is_no_slice_in_hu_is_refused_before_anything_is_read(recipe, phase, why):
+    with pytest.raises(
+        InputError, match=rf"phases\.{phase}\.augmentation\.appearance: expected none .*{why}"
+    ):
+        with_given(recipes.get(recipe), [f"phases.{phase}.augmentation.appearance.probability=0.5"])
