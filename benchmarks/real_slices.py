@@ -92,10 +92,11 @@ class Row:
         label: what the table calls it.
         recipe: whose tiny variant is trained.
         model: changes of its model.
-        parent: the row whose network is pruned, shrunk, exported or trained on; None: it is trained.
+        parent: the row whose network is pruned, shrunk, exported, trained on or averaged; None: it is trained.
         length: how many times as long as the others it is trained.
         ours: whether it has what works best here: averaged weights, random appearance of real slices too, and
             predictions that are means over mirrored slices.
+        seeds: how many seeds of the parent predict together (``kitsseg predict RUN --also RUN``); 0: it is a network.
         settings: those in which it is trained.
     """
 
@@ -105,6 +106,7 @@ class Row:
     parent: str | None = None
     length: int = 1
     ours: bool = False
+    seeds: int = 0
     settings: str = "abcd"
 
 
@@ -112,6 +114,9 @@ ROWS = {
     "unet2d": Row("`unet2d`, 12 filters", "unet2d", (("start_filters", 12),)),
     "unet2d-ours": Row(
         "`unet2d`, 12 filters, our settings", "unet2d", (("start_filters", 12),), ours=True, settings="abc"
+    ),
+    "unet2d-ours-together": Row(
+        "the same, three seeds together", "unet2d", parent="unet2d-ours", seeds=3, settings="bc"
     ),
     "wp_unet": Row("`wp_unet`", "wp_unet"),
     "wp_unet-unet": Row("`wp_unet`, its ordinary U-Net", "wp_unet", (("variant", "unet"),)),
@@ -143,6 +148,7 @@ FIRST = "unet2d"
 # what the second is to be compared with, in each setting of both
 BESIDE = (
     ("unet2d", "unet2d-ours"),
+    ("unet2d-ours", "unet2d-ours-together"),
     ("wp_unet-longer", "wp_unet-pruned-50"),
     ("wp_unet-longer", "wp_unet-pruned-80"),
     ("wp_unet-longer", "wp_unet-shrunk"),
@@ -173,7 +179,7 @@ def jobs(rows: list[str], settings: str, seeds: int) -> list[Job]:
     found = [
         Job(2 * (name != FIRST) + (seed > 0), name, seed, setting, fold)
         for name in rows
-        for seed in range(seeds)
+        for seed in range(1 if ROWS[name].seeds else seeds)
         for setting in settings
         if setting in ROWS[name].settings
         for fold in range(1 if setting == "a" else FOLDS)
@@ -330,9 +336,9 @@ class Bench:
             return there
         file = self.out / "jobs" / job.folder / "scores.json"
         if not file.is_file():
-            network, rows = self.made(job), []
-            if network is not None:
-                members, postprocess, _ = open_ensemble(ensemble_of((network,)))
+            networks, rows = self._networks(job), []
+            if networks:
+                members, postprocess, _ = open_ensemble(ensemble_of(networks))
                 for items in self._tested(job):
                     found = label_slices(items, members, postprocess)
                     rows += [_row(item, labels) for item, labels in zip(items, found, strict=True)]
@@ -344,6 +350,15 @@ class Bench:
             self.kept[job.folder] = rows
             write_scores(self.file, self.steps, self.kept)
         return rows
+
+    def _networks(self, job: Job) -> tuple[Path, ...]:
+        """The networks that predict together in a job; none for an int8 file that was refused."""
+        row = ROWS[job.row]
+        if row.seeds and row.parent:
+            made = [self.made(replace(job, row=row.parent, seed=seed)) for seed in range(row.seeds)]
+        else:
+            made = [self.made(job)]
+        return tuple(path for path in made if path is not None)
 
     def there(self, job: Job) -> list[dict[str, Any]] | None:
         """The rows of a job that was scored before, here or in the file of scores."""
@@ -566,6 +581,8 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]], seeds: int
                 else ""
                 for setting in SETTINGS
             ]
+            if row.seeds:
+                cells = [cell.replace("; one seed", "") for cell in cells]
             if any(cell not in ("", NOT_RUN) for cell in cells):
                 shown.add(name)
                 lines.append(f"| {row.label} | " + " | ".join(cells) + " |")

@@ -35,9 +35,11 @@ def row(patient, true, both, slice_name="s"):
 def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
     found = bench.jobs(list(bench.ROWS), "abcd", 3)
     # thirteen trainings of a row and seed: one in setting a, four folds in b, c and d; only b of what wp_unet leads
-    # to, and no d with our settings
-    assert len(found) == len({job.folder for job in found}) == 3 * (7 * 13 + 7 * 4 + 9)
-    from_it = {name for name, row in bench.ROWS.items() if row.parent} | {"wp_unet-half"}
+    # to, no d with our settings, and nothing to train for three seeds together
+    assert len(found) == len({job.folder for job in found}) == 3 * (7 * 13 + 7 * 4 + 9) + 8
+    from_it = {name for name, row in bench.ROWS.items() if row.parent and row.recipe == "wp_unet"} | {
+        "wp_unet-half"
+    }
     assert len(from_it) == 7 and {job.setting for job in found if job.row in from_it} == {"b"}
     assert [(job.row, job.seed) for job in found[:13]] == [("unet2d", 0)] * 13
     assert [(job.setting, job.fold) for job in found[:6]] == [
@@ -46,7 +48,7 @@ def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
         ("c", 0),
     ]
     assert {(job.row, job.seed) for job in found[13:39]} == {("unet2d", 1), ("unet2d", 2)}
-    first_seeds = 39 + 13 * 6 + 4 * 7 + 9
+    first_seeds = 39 + 13 * 6 + 4 * 7 + 9 + 8
     assert {job.seed for job in found[39:first_seeds]} == {0}
     assert {job.seed for job in found[first_seeds:]} == {1, 2}
     assert not {job.row for job in found[39:]} & {"unet2d"}
@@ -185,3 +187,13 @@ def test_the_second_of_a_pair_is_compared_in_each_setting_that_both_have(bench):
     lines = [line for line in bench.difference_rows(found) if "our settings, minus" in line]
     assert [line[2:5] for line in lines] == ["(b)", "(c)"]
     assert "| +0.2" in lines[0] and "| +0.000 (+0.000 to +0.000)" in lines[1]
+
+
+def test_seeds_together_are_the_networks_of_their_row(bench, monkeypatch):
+    monkeypatch.setattr(bench.Bench, "made", lambda work, job: Path(job.folder))
+    work = object.__new__(bench.Bench)
+    job = bench.Job(2, "unet2d-ours-together", 0, "c", 2)
+    assert work._networks(job) == tuple(Path(f"unet2d-ours/c-fold2-seed{seed}") for seed in range(3))
+    assert work._networks(bench.Job(0, "unet2d", 1, "b", 0)) == (Path("unet2d/b-fold0-seed1"),)
+    monkeypatch.setattr(bench.Bench, "made", lambda work, job: None)  # an int8 file that was refused
+    assert work._networks(bench.Job(2, "wp_unet-shrunk-int8", 0, "b", 0)) == ()
