@@ -84,7 +84,7 @@ def main() -> None:
 
     from kitsseg.runtime.start_keras import start_keras
 
-    start_keras()
+    start_keras(trains=True)
     from kitsseg import ExportOptions, TrainOptions, export_run, preprocess_cases, train_recipe
     from kitsseg.data.cache.cases import open_cache
     from kitsseg.data.phantoms.synthesize import synthesize_cases
