@@ -139,9 +139,7 @@ ROWS = {
         "`wp_unet`, shrunk to half its channels at random", "wp_unet", parent="wp_unet", settings="b"
     ),
     "squeeze_unet": Row("`squeeze_unet`, with skips", "squeeze_unet"),
-    "squeeze_unet-no-skips": Row(
-        "`squeeze_unet`, without skips", "squeeze_unet", (("skips", False), ("decoder", "fastai"))
-    ),
+    "squeeze_unet-no-skips": Row("`squeeze_unet`, without skips", "squeeze_unet", (("skips", False),)),
     "enhanced_unet": Row("`enhanced_unet`", "enhanced_unet"),
 }
 FIRST = "unet2d"

@@ -79,9 +79,10 @@ def build_squeeze_unet(
         n_classes: background included.
         encoder: ``"squeezenet1_1"``, ``"resnet18"``, ``"resnet34"`` or ``"resnet50"``. The last has 339
             million parameters with fastai's decoder.
-        skips: False leaves out the skip connections: for SqueezeNet what ``unet_learner`` really builds.
+        skips: False leaves out the skip connections: for SqueezeNet and fastai's decoder what ``unet_learner``
+            really builds.
         decoder: ``"fastai"``, or ``"lite"``: (128, 64, 32, ...) filters, bilinear upsampling, no residual
-            block at full size.
+            block at full size. Without skips, fastai's decoder has one level; the lite one keeps its levels.
         weights: of the encoder. ``None``: random. A path: torchvision's ``.pth`` file. ``"imagenet"``: that
             file is downloaded once and cached. With one input channel the first kernel is summed over its
             three.
@@ -91,17 +92,19 @@ def build_squeeze_unet(
 
     Returns: ``keras.Model`` from float images (batch, rows, columns, channels) to float32 **logits**
         (batch, rows, columns, n_classes).
-    Raises: ValueError for a size below 17, an unknown encoder or decoder, a decoder that has no skips to use,
-        or ``normalize`` without three channels; InputError if ``weights`` cannot be had or do not fit.
+    Raises: ValueError for a size below 17, an unknown encoder or decoder, or ``normalize`` without three
+        channels; InputError if ``weights`` cannot be had or do not fit.
     """
-    _check(input_shape, encoder, skips, decoder, weights, normalize)
+    _check(input_shape, encoder, decoder, weights, normalize)
     image = x = keras.Input(input_shape, name="image")
     if normalize:
         mean, std = IMAGENET_RESNET50 if encoder == "resnet50" else IMAGENET
         x = layers.Normalization(mean=mean, variance=[value**2 for value in std], name="normalize")(image)
     features, maps = ENCODERS[encoder](x)
-    build_decoder = _fastai_decoder if decoder == "fastai" else _lite_decoder
-    x = build_decoder(features, maps[::-1] if skips else [], x)
+    if decoder == "fastai":
+        x = _fastai_decoder(features, maps[::-1] if skips else [], x)
+    else:
+        x = _lite_decoder(features, maps[::-1], x, skips)
     # float32 also under mixed_float16: the loss takes a softmax of these. Initial values as in fastai.
     logits = layers.Conv2D(
         n_classes,
@@ -122,7 +125,6 @@ def build_squeeze_unet(
 def _check(
     input_shape: tuple[int | None, ...],
     encoder: str,
-    skips: bool,
     decoder: str,
     weights: str | os.PathLike[str] | None,
     normalize: bool,
@@ -131,8 +133,6 @@ def _check(
         raise ValueError(f"{NAME}: encoder must be one of {sorted(ENCODERS)}; got {encoder!r}.")
     if decoder not in ("fastai", "lite"):
         raise ValueError(f"{NAME}: decoder must be 'fastai' or 'lite'; got {decoder!r}.")
-    if decoder == "lite" and not skips:
-        raise ValueError(f"{NAME}: the lite decoder grows along the skip connections; pass skips=True.")
     least = 32 if encoder == "resnet50" else MIN_SIZE
     if any(size is not None and size < least for size in input_shape[:2]):
         raise ValueError(
@@ -179,13 +179,14 @@ def _fastai_decoder(
 
 
 def _lite_decoder(
-    x: keras.KerasTensor, skips: Sequence[keras.KerasTensor], image: keras.KerasTensor
+    x: keras.KerasTensor, maps: Sequence[keras.KerasTensor], image: keras.KerasTensor, skips: bool
 ) -> keras.KerasTensor:
-    """Ours: bilinear upsampling, fitted to the skip; two convolutions per level, none at full size."""
-    for level, skip in enumerate(skips, start=1):
+    """Ours: bilinear upsampling, fitted to the encoder's map; two convolutions per level, none at full size."""
+    for level, skip in enumerate(maps, start=1):
         x = layers.UpSampling2D(interpolation="bilinear", name=f"up{level}")(x)
         x = _fit(x, skip, f"up{level}_resize")
-        x = layers.Concatenate(name=f"up{level}_concat")([x, skip])
+        if skips:
+            x = layers.Concatenate(name=f"up{level}_concat")([x, skip])
         x = _conv(x, 256 // 2**level, f"up{level}_conv1")
         x = _conv(x, 256 // 2**level, f"up{level}_conv2")
     x = layers.UpSampling2D(interpolation="bilinear", name="full")(x)

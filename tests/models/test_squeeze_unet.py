@@ -245,6 +245,18 @@ def test_lite_is_light(lite_unet):
     assert lite_unet.count_params() < 19_704_180 / 9
 
 
+def test_lite_without_skips_keeps_its_levels_and_sees_the_last_map_alone():
+    model = build_squeeze_unet((None, None, 3), decoder="lite", skips=False)
+    ups = ((512, 128), (128, 64), (64, 32))
+    levels = sum((a * 9 + 1) * b + (b * 9 + 1) * b for a, b in ups)
+    assert model.count_params() == 722_496 + levels + 32 * 3 + 3
+    assert not [
+        layer for layer in model.layers if layer.name.endswith("_concat") and layer.name.startswith("up")
+    ]
+    for size in ((33, 20), (64, 48)):
+        assert forward(model, np.zeros((1, *size, 3), "float32")).shape == (1, *size, 3)
+
+
 def test_initial_values_of_the_fastai_decoder(skips_unet):
     middle = skips_unet.get_layer("middle_bn")
     assert (middle.epsilon, middle.momentum) == (1e-5, 0.9)
@@ -323,7 +335,6 @@ def test_resnet50_offline_is_one_clear_error(monkeypatch):
     [
         ({"encoder": "vgg16"}, "encoder .*'squeezenet1_1'.*got 'vgg16'"),
         ({"decoder": "heavy"}, "decoder must be 'fastai' or 'lite'; got 'heavy'"),
-        ({"decoder": "lite", "skips": False}, "pass skips=True"),
         ({"input_shape": (16, 64, 3)}, "at least 17 rows and columns; got .16, 64, 3."),
         ({"input_shape": (31, 64, 3), "encoder": "resnet50"}, "resnet50 needs at least 32"),
         ({"input_shape": (64, 64, 1), "normalize": True}, "three channels.*got 1"),
