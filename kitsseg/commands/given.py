@@ -55,7 +55,11 @@ def with_given(
         except TypeError as error:
             now = dict(settings(recipe)).get(name)  # None for a group
             such = f", such as the recipe's {_said(now)}" if now is not None else ""
-            raise InputError(f"--set {text}: {name} is {error}{such}; found {value!r}.") from error
+            group = ADDED.get(name.rpartition(".")[2])
+            more = (
+                f" Its values are {' and '.join(f'{name}.{f.name}' for f in fields(group))}." if group else ""
+            )
+            raise InputError(f"--set {text}: {name} is {error}{such}; found {value!r}.{more}") from error
     for name in values:
         if whole := next((other for other in values if name.startswith(f"{other}.")), None):
             raise InputError(f"--set {name}: --set {whole} leaves it out. Give one of them.")

@@ -78,7 +78,16 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ("preprocess.hu_window=300,-100", ["hu_window: expected 2 values", "the lower one first", "300.0"]),
         ("preprocess.hu_std=0", ["--set preprocess.hu_std: expected a number from 0.001", "0.0"]),
         ("preprocess.spacing_mm=3,-1,1", ["spacing_mm: ", "3 values", "a number from 0.01", "-1.0"]),
-        ("phases.train.augmentation.appearance=on", ["augmentation.appearance is", "set to none;", "'on'"]),
+        (
+            "phases.train.augmentation.appearance=on",
+            [
+                "augmentation.appearance is",
+                "set to none;",
+                "'on'",
+                "Its values are",
+                "appearance.probability and",
+            ],
+        ),
         ("phases.train.augmentation.appearance.strength=2", ["appearance.probability: expected a value too"]),
         (
             "phases.train.augmentation.appearance.probability=5",
