@@ -95,7 +95,7 @@ def test_a_value_becomes_what_its_setting_holds(recipe, text, expected):
         ),
         ("phases.train.augmentation.appearance.probability=often", ["is a number", "'often'"]),
         (
-            "phases.train.augmentation.appearance.strenght=1",
+            "phases.train.augmentation.appearance.strengths=1",
             ["Did you mean phases.train.augmentation.appearance.st"],
         ),
         (
