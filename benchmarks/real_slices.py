@@ -116,7 +116,7 @@ ROWS = {
         "`unet2d`, 12 filters, our settings", "unet2d", (("start_filters", 12),), ours=True, settings="abc"
     ),
     "unet2d-ours-together": Row(
-        "the same, three seeds together", "unet2d", parent="unet2d-ours", seeds=3, settings="bc"
+        "`unet2d`, our settings, three seeds together", "unet2d", parent="unet2d-ours", seeds=3, settings="bc"
     ),
     "wp_unet": Row("`wp_unet`", "wp_unet"),
     "wp_unet-unet": Row("`wp_unet`, its ordinary U-Net", "wp_unet", (("variant", "unet"),)),
