@@ -23,7 +23,7 @@ def start_keras(trains: bool = False) -> None:
     Args:
         trains: whether this process is going to train: TensorFlow then uses oneDNN on every x86-64 CPU, unless
             TF_ENABLE_ONEDNN_OPTS says otherwise. By itself TensorFlow leaves oneDNN out on Linux where a CPU has no
-            AVX-512 instructions for neural networks, and most steps take longer then: 0.9 to 2.2 times as long
+            AVX-512 instructions for neural networks, and a step takes 0.9 to 2.3 times as long then
             (``benchmarks/training.py``). A prediction leaves the choice to TensorFlow: on such a CPU oneDNN is slower
             for plain convolutions of a single slice.
 
