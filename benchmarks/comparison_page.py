@@ -50,9 +50,11 @@ def dice_of(files):
 
 
 def in_words(mean, interval, seeds):
-    """A mean, its interval over patients, and the range of the means of the seeds."""
-    spread = f"seeds {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "one seed"
-    return f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f}; {spread})"
+    """A mean, its interval over patients, and the range of the means of the seeds; None: of what has no seeds."""
+    spread = ""
+    if seeds is not None:
+        spread = f"; seeds {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "; one seed"
+    return f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f}{spread})"
 
 
 def written(values):

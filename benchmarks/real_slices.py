@@ -544,10 +544,11 @@ def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, Any]]
 NOT_RUN = "not run"
 
 
-def written(value: dict[str, Any] | None, index: int) -> str:
+def written(value: dict[str, Any] | None, index: int, has_seeds: bool = True) -> str:
     if value is None:
         return NOT_RUN
-    return in_words(value["mean"][index], value["interval"][index], value["of_seeds"][:, index])
+    seeds = value["of_seeds"][:, index] if has_seeds else None
+    return in_words(value["mean"][index], value["interval"][index], seeds)
 
 
 def changes(one: dict[str, Any], two: dict[str, Any]) -> str:
@@ -574,18 +575,17 @@ def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]], seeds: int
         lines += ["", f"| {words} | {columns}", rule]
         for name, row in ROWS.items():
             cells = [
-                bench.refused(name, setting, seeds) or written(found.get((name, setting)), index)
+                bench.refused(name, setting, seeds)
+                or written(found.get((name, setting)), index, has_seeds=not row.seeds)
                 if setting in row.settings
                 else ""
                 for setting in SETTINGS
             ]
-            if row.seeds:
-                cells = [cell.replace("; one seed", "") for cell in cells]
             if any(cell not in ("", NOT_RUN) for cell in cells):
                 shown.add(name)
                 lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
         for label, rows in beside.items():
-            cell = written(summary([rows]), index).replace("; one seed", "")
+            cell = written(summary([rows]), index, has_seeds=False)
             lines.append(
                 f"| {label} | | {cell} | | |" if "pixels" in label else f"| {label} |" + f" {cell} |" * 4
             )

@@ -21,7 +21,7 @@ import numpy as np
 from kitsseg.data.cache.cases import open_cache
 from kitsseg.data.cache.windows import cached_images
 from kitsseg.errors import InputError
-from kitsseg.export.check import LEAST_DICE, Agreement, OtherLabels, check, check_loads, compare
+from kitsseg.export.check import LEAST_DICE, Agreement, check, check_loads, compare
 from kitsseg.export.writers import ExportOptions, write_network
 from kitsseg.files.atomic import atomic_folder, atomic_path
 from kitsseg.inference.engines import open_network
@@ -282,8 +282,7 @@ def _written_and_checked(
             comparison = compare(_outputs(compute, exported, images, softmax, output))
             check(comparison, options.precision)
         except InputError as error:
-            kind = OtherLabels if isinstance(error, OtherLabels) else InputError
-            raise kind(f"{out}: not kept: {error}") from error
+            raise type(error)(f"{out}: not kept: {error}") from error
         n_bytes = sum(path.stat().st_size for path in (temporary, *temporary.rglob("*")) if path.is_file())
     return ExportResult(out, format or "", options.precision, shape, n_bytes, comparison)
 
