@@ -16,11 +16,12 @@ Scores are taken on the images' own pixels. The Dice of each slice is averaged o
 the patients.
 
 Every job (network, setting, fold, seed) is an ordinary run in OUT/jobs. Finished jobs are kept, so that a stopped call
-goes on. The table (OUT/tables/real-slices.md) and the figure (OUT/real_slices.png) are written anew after each job. At
-the end --pages also puts the table between the marks of those pages. --scores FILE.csv keeps the label counts of every
-job in a file, too, and a job in this file counts as done. benchmarks/real_slices.csv holds the jobs behind the table of
-docs/results.md, so that nobody has to train them again to check the table or to add to it. unet2d comes first, with one
-seed, then its other seeds, then the other networks. --rows, --settings, --seeds and --steps choose the jobs.
+goes on. The tables (OUT/tables: the means, and all intervals, differences and pooled Dice) and the figure
+(OUT/real_slices.png) are written anew after each job. At the end --pages also puts the tables between the marks of
+those pages. --scores FILE.csv keeps the label counts of every job in a file, too, and a job in this file counts as
+done. benchmarks/real_slices.csv holds the jobs behind the tables of docs/results.md and docs/real_slices.md, so that
+nobody has to train them again to check the tables or to add to them. unet2d comes first, with one seed, then its other
+seeds, then the other networks. --rows, --settings, --seeds and --steps choose the jobs.
 """
 
 import argparse
@@ -41,8 +42,10 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as kitsseg train
 import keras
 import numpy as np
 import numpy.typing as npt
-from comparison_page import in_words, put_tables
-from phantom_statistics import ASIDE, OVERLAP
+from comparison_page import put_tables
+from phantom_statistics import OVERLAP
+from real_slices_page import PIXELS, Facts, Summary, full_tables, patient_dice, plot, short_table, summary
+from real_slices_rows import FIRST, ROWS, SETTINGS
 
 from kitsseg import recipes
 from kitsseg.data.cache.build import preprocess_cases
@@ -60,7 +63,7 @@ from kitsseg.files.tables import read_rows, write_rows
 from kitsseg.inference.ensemble import ensemble_of, open_ensemble
 from kitsseg.inference.slices import label_slices
 from kitsseg.recipe import Phase, Plateau, RandomAppearance, Recipe
-from kitsseg.scoring.dice import bootstrap_intervals, count_labels, score_counts
+from kitsseg.scoring.dice import count_labels
 from kitsseg.training.epochs import steps_of
 from kitsseg.training.options import TrainOptions
 from kitsseg.training.train import train_recipe
@@ -68,92 +71,12 @@ from kitsseg.workflows.fine_tune import FromRun
 from kitsseg.workflows.prune import prune_run
 from kitsseg.workflows.shrink import shrink_run
 
-WHAT = "79 slices of 28 patients, chosen by somebody else, HU clipped to 0..255"
 HU = (0.0, 255.0)
 APPEARANCE = RandomAppearance(probability=0.8)  # of rendered slices in HU
 # what no paper does, for the rows that are "ours"; chosen on the first seed of unet2d in setting c
 REAL_APPEARANCE = RandomAppearance(probability=0.5)
 EMA = 0.99
 FOLDS = 4
-SETTINGS = {
-    "a": "rendered CT only",
-    "b": "real, by patient",
-    "c": "rendered, then real",
-    "d": "real, by slice (leak)",
-}
-HALF = (8, 16, 24, 48, 48)  # filters of what kitsseg shrink leaves of wp_unet:tiny
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a network, or what is made of another row's network.
-
-    Attributes:
-        label: what the table calls it.
-        recipe: whose tiny variant is trained.
-        model: changes of its model.
-        parent: the row whose network is pruned, shrunk, exported, trained on or averaged; None: it is trained.
-        length: how many times as long as the others it is trained.
-        ours: whether it has what works best here: averaged weights, random appearance of real slices too, and
-            predictions that are means over mirrored slices.
-        seeds: how many seeds of the parent predict together (``kitsseg predict RUN --also RUN``); 0: it is a network.
-        settings: those in which it is trained.
-    """
-
-    label: str
-    recipe: str
-    model: tuple[tuple[str, object], ...] = ()
-    parent: str | None = None
-    length: int = 1
-    ours: bool = False
-    seeds: int = 0
-    settings: str = "abcd"
-
-
-ROWS = {
-    "unet2d": Row("`unet2d`, 12 filters", "unet2d", (("start_filters", 12),)),
-    "unet2d-ours": Row(
-        "`unet2d`, 12 filters, our settings", "unet2d", (("start_filters", 12),), ours=True, settings="abc"
-    ),
-    "unet2d-ours-together": Row(
-        "`unet2d`, our settings, three seeds together", "unet2d", parent="unet2d-ours", seeds=3, settings="bc"
-    ),
-    "wp_unet": Row("`wp_unet`", "wp_unet"),
-    "wp_unet-unet": Row("`wp_unet`, its ordinary U-Net", "wp_unet", (("variant", "unet"),)),
-    "wp_unet-dw_unet": Row("`wp_unet`, its depth-wise U-Net", "wp_unet", (("variant", "dw_unet"),)),
-    "wp_unet-pruned-50": Row("`wp_unet`, pruned to 50 %", "wp_unet", parent="wp_unet", settings="b"),
-    "wp_unet-pruned-80": Row("`wp_unet`, pruned to 80 %", "wp_unet", parent="wp_unet", settings="b"),
-    "wp_unet-shrunk": Row(
-        "`wp_unet`, shrunk to half its channels", "wp_unet", parent="wp_unet", settings="b"
-    ),
-    "wp_unet-shrunk-int8": Row("the same as int8", "wp_unet", parent="wp_unet-shrunk", settings="b"),
-    "wp_unet-longer": Row("`wp_unet`, trained twice as long", "wp_unet", parent="wp_unet", settings="b"),
-    "wp_unet-half": Row(
-        "`wp_unet`, with half of its channels from the start, trained twice as long",
-        "wp_unet",
-        (("filters", HALF),),
-        length=2,
-        settings="b",
-    ),
-    "wp_unet-shrunk-random": Row(
-        "`wp_unet`, shrunk to half its channels at random", "wp_unet", parent="wp_unet", settings="b"
-    ),
-    "squeeze_unet": Row("`squeeze_unet`, with skips", "squeeze_unet"),
-    "squeeze_unet-no-skips": Row("`squeeze_unet`, without skips", "squeeze_unet", (("skips", False),)),
-    "enhanced_unet": Row("`enhanced_unet`", "enhanced_unet"),
-}
-FIRST = "unet2d"
-# what the second is to be compared with, in each setting of both
-BESIDE = (
-    ("unet2d", "unet2d-ours"),
-    ("unet2d-ours", "unet2d-ours-together"),
-    ("wp_unet-longer", "wp_unet-pruned-50"),
-    ("wp_unet-longer", "wp_unet-pruned-80"),
-    ("wp_unet-longer", "wp_unet-shrunk"),
-    ("wp_unet-half", "wp_unet-shrunk"),
-    ("wp_unet-shrunk-random", "wp_unet-shrunk"),
-    ("wp_unet-shrunk", "wp_unet-shrunk-int8"),
-)
 
 
 @dataclass(frozen=True, order=True)
@@ -488,47 +411,7 @@ def _stretched(phase: Phase, factor: float) -> Phase:
     return replace(phase, epochs=max(1, round(factor * phase.epochs)), validate_cases_every=None)
 
 
-def patient_dice(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Patient -> mean TK and TU Dice of the slices; a slice without tumor counts 1 where none is found."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        scores = score_counts(np.array(row["counts"]), 1.0)
-        found.setdefault(row["patient"], []).append((scores["tk_dice"], scores["tu_dice"]))
-    return {patient: tuple(np.mean(values, axis=0)) for patient, values in sorted(found.items())}
-
-
-def pooled_dice(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """TK and TU Dice of all pixels of all slices together."""
-    scores = score_counts(np.sum([row["counts"] for row in rows], axis=0), 1.0)
-    return scores["tk_dice"], scores["tu_dice"]
-
-
-def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of the mean, by resampling patients; ``values`` holds one value for each patient."""
-    return bootstrap_intervals([values])[0]
-
-
-def summary(seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """What a table says of one network in one setting.
-
-    Args:
-        seeds: the rows of each seed.
-    """
-    dice = [patient_dice(rows) for rows in seeds]
-    values = np.array([[each[patient] for patient in dice[0]] for each in dice])  # seeds, patients, (TK, TU)
-    means = values.mean(axis=1)
-    return {
-        "seeds": len(seeds),
-        "patients": list(dice[0]),
-        "of_patients": values.mean(axis=0),
-        "mean": means.mean(axis=0),
-        "interval": [interval(values.mean(axis=0)[:, i]) for i in (0, 1)],
-        "of_seeds": means,
-        "pooled": np.mean([pooled_dice(rows) for rows in seeds], axis=0),
-    }
-
-
-def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, Any]]:
+def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], Summary]:
     """Summaries by (row, setting) of what is there already."""
     found = {}
     for row in ROWS:
@@ -541,153 +424,25 @@ def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], dict[str, Any]]
     return found
 
 
-NOT_RUN = "not run"
-
-
-def written(value: dict[str, Any] | None, index: int, has_seeds: bool = True) -> str:
-    if value is None:
-        return NOT_RUN
-    seeds = value["of_seeds"][:, index] if has_seeds else None
-    return in_words(value["mean"][index], value["interval"][index], seeds)
-
-
-def changes(one: dict[str, Any], two: dict[str, Any]) -> str:
-    """The mean differences ``two`` minus ``one`` of the patients, with intervals: the TK and the TU cell of a table."""
-    change = two["of_patients"] - one["of_patients"]
-    cells = []
-    for index in (0, 1):
-        low, high = interval(change[:, index])
-        cells.append(f"{change[:, index].mean():+.3f} ({low:+.3f} to {high:+.3f})")
-    return " | ".join(cells)
-
-
-def table(bench: Bench, found: dict[tuple[str, str], dict[str, Any]], seeds: int) -> str:
-    """Tables of TK, TU, differences and pooled Dice, a row for each network with a figure; below, what was not run."""
-    lines = [
-        f"Real KiTS19 images: {WHAT}. Mean over patients of the Dice of their slices (95 % interval over patients; "
-    ]
-    lines[0] += f"range over seeds); {bench.steps} steps a training, c after as many on rendered CT."
-    columns = " | ".join(f"({key}) {text}" for key, text in SETTINGS.items()) + " |"
-    rule = "|---" * (1 + len(SETTINGS)) + "|"
-    shown: set[str] = set()
-    beside = {"empty label map": bench.empty_map(), "classifier of single pixels": bench.single_pixels()}
-    for index, words in enumerate(("TK, kidney with tumor", "TU, tumor")):
-        lines += ["", f"| {words} | {columns}", rule]
-        for name, row in ROWS.items():
-            cells = [
-                bench.refused(name, setting, seeds)
-                or written(found.get((name, setting)), index, has_seeds=not row.seeds)
-                if setting in row.settings
-                else ""
-                for setting in SETTINGS
-            ]
-            if any(cell not in ("", NOT_RUN) for cell in cells):
-                shown.add(name)
-                lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
-        for label, rows in beside.items():
-            cell = written(summary([rows]), index, has_seeds=False)
-            lines.append(
-                f"| {label} | | {cell} | | |" if "pixels" in label else f"| {label} |" + f" {cell} |" * 4
-            )
-    if missing := [row.label for name, row in ROWS.items() if name not in shown]:
-        lines += ["", f"Not run: {'; '.join(missing)}."]
-    if differences := difference_rows(found):
-        lines += ["", "| difference, patient by patient | TK | TU |", "|---|---|---|", *differences]
-    if pooled := pooled_rows(found):
-        lines += ["", f"| pooled over all pixels, TK and TU | {columns}", rule, *pooled]
-    if found_aside := aside(found):
-        lines += [
-            "",
-            f"(a) on the {len(ASIDE)} patients set aside from the rendering, TK and TU: {found_aside}.",
-        ]
-    return "\n".join(lines)
-
-
-def difference_rows(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    """The settings of a network beside each other, and the networks of BESIDE."""
-    pairs = [
-        (f"{row.label}: ({second}) minus ({first})", (name, first), (name, second))
-        for name, row in ROWS.items()
-        for first, second in (("b", "c"), ("b", "d"))
-    ] + [
-        (f"({setting}): {ROWS[second].label}, minus {ROWS[first].label}", (first, setting), (second, setting))
-        for first, second in BESIDE
-        for setting in SETTINGS
-    ]
-    return [
-        f"| {words} | {changes(found[one], found[two])} |"
-        for words, one, two in pairs
-        if one in found and two in found
-    ]
-
-
-def pooled_rows(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    return [
-        f"| {row.label} | "
-        + " | ".join(
-            "{:.3f}, {:.3f}".format(*found[name, setting]["pooled"]) if (name, setting) in found else ""
-            for setting in SETTINGS
-        )
-        + " |"
-        for name, row in ROWS.items()
-        if any((name, setting) in found for setting in SETTINGS)
-    ]
-
-
-def aside(found: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """The scores of setting a of the patients that the rendering was not tuned on."""
-    words = []
-    for name, row in ROWS.items():
-        if one := found.get((name, "a")):
-            chosen = [i for i, patient in enumerate(one["patients"]) if patient in ASIDE]
-            tk, tu = one["of_patients"][chosen].mean(axis=0)
-            words.append(f"{row.label} {tk:.3f} and {tu:.3f}")
-    return "; ".join(words)
-
-
-def plot(path: Path, found: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """A dot for each patient, a line for the mean, networks below each other, settings in colors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = [name for name in ROWS if any((name, setting) in found for setting in SETTINGS)]
-    height = 1.2 + 0.28 * len(SETTINGS) * len(names)
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, height), sharey=True, layout="constrained")
-    colors = dict(zip(SETTINGS, ("#8c8c8c", "#1769aa", "#2e7d32", "#c62828"), strict=True))
-    ticks: dict[float, str] = {}
-    for index, (axis, title) in enumerate(zip(axes, ("kidney with tumor (TK)", "tumor (TU)"), strict=True)):
-        for i, name in enumerate(names):
-            for j, setting in enumerate(SETTINGS):
-                if (value := found.get((name, setting))) is None:
-                    continue
-                y, dots = i * 5 + j, value["of_patients"][:, index]
-                axis.plot(dots, [y] * len(dots), "o", color=colors[setting], alpha=0.4, markeredgewidth=0)
-                axis.plot([value["mean"][index]], [y], "|", color="black", markersize=14)
-                ticks[y] = f"{name.replace('-', ', ')} ({setting})"
-        axis.set(xlim=(-0.03, 1.03), title=f"Dice of {title}")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(list(ticks), list(ticks.values()))
-    axes[0].invert_yaxis()
-    words = "; ".join(f"{key} {text}" for key, text in SETTINGS.items())
-    figure.suptitle(f"{WHAT}\n{words}. A dot is a patient, a line the mean", fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    pyplot.close(figure)
+def facts_of(bench: Bench, seeds: int) -> Facts:
+    refused = {(name, setting): bench.refused(name, setting, seeds) for name in ROWS for setting in SETTINGS}
+    beside = {"empty label map": bench.empty_map(), PIXELS: bench.single_pixels()}
+    return Facts(collected(bench, seeds), refused, beside, bench.steps, seeds)
 
 
 def write_pages(bench: Bench, seeds: int, pages: list[Path]) -> str:
-    found = collected(bench, seeds)
-    text = table(bench, found, seeds)
+    """Write the tables and the figure, and the tables into ``pages``; the short table."""
+    facts = facts_of(bench, seeds)
+    tables = {"real-slices": short_table(facts), "real-slices-full": full_tables(facts)}
     (bench.out / "tables").mkdir(exist_ok=True)
-    with atomic_path(bench.out / "tables" / "real-slices.md") as temporary:
-        temporary.write_text(text + "\n")
-    if found:
-        plot(bench.out / "real_slices.png", found)
+    for name, text in tables.items():
+        with atomic_path(bench.out / "tables" / f"{name}.md") as temporary:
+            temporary.write_text(text + "\n")
+    if facts.found:
+        plot(bench.out / "real_slices.png", facts.found)
     for page in pages:
-        put_tables(page, {"real-slices": text})
-    return text
+        put_tables(page, tables)
+    return tables["real-slices"]
 
 
 def main() -> None:

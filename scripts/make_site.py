@@ -35,7 +35,7 @@ NAV = {
     "Notebooks": [],
     "Reference": ["commands/README.md", "networks.md", "splits.md", "python.md", "dependencies.md"],
     "Papers": ["papers/README.md"],
-    "Explanation": ["results.md", "phantoms.md", "speed.md", "architecture.md"],
+    "Explanation": ["results.md", "real_slices.md", "phantoms.md", "speed.md", "architecture.md"],
 }
 CONFIG = {
     "site_name": "kitsseg",

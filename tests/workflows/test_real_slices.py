@@ -26,6 +26,11 @@ def bench():
         sys.modules.pop("real_slices", None)
 
 
+@pytest.fixture(scope="module")
+def page(bench):
+    return sys.modules["real_slices_page"]
+
+
 def row(patient, true, both, slice_name="s"):
     """A slice of 100 pixels: ``true`` of tumor, of which ``both`` are found."""
     counts = [[100 - true, 0, 0], [0, 0, 0], [true - both, 0, both]]
@@ -54,13 +59,13 @@ def test_unet2d_comes_first_then_its_seeds_then_the_others(bench):
     assert not {job.row for job in found[39:]} & {"unet2d"}
 
 
-def test_means_are_over_slices_then_patients_then_seeds(bench):
+def test_means_are_over_slices_then_patients_then_seeds(page):
     # patient a: 2 * 10 / 30 and 1; patient b: 0 and 0
     rows = [row("a", 20, 10), row("a", 20, 20), row("b", 10, 0), row("b", 10, 0)]
     first = (2 / 3 + 1) / 2
-    assert bench.patient_dice(rows) == {"a": (first, first), "b": (0, 0)}
+    assert page.patient_dice(rows) == {"a": (first, first), "b": (0, 0)}
     better = [row("a", 20, 20), row("b", 10, 10)]
-    found = bench.summary([rows, better])
+    found = page.summary([rows, better])
     np.testing.assert_allclose(found["mean"], [(first / 2 + 1) / 2] * 2)
     np.testing.assert_allclose(found["of_seeds"][:, 0], [first / 2, 1])
     np.testing.assert_allclose(found["of_patients"][:, 0], [(first + 1) / 2, 0.5])
@@ -70,36 +75,58 @@ def test_means_are_over_slices_then_patients_then_seeds(bench):
     np.testing.assert_allclose(found["pooled"], [(2 / 3 + 1) / 2] * 2)
 
 
-def test_differences_are_patient_by_patient_and_only_of_what_is_there(bench):
+def test_differences_are_patient_by_patient_and_only_of_what_is_there(page):
     # patient a: 2 * 10 / 30 instead of 1; patient b: 1 instead of 2 * 10 / 30
-    one = bench.summary([[row("a", 20, 20), row("b", 20, 10)]])
-    two = bench.summary([[row("a", 20, 10), row("b", 20, 20)]])
+    one = page.summary([[row("a", 20, 20), row("b", 20, 10)]])
+    two = page.summary([[row("a", 20, 10), row("b", 20, 20)]])
     found = {("unet2d", "b"): one, ("unet2d", "d"): two, ("wp_unet-longer", "b"): one}
-    assert bench.difference_rows(found) == [
+    assert page.difference_rows(found) == [
         "| `unet2d`, 12 filters: (d) minus (b) | +0.000 (-0.333 to +0.333) | +0.000 (-0.333 to +0.333) |"
     ]
-    found["wp_unet-shrunk", "b"] = bench.summary([[row("a", 20, 20), row("b", 20, 20)]])
-    assert bench.difference_rows(found)[1:] == [
+    found["wp_unet-shrunk", "b"] = page.summary([[row("a", 20, 20), row("b", 20, 20)]])
+    assert page.difference_rows(found)[1:] == [
         "| (b): `wp_unet`, shrunk to half its channels, minus `wp_unet`, trained twice as long "
         "| +0.167 (+0.000 to +0.333) | +0.167 (+0.000 to +0.333) |"
     ]
     # pooled: 2 * 30 / (40 + 30)
-    assert bench.pooled_rows({("unet2d", "b"): one}) == ["| `unet2d`, 12 filters |  | 0.857, 0.857 |  |  |"]
+    assert page.pooled_rows({("unet2d", "b"): one}) == ["| `unet2d`, 12 filters |  | 0.857, 0.857 |  |  |"]
 
 
-def test_the_patients_set_aside_have_a_mean_of_their_own(bench):
-    rows = [row(patient, 20, 20 if patient == bench.ASIDE[0] else 0) for patient in bench.ASIDE]
-    tuned = bench.summary([[*rows, row("case_00000", 20, 20)]])
-    assert bench.aside({("wp_unet", "a"): tuned}) == "`wp_unet` 0.143 and 0.143"  # 1 of 7
-    assert bench.aside({("wp_unet", "b"): tuned}) == ""
+def test_the_patients_set_aside_have_a_mean_of_their_own(page):
+    rows = [row(patient, 20, 20 if patient == page.ASIDE[0] else 0) for patient in page.ASIDE]
+    tuned = page.summary([[*rows, row("case_00000", 20, 20)]])
+    assert page.aside({("wp_unet", "a"): tuned}) == "`wp_unet` 0.143 and 0.143"  # 1 of 7
+    assert page.aside({("wp_unet", "b"): tuned}) == ""
 
 
-def test_what_is_not_run_is_called_so(bench):
-    assert bench.written(None, 0) == "not run"
-    one = bench.summary([[row("a", 20, 20), row("b", 20, 20)]])
-    assert bench.written(one, 0) == "1.000 (1.000 to 1.000; one seed)"
-    two = bench.summary([[row("a", 20, 20)], [row("a", 20, 0)]])
-    assert bench.written(two, 1) == "0.500 (0.500 to 0.500; seeds 0.000 to 1.000)"
+def test_what_is_not_run_is_called_so(page):
+    assert page.written(0, None, True) == "not run"
+    one = page.summary([[row("a", 20, 20), row("b", 20, 20)]])
+    assert page.written(0, one, True) == "1.000 (1.000 to 1.000; one seed)"
+    two = page.summary([[row("a", 20, 20)], [row("a", 20, 0)]])
+    assert page.written(1, two, True) == "0.500 (0.500 to 0.500; seeds 0.000 to 1.000)"
+    assert page.written(1, two, False) == "0.500 (0.500 to 0.500)"
+
+
+def test_the_short_table_has_means_and_how_many_seeds_are_missing(page):
+    one, two = [row("a", 20, 20), row("b", 20, 20)], [row("a", 20, 20), row("b", 20, 0)]
+    found = {
+        ("unet2d", "b"): page.summary([one, two]),
+        ("unet2d", "c"): page.summary([one]),
+        ("unet2d-ours-together", "b"): page.summary([two]),
+    }
+    refused = {("wp_unet-shrunk-int8", "b"): "refused"}
+    facts = page.Facts(found, refused, {page.PIXELS: two, "empty label map": two}, 600, 2)
+    lines = page.short_table(facts).splitlines()
+    assert page.WHAT in lines[0] and "2 seeds or as many as parentheses say" in lines[0]
+    assert lines[2].startswith("| TK / TU | (a) rendered CT only |") and lines[3] == "|---|---|---|---|---|"
+    assert lines[4:] == [
+        "| `unet2d`, 12 filters | not run | 0.750 / 0.750 | 1.000 / 1.000 (1) | not run |",
+        "| `unet2d`, our settings, three seeds together |  | 0.500 / 0.500 | not run |  |",
+        "| the same as int8 |  | refused |  |  |",
+        "| classifier of single pixels |  | 0.500 / 0.500 |  |  |",
+        "| empty label map | 0.500 / 0.500 | 0.500 / 0.500 | 0.500 / 0.500 | 0.500 / 0.500 |",
+    ]
 
 
 def test_folds_hold_every_patient_once_and_leave_some_to_choose_by(bench, tmp_path):
@@ -113,7 +140,7 @@ def test_folds_hold_every_patient_once_and_leave_some_to_choose_by(bench, tmp_pa
     assert rendered.test == () and len(rendered.train) + len(rendered.validation) == 22
 
 
-def test_the_work_folder_is_made_and_every_row_has_a_recipe(bench, real_data, tmp_path, monkeypatch):
+def test_the_work_folder_is_made_and_every_row_has_a_recipe(bench, page, real_data, tmp_path, monkeypatch):
     made = bench.Bench(tmp_path / "out", real_data / "kits19_slices", real_data / "kits19", 600)
     assert (len(made.items), len(made.patients)) == (79, 28)
     for name, kind in bench.ROWS.items():
@@ -123,15 +150,15 @@ def test_the_work_folder_is_made_and_every_row_has_a_recipe(bench, real_data, tm
     few = [item for item in made.items if item.patient == "case_00025"]
     monkeypatch.setattr(made, "items", few)
     monkeypatch.setattr(made, "single_pixels", made.empty_map)  # takes a while
-    text = bench.table(made, {}, 3)
+    text = page.full_tables(bench.facts_of(made, 3))
     every = "; ".join(row.label for row in bench.ROWS.values())
-    assert f"\nNot run: {every}." in text and "| not run |" not in text and bench.WHAT in text
+    assert f"\nNot run: {every}." in text and "| not run |" not in text and page.WHAT in text
     assert "| empty label map | 0.000" in text
     made.kept = {
         "wp_unet-shrunk-int8/b-fold0-seed0": [],
         "wp_unet-shrunk-int8/b-fold1-seed0": [row("a", 20, 10)],
     }
-    text = bench.table(made, {}, 3)
+    text = page.full_tables(bench.facts_of(made, 3))
     assert "| the same as int8 |  | refused by `kitsseg export`: 1 of 2 |  |  |" in text
     assert "the same as int8" not in text.partition("Not run: ")[2]
     assert made.all_scores("wp_unet-shrunk-int8", "b", 0) is None
@@ -173,9 +200,9 @@ def test_our_settings_are_those_of_no_other_row(bench, tmp_path):
     assert plain["b"].inference.mirror_axes == ()
 
 
-def test_the_second_of_a_pair_is_compared_in_each_setting_that_both_have(bench):
+def test_the_second_of_a_pair_is_compared_in_each_setting_that_both_have(page):
     def of(*patients):
-        return bench.summary([[row("a", 20, 10 + n), row("b", 20, n)] for n in patients])
+        return page.summary([[row("a", 20, 10 + n), row("b", 20, n)] for n in patients])
 
     found = {
         ("unet2d", "b"): of(0),
@@ -184,7 +211,7 @@ def test_the_second_of_a_pair_is_compared_in_each_setting_that_both_have(bench):
         ("unet2d-ours", "c"): of(0),
         ("unet2d", "d"): of(0),
     }
-    lines = [line for line in bench.difference_rows(found) if "our settings, minus" in line]
+    lines = [line for line in page.difference_rows(found) if "our settings, minus" in line]
     assert [line[2:5] for line in lines] == ["(b)", "(c)"]
     assert "| +0.2" in lines[0] and "| +0.000 (+0.000 to +0.000)" in lines[1]
 
