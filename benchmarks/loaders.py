@@ -20,6 +20,7 @@ import numpy as np
 from data import PATCHES, SLICES, SPEC, batches_of, prepared
 
 from kitsseg import open_cache, preprocess_cases
+from kitsseg.data.cache.compressed import require_blosc2
 from kitsseg.data.sampling.ahead import DEPTH, batches_ahead
 
 
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=os.cpu_count(), help="loaders (default: number of cores)")
     parser.add_argument("--compress", action="store_true", help="a compressed cache")
     a = parser.parse_args()
+    if a.compress:
+        require_blosc2()  # before a minute is spent on cases
     with tempfile.TemporaryDirectory() as temporary:
         work = a.work or Path(temporary)
         cases = prepared(None, work, 56)
