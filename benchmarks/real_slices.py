@@ -414,13 +414,12 @@ def _stretched(phase: Phase, factor: float) -> Phase:
 def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], Summary]:
     """Summaries by (row, setting) of what is there already."""
     found = {}
-    for row in ROWS:
+    for name, row in ROWS.items():
         for setting in SETTINGS:
-            there = [
-                rows for seed in range(seeds) if (rows := bench.all_scores(row, setting, seed)) is not None
-            ]
+            every = {seed: bench.all_scores(name, setting, seed) for seed in range(seeds)}
+            there = {seed: rows for seed, rows in every.items() if rows is not None}
             if there:
-                found[row, setting] = summary(there)
+                found[name, setting] = summary(list(there.values()), () if row.seeds else tuple(there))
     return found
 
 

@@ -1,7 +1,7 @@
 """The tables and the figure of real_slices.py."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,20 @@ def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return bootstrap_intervals([values])[0]
 
 
-def summary(seeds: list[list[dict[str, Any]]]) -> Summary:
+def summary(seeds: list[list[dict[str, Any]]], numbers: Sequence[int] = ()) -> Summary:
     """What a table says of one network in one setting.
 
     Args:
         seeds: the rows of each seed.
+        numbers: of the seeds; none: they are not compared seed by seed.
     """
     dice = [patient_dice(rows) for rows in seeds]
     values = np.array([[each[patient] for patient in dice[0]] for each in dice])  # seeds, patients, (TK, TU)
     means = values.mean(axis=1)
     return {
         "seeds": len(seeds),
+        "numbers": tuple(numbers),
+        "values": values,
         "patients": list(dice[0]),
         "of_patients": values.mean(axis=0),
         "mean": means.mean(axis=0),
@@ -87,9 +90,24 @@ def written(index: int, value: Summary | None, has_seeds: bool) -> str:
     return in_words(value["mean"][index], value["interval"][index], seeds)
 
 
+def comparable(one: Summary, two: Summary) -> bool:
+    """Whether two summaries have a seed in common, or one of them has no seeds of its own."""
+    return not (one["numbers"] and two["numbers"]) or bool(set(one["numbers"]) & set(two["numbers"]))
+
+
 def changes(one: Summary, two: Summary) -> str:
-    """The mean differences ``two`` minus ``one`` of the patients, with intervals: the TK and the TU cell of a table."""
-    change = two["of_patients"] - one["of_patients"]
+    """The mean differences ``two`` minus ``one`` of the patients, with intervals: the TK and the TU cell of a table.
+
+    They are those of the seeds that both have. What has no seeds of its own stands beside all seeds of the other side.
+    """
+    both = set(one["numbers"]) & set(two["numbers"])
+    if both:
+        sides = [
+            side["values"][[number in both for number in side["numbers"]]].mean(axis=0) for side in (one, two)
+        ]
+    else:
+        sides = [one["of_patients"], two["of_patients"]]
+    change = sides[1] - sides[0]
     cells = []
     for index in (0, 1):
         low, high = interval(change[:, index])
@@ -184,7 +202,7 @@ def difference_rows(found: dict[tuple[str, str], Summary]) -> list[str]:
     return [
         f"| {words} | {changes(found[one], found[two])} |"
         for words, one, two in pairs
-        if one in found and two in found
+        if one in found and two in found and comparable(found[one], found[two])
     ]
 
 

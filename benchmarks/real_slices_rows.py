@@ -75,6 +75,9 @@ FIRST = "unet2d"
 BESIDE = (
     ("unet2d", "unet2d-ours"),
     ("unet2d-ours", "unet2d-ours-together"),
+    ("wp_unet-unet", "wp_unet"),
+    ("wp_unet-dw_unet", "wp_unet"),
+    ("squeeze_unet-no-skips", "squeeze_unet"),
     ("wp_unet-longer", "wp_unet-pruned-50"),
     ("wp_unet-longer", "wp_unet-pruned-80"),
     ("wp_unet-longer", "wp_unet-shrunk"),

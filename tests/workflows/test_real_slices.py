@@ -92,6 +92,18 @@ def test_differences_are_patient_by_patient_and_only_of_what_is_there(page):
     assert page.pooled_rows({("unet2d", "b"): one}) == ["| `unet2d`, 12 filters |  | 0.857, 0.857 |  |  |"]
 
 
+def test_a_difference_is_of_the_seeds_that_both_have(page):
+    found, missed = [row("a", 20, 20), row("b", 20, 20)], [row("a", 20, 0), row("b", 20, 0)]
+    one = page.summary([missed, found], (0, 1))
+    two = page.summary([found, found], (1, 2))
+    assert page.changes(one, two).startswith("+0.000 (+0.000 to +0.000)")  # of seed 1 alone
+    alone = page.summary([found])  # three seeds together: beside all seeds of the other row
+    assert page.changes(one, alone).startswith("+0.500 (+0.500 to +0.500)")
+    assert page.changes(page.summary([missed], (0,)), page.summary([missed, found], (0, 1))).startswith(
+        "+0.000"
+    )
+
+
 def test_the_patients_set_aside_have_a_mean_of_their_own(page):
     rows = [row(patient, 20, 20 if patient == page.ASIDE[0] else 0) for patient in page.ASIDE]
     tuned = page.summary([[*rows, row("case_00000", 20, 20)]])
