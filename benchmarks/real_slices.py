@@ -425,7 +425,7 @@ def collected(bench: Bench, seeds: int) -> dict[tuple[str, str], Summary]:
 
 def facts_of(bench: Bench, seeds: int) -> Facts:
     refused = {(name, setting): bench.refused(name, setting, seeds) for name in ROWS for setting in SETTINGS}
-    beside = {"empty label map": bench.empty_map(), PIXELS: bench.single_pixels()}
+    beside = {"empty label map": summary([bench.empty_map()]), PIXELS: summary([bench.single_pixels()])}
     return Facts(collected(bench, seeds), refused, beside, bench.steps, seeds)
 
 

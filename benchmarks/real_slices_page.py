@@ -27,14 +27,14 @@ class Facts:
     Attributes:
         found: the summaries by row and setting of all that was trained.
         refused: what the tables say, by row and setting, of a network whose file was refused.
-        beside: label counts of each slice of what was not trained for it, by its label.
+        beside: the summaries, by its label, of what has no training.
         steps: of a training.
         seeds: that each row should have.
     """
 
     found: dict[tuple[str, str], Summary]
     refused: dict[tuple[str, str], str]
-    beside: dict[str, list[dict[str, Any]]]
+    beside: dict[str, Summary]
     steps: int
     seeds: int
 
@@ -64,13 +64,12 @@ def summary(seeds: list[list[dict[str, Any]]], numbers: Sequence[int] = ()) -> S
 
     Args:
         seeds: the rows of each seed.
-        numbers: of the seeds; none: they are not compared seed by seed.
+        numbers: of the seeds; none: it has no seeds of its own.
     """
     dice = [patient_dice(rows) for rows in seeds]
     values = np.array([[each[patient] for patient in dice[0]] for each in dice])  # seeds, patients, (TK, TU)
     means = values.mean(axis=1)
     return {
-        "seeds": len(seeds),
         "numbers": tuple(numbers),
         "values": values,
         "patients": list(dice[0]),
@@ -82,11 +81,11 @@ def summary(seeds: list[list[dict[str, Any]]], numbers: Sequence[int] = ()) -> S
     }
 
 
-def written(index: int, value: Summary | None, has_seeds: bool) -> str:
+def written(index: int, value: Summary | None) -> str:
     """A figure of a network with its intervals; ``index`` is 0 for TK and 1 for TU."""
     if value is None:
         return NOT_RUN
-    seeds = value["of_seeds"][:, index] if has_seeds else None
+    seeds = value["of_seeds"][:, index] if value["numbers"] else None
     return in_words(value["mean"][index], value["interval"][index], seeds)
 
 
@@ -121,17 +120,17 @@ def columns(first: str) -> list[str]:
     return [f"| {first} | {named} |", "|---" * (1 + len(SETTINGS)) + "|"]
 
 
-def rows_of(facts: Facts, cell: Callable[[Summary | None, bool], str]) -> tuple[list[str], list[str]]:
+def rows_of(facts: Facts, cell: Callable[[Summary | None], str]) -> tuple[list[str], list[str]]:
     """The rows of a table of all networks with a figure, and the labels of the networks without one.
 
     Args:
         facts: Facts.
-        cell: what stands for a network in a setting, None if it was not run; whether it has seeds.
+        cell: what stands for a network in a setting; its argument is None if it was not run.
     """
     rows, missing = [], []
     for name, row in ROWS.items():
         cells = [
-            facts.refused.get((name, setting)) or cell(facts.found.get((name, setting)), not row.seeds)
+            facts.refused.get((name, setting)) or cell(facts.found.get((name, setting)))
             if setting in row.settings
             else ""
             for setting in SETTINGS
@@ -141,7 +140,7 @@ def rows_of(facts: Facts, cell: Callable[[Summary | None, bool], str]) -> tuple[
         else:
             missing.append(row.label)
     for label, beside in facts.beside.items():
-        text = cell(summary([beside]), False)
+        text = cell(beside)
         cells = ["", text, "", ""] if label == PIXELS else [text] * len(SETTINGS)  # trained in four folds
         rows.append(f"| {label} | " + " | ".join(cells) + " |")
     return rows, missing
@@ -150,10 +149,10 @@ def rows_of(facts: Facts, cell: Callable[[Summary | None, bool], str]) -> tuple[
 def short_table(facts: Facts) -> str:
     """Means alone: TK / TU of each network and setting."""
 
-    def cell(value: Summary | None, has_seeds: bool) -> str:
+    def cell(value: Summary | None) -> str:
         if value is None:
             return NOT_RUN
-        few = f" ({value['seeds']})" if has_seeds and value["seeds"] < facts.seeds else ""
+        few = f" ({len(value['numbers'])})" if 0 < len(value["numbers"]) < facts.seeds else ""
         return "{:.3f} / {:.3f}".format(*value["mean"]) + few
 
     rows, _ = rows_of(facts, cell)

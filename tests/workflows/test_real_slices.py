@@ -112,23 +112,25 @@ def test_the_patients_set_aside_have_a_mean_of_their_own(page):
 
 
 def test_what_is_not_run_is_called_so(page):
-    assert page.written(0, None, True) == "not run"
-    one = page.summary([[row("a", 20, 20), row("b", 20, 20)]])
-    assert page.written(0, one, True) == "1.000 (1.000 to 1.000; one seed)"
-    two = page.summary([[row("a", 20, 20)], [row("a", 20, 0)]])
-    assert page.written(1, two, True) == "0.500 (0.500 to 0.500; seeds 0.000 to 1.000)"
-    assert page.written(1, two, False) == "0.500 (0.500 to 0.500)"
+    assert page.written(0, None) == "not run"
+    one = page.summary([[row("a", 20, 20), row("b", 20, 20)]], (0,))
+    assert page.written(0, one) == "1.000 (1.000 to 1.000; one seed)"
+    two = page.summary([[row("a", 20, 20)], [row("a", 20, 0)]], (0, 1))
+    assert page.written(1, two) == "0.500 (0.500 to 0.500; seeds 0.000 to 1.000)"
+    assert page.written(1, page.summary([[row("a", 20, 20)], [row("a", 20, 0)]])) == "0.500 (0.500 to 0.500)"
 
 
 def test_the_short_table_has_means_and_how_many_seeds_are_missing(page):
     one, two = [row("a", 20, 20), row("b", 20, 20)], [row("a", 20, 20), row("b", 20, 0)]
     found = {
-        ("unet2d", "b"): page.summary([one, two]),
-        ("unet2d", "c"): page.summary([one]),
+        ("unet2d", "b"): page.summary([one, two], (0, 1)),
+        ("unet2d", "c"): page.summary([one], (0,)),
         ("unet2d-ours-together", "b"): page.summary([two]),
     }
     refused = {("wp_unet-shrunk-int8", "b"): "refused"}
-    facts = page.Facts(found, refused, {page.PIXELS: two, "empty label map": two}, 600, 2)
+    facts = page.Facts(
+        found, refused, {page.PIXELS: page.summary([two]), "empty label map": page.summary([two])}, 600, 2
+    )
     lines = page.short_table(facts).splitlines()
     assert page.WHAT in lines[0] and "2 seeds or as many as parentheses say" in lines[0]
     assert lines[2].startswith("| TK / TU | (a) rendered CT only |") and lines[3] == "|---|---|---|---|---|"
