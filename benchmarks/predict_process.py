@@ -5,7 +5,7 @@ written and the process ends. A scan of two slices of 512 x 512, the fewest that
 first result; a longer scan shows the cost of further slices. The targets are 1 s to the first result, and 300 MB. MODEL
 is a file of kitsseg export or a run. A run that holds network.onnx is measured with it and, in turn, with --engine
 tensorflow; the last lines tell how many times as long the second takes. Without a MODEL the paper's WP-UNet with random
-weights is measured, as float32 LiteRT, int8 LiteRT and ONNX; its speed is real, its labels mean nothing.
+weights is measured, as LiteRT (float32, int8-weights, int8) and ONNX; its speed is real, its labels mean nothing.
 
 The first round is not counted, because its processes may have to compile byte code.
 """
@@ -121,7 +121,7 @@ def make_models(folder):
     metadata = metadata_of(tiled, shape)
     network = random_statistics(recipe.build_model(**recipe.model))
     noise = [np.random.default_rng(i).uniform(size=(1, *shape)).astype("float32") for i in range(8)]
-    for precision in ("float32", "int8"):
+    for precision in ("float32", "int8-weights", "int8"):
         path = folder / f"wp_unet-{precision}.tflite"
         options = ExportOptions(format="litert", precision=precision)
         write_network(network, path, shape, metadata, options, noise)

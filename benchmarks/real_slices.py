@@ -32,9 +32,11 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as kitsseg train
@@ -55,7 +57,7 @@ from kitsseg.data.layouts.find import Layout
 from kitsseg.data.layouts.slices import find_slices
 from kitsseg.data.phantoms.synthesize import render_cases
 from kitsseg.data.splits import CaseSplit
-from kitsseg.export.check import OtherLabels
+from kitsseg.export.check import LEAST_DICE, OtherLabels
 from kitsseg.export.export import export_run
 from kitsseg.export.writers import ExportOptions
 from kitsseg.files.atomic import atomic_folder, atomic_path
@@ -205,14 +207,16 @@ class Bench:
         )
 
     def made(self, job: Job) -> Path | None:
-        """The network of a job: its run folder, or for int8 its file, None if it was refused.
+        """The network of a job: its run folder, or its exported file, None if that was refused.
 
         It is trained if it is not there.
         """
         folder, row, recipe = self.out / "jobs" / job.folder, ROWS[job.row], self.recipe(job.row, job.setting)
         run, kind = folder / "run", {"a": "rendered", "d": "slices"}.get(job.setting, "patients")
-        if (run / "model.keras").is_file() or (folder / "int8.tflite").is_file():
-            return run if run.is_dir() else folder / "int8.tflite"
+        if row.precision and row.parent:
+            return self._exported(job, self.made(replace(job, row=row.parent)))
+        if (run / "model.keras").is_file():
+            return run
         cache = self.cache(recipe, kind)
         resume = (run / "run.json").is_file()
         parent = self.made(replace(job, row=row.parent)) if row.parent else None
@@ -226,18 +230,6 @@ class Bench:
             return run
         last = recipe.phases[-1]
         epochs = max(2, round(self.steps / last.steps_per_epoch))
-        if job.row.endswith("int8"):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                export_run(
-                    parent,
-                    folder / "int8.tflite",
-                    ExportOptions(precision="int8", size=self._input_size(recipe), cache=cache),
-                )
-            except OtherLabels as error:
-                print(error, flush=True)
-                return None
-            return folder / "int8.tflite"
         origin, options = FromRun(recipe, parent, cache), TrainOptions(epochs=epochs, resume=resume)
         if "shrunk" in job.row:
             shrink_run(origin, run, 0.5, options, by="random" if job.row.endswith("random") else "magnitude")
@@ -245,13 +237,27 @@ class Bench:
             prune_run(origin, run, int(job.row.rpartition("-")[2]) / 100, options)
         return run
 
-    def _input_size(self, recipe: Recipe) -> tuple[int, int]:
-        return recipe.preprocess.slice_size or (160, 160)
+    def _exported(self, job: Job, parent: Path) -> Path | None:
+        """The exported file of a job, in the size of the recipe's slices; None if kitsseg export refuses it."""
+        row, recipe = ROWS[job.row], self.recipe(job.row, job.setting)
+        file = self.out / "jobs" / job.folder / "network.tflite"
+        if file.is_file():
+            return file
+        size, cache = recipe.preprocess.slice_size or (160, 160), self.cache(recipe, "patients")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whatever = patch.dict(LEAST_DICE, {row.precision: (0.0, 0.0)}) if row.unchecked else nullcontext()
+        try:
+            with whatever:
+                export_run(parent, file, ExportOptions(precision=row.precision, size=size, cache=cache))
+        except OtherLabels as error:
+            print(error, flush=True)
+            return None
+        return file
 
     def scored(self, job: Job) -> list[dict[str, Any]]:
         """A row for each test slice: its name, patient and table of labels; computed once.
 
-        None at all for an int8 file that kitsseg export refused, because it gives other labels than the network.
+        None at all for a file that kitsseg export refused, because it gives other labels than the network.
         """
         if (there := self.there(job)) is not None:
             return there
@@ -273,7 +279,7 @@ class Bench:
         return rows
 
     def _networks(self, job: Job) -> tuple[Path, ...]:
-        """The networks that predict together in a job; none for an int8 file that was refused."""
+        """The networks that predict together in a job; none for a file that was refused."""
         row = ROWS[job.row]
         if row.seeds and row.parent:
             made = [self.made(replace(job, row=row.parent, seed=seed)) for seed in range(row.seeds)]

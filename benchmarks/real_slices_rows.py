@@ -26,6 +26,8 @@ class Row:
             predictions that are means over mirrored slices.
         seeds: how many seeds of the parent predict together (``kitsseg predict RUN --also RUN``); 0: it is a network.
         settings: those in which it is trained.
+        precision: of the file that ``kitsseg export`` makes of the parent; None: it is no exported file.
+        unchecked: whether the file is kept, whatever its labels are.
     """
 
     label: str
@@ -36,6 +38,8 @@ class Row:
     ours: bool = False
     seeds: int = 0
     settings: str = "abcd"
+    precision: str | None = None
+    unchecked: bool = False
 
 
 ROWS = {
@@ -54,7 +58,24 @@ ROWS = {
     "wp_unet-shrunk": Row(
         "`wp_unet`, shrunk to half its channels", "wp_unet", parent="wp_unet", settings="b"
     ),
-    "wp_unet-shrunk-int8": Row("the same as int8", "wp_unet", parent="wp_unet-shrunk", settings="b"),
+    "wp_unet-shrunk-int8-weights": Row(
+        "the same, its weights as int8",
+        "wp_unet",
+        parent="wp_unet-shrunk",
+        settings="b",
+        precision="int8-weights",
+    ),
+    "wp_unet-shrunk-int8": Row(
+        "the same as int8", "wp_unet", parent="wp_unet-shrunk", settings="b", precision="int8"
+    ),
+    "wp_unet-shrunk-int8-unchecked": Row(
+        "the same as int8, kept although refused",
+        "wp_unet",
+        parent="wp_unet-shrunk",
+        settings="b",
+        precision="int8",
+        unchecked=True,
+    ),
     "wp_unet-longer": Row("`wp_unet`, trained twice as long", "wp_unet", parent="wp_unet", settings="b"),
     "wp_unet-half": Row(
         "`wp_unet`, with half of its channels from the start, trained twice as long",
@@ -83,5 +104,6 @@ BESIDE = (
     ("wp_unet-longer", "wp_unet-shrunk"),
     ("wp_unet-half", "wp_unet-shrunk"),
     ("wp_unet-shrunk-random", "wp_unet-shrunk"),
-    ("wp_unet-shrunk", "wp_unet-shrunk-int8"),
+    ("wp_unet-shrunk", "wp_unet-shrunk-int8-weights"),
+    ("wp_unet-shrunk", "wp_unet-shrunk-int8-unchecked"),
 )

@@ -169,9 +169,10 @@ def add(command: AddCommand) -> None:
     )
     sub.add_argument(
         "--precision",
-        choices=["float32", "float16", "int8"],
+        choices=["float32", "float16", "int8-weights", "int8"],
         default="float32",
-        help="litert only: weights of half the size, or everything in 8 bits (two to three times as fast)",
+        help="litert only: weights of half the size (float16) or a quarter (int8-weights), or everything in 8 bits "
+        "(int8: two to three times as fast, further from the network)",
     )
     sub.add_argument("--softmax", action="store_true", help="give probabilities instead of logits")
     sub.add_argument(

@@ -322,7 +322,7 @@ def _format(out: Path, format: str | None, precision: str, sparse: bool) -> str:
     if format != "litert" and (precision != "float32" or sparse):
         raise InputError(
             f"--format {format}: --precision {precision}{' and --sparse' if sparse else ''}: only litert files "
-            "have float16, int8 and sparse weights. Leave it out, or export a .tflite file."
+            "have float16, 8-bit and sparse weights. Leave it out, or export a .tflite file."
         )
     _check_writer(format, f"--format {format}")
     return format

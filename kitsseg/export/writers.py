@@ -38,8 +38,9 @@ class ExportOptions:
 
     Attributes:
         format: "litert", "onnx" or "saved_model"; None goes by the name of the file.
-        precision: "float32"; for LiteRT also "float16" (weights only) or "int8" (everything except for input and
-            output, calibrated on slices of the run's training part).
+        precision: "float32"; for LiteRT also "float16" (weights only), "int8-weights" (weights only; LiteRT rounds what
+            they are multiplied with to 8 bits too, in a range taken from each image) or "int8" (everything except for
+            input and output, with ranges from slices of the run's training part).
         softmax: put the softmax inside, so that the output are probabilities instead of logits.
         size: (rows, columns) of the input, for a 3D network (slices, rows, columns); None: the slice or tile of the
             recipe.

@@ -192,10 +192,11 @@ def images_of(trained, count=6):
     [
         pytest.param("network.tflite", {}, marks=needs_litert),
         pytest.param("network.tflite", {"precision": "float16", "softmax": True}, marks=needs_litert),
+        pytest.param("network.tflite", {"precision": "int8-weights"}, marks=needs_litert),
         pytest.param("network.onnx", {"softmax": True}, marks=needs_onnx),
         ("network", {}),
     ],
-    ids=["litert", "litert float16 softmax", "onnx softmax", "saved_model"],
+    ids=["litert", "litert float16 softmax", "litert int8-weights", "onnx softmax", "saved_model"],
 )
 def test_equal_to_the_network_of_the_run(trained, tmp_path, name, options):
     result = export_micro(trained, tmp_path / name, **options)
@@ -234,6 +235,27 @@ def test_int8_is_small_and_close(trained, tmp_path, monkeypatch):
     found = np.concatenate([compute.scores(image) for image in images_of(trained)])
     assert np.abs(found - expected).mean() < 0.02 * np.ptp(expected)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+@needs_litert
+def test_int8_weights_are_a_quarter_of_the_file_and_closer_than_int8(tmp_path):
+    """LiteRT leaves kernels of fewer than 1,024 numbers in float32; these have 9,216."""
+    inputs = x = keras.Input((*SIZE, 1), name="image")
+    for number in range(4):
+        x = layers.Conv2D(32, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+    network = keras.Model(inputs, layers.Conv2D(3, 1, name="logits")(x))
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(1, *SIZE, 1)).astype("float32") for _ in range(4)]
+    expected = np.asarray(network(images[0]))
+    sizes, errors = {}, {}
+    for precision in ("float32", "float16", "int8-weights", "int8"):
+        path = tmp_path / f"{precision}.tflite"
+        options = ExportOptions(format="litert", precision=precision)
+        write_network(network, path, (*SIZE, 1), {}, options, images)
+        sizes[precision] = path.stat().st_size
+        errors[precision] = np.abs(engines._litert(path)(images[0]) - expected).mean() / expected.std()
+    assert sizes["int8-weights"] < 0.4 * sizes["float32"] and sizes["int8-weights"] < 0.7 * sizes["float16"]
+    assert 1e-4 < errors["int8-weights"] < errors["int8"] < 0.1
 
 
 @needs_litert
@@ -354,12 +376,12 @@ def test_progress_and_no_notices(trained, tmp_path, capfd):
     [
         ("network.pt", {}, r"name.*\.tflite \(litert\) or \.onnx"),
         ("network.onnx", {"format": "litert"}, r"found it with --format litert"),
-        ("network.onnx", {"precision": "int8"}, r"only litert files have float16, int8 and sparse weights"),
+        ("network.onnx", {"precision": "int8"}, r"only litert files have float16, 8-bit and sparse weights"),
         ("network", {"sparse": True}, r"--precision float32 and --sparse: only litert"),
         (
             "network.tflite",
             {"precision": "int4"},
-            r"--precision int4: expected one of float32, float16, int8",
+            r"--precision int4: expected one of float32, float16, int8-weights, int8",
         ),
         (
             "network.tflite",
