@@ -70,7 +70,7 @@ def check_loads(path: str | os.PathLike[str]) -> None:
     if done.returncode:
         raise InputError(
             f"LiteRT cannot prepare the int8 file (exit code {done.returncode}). The cause is a sum that "
-            "is the same for every image, as after a dead layer. Export the run as float16 or float32, or train again."
+            "is the same for every image, as after a dead layer. Choose --precision int8-weights, or train again."
         )
 
 
@@ -125,7 +125,8 @@ def check(comparison: Agreement, precision: str) -> None:
     if precision == "float32" and c.agreement < LEAST_AGREEMENT:
         reasons.append(f"equal labels on {c.agreement:.3%} of voxels, expected {LEAST_AGREEMENT:.2%}")
     if reasons:
-        advice = "Train again." if precision == "float32" else "Choose a higher --precision, or train longer."
+        other = "int8-weights" if precision == "int8" else "float32"
+        advice = "Train again." if precision == "float32" else f"Choose --precision {other}, or train longer."
         raise OtherLabels(
             f"its labels differ from those of the network on {c.images} cached images: {'; '.join(reasons)}. {advice}"
         )

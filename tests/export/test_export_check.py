@@ -70,7 +70,9 @@ def test_background_does_not_hide_a_smaller_kidney(precision):
 
 
 def test_an_invented_tumor_counts_as_a_lost_one():
-    with pytest.raises(InputError, match=r"Dice 0.000 between both's tumor, expected 0.923. Choose a higher"):
+    with pytest.raises(
+        InputError, match=r"Dice 0.000 between both's tumor, expected 0.923. Choose --precision int8-weights"
+    ):
         check(compared(labels_of(400, 0), labels_of(380, 20)), "int8")
 
 
