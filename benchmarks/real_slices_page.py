@@ -89,23 +89,20 @@ def written(index: int, value: Summary | None) -> str:
     return in_words(value["mean"][index], value["interval"][index], seeds)
 
 
-def comparable(one: Summary, two: Summary) -> bool:
-    """Whether two summaries have a seed in common, or one of them has no seeds of its own."""
-    return not (one["numbers"] and two["numbers"]) or bool(set(one["numbers"]) & set(two["numbers"]))
-
-
-def changes(one: Summary, two: Summary) -> str:
+def changes(one: Summary, two: Summary) -> str | None:
     """The mean differences ``two`` minus ``one`` of the patients, with intervals: the TK and the TU cell of a table.
 
-    They are those of the seeds that both have. What has no seeds of its own stands beside all seeds of the other side.
+    They are those of the seeds that both have; None if there are none. What has no seeds of its own stands beside all
+    seeds of the other side.
     """
-    both = set(one["numbers"]) & set(two["numbers"])
-    if both:
+    sides = [one["of_patients"], two["of_patients"]]
+    if one["numbers"] and two["numbers"]:
+        both = set(one["numbers"]) & set(two["numbers"])
+        if not both:
+            return None
         sides = [
             side["values"][[number in both for number in side["numbers"]]].mean(axis=0) for side in (one, two)
         ]
-    else:
-        sides = [one["of_patients"], two["of_patients"]]
     change = sides[1] - sides[0]
     cells = []
     for index in (0, 1):
@@ -199,9 +196,9 @@ def difference_rows(found: dict[tuple[str, str], Summary]) -> list[str]:
         for setting in SETTINGS
     ]
     return [
-        f"| {words} | {changes(found[one], found[two])} |"
+        f"| {words} | {cells} |"
         for words, one, two in pairs
-        if one in found and two in found and comparable(found[one], found[two])
+        if one in found and two in found and (cells := changes(found[one], found[two]))
     ]
 
 
