@@ -153,9 +153,11 @@ def short_table(facts: Facts) -> str:
         return "{:.3f} / {:.3f}".format(*value["mean"]) + few
 
     rows, _ = rows_of(facts, cell)
+    fewer = any(0 < len(value["numbers"]) < facts.seeds for value in facts.found.values())
     about = (
-        f"Real KiTS19 images: {WHAT}. TK / TU: mean over patients of the Dice of their slices, {facts.seeds} seeds "
-        f"or as many as parentheses say; {facts.steps} steps a training, (c) after as many on rendered CT."
+        f"Real KiTS19 images: {WHAT}. TK / TU: mean over patients of the Dice of their slices, {facts.seeds} seeds"
+        f"{' or as many as parentheses say' if fewer else ''}; {facts.steps} steps a training, (c) after as many on "
+        "rendered CT."
     )
     return "\n".join([about, "", *columns("TK / TU"), *rows])
 

@@ -98,6 +98,7 @@ BESIDE = (
     ("unet2d-ours", "unet2d-ours-together"),
     ("wp_unet-unet", "wp_unet"),
     ("wp_unet-dw_unet", "wp_unet"),
+    ("wp_unet-unet", "wp_unet-dw_unet"),
     ("squeeze_unet-no-skips", "squeeze_unet"),
     ("wp_unet-longer", "wp_unet-pruned-50"),
     ("wp_unet-longer", "wp_unet-pruned-80"),
