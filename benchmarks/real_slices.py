@@ -352,38 +352,41 @@ class Bench:
         return json.loads(file.read_text())
 
 
-SCORES = ("row", "setting", "fold", "seed", "steps", "slice", "patient", "counts")
+JOB = ("row", "setting", "fold", "seed", "steps")
 
 
 def read_scores(path: Path, steps: int) -> dict[str, list[dict[str, Any]]]:
     """Rows by the folder of their job; a file of trainings of another length is refused."""
-    kinds = dict.fromkeys(SCORES, str) | dict.fromkeys(("fold", "seed", "steps"), int)
+    kinds = dict.fromkeys(JOB, str) | dict.fromkeys(("fold", "seed", "steps"), int)
     found: dict[str, list[dict[str, Any]]] = {}
-    for line in read_rows(path, kinds, None, "label counts of this benchmark", "Give another --scores."):
+    for line in read_rows(path, kinds, str, "label counts of this benchmark", "Give another --scores."):
         if line["steps"] != steps:
             raise SystemExit(f"{path}: holds trainings of {line['steps']} steps, expected {steps}.")
-        job = Job(0, line["row"], line["seed"], line["setting"], line["fold"])
-        found.setdefault(job.folder, [])
-        if not line["slice"]:  # the only line of a network that was refused
-            continue
-        counts = np.array(line["counts"].split(), np.int64).reshape(3, 3).tolist()
-        row = {"slice": line["slice"], "patient": line["patient"], "counts": counts}
-        found[job.folder].append(row)
+        rows = found[Job(0, line["row"], line["seed"], line["setting"], line["fold"]).folder] = []
+        for place, text in line.items():
+            if place not in JOB and text:
+                patient, _, name = place.partition(" ")
+                counts = np.array(text.split(), np.int64).reshape(3, 3).tolist()
+                rows.append({"slice": name, "patient": patient, "counts": counts})
     return found
 
 
 def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, Any]]]) -> None:
-    """A line for each test slice of each job; counts are truth by prediction, rows after rows."""
+    """A line for each job, a column for each slice (patient and name); counts are truth by prediction, rows after rows.
+
+    The line of a network whose file was refused has no counts.
+    """
+    places = sorted({f"{row['patient']} {row['slice']}" for rows in kept.values() for row in rows})
     lines = []
     for folder, rows in sorted(kept.items()):
         name, setting, fold, seed = re.fullmatch(r"(.+)/(.)-fold(\d+)-seed(\d+)", folder).groups()
+        counts = {
+            f"{row['patient']} {row['slice']}": " ".join(str(n) for line in row["counts"] for n in line)
+            for row in rows
+        }
         job = {"row": name, "setting": setting, "fold": fold, "seed": seed, "steps": steps}
-        if not rows:
-            lines.append(job | dict.fromkeys(("slice", "patient", "counts"), ""))
-        for row in rows:
-            counts = " ".join(str(n) for line in row["counts"] for n in line)
-            lines.append(job | {"slice": row["slice"], "patient": row["patient"], "counts": counts})
-    write_rows(path, lines, SCORES)
+        lines.append(job | dict.fromkeys(places, "") | counts)
+    write_rows(path, lines, (*JOB, *places))
 
 
 BINS, PLACES = 16, range(16)
