@@ -32,7 +32,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,8 +212,8 @@ class Bench:
         """
         folder, row, recipe = self.out / "jobs" / job.folder, ROWS[job.row], self.recipe(job.row, job.setting)
         run, kind = folder / "run", {"a": "rendered", "d": "slices"}.get(job.setting, "patients")
-        if row.precision and row.parent:
-            return self._exported(job, self.made(replace(job, row=row.parent)))
+        if row.precision:
+            return self._exported(job, recipe)
         if (run / "model.keras").is_file():
             return run
         cache = self.cache(recipe, kind)
@@ -237,17 +236,17 @@ class Bench:
             prune_run(origin, run, int(job.row.rpartition("-")[2]) / 100, options)
         return run
 
-    def _exported(self, job: Job, parent: Path) -> Path | None:
+    def _exported(self, job: Job, recipe: Recipe) -> Path | None:
         """The exported file of a job, in the size of the recipe's slices; None if kitsseg export refuses it."""
-        row, recipe = ROWS[job.row], self.recipe(job.row, job.setting)
-        file = self.out / "jobs" / job.folder / "network.tflite"
+        row, file = ROWS[job.row], self.out / "jobs" / job.folder / "network.tflite"
         if file.is_file():
             return file
+        parent = self.made(replace(job, row=row.parent))
         size, cache = recipe.preprocess.slice_size or (160, 160), self.cache(recipe, "patients")
         file.parent.mkdir(parents=True, exist_ok=True)
-        whatever = patch.dict(LEAST_DICE, {row.precision: (0.0, 0.0)}) if row.unchecked else nullcontext()
+        least = (0.0, 0.0) if row.unchecked else LEAST_DICE[row.precision]
         try:
-            with whatever:
+            with patch.dict(LEAST_DICE, {row.precision: least}):
                 export_run(parent, file, ExportOptions(precision=row.precision, size=size, cache=cache))
         except OtherLabels as error:
             print(error, flush=True)
@@ -376,8 +375,7 @@ def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, Any]]]) 
 
     The line of a network whose file was refused has no counts.
     """
-    places = sorted({f"{row['patient']} {row['slice']}" for rows in kept.values() for row in rows})
-    lines = []
+    lines, places = [], set[str]()
     for folder, rows in sorted(kept.items()):
         name, setting, fold, seed = re.fullmatch(r"(.+)/(.)-fold(\d+)-seed(\d+)", folder).groups()
         counts = {
@@ -385,8 +383,9 @@ def write_scores(path: Path, steps: int, kept: dict[str, list[dict[str, Any]]]) 
             for row in rows
         }
         job = {"row": name, "setting": setting, "fold": fold, "seed": seed, "steps": steps}
-        lines.append(job | dict.fromkeys(places, "") | counts)
-    write_rows(path, lines, (*JOB, *places))
+        lines.append(job | counts)
+        places |= counts.keys()
+    write_rows(path, [dict.fromkeys(places, "") | line for line in lines], (*JOB, *sorted(places)))
 
 
 BINS, PLACES = 16, range(16)
